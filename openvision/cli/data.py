@@ -1,0 +1,25 @@
+"""`openvision data`: make shards."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Make data to train on.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Make data to train on."""
+
+
+@app.command()
+def openmoji(
+    folder: Annotated[Path, typer.Argument(help="Folder to write the shards into.")],
+    size: Annotated[int, typer.Option(help="Side of the pictures, pixels.", min=16, max=618)] = 96,
+) -> None:
+    """Draw the OpenMoji pictures with alt-texts and captions, split for training and held-out tests."""
+    from openvision.data.sources.openmoji import make_openmoji
+
+    make_openmoji(folder, size)
+    typer.echo(f"shards: {folder}")

@@ -1,0 +1,25 @@
+"""`openvision search`: find pictures in a folder by a text."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def search(
+    folder: Annotated[Path, typer.Argument(help="Folder of pictures, searched with its subfolders.")],
+    query: Annotated[str, typer.Argument(help='What to look for, e.g. "a red car".')],
+    top: Annotated[int, typer.Option(help="How many pictures to show.", min=1)] = 5,
+    checkpoint: Annotated[Path, typer.Option(help="Folder of a trained model.")] = Path("runs/quickstart/model"),
+) -> None:
+    """Find the pictures in a folder that fit a text best."""
+    from openvision.inference.encoder import Encoder
+    from openvision.inference.search import pictures_in, search
+
+    # Before the model: a wrong folder is told at once.
+    pictures_in(folder)
+    result = search(Encoder.load(checkpoint), folder, query, top)
+    for path, score in result.hits:
+        typer.echo(f"{score:6.3f}  {path}")
+    for _, reason in result.skipped:
+        typer.echo(f"skipped: {reason}", err=True)

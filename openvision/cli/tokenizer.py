@@ -1,0 +1,44 @@
+"""`openvision tokenizer`: learn a vocabulary, look at ids."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Learn a WordPiece vocabulary; look at ids.", no_args_is_help=True)
+
+
+@app.command()
+def train(
+    source: Annotated[Path, typer.Argument(help="Folder of shards, or a text file with one text a line.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write tokenizer.json into.")],
+    vocab_size: Annotated[int, typer.Option(help="Entries at most.", min=100)] = 32000,
+) -> None:
+    """Learn a vocabulary from the texts of training shards or of a text file."""
+    from openvision.data.shards import ShardDataset, all_texts
+    from openvision.errors import OpenVisionError
+    from openvision.files import make_folder
+    from openvision.text.tokenizer import Tokenizer
+
+    if source.is_dir():
+        texts = list(all_texts(ShardDataset(source)))
+    elif source.is_file():
+        texts = source.read_text(encoding="utf-8", errors="replace").splitlines()
+    else:
+        raise OpenVisionError(f"{source} is neither a folder of shards nor a text file")
+    tokenizer = Tokenizer.train(texts, vocab_size)
+    tokenizer.save(make_folder(output))
+    typer.echo(f"{tokenizer.vocab_size} entries from {len(texts)} texts: {output / 'tokenizer.json'}")
+
+
+@app.command()
+def encode(
+    text: Annotated[str, typer.Argument(help="Text to look at.")],
+    tokenizer: Annotated[Path, typer.Option(help="tokenizer.json, a folder that holds one, or a vocab.txt.")],
+    length: Annotated[int, typer.Option(help="Ids in all, the class token included.", min=4)] = 80,
+) -> None:
+    """Show the ids of a text as a text tower reads them."""
+    from openvision.text.tokenizer import Tokenizer
+
+    loaded = Tokenizer.from_vocabulary(tokenizer) if tokenizer.suffix == ".txt" else Tokenizer.load(tokenizer)
+    typer.echo(" ".join(str(index) for index in loaded.encode([text], length)[0]))

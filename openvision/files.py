@@ -1,0 +1,68 @@
+"""Writing files so that a reader never sees half of one: temporary name, flush, rename."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from openvision.errors import OpenVisionError
+
+
+def _temporary_sibling(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def make_folder(path: Path) -> Path:
+    """Create `path` with its parents; raise OpenVisionError when it cannot be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OpenVisionError(f"cannot create folder {path}: {error.strerror}; choose another place") from error
+    if not os.access(path, os.W_OK):
+        raise OpenVisionError(f"folder {path} is not writable; choose another place or change its permissions")
+    return path
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` completely or not at all."""
+    make_folder(path.parent)
+    temporary = _temporary_sibling(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OpenVisionError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 to `path` completely or not at all."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that takes the name `path` only when the block ends without error.
+
+    An existing folder of that name is replaced after the new one is complete.
+    """
+    make_folder(path.parent)
+    temporary = _temporary_sibling(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            retired = _temporary_sibling(path)
+            os.replace(path, retired)
+            os.replace(temporary, path)
+            shutil.rmtree(retired)
+        else:
+            os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,120 @@
+"""The caption decoder of OpenVision v1: all positions of the caption predicted in parallel (spec section 3).
+
+- Learned queries stand for the caption's positions; ground-truth tokens are never fed in.
+- The prefix (image tokens, then tokens of the alt-text) attends to itself in full and never sees the queries;
+  the queries see the whole prefix and, causally, each other.
+- The (prefix + queries) square is never formed: two attention calls a block, and the last block computes the
+  queries only, since nothing reads its prefix.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openvision.models.layers import Block, LayerNorm, attend, compute_dtype, init_text_block, linear_fp32
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Shape of a caption decoder; `caption_length` is the number of queries, one a predicted position."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    width: int
+    depth: int
+    mlp_dim: int
+    heads: int
+    vocab_size: int = 32000
+    caption_length: int = 128
+
+
+def causal_mask(queries: int, prefix: int, device: torch.device) -> Tensor:
+    """Boolean (queries, prefix + queries): query q sees the whole prefix and queries up to itself."""
+    key = torch.arange(prefix + queries, device=device)
+    return key <= torch.arange(queries, device=device)[:, None] + prefix
+
+
+class DecoderBlock(Block):
+    """A pre-norm block over a prefix and queries kept as two tensors."""
+
+    def __init__(self, width: int, heads: int, mlp_dim: int) -> None:
+        super().__init__(width, heads, mlp_dim, gelu="tanh")
+
+    def forward_prefix(self, prefix: Tensor, queries: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, P, D) and (B, Q, D) -> the same shapes; `mask` as `causal_mask` builds it."""
+        qp, kp, vp = self.attn.split_heads(self.attn.qkv(self.norm1(prefix)), 3)
+        qq, kq, vq = self.attn.split_heads(self.attn.qkv(self.norm1(queries)), 3)
+        seen_by_prefix = attend(qp, kp, vp)
+        prefix = self._finish(prefix, seen_by_prefix)
+        return prefix, self._finish(queries, self._attend_queries(qq, kp, vp, kq, vq, mask))
+
+    def forward_queries(self, prefix: Tensor, queries: Tensor, mask: Tensor) -> Tensor:
+        """The queries' half of `forward_prefix`, without computing what becomes of the prefix."""
+        width = prefix.shape[-1]
+        weight, bias = self.attn.qkv.weight[width:], self.attn.qkv.bias[width:]
+        kp, vp = self.attn.split_heads(F.linear(self.norm1(prefix), weight, bias), 2)
+        qq, kq, vq = self.attn.split_heads(self.attn.qkv(self.norm1(queries)), 3)
+        return self._finish(queries, self._attend_queries(qq, kp, vp, kq, vq, mask))
+
+    def _attend_queries(self, qq: Tensor, kp: Tensor, vp: Tensor, kq: Tensor, vq: Tensor, mask: Tensor) -> Tensor:
+        keys, values = torch.cat([kp, kq], dim=2), torch.cat([vp, vq], dim=2)
+        return attend(qq, keys, values, mask)
+
+    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + self.attn.merge_heads(attended)
+        return x + self.mlp(self.norm2(x))
+
+
+class ParallelCaptionDecoder(nn.Module):
+    """Predicts the whole synthetic caption from image tokens and the tokens of the alt-text."""
+
+    def __init__(self, config: DecoderConfig, image_width: int, text_width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.image_proj = nn.Linear(image_width, config.width, bias=False)
+        self.text_proj = nn.Linear(text_width, config.width, bias=False)
+        self.queries = nn.Parameter(torch.empty(config.caption_length, config.width))
+        self.blocks = nn.ModuleList(
+            DecoderBlock(config.width, config.heads, config.mlp_dim) for _ in range(config.depth)
+        )
+        self.norm = LayerNorm(config.width)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Initialise every parameter as the original does."""
+        for projection in (self.image_proj, self.text_proj):
+            nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+        nn.init.normal_(self.queries, std=1.0)
+        for block in self.blocks:
+            init_text_block(block, self.config.width)  # pyright: ignore[reportArgumentType]
+        self.norm.reset_parameters()
+        nn.init.normal_(self.head.weight, std=self.config.width**-0.5)
+
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor) -> Tensor:
+        """Image tokens (B, N, Dv) and text tokens (B, T, Dt) -> normalised states (B, Q, D), float32.
+
+        State i predicts token i + 1 of the caption through `logits`.
+        """
+        prefix = torch.cat(
+            [
+                linear_fp32(image_tokens, self.image_proj.weight),
+                linear_fp32(text_tokens, self.text_proj.weight),
+            ],
+            dim=1,
+        )
+        queries = self.queries.expand(len(prefix), -1, -1)
+        dtype = compute_dtype(prefix)
+        prefix, queries = prefix.to(dtype), queries.to(dtype)
+        mask = causal_mask(queries.shape[1], prefix.shape[1], prefix.device)
+        *blocks, last = self.blocks
+        for block in blocks:
+            prefix, queries = block.forward_prefix(prefix, queries, mask)  # pyright: ignore[reportCallIssue]
+        queries = last.forward_queries(prefix, queries, mask)  # pyright: ignore[reportCallIssue]
+        return self.norm(queries.float())
+
+    def logits(self, states: Tensor) -> Tensor:
+        """(..., D) -> (..., vocab_size), float32."""
+        return linear_fp32(states, self.head.weight)

@@ -1,0 +1,161 @@
+"""The parts that all towers share: attention, MLP, pre-norm block, fixed sin-cos positions (spec sections 1-3).
+
+- One block serves the vision tower, the text tower and the decoder; they differ in the GELU and the initialiser.
+- LayerNorm epsilon is 1e-6 everywhere; q, k, v and every other projection inside a block have biases.
+- Under autocast the residual stream runs in the autocast dtype, as the original does: see `compute_dtype`.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-6
+Gelu = Literal["none", "tanh"]
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of the residual stream: autocast's where it is on, else that of `x`."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def linear_fp32(x: Tensor, weight: Tensor) -> Tensor:
+    """`x @ weight.T` in float32 even under autocast: heads and decoder projections (spec 1, mixed precision)."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.float(), weight.float())
+
+
+# On CPU the fused kernel's backward pass is several times slower than two matrix products while sequences are short
+# (docs/decisions.md has the measurement); beyond this many keys the products' memory traffic loses in float32.
+EXPLICIT_KEYS_ON_CPU = 128
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of q (B, h, Q, d) over k and v (B, h, K, d), scaled by d^-0.5 -> (B, h, Q, d).
+
+    `mask` (Q, K) is boolean, True where a query may look; None lets every query look everywhere.
+    """
+    if q.device.type != "cpu" or k.shape[2] > EXPLICIT_KEYS_ON_CPU:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1) @ v
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm with epsilon 1e-6."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=LAYER_NORM_EPS)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with biases; `forward` takes (B, L, D) and returns (B, L, D)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def split_heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(B, L, parts * D) -> `parts` tensors of shape (B, heads, L, D / heads)."""
+        batch, length, _ = x.shape
+        return x.view(batch, length, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def merge_heads(self, x: Tensor) -> Tensor:
+        """(B, heads, L, D / heads) -> (B, L, D), through the output projection."""
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend every position to every position: OpenVision masks nothing, not even padding."""
+        q, k, v = self.split_heads(self.qkv(x), 3)
+        return self.merge_heads(attend(q, k, v))
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear; the GELU is exact in the vision tower, tanh-approximate elsewhere."""
+
+    def __init__(self, width: int, hidden: int, gelu: Gelu) -> None:
+        super().__init__()
+        self.gelu: Gelu = gelu
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.gelu))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x += attn(norm1(x)); x += mlp(norm2(x))."""
+
+    def __init__(self, width: int, heads: int, mlp_dim: int, gelu: Gelu) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.norm2 = LayerNorm(width)
+        self.mlp = Mlp(width, mlp_dim, gelu)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+def sincos_position_table(rows: int, columns: int, width: int) -> Tensor:
+    """Fixed 2-D sin-cos positions in MoCo-v3 style, float32 (rows * columns, width), row-major (spec section 1.3).
+
+    omega_k = 10000^(-k / (width/4 - 1)) with both ends included; the column coordinate comes first. Indices
+    are raw grid positions: nothing is rescaled between resolutions, so there is nothing to interpolate.
+    """
+    if width % 4 or width < 8:
+        raise ValueError(f"sin-cos positions need a width that is a multiple of 4 and at least 8, not {width}")
+    # float64 inside, so that the table is the same on every device and build; rounded once at the end.
+    quarter = width // 4
+    omega = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / (quarter - 1))
+    y, x = torch.meshgrid(
+        torch.arange(rows, dtype=torch.float64), torch.arange(columns, dtype=torch.float64), indexing="ij"
+    )
+    x_angle = x.flatten()[:, None] * omega
+    y_angle = y.flatten()[:, None] * omega
+    return torch.cat([x_angle.sin(), x_angle.cos(), y_angle.sin(), y_angle.cos()], dim=1).float()
+
+
+def init_text_block(block: Block, width: int) -> None:
+    """Initialise a block of the text tower or the decoder (spec section 2).
+
+    The residual projections are scaled by 24^-0.5 for every depth: the original never forwards its depth, so
+    24 = 2 * 12 is what the released models were trained with.
+    """
+    residual_std = width**-0.5 * 24**-0.5
+    nn.init.normal_(block.attn.qkv.weight, std=width**-0.5)
+    nn.init.normal_(block.attn.proj.weight, std=residual_std)
+    nn.init.normal_(block.mlp.fc1.weight, std=(2 * width) ** -0.5)
+    nn.init.normal_(block.mlp.fc2.weight, std=residual_std)
+    zero_biases(block)
+
+
+def init_vision_block(block: Block, width: int) -> None:
+    """Initialise a block of the vision tower (spec section 1): fc2 has variance scaling 0.3072 over fan-out."""
+    for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1):
+        nn.init.normal_(linear.weight, std=0.02)
+    # Cutting a normal at two standard deviations leaves 0.8796 of its spread; divide so that the result is exact.
+    std = math.sqrt(0.3072 / width) / 0.87962566103423978
+    nn.init.trunc_normal_(block.mlp.fc2.weight, std=std, a=-2 * std, b=2 * std)
+    zero_biases(block)
+
+
+def zero_biases(block: Block) -> None:
+    """Set every projection bias of `block` to 0 and its LayerNorms to the identity."""
+    for module in block.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()

@@ -1,0 +1,111 @@
+"""OpenVision v1: both towers, the caption decoder and the temperature (spec section 0)."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openvision.models.decoder import DecoderConfig, ParallelCaptionDecoder
+from openvision.models.text import TextConfig, TextTransformer
+from openvision.models.vision import VisionConfig, VisionTransformer
+
+# The original divides by (norm + 1e-8).
+NORM_EPS = 1e-8
+
+
+@dataclass(frozen=True)
+class OpenVisionConfig:
+    """Shape of a whole model; `decoder` None is a plain two-tower model (CLIP)."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    embed_dim: int
+    vision: VisionConfig
+    text: TextConfig
+    decoder: DecoderConfig | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionary, as written to `config.json`."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> "OpenVisionConfig":
+        """Inverse of `to_dict`; raises TypeError or KeyError on an unknown or missing key."""
+        rest = {key: value for key, value in data.items() if key not in ("vision", "text", "decoder")}
+        decoder = data.get("decoder")
+        return OpenVisionConfig(
+            vision=VisionConfig(**data["vision"]),
+            text=TextConfig(**data["text"]),
+            decoder=DecoderConfig(**decoder) if decoder else None,
+            **rest,
+        )
+
+
+@dataclass(frozen=True)
+class OpenVisionOutput:
+    """What a training step needs of B images with K texts each (K * B rows, texts of the same kind together)."""
+
+    image_embeds: Tensor
+    """(B, E) unit vectors, float32."""
+    text_embeds: Tensor
+    """(K, B, E) unit vectors, float32."""
+    caption_states: Tensor | None
+    """(B, Q, D) normalised decoder states, float32; None without a decoder."""
+    scale: Tensor
+    """exp(logit_scale), shape ()."""
+
+
+def unit(x: Tensor) -> Tensor:
+    """Scale rows to unit length: x / (|x| + 1e-8)."""
+    return x / (x.norm(dim=-1, keepdim=True) + NORM_EPS)
+
+
+class OpenVision(nn.Module):
+    """Vision tower, text tower, caption decoder and a learned temperature."""
+
+    def __init__(self, config: OpenVisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = VisionTransformer(config.vision, config.embed_dim)
+        self.text = TextTransformer(config.text, config.embed_dim)
+        self.decoder = (
+            ParallelCaptionDecoder(config.decoder, config.vision.width, config.text.width) if config.decoder else None
+        )
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> unit vectors (B, E), float32."""
+        return unit(self.vision(images))
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """Ids (B, context_length) -> unit vectors (B, E), float32."""
+        return unit(self.text(ids))
+
+    def forward(self, images: Tensor, *texts: Tensor) -> OpenVisionOutput:
+        """Encode images (B, 3, H, W) and K texts each, ids (B, context_length).
+
+        The first text is the alt-text: the decoder reads its tokens and no other's (spec section 3).
+        """
+        vision = self.vision.forward_features(images)
+        text = self.text.forward_features(torch.cat(texts))
+        states = None
+        if self.decoder is not None:
+            states = self.decoder(vision.patch_tokens, text.tokens[: len(images)])
+        return OpenVisionOutput(
+            image_embeds=unit(self.vision.project(vision.pooled)),
+            text_embeds=unit(self.text.project(text.pooled)).unflatten(0, (len(texts), len(images))),
+            caption_states=states,
+            scale=self.logit_scale.exp(),
+        )
+
+    def caption_logits(self, images: Tensor, alt_ids: Tensor) -> Tensor:
+        """Images (B, 3, H, W) and alt-text ids (B, context_length) -> logits (B, Q, V), float32.
+
+        Query i predicts caption token i + 1, the token after [bos] first.
+        """
+        if self.decoder is None:
+            raise ValueError("this model has no caption decoder")
+        image_tokens = self.vision.forward_features(images).patch_tokens
+        return self.decoder.logits(self.decoder(image_tokens, self.text.forward_features(alt_ids).tokens))

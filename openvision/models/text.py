@@ -1,0 +1,79 @@
+"""The text tower: a bidirectional transformer that reads the class token in the last column (spec section 2).
+
+Neither causal nor padding mask: pads attend and are attended to, as in training. The class token is an ordinary
+vocabulary row that the tokenizer puts last.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from openvision.models.layers import Block, LayerNorm, compute_dtype, init_text_block, linear_fp32
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Shape of a text tower; `context_length` counts every id, the class token included."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    width: int
+    depth: int
+    mlp_dim: int
+    heads: int
+    vocab_size: int = 32000
+    context_length: int = 80
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """What the text tower computes for B texts of L ids."""
+
+    tokens: Tensor
+    """(B, L - 1, D): all but the class token, before the norm; the caption decoder reads them."""
+    pooled: Tensor
+    """(B, D): the normalised class token, float32."""
+
+
+class TextTransformer(nn.Module):
+    """OpenVision's text encoder."""
+
+    def __init__(self, config: TextConfig, embed_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embed = nn.Embedding(config.vocab_size, config.width)
+        self.pos_embed = nn.Parameter(torch.empty(1, config.context_length, config.width))
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.mlp_dim, gelu="tanh") for _ in range(config.depth)
+        )
+        self.norm = LayerNorm(config.width)
+        self.head = nn.Linear(config.width, embed_dim, bias=False)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Initialise every parameter as the original does."""
+        nn.init.normal_(self.token_embed.weight, std=0.02)
+        nn.init.normal_(self.pos_embed, std=0.01)
+        for block in self.blocks:
+            init_text_block(block, self.config.width)  # pyright: ignore[reportArgumentType]
+        self.norm.reset_parameters()
+        nn.init.normal_(self.head.weight, std=self.config.width**-0.5)
+
+    def forward_features(self, ids: Tensor) -> TextFeatures:
+        """Encode int64 ids (B, context_length), class token last."""
+        if ids.shape[-1] != self.config.context_length:
+            raise ValueError(f"texts have {ids.shape[-1]} ids, the tower reads exactly {self.config.context_length}")
+        x = self.token_embed(ids) + self.pos_embed
+        x = x.to(compute_dtype(x))
+        for block in self.blocks:
+            x = block(x)
+        return TextFeatures(tokens=x[:, :-1], pooled=self.norm(x[:, -1].float()))
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """(B, D) pooled -> (B, E) embedding, float32, not normalised."""
+        return linear_fp32(pooled, self.head.weight)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, L) -> (B, E) embedding, float32, not normalised."""
+        return self.project(self.forward_features(ids).pooled)

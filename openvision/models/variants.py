@@ -1,0 +1,78 @@
+"""The table of sizes and of released names (spec section 1; papers.md section 1.1).
+
+The text tower and the decoder of a size are fixed by the vision size, and so is the embedding width.
+"""
+
+from dataclasses import dataclass
+
+from openvision.models.decoder import DecoderConfig
+from openvision.models.openvision import OpenVisionConfig
+from openvision.models.text import TextConfig
+from openvision.models.vision import VisionConfig
+
+
+@dataclass(frozen=True)
+class Tower:
+    """Width, depth, MLP width and heads of one transformer."""
+
+    width: int
+    depth: int
+    mlp_dim: int
+    heads: int
+
+    def sizes(self) -> dict[str, int]:
+        """The four numbers by the names the configurations use."""
+        return {"width": self.width, "depth": self.depth, "mlp_dim": self.mlp_dim, "heads": self.heads}
+
+
+@dataclass(frozen=True)
+class Size:
+    """The three transformers of a model size and the width of its embedding."""
+
+    vision: Tower
+    text: Tower
+    decoder: Tower
+    embed_dim: int
+    patches: tuple[int, ...]
+    resolutions: tuple[int, ...]
+
+
+_TINY = Tower(192, 12, 768, 3)
+_SMALL = Tower(384, 12, 1536, 6)
+_MEDIUM = Tower(512, 12, 2048, 8)
+_BASE = Tower(768, 12, 3072, 12)
+_LARGE = Tower(1024, 24, 4096, 16)
+_SO400M = Tower(1152, 27, 4304, 16)
+_HUGE = Tower(1280, 32, 5120, 16)
+
+SIZES: dict[str, Size] = {
+    "tiny": Size(_TINY, _TINY, _TINY, 192, (16, 8), (160, 224, 384)),
+    "small": Size(_SMALL, _SMALL, _SMALL, 384, (16, 8), (160, 224, 384)),
+    "base": Size(_BASE, _MEDIUM, _MEDIUM, 512, (16, 8), (160, 224, 384)),
+    "large": Size(_LARGE, _BASE, _BASE, 768, (14,), (84, 224, 336)),
+    "so400m": Size(_SO400M, _SO400M, _SO400M, 1152, (14,), (84, 224, 384)),
+    "huge": Size(_HUGE, _LARGE, _LARGE, 1024, (14,), (84, 224)),
+    # Trained by OpenVision 2 only, without a text tower; the text tower is the one its configuration names.
+    "giant": Size(Tower(1408, 40, 6144, 16), _HUGE, _LARGE, 1024, (14,), ()),
+}
+
+
+def variant(size: str, patch_size: int, image_size: int) -> OpenVisionConfig:
+    """Configuration of a full v1 model, e.g. `variant("large", 14, 224)`; raises KeyError for an unknown size."""
+    towers = SIZES[size]
+    return OpenVisionConfig(
+        embed_dim=towers.embed_dim,
+        vision=VisionConfig(**towers.vision.sizes(), patch_size=patch_size, image_size=image_size),
+        text=TextConfig(**towers.text.sizes()),
+        decoder=DecoderConfig(**towers.decoder.sizes()),
+    )
+
+
+def released_variants() -> dict[str, OpenVisionConfig]:
+    """The 26 released v1 models by name, e.g. `openvision-vit-large-patch14-224`."""
+    return {
+        f"openvision-vit-{name}-patch{patch}-{resolution}": variant(name, patch, resolution)
+        for name, size in SIZES.items()
+        for patch in size.patches
+        for resolution in size.resolutions
+    }

@@ -1,0 +1,138 @@
+"""The vision tower: a plain pre-norm ViT with fixed positions and mean pooling before the last norm (spec section 1).
+
+- Patch convolution without bias, in float32; class token carried along but never read out.
+- No norm before the blocks; the patch tokens handed on are un-normalised.
+- Pooled = LayerNorm(mean of the patch tokens); embedding = bias-free head on it, in float32.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openvision.models.layers import (
+    Block,
+    LayerNorm,
+    compute_dtype,
+    init_vision_block,
+    linear_fp32,
+    sincos_position_table,
+)
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Shape of a vision tower. `image_size` (pixels) is the default resolution: parameters do not depend on it."""
+
+    # Recipes are parsed by pydantic, which reads this: a misspelt key is an error.
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    width: int
+    depth: int
+    mlp_dim: int
+    heads: int
+    patch_size: int
+    image_size: int
+
+    def grid(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """Rows and columns of patches for an image of the given pixels; what does not fill a patch is dropped."""
+        return (height or self.image_size) // self.patch_size, (width or self.image_size) // self.patch_size
+
+
+@dataclass(frozen=True)
+class VisionFeatures:
+    """What the vision tower computes for B images of N patches."""
+
+    patch_tokens: Tensor
+    """(B, N, D), output of the last block before any norm, row-major."""
+    class_token: Tensor
+    """(B, D), output of the last block before any norm; OpenVision never reads it."""
+    pooled: Tensor
+    """(B, D), LayerNorm of the mean patch token."""
+
+
+class PatchEmbed(nn.Module):
+    """Cut images into patches and project them, in float32, without bias."""
+
+    def __init__(self, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, N, D), row-major."""
+        with torch.autocast(images.device.type, enabled=False):
+            # The same numbers as a strided convolution, by one matrix product: faster on CPU, forward and backward.
+            patches = F.pixel_unshuffle(self._crop(images).float(), self.patch_size)
+            return F.linear(patches.flatten(2).transpose(1, 2), self.proj.weight.flatten(1))
+
+    def _crop(self, images: Tensor) -> Tensor:
+        height, width = (size - size % self.patch_size for size in images.shape[-2:])
+        return images[..., :height, :width]
+
+
+class VisionTransformer(nn.Module):
+    """OpenVision's image encoder. `embed_dim` None leaves the head out (OpenVision 2)."""
+
+    def __init__(self, config: VisionConfig, embed_dim: int | None) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config.patch_size, config.width)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.width))
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.mlp_dim, gelu="none") for _ in range(config.depth)
+        )
+        self.fc_norm = LayerNorm(config.width)
+        self.head = nn.Linear(config.width, embed_dim, bias=False) if embed_dim else None
+        self._positions: dict[tuple[int, int, torch.device], Tensor] = {}
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Initialise every parameter as the original does."""
+        bound = math.sqrt(6 / (3 * self.config.patch_size**2))
+        nn.init.uniform_(self.patch_embed.proj.weight, -bound, bound)
+        nn.init.normal_(self.cls_token, std=1e-6)
+        for block in self.blocks:
+            init_vision_block(block, self.config.width)  # pyright: ignore[reportArgumentType]
+        self.fc_norm.reset_parameters()
+        if self.head is not None:
+            nn.init.normal_(self.head.weight, std=0.02)
+
+    def position_table(self, rows: int, columns: int, device: torch.device) -> Tensor:
+        """Fixed positions (rows * columns, D) for any grid; computed once a grid and device, never a parameter."""
+        key = (rows, columns, device)
+        if key not in self._positions:
+            self._positions[key] = sincos_position_table(rows, columns, self.config.width).to(device)
+        return self._positions[key]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised floats -> (B, 1 + N, D), class token first, in the compute dtype."""
+        height, width = images.shape[-2:]
+        rows, columns = self.config.grid(height, width)
+        if not rows or not columns:
+            raise ValueError(f"images of {height} x {width} px are smaller than a patch of {self.config.patch_size} px")
+        patches = self.patch_embed(images) + self.position_table(rows, columns, images.device)
+        # The class token's position row is all zeros: it is added nowhere.
+        x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1)
+        return x.to(compute_dtype(x))
+
+    def forward_features(self, images: Tensor) -> VisionFeatures:
+        """Encode normalised images (B, 3, H, W) of any size that holds a patch."""
+        x = self.embed(images)
+        for block in self.blocks:
+            x = block(x)
+        patch_tokens = x[:, 1:]
+        pooled = self.fc_norm(patch_tokens.mean(dim=1))
+        return VisionFeatures(patch_tokens=patch_tokens, class_token=x[:, 0], pooled=pooled)
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """(B, D) pooled -> (B, E) embedding, float32, not normalised."""
+        if self.head is None:
+            raise ValueError("this vision tower has no projection head: it was not trained with a text tower")
+        return linear_fp32(pooled, self.head.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, E) embedding, float32, not normalised."""
+        return self.project(self.forward_features(images).pooled)

@@ -1,0 +1,182 @@
+"""The WordPiece tokenizer and the layout of ids that the towers and the decoder read (spec sections 2 and 4).
+
+- A text for a tower: [bos], tokens, [eos], pads, and the class token in the last column.
+- A caption target: tokens, [eos], pads, shifted so that query i predicts token i + 1; no class token.
+- Strings such as "[CLS]" inside a text are ordinary characters.
+- Text is folded like the original's tokenizer does it, as far as the library allows; tests/text lists the rest.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+
+from openvision.errors import OpenVisionError, require
+from openvision.files import atomic_write_text
+from openvision.text.vocabulary import learn_pieces
+
+PAD, BOS, EOS, UNK, CLS = "[PAD]", "[bos]", "[eos]", "[UNK]", "[CLS]"
+SPECIAL = (PAD, BOS, EOS, UNK, CLS)
+FILE_NAME = "tokenizer.json"
+# bert-base-uncased with its first two unused entries renamed: the vocabulary of every released model.
+RELEASED_SHA256 = "969280a221e45244f31fc2dded43375de2035823e347407ba96c633a4ae76102"
+RELEASED_REPOSITORY = "google-bert/bert-base-uncased"
+_RENAMED = {"[unused0]": BOS, "[unused1]": EOS}
+
+
+def _normalizer() -> normalizers.Normalizer:
+    """Fold text as TF-text's BertTokenizer does: NFKC case folding, NFD, accents stripped.
+
+    NFKC case folding makes full-width letters ASCII, opens ligatures, drops invisible characters and writes sharp s
+    as ss; control characters split words instead of vanishing.
+    """
+    steps = [
+        normalizers.Replace(Regex(r"\p{Default_Ignorable_Code_Point}"), ""),
+        normalizers.Replace(Regex(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"), " "),
+        normalizers.NFKC(),
+        normalizers.BertNormalizer(clean_text=False, handle_chinese_chars=True, strip_accents=True, lowercase=True),
+        # The two common letters whose case folding is not their lower case.
+        normalizers.Replace("ß", "ss"),
+        normalizers.Replace("ς", "σ"),
+    ]
+    return normalizers.Sequence(steps)  # pyright: ignore[reportArgumentType]
+
+
+class Tokenizer:
+    """Texts to ids in the layout of the towers and of the decoder's target, and back."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        """Wrap a WordPiece tokenizer of the `tokenizers` library that holds the five special tokens."""
+        self._backend = backend
+        ids = {token: backend.get_vocab().get(token, -1) for token in SPECIAL}
+        missing = [token for token, index in ids.items() if index < 0]
+        if missing:
+            raise OpenVisionError(f"the tokenizer has no {', '.join(missing)}: it was not made for OpenVision")
+        self.pad_id, self.bos_id, self.eos_id, self.unk_id, self.cls_id = ids.values()
+
+    @classmethod
+    def _from_entries(cls, vocabulary: dict[str, int]) -> "Tokenizer":
+        backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=UNK, max_input_chars_per_word=100))
+        backend.normalizer = _normalizer()
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+        return cls(backend)
+
+    @classmethod
+    def from_vocabulary(cls, path: Path) -> "Tokenizer":
+        """Read a vocab.txt, one entry a line; bert-base-uncased's becomes the released models' vocabulary."""
+        try:
+            entries = path.read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise OpenVisionError(f"vocabulary {path} cannot be read: {error}") from error
+        if entries and not entries[-1]:
+            entries.pop()
+        renamed = [_RENAMED.get(entry, entry) for entry in entries] if BOS not in entries else entries
+        return cls._from_entries({entry: index for index, entry in enumerate(renamed)})
+
+    @classmethod
+    def released(cls, path: Path | None = None) -> "Tokenizer":
+        """The tokenizer of the released models, from bert-base-uncased's vocab.txt at `path` or from the Hub.
+
+        Raises OpenVisionError when the vocabulary's hash is not the released one.
+        """
+        tokenizer = cls.from_vocabulary(path or _download_vocabulary())
+        if tokenizer.vocabulary_sha256() != RELEASED_SHA256:
+            source = path or RELEASED_REPOSITORY
+            raise OpenVisionError(f"{source} is not the vocabulary of bert-base-uncased: its hash differs")
+        return tokenizer
+
+    @classmethod
+    def load(cls, path: Path) -> "Tokenizer":
+        """Read a tokenizer.json, or the one in a folder."""
+        file = path / FILE_NAME if path.is_dir() else path
+        if not file.is_file():
+            raise OpenVisionError(f"{file} does not exist; a tokenizer belongs to every model folder")
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(file)))
+        except OpenVisionError:
+            raise
+        except Exception as error:  # The library raises bare Exception.
+            raise OpenVisionError(f"{file} is not a tokenizer file: {error}") from error
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Learn a WordPiece vocabulary of at most `vocab_size` entries; the same texts give the same result."""
+        normalizer, splitter = _normalizer(), pre_tokenizers.BertPreTokenizer()
+        words: Counter[str] = Counter()
+        for text in texts:
+            normalized = normalizer.normalize_str(text)
+            words.update(word for word, _ in splitter.pre_tokenize_str(normalized))
+        pieces = [piece for piece in learn_pieces(words, vocab_size - len(SPECIAL)) if piece not in SPECIAL]
+        return cls._from_entries({entry: index for index, entry in enumerate((*SPECIAL, *pieces))})
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json into `folder`."""
+        atomic_write_text(folder / FILE_NAME, self._backend.to_str(pretty=True) + "\n")
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the vocabulary."""
+        return self._backend.get_vocab_size()
+
+    def vocabulary_sha256(self) -> str:
+        """Hash of the vocabulary written one entry a line."""
+        vocabulary = self._backend.get_vocab()
+        lines = sorted(vocabulary, key=vocabulary.__getitem__)
+        return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Plain WordPiece ids of each text, without any special token."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode(self, texts: Sequence[str], length: int = 80) -> np.ndarray:
+        """Ids for a text tower, int64 (n, length): [bos], tokens, [eos], pads, class token last."""
+        ids = self._pad(texts, length - 1)
+        return np.concatenate([ids, np.full((len(ids), 1), self.cls_id, dtype=np.int64)], axis=1)
+
+    def encode_target(self, texts: Sequence[str], length: int = 128) -> tuple[np.ndarray, np.ndarray]:
+        """Targets of the caption decoder: labels int64 (n, length) and the mask of those that count, bool.
+
+        Position i holds token i + 1 of the caption; a caption of n tokens has n + 1 counted targets, [eos] last.
+        """
+        ids = self._pad(texts, length)
+        labels = np.concatenate([ids[:, 1:], np.zeros((len(ids), 1), dtype=np.int64)], axis=1)
+        mask = np.concatenate([ids[:, 1:] != self.pad_id, np.zeros((len(ids), 1), dtype=bool)], axis=1)
+        return labels, mask
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Text of ids up to the first [eos], special tokens left out."""
+        kept: list[int] = []
+        for index in map(int, ids):
+            if index == self.eos_id:
+                break
+            if index not in (self.pad_id, self.bos_id, self.cls_id):
+                kept.append(index)
+        return self._backend.decode(kept, skip_special_tokens=False)
+
+    def _pad(self, texts: Sequence[str], length: int) -> np.ndarray:
+        """[bos], tokens, [eos], pads to (n, length); a text that fills its row ends with [eos] all the same."""
+        if length < 3:
+            raise ValueError(f"a length of {length} holds no text between [bos] and [eos]")
+        rows = np.full((len(texts), length), self.pad_id, dtype=np.int64)
+        for row, ids in zip(rows, self.tokens(texts), strict=True):
+            kept = ids[: length - 2]
+            row[0] = self.bos_id
+            row[1 : 1 + len(kept)] = kept
+            row[1 + len(kept)] = self.eos_id
+        return rows
+
+
+def _download_vocabulary() -> Path:
+    hub = require("huggingface_hub", extra="hub")
+    try:
+        return Path(hub.hf_hub_download(RELEASED_REPOSITORY, "vocab.txt"))
+    except Exception as error:
+        raise OpenVisionError(
+            f"the vocabulary could not be fetched from the Hub ({RELEASED_REPOSITORY}): {error}; "
+            "give the path of bert-base-uncased's vocab.txt instead"
+        ) from error

@@ -1,0 +1,63 @@
+"""The command line reads like a table of contents and turns mistakes into one sentence."""
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from openvision.cli.main import app
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "openvision.cli.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_help_lists_every_command():
+    result = CliRunner().invoke(app, ["--help"])
+    assert result.exit_code == 0
+    for command in ("quickstart", "train", "data", "tokenizer", "eval", "report", "classify", "search"):
+        assert command in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "nowhere.toml", "--data", "x", "--run", "y"), "recipe nowhere.toml does not exist"),
+        (("classify", "nowhere.png", "--labels", "a,b", "--checkpoint", "nowhere"), "nowhere"),
+        (("tokenizer", "train", "nowhere", "-o", "x"), "neither a folder of shards nor a text file"),
+        (("quickstart", "--recipe", "nowhere.toml"), "recipe nowhere.toml does not exist"),
+    ],
+)
+def test_one_sentence_and_exit_code_1(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_from_the_command_line(tiny_recipe, shapes_folder, tmp_path):
+    from openvision.training.recipe import dump_recipe
+
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(dump_recipe(tiny_recipe))
+    arguments = ["train", str(recipe), "--data", str(shapes_folder), "--run", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, [*arguments, "--set", "stages.0.samples=16", "--set", "stages.0.warmup_samples=0"])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "run/model/model.safetensors").is_file()
+
+
+def test_tokenizer_commands(shapes_folder, tmp_path):
+    runner = CliRunner()
+    result = runner.invoke(
+        app, ["tokenizer", "train", str(shapes_folder / "train"), "-o", str(tmp_path), "--vocab-size", "100"]
+    )
+    assert result.exit_code == 0, result.output
+    result = runner.invoke(app, ["tokenizer", "encode", "a red bar", "--tokenizer", str(tmp_path), "--length", "12"])
+    ids = result.output.split()
+    assert len(ids) == 12
+    assert ids[0] == "1"

@@ -1,0 +1,136 @@
+"""Every command block of README and docs is run, or checked against `--help`.
+
+The line before a block says what it is: `<!-- run -->` (executed here, on the tiny run), `<!-- slow -->` (executed by
+`make test-slow`), `<!-- needs: hub -->` or gpu, cluster, dataset (parsed and checked). A block without is an error.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from openvision.cli.main import app
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"(?:^<!-- ([^\n]*?) -->\n)?^```(bash|console|sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NEEDS = {"hub", "gpu", "cluster", "dataset"}
+
+
+@dataclass(frozen=True)
+class Block:
+    document: Path
+    marker: str
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.document.name}: {self.text.splitlines()[0]}"
+
+
+def blocks() -> list[Block]:
+    return [
+        Block(document, *match.groups(default=""))
+        for document in DOCUMENTS
+        for match in FENCE.finditer(document.read_text(encoding="utf-8"))
+    ]
+
+
+def with_marker(marker: str) -> list[Block]:
+    return [block for block in blocks() if block.marker == marker]
+
+
+def test_every_block_is_marked():
+    known = {"run", "slow", *(f"needs: {need}" for need in NEEDS)}
+    assert [str(block) for block in blocks() if block.marker not in known] == []
+    assert with_marker("run")
+    assert with_marker("slow")
+
+
+def command_lines(block: Block) -> list[list[str]]:
+    joined = block.text.replace("\\\n", " ")
+    return [shlex.split(line, comments=True) for line in joined.splitlines() if shlex.split(line, comments=True)]
+
+
+def check_openvision(words: list[str]) -> None:
+    command: Any = typer.main.get_command(app)
+    while words and hasattr(command, "commands"):
+        assert words[0] in command.commands, f"openvision has no command {words[0]}"
+        command, words = command.commands[words[0]], words[1:]
+    options = {option for parameter in command.params for option in parameter.opts}
+    for word in words:
+        if word.startswith("-"):
+            assert word.split("=")[0] in options | {"--help"}, f"{command.name} has no option {word}"
+
+
+def check_make(words: list[str]) -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for word in words:
+        assert "=" in word or word in targets, f"the Makefile has no target {word}"
+
+
+@pytest.mark.parametrize("block", [b for b in blocks() if b.language != "python"], ids=str)
+def test_commands_exist(block):
+    for words in command_lines(block):
+        while words and re.fullmatch(r"\w+=.*", words[0]):
+            words = words[1:]
+        program = Path(words[0]).name
+        if program == "openvision":
+            check_openvision(words[1:])
+        elif program == "make":
+            check_make(words[1:])
+        elif program == "python":
+            assert (ROOT / words[1]).is_file(), f"{words[1]} does not exist"
+
+
+@pytest.mark.parametrize("block", [b for b in blocks() if b.language == "python"], ids=str)
+def test_python_compiles(block):
+    compile(block.text, str(block.document), "exec")
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory, tiny_run, shapes_folder) -> Path:
+    """A folder that looks like a checkout after the quickstart, with the tiny run in its place."""
+    folder = tmp_path_factory.mktemp("workshop")
+    shutil.copytree(tiny_run, folder / "runs/quickstart")
+    data = folder / "runs/openmoji"
+    shutil.copytree(shapes_folder / "train", data / "train")
+    for split in ("validation", "heldout_compositional", "heldout_random"):
+        shutil.copytree(shapes_folder / "validation", data / split)
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    from openvision.data.shards import ShardDataset
+
+    for sample in ShardDataset(shapes_folder / "train"):
+        (pictures / f"{sample.key}.png").write_bytes(sample.image)
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    return folder
+
+
+def execute(block: Block, folder: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [sys.executable, "-c", block.text] if block.language == "python" else ["bash", "-euo", "pipefail", "-c"]
+    arguments = command if block.language == "python" else [*command, block.text]
+    done = subprocess.run(arguments, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("block", with_marker("run"), ids=str)
+def test_run(block, workshop):
+    execute(block, workshop)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", with_marker("slow"), ids=str)
+def test_slow(block, tmp_path):
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    execute(block, clone)

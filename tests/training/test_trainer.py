@@ -1,0 +1,169 @@
+"""A run trains, survives interruption exactly, and refuses what it cannot do."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from openvision.errors import OpenVisionError
+from openvision.training.checkpoint import checkpoints
+from openvision.training.metrics import MetricsLog, read_metrics
+from openvision.training.recipe import dump_recipe, load_recipe
+from openvision.training.step import check_finite
+from openvision.training.trainer import Interrupted, Trainer
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def comparable(run: Path) -> list[dict]:
+    """The record of a run without what depends on the clock."""
+    clock = {"seconds", "images_per_second"}
+    return [{k: v for k, v in line.items() if k not in clock} for line in read_metrics(run / "metrics.jsonl")]
+
+
+def test_a_run_learns_and_records(tiny_run):
+    lines = read_metrics(tiny_run / "metrics.jsonl")
+    train = [line for line in lines if line["kind"] == "train"]
+    assert train[-1]["step"] == 12
+    assert train[-1]["loss"] < train[0]["loss"]
+    assert {line["resolution"] for line in train} == {16, 32}
+    assert train[0]["lr"] > 0
+    evaluations = [line for line in lines if line["kind"] == "eval"]
+    assert [line["step"] for line in evaluations] == [4, 8, 12]
+    assert all(0 <= line["top1"] <= line["top5"] <= 1 for line in evaluations)
+    assert {p.name for p in (tiny_run / "model").iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "recipe.toml",
+        "provenance.json",
+    }
+    provenance = json.loads((tiny_run / "model" / "provenance.json").read_text())
+    assert provenance["samples_seen"] == 96
+    assert len(provenance["data_manifest_sha256"]) == 64
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 8, 9])
+def test_an_interrupted_run_goes_on_bit_for_bit(stop_after, tiny_recipe, shapes_folder, tiny_run, tmp_path):
+    run = tmp_path / "run"
+    trainer = Trainer(tiny_recipe, shapes_folder, run)
+    take_step = trainer._step
+
+    def step_then_ask_to_stop(batch, rate):
+        values = take_step(batch, rate)
+        trainer.stop_requested = trainer.progress.step + 1 == stop_after
+        return values
+
+    trainer._step = step_then_ask_to_stop
+    with pytest.raises(Interrupted, match=f"after step {stop_after}"):
+        trainer.run()
+    assert not (run / "model").exists()
+    Trainer(tiny_recipe, shapes_folder, run).run()
+    assert_same_weights(run, tiny_run)
+    assert comparable(run) == comparable(tiny_run)
+
+
+def test_kill_9_and_the_same_command_goes_on(tiny_recipe, shapes_folder, tiny_run, tmp_path):
+    recipe, run = tmp_path / "recipe.toml", tmp_path / "run"
+    recipe.write_text(dump_recipe(tiny_recipe))
+    arguments = ["train", str(recipe), "--data", str(shapes_folder), "--run", str(run)]
+    command = [sys.executable, "-m", "openvision.cli.main", *arguments]
+    # Sums depend on the number of threads: give the children as many as this process has.
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 4/"):
+            process.send_signal(signal.SIGKILL)
+            break
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    assert checkpoints(run / "checkpoints")
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "going on from step" in done.stdout
+    assert load_recipe(run / "recipe.toml") == tiny_recipe
+    assert_same_weights(run, tiny_run)
+
+
+def test_plain_clip_is_a_recipe_too(shapes_folder, tmp_path, tiny_recipe):
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(dump_recipe(tiny_recipe))
+    clip = load_recipe(recipe, ["model.decoder=none", "loss.caption=0", 'loss.texts=["alt"]'])
+    Trainer(clip, shapes_folder, tmp_path / "run").run()
+    last = [line for line in read_metrics(tmp_path / "run/metrics.jsonl") if line["kind"] == "train"][-1]
+    assert last["loss"] == last["contrastive"] == last["contrastive_alt"]
+    assert "caption" not in last
+    assert not any(name.startswith("decoder") for name in weights(tmp_path / "run"))
+
+
+def test_only_the_last_checkpoints_are_kept(tiny_run):
+    assert [path.name for path in checkpoints(tiny_run / "checkpoints")] == ["step-00000011", "step-00000012"]
+    assert not list((tiny_run / "checkpoints").glob(".*"))
+
+
+def test_another_recipe_in_the_same_folder_is_refused(tiny_recipe, shapes_folder, tiny_run):
+    with pytest.raises(OpenVisionError, match="holds a run of another recipe"):
+        Trainer(tiny_recipe.model_copy(update={"seed": 1}), shapes_folder, tiny_run)
+
+
+def test_missing_shards(tiny_recipe, tmp_path):
+    with pytest.raises(OpenVisionError, match="train"):
+        Trainer(tiny_recipe, tmp_path / "nowhere", tmp_path / "run")
+
+
+def test_unwritable_run_folder(tiny_recipe, shapes_folder, tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    with pytest.raises(OpenVisionError, match="cannot create folder"):
+        Trainer(tiny_recipe, shapes_folder, blocker / "run")
+
+
+def test_broken_checkpoint_is_named(tiny_recipe, shapes_folder, tmp_path):
+    run = tmp_path / "run"
+    Trainer(tiny_recipe, shapes_folder, run).run()
+    newest = checkpoints(run / "checkpoints")[-1]
+    (newest / "state.safetensors").write_bytes(b"cut")
+    with pytest.raises(OpenVisionError, match=rf"checkpoint .*{newest.name} cannot be read"):
+        Trainer(tiny_recipe, shapes_folder, run)
+
+
+def test_a_loss_that_is_not_finite_is_refused_before_the_update(tiny_recipe, shapes_folder, tmp_path):
+    trainer = Trainer(tiny_recipe, shapes_folder, tmp_path / "run")
+    with torch.no_grad():
+        trainer.model.logit_scale.fill_(float("nan"))
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    with pytest.raises(OpenVisionError, match=r"step 1: .*contrastive.* is not finite"):
+        trainer.run()
+    unchanged = [torch.equal(p, before[n]) for n, p in trainer.model.named_parameters() if n != "logit_scale"]
+    assert all(unchanged)
+    check_finite({"loss": 1.0})
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "train", "step": 1}\n{"kind": "train", "step": 2}\n{"kind": "tr')
+    log = MetricsLog(path, resume_step=1)
+    log.write("train", {"step": 2, "again": True})
+    log.close()
+    assert read_metrics(path) == [{"kind": "train", "step": 1}, {"kind": "train", "step": 2, "again": True}]
+
+
+def test_broken_metrics_line_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('nonsense\n{"kind": "train", "step": 2}\n')
+    with pytest.raises(OpenVisionError, match="line 1 is not JSON"):
+        read_metrics(path)
