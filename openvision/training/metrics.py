@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from openvision.errors import OpenVisionError
-from openvision.files import atomic_write_text
+from openvision.files import atomic_write_text, read_json_lines
 
 
 class MetricsLog:
@@ -14,7 +13,7 @@ class MetricsLog:
     def __init__(self, path: Path, resume_step: int) -> None:
         """Keep the lines of steps up to `resume_step`: later ones will be made again."""
         self.path = path
-        kept = [line for line in read_metrics(path) if line["step"] <= resume_step] if path.exists() else []
+        kept = [line for line in read_json_lines(path) if line["step"] <= resume_step] if path.exists() else []
         atomic_write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
@@ -26,20 +25,3 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a metrics file; a line cut short by a crash at the end is left out."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise OpenVisionError(f"{path} cannot be read: {error.strerror}") from error
-    parsed = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            parsed.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise OpenVisionError(f"{path}, line {number} is not JSON: {error}") from error
-    return parsed

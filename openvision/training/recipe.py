@@ -153,6 +153,11 @@ class Recipe(Section):
                     f"stages.{index}.resolution {stage.resolution} is smaller than a patch of "
                     f"{self.model.vision.patch_size} pixels"
                 )
+        if self.stages[-1].resolution != self.model.vision.image_size:
+            raise ValueError(
+                f"model.vision.image_size {self.model.vision.image_size} must be the resolution of the last stage, "
+                f"{self.stages[-1].resolution}: a trained model is used at that resolution"
+            )
         vocabularies = {self.model.text.vocab_size}
         if self.model.decoder:
             vocabularies.add(self.model.decoder.vocab_size)

@@ -24,12 +24,12 @@ from openvision.evaluation.suite import evaluate_split
 from openvision.files import atomic_write_text, make_folder
 from openvision.models.flops import training_flops
 from openvision.models.openvision import OpenVision
+from openvision.provenance import describe_run
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.checkpoint import Progress, checkpoints, load_checkpoint, save_checkpoint
 from openvision.training.metrics import MetricsLog
 from openvision.training.optimizer import build_optimizer
 from openvision.training.progress import TrainingDisplay
-from openvision.training.provenance import collect_provenance
 from openvision.training.recipe import Recipe, Stage, dump_recipe
 from openvision.training.schedule import learning_rate
 from openvision.training.step import resolve_precision, train_step
@@ -195,7 +195,7 @@ class Trainer:
 
     def _write_model(self) -> None:
         toml = dump_recipe(self.recipe)
-        provenance = collect_provenance(toml, self.dataset.manifest_hash(), self.recipe.seed, sys.argv)
+        provenance = describe_run(toml, self.dataset.manifest_hash(), self.recipe.seed, sys.argv)
         provenance |= {
             "samples_seen": self.progress.position,
             "training_seconds": round(self.progress.seconds, 1),

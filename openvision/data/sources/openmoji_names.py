@@ -6,7 +6,10 @@ from functools import cached_property
 
 _TONE = re.compile(r"\b(medium-light|medium-dark|light|medium|dark) skin tone\b")
 _HAIR = re.compile(r"\b((?:blond|red|curly|white) hair|bald|beard)\b")
-_GENDER = re.compile(r"\b(man|woman|person|men|women|people)\b")
+# Not "woman's boot", which shows no woman.
+_GENDER = re.compile(r"\b(man|woman|person|men|women|people)\b(?!')")
+_NO_PERSON = re.compile(r"'s\b|\b(mark|shirt|shoe|symbol)\b")
+_PERSON_FIRST = (0x1F468, 0x1F469, 0x1F9D1)
 _DIRECTION = "facing right"
 _PEOPLE = re.compile(
     r"\b(man|woman|person|men|women|people|boy|girl|child|baby|adult|prince|princess|santa|claus|mrs|mother|father|"
@@ -130,7 +133,7 @@ class Name:
         for kind, ranges in _KINDS:
             if not self.tones and any(low <= first <= high for low, high in ranges):
                 return kind
-        if _PEOPLE.search(self.bare):
+        if first in _PERSON_FIRST or (_PEOPLE.search(self.bare) and not _NO_PERSON.search(self.bare)):
             return "person"
         if self.tones:
             return "body" if _BODY.search(self.bare) else "person"
