@@ -49,6 +49,8 @@ class Batch:
     keys: list[str]
     rejected: Counter[str]
     """Samples passed over while this batch was made, by reason."""
+    texts_cut: int
+    """Alt-texts and sentences longer than the context, which lost their end."""
 
 
 class Loader:
@@ -80,6 +82,7 @@ class Loader:
         self.start = start
         self.position = start
         self.rejected: Counter[str] = Counter()
+        self.texts_cut = 0
         self._decoded = _DecodedSamples(dataset)
         self._order: Any = grain.MapDataset.range(len(dataset)).seed(seed).shuffle().repeat()
         # As many batches as 64-bit positions allow: the stream has no end, its state is one number.
@@ -94,6 +97,7 @@ class Loader:
         batch: Batch = next(self._iterator)
         self.position += self.batch_size
         self.rejected.update(batch.rejected)
+        self.texts_cut += batch.texts_cut
         self._check_budget()
         return batch
 
@@ -125,16 +129,26 @@ class Loader:
             jitters.append(draw_jitter(rng, self.augment))
             captions.append(sample_captions(sample.alt, sample.synthetic, rng))
             keys.append(sample.key)
-        return Batch(apply_jitter(to_batch(images), jitters), *self._ids(captions), keys=keys, rejected=rejected)
+        pixels = apply_jitter(to_batch(images), jitters)
+        return self._with_texts(pixels, captions, keys, rejected)
 
-    def _ids(self, captions: list[Captions]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        alt = self.tokenizer.encode([caption.alt for caption in captions], self.context_length)
-        sentence = self.tokenizer.encode([caption.sentence for caption in captions], self.context_length)
+    def _with_texts(self, images: Tensor, captions: list[Captions], keys: list[str], rejected: Counter[str]) -> Batch:
+        alt, alt_cut = self.tokenizer.encode_counting([caption.alt for caption in captions], self.context_length)
+        sentence, cut = self.tokenizer.encode_counting([caption.sentence for caption in captions], self.context_length)
         if self.caption_length is None:
             labels, mask = np.zeros((len(captions), 0), np.int64), np.zeros((len(captions), 0), bool)
         else:
             labels, mask = self.tokenizer.encode_target([caption.full for caption in captions], self.caption_length)
-        return torch.from_numpy(alt), torch.from_numpy(sentence), torch.from_numpy(labels), torch.from_numpy(mask)
+        return Batch(
+            images=images,
+            alt_ids=torch.from_numpy(alt),
+            sentence_ids=torch.from_numpy(sentence),
+            labels=torch.from_numpy(labels),
+            label_mask=torch.from_numpy(mask),
+            keys=keys,
+            rejected=rejected,
+            texts_cut=alt_cut + cut,
+        )
 
     def _usable(self, index: int, rejected: Counter[str]) -> tuple[Sample, np.ndarray]:
         """Sample `index`, or the first usable one after it."""

@@ -135,15 +135,19 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str], length: int = 80) -> np.ndarray:
         """Ids for a text tower, int64 (n, length): [bos], tokens, [eos], pads, class token last."""
-        ids = self._pad(texts, length - 1)
-        return np.concatenate([ids, np.full((len(ids), 1), self.cls_id, dtype=np.int64)], axis=1)
+        return self.encode_counting(texts, length)[0]
+
+    def encode_counting(self, texts: Sequence[str], length: int = 80) -> tuple[np.ndarray, int]:
+        """Ids as `encode` gives them, and how many texts were too long and lost their end."""
+        ids, cut = self._pad(texts, length - 1)
+        return np.concatenate([ids, np.full((len(ids), 1), self.cls_id, dtype=np.int64)], axis=1), cut
 
     def encode_target(self, texts: Sequence[str], length: int = 128) -> tuple[np.ndarray, np.ndarray]:
         """Targets of the caption decoder: labels int64 (n, length) and the mask of those that count, bool.
 
         Position i holds token i + 1 of the caption; a caption of n tokens has n + 1 counted targets, [eos] last.
         """
-        ids = self._pad(texts, length)
+        ids, _ = self._pad(texts, length)
         labels = np.concatenate([ids[:, 1:], np.zeros((len(ids), 1), dtype=np.int64)], axis=1)
         mask = np.concatenate([ids[:, 1:] != self.pad_id, np.zeros((len(ids), 1), dtype=bool)], axis=1)
         return labels, mask
@@ -158,17 +162,19 @@ class Tokenizer:
                 kept.append(index)
         return self._backend.decode(kept, skip_special_tokens=False)
 
-    def _pad(self, texts: Sequence[str], length: int) -> np.ndarray:
-        """[bos], tokens, [eos], pads to (n, length); a text that fills its row ends with [eos] all the same."""
+    def _pad(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, int]:
+        """[bos], tokens, [eos], pads to (n, length), cut texts ending with [eos] too; and the number cut."""
         if length < 3:
             raise ValueError(f"a length of {length} holds no text between [bos] and [eos]")
         rows = np.full((len(texts), length), self.pad_id, dtype=np.int64)
+        cut = 0
         for row, ids in zip(rows, self.tokens(texts), strict=True):
             kept = ids[: length - 2]
             row[0] = self.bos_id
             row[1 : 1 + len(kept)] = kept
             row[1 + len(kept)] = self.eos_id
-        return rows
+            cut += len(kept) < len(ids)
+        return rows, cut
 
 
 def _download_vocabulary() -> Path:

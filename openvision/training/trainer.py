@@ -249,6 +249,9 @@ class Trainer:
     def _report_rejected(self, loader: Loader, display: TrainingDisplay) -> None:
         for reason, count in sorted(loader.rejected.items()):
             display.say(f"rejected samples, {reason}: {count}")
+        if loader.texts_cut:
+            length = self.recipe.model.text.context_length
+            display.say(f"texts longer than {length} ids, cut: {loader.texts_cut}")
 
     @contextmanager
     def _stop_on_signal(self) -> Iterator[None]:

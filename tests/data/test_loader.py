@@ -127,6 +127,15 @@ def test_too_many_bad_samples_end_the_run(tmp_path, dataset, tokenizer):
             next(stream)
 
 
+def test_long_texts_are_cut_and_counted(tmp_path, dataset, tokenizer):
+    data = spoiled(tmp_path, dataset, {"red-bar": (None, "red bar " * 30)})
+    with loader(data, tokenizer, batch_size=16) as stream:
+        batch = next(stream)
+        assert stream.texts_cut == 1
+    (row,) = (index for index, key in enumerate(batch.keys) if key == "red-bar")
+    assert batch.alt_ids[row, -2:].tolist() == [tokenizer.eos_id, tokenizer.cls_id]
+
+
 def test_nothing_but_bad_samples(tmp_path, dataset, tokenizer):
     data = spoiled(tmp_path, dataset, {sample.key: (b"", None) for sample in dataset})
     with loader(data, tokenizer) as stream, pytest.raises(Exception, match="100 samples in a row cannot be used"):
