@@ -10,7 +10,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from openvision.data.images import resize
@@ -24,7 +24,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 class Augment(BaseModel):
     """Strengths of the augmentations; the defaults are the published ones."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     crop_area: tuple[Probability, Probability] = (0.4, 1.0)
     """Least and greatest share of the picture that a crop covers."""
@@ -34,6 +34,14 @@ class Augment(BaseModel):
     """Strength: brightness, contrast and saturation by 0.8 of it, hue by 0.2 of it."""
     jitter_probability: Probability = 0.8
     grayscale_probability: Probability = 0.2
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> "Augment":
+        for name in ("crop_area", "crop_aspect"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be two positive numbers, the smaller first, not {low} and {high}")
+        return self
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from openvision.errors import OpenVisionError
+from openvision.data.bad_sample import BadSampleError as BadSampleError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # A picture of more pixels is refused before it is decoded: a small file can unfold to gigabytes.
 MAX_PIXELS = 50_000_000
-
-
-class BadSampleError(OpenVisionError):
-    """A sample that cannot be used; `reason` is the short name it is counted by."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -55,8 +47,9 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
-        # 16-bit grey: Pillow's own conversion would clip it to white.
-        scaled = values / 257 if values.max(initial=0) > 255 else values
+        # 16-bit grey: Pillow's own conversion would clip it to white. Other modes do not say how many bits they use.
+        sixteen = image.mode.startswith("I;16") or values.max(initial=0) > 255
+        scaled = values / 257 if sixteen else values
         return np.repeat(scaled.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
@@ -73,11 +66,17 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def resize_center_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Shorter side to `size`, central square of it: uint8 (size, size, 3). The evaluation the models were made for."""
+    """Shorter side to `size`, central square of it: uint8 (size, size, 3). The evaluation the models were made for.
+
+    Raises BadSampleError for a strip so long that its resized form would hold more than MAX_PIXELS.
+    """
     height, width = image.shape[:2]
     # The original computes the ratio and the sides in float32.
     ratio = np.float32(size) / np.float32(min(height, width))
     new_height, new_width = (int(np.round(np.float32(side) * ratio)) for side in (height, width))
+    # A picture of 1 x 20,000 pixels would become one of 224 x 4,480,000: twelve gigabytes of floats.
+    if new_height * new_width > max(MAX_PIXELS, size * size):
+        raise BadSampleError("extreme_aspect", f"the picture of {width} x {height} pixels is too long for a square")
     resized = resize(image, new_height, new_width)
     top, left = (new_height - size) // 2, (new_width - size) // 2
     return np.ascontiguousarray(resized[top : top + size, left : left + size])

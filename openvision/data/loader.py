@@ -7,6 +7,7 @@
 - Samples that cannot be used are replaced by the next one, counted by reason, and end the run when they are many.
 """
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -172,12 +173,13 @@ class Loader:
 
 
 class _DecodedSamples:
-    """Samples with their pixels, kept in memory while they fit: a small data set is decoded once."""
+    """Samples with their pixels, kept in memory while they fit: a small data set is decoded once. For many threads."""
 
     def __init__(self, dataset: ShardDataset) -> None:
         self.dataset = dataset
         self.bytes_left = _CACHE_BYTES
         self.kept: dict[int, tuple[Sample, np.ndarray]] = {}
+        self._lock = threading.Lock()
 
     def __getitem__(self, index: int) -> tuple[Sample, np.ndarray]:
         """Raises BadSampleError for a sample that cannot be used."""
@@ -189,7 +191,12 @@ class _DecodedSamples:
         if not any(text.strip() for text in texts):
             raise BadSampleError("empty_text", f"{sample.key} has no alt-text")
         pixels = decode_image(sample.image)
-        if pixels.nbytes <= self.bytes_left:
-            self.bytes_left -= pixels.nbytes
-            self.kept[index] = (Sample(sample.key, b"", sample.alt, sample.synthetic, sample.meta), pixels)
+        self._keep(index, sample, pixels)
         return sample, pixels
+
+    def _keep(self, index: int, sample: Sample, pixels: np.ndarray) -> None:
+        # Two threads may have decoded the same picture: it is kept and paid for once.
+        with self._lock:
+            if index not in self.kept and pixels.nbytes <= self.bytes_left:
+                self.bytes_left -= pixels.nbytes
+                self.kept[index] = (Sample(sample.key, b"", sample.alt, sample.synthetic, sample.meta), pixels)

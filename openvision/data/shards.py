@@ -1,10 +1,9 @@
 """Tar shards in the webdataset layout, written and read at random without unpacking.
 
     000000.tar          KEY.png (or .jpg, .jpeg, .webp), KEY.txt, KEY.json, one after the other
-    000000.index.json   where each member lies; made anew when missing
+    000000.index.json   where each member lies and its hash (shard_index.py); made anew when missing
 
-The alt-text is the txt member; the synthetic caption is a field of the json member. The index names the size of the
-tar it was made from: a tar that was changed or cut is an error, not wrong bytes.
+The alt-text is the txt member; the synthetic caption is a field of the json member.
 """
 
 import functools
@@ -15,17 +14,20 @@ import os
 import tarfile
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from openvision.data.bad_sample import BadSampleError
+from openvision.data.shard_index import IMAGE_EXTENSIONS, index_path, load_index, read_members, write_index
 from openvision.errors import OpenVisionError
-from openvision.files import atomic_write_text, make_folder
+from openvision.files import make_folder
 
-IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
-_INDEX_SUFFIX = ".index.json"
+# The longest name that the plain tar format holds without a folder.
+_NAME_BYTES = 100
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,15 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, samples_per_shard: int = 10_000) -> None:
+        """Open `folder`, made when missing; raises OpenVisionError when it already holds shards."""
         self.folder = make_folder(folder)
+        # Shards of an earlier and longer writing would stay behind and be read as part of this one.
+        if any(folder.glob("*.tar")):
+            raise OpenVisionError(f"folder {folder} already holds shards; remove them or choose another folder")
         self.samples_per_shard = samples_per_shard
         self._shards = 0
         self._samples = 0
+        self._keys: set[str] = set()
         self._tar: tarfile.TarFile | None = None
 
     def __enter__(self) -> "ShardWriter":
@@ -69,17 +76,29 @@ class ShardWriter:
         self._finish_shard()
 
     def write(self, key: str, image: bytes, extension: str, text: str, meta: dict[str, Any]) -> None:
-        """Append one sample; `meta` is the json member and holds the synthetic caption among its fields."""
-        if not key or "/" in key or "." in key:
-            raise ValueError(f"key {key!r} must be a name without '/' and '.'")
-        if self._tar is None:
-            self._tar = tarfile.open(self._temporary(), "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
-        self._add(f"{key}.{extension}", image)
-        self._add(f"{key}.txt", text.encode("utf-8"))
-        self._add(f"{key}.json", json.dumps(meta, ensure_ascii=False).encode("utf-8"))
+        """Append one sample; `meta` is the json member and holds the synthetic caption among its fields.
+
+        Raises OpenVisionError for a key that was written before or that a shard cannot hold.
+        """
+        self._check_key(key)
+        with self._clear_errors():
+            if self._tar is None:
+                self._tar = tarfile.open(self._temporary(), "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+            self._add(f"{key}.{extension}", image)
+            self._add(f"{key}.txt", text.encode("utf-8"))
+            self._add(f"{key}.json", json.dumps(meta, ensure_ascii=False).encode("utf-8"))
+        self._keys.add(key)
         self._samples += 1
         if self._samples == self.samples_per_shard:
             self._finish_shard()
+
+    def _check_key(self, key: str) -> None:
+        if not key or "/" in key or "." in key:
+            raise OpenVisionError(f"key {key!r} must be a name without '/' and '.'")
+        if len(f"{key}.json".encode()) > _NAME_BYTES:
+            raise OpenVisionError(f"key {key!r} is too long: with its extension it may have {_NAME_BYTES} bytes")
+        if key in self._keys:
+            raise OpenVisionError(f"key {key!r} is written twice; every sample needs its own")
 
     def _add(self, name: str, data: bytes) -> None:
         assert self._tar is not None
@@ -94,11 +113,21 @@ class ShardWriter:
     def _finish_shard(self) -> None:
         if self._tar is None:
             return
-        self._tar.close()
         path = self.folder / f"{self._shards:06d}.tar"
-        os.replace(self._temporary(), path)
-        _write_index(path)
+        with self._clear_errors():
+            self._tar.close()
+            # One left by an earlier writing must not pass for this shard's if we are stopped between the two.
+            index_path(path).unlink(missing_ok=True)
+            os.replace(self._temporary(), path)
+        write_index(path)
         self._tar, self._samples, self._shards = None, 0, self._shards + 1
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OpenVisionError(f"cannot write shards into {self.folder}: {error.strerror or error}") from error
 
 
 class ShardDataset:
@@ -116,7 +145,7 @@ class ShardDataset:
         self._paths = sorted(folder.glob("*.tar"))
         if not self._paths:
             raise OpenVisionError(f"shard folder {folder} holds no .tar file")
-        self._entries = [_load_index(path) for path in self._paths]
+        self._entries = [load_index(path) for path in self._paths]
         self._ends = list(accumulate(len(entries) for entries in self._entries))
         if not len(self):
             raise OpenVisionError(f"the shards of {folder} hold no sample")
@@ -125,17 +154,14 @@ class ShardDataset:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Sample:
+        """Sample `index`; raises BadSampleError when its json is broken, OpenVisionError when its shard is."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         shard = bisect_right(self._ends, index)
         entry = self._entries[shard][index - (self._ends[shard - 1] if shard else 0)]
-        with open(self._paths[shard], "rb") as file:
-            members = {
-                name: _read_member(file, offset, size, self._paths[shard])
-                for name, (offset, size) in entry["members"].items()
-            }
+        members = read_members(self._paths[shard], entry)
         image = next(members[extension] for extension in IMAGE_EXTENSIONS if extension in members)
-        meta = self._parse_meta(members.get("json", b"{}"), entry["key"], self._paths[shard])
+        meta = _parse_meta(members.get("json", b"{}"), entry["key"], self._paths[shard])
         alt = members.get("txt", b"").decode("utf-8", errors="replace")
         return Sample(entry["key"], image, alt, meta.pop(self.synthetic_key, None), meta)
 
@@ -146,81 +172,31 @@ class ShardDataset:
     def _manifest(self) -> str:
         digest = hashlib.sha256()
         for path in self._paths:
-            digest.update(_index_path(path).read_bytes())
+            digest.update(index_path(path).read_bytes())
         return digest.hexdigest()
 
     def manifest_hash(self) -> str:
         """SHA-256 over the indices, which hold the hash of every member: the identity of the data."""
         return self._manifest
 
-    @staticmethod
-    def _parse_meta(data: bytes, key: str, path: Path) -> dict[str, Any]:
-        try:
-            meta = json.loads(data)
-        except ValueError as error:
-            raise OpenVisionError(f"{path}: {key}.json is not JSON: {error}") from error
-        if not isinstance(meta, dict):
-            raise OpenVisionError(f"{path}: {key}.json is not an object")
-        return meta
-
 
 def all_texts(dataset: ShardDataset) -> Iterator[str]:
-    """Every alt-text and synthetic caption, for learning a vocabulary."""
-    for sample in dataset:
+    """Every alt-text and synthetic caption, for learning a vocabulary; the loader counts the bad samples."""
+    for index in range(len(dataset)):
+        try:
+            sample = dataset[index]
+        except BadSampleError:
+            continue
         for text in (sample.alt, sample.synthetic):
             if text is not None:
                 yield from [text] if isinstance(text, str) else text
 
 
-def _index_path(path: Path) -> Path:
-    return path.with_name(path.stem + _INDEX_SUFFIX)
-
-
-def _read_member(file: io.BufferedReader, offset: int, size: int, path: Path) -> bytes:
-    file.seek(offset)
-    data = file.read(size)
-    if len(data) != size:
-        raise OpenVisionError(f"shard {path} ends early: it was cut while in use; restore it and run again")
-    return data
-
-
-def _load_index(path: Path) -> list[dict[str, Any]]:
-    """Read the index of a shard, or build it; refuse one that was made from another tar."""
-    index = _index_path(path)
-    if not index.exists():
-        _write_index(path)
+def _parse_meta(data: bytes, key: str, path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-        size, samples = content["tar_bytes"], content["samples"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OpenVisionError(f"index {index} cannot be read; remove it and it is built anew ({error})") from error
-    if size != path.stat().st_size:
-        raise OpenVisionError(
-            f"shard {path} has {path.stat().st_size} bytes but its index was made from {size}: the shard was cut or "
-            f"changed; restore it, or remove {index.name} to index it as it is"
-        )
-    return samples
-
-
-def _write_index(path: Path) -> None:
-    samples: dict[str, dict[str, Any]] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                key, _, extension = member.name.rpartition("/")[2].partition(".")
-                sample = samples.setdefault(key, {"key": key, "members": {}, "sha256": {}})
-                file = tar.extractfile(member)
-                data = file.read() if file else b""
-                if len(data) != member.size:
-                    raise tarfile.ReadError("unexpected end of data")
-                sample["members"][extension.lower()] = [member.offset_data, member.size]
-                sample["sha256"][extension.lower()] = hashlib.sha256(data).hexdigest()
-            if path.stat().st_size < tar.offset + 2 * tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("the end marker is missing")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise OpenVisionError(f"shard {path} is truncated or not a tar: {error}; download or write it again") from error
-    pictured = [sample for sample in samples.values() if any(name in sample["members"] for name in IMAGE_EXTENSIONS)]
-    content = {"tar_bytes": path.stat().st_size, "samples": pictured}
-    atomic_write_text(_index_path(path), json.dumps(content, separators=(",", ":")) + "\n")
+        meta = json.loads(data)
+    except ValueError as error:
+        raise BadSampleError("bad_json", f"{path}: {key}.json is not JSON: {error}") from error
+    if not isinstance(meta, dict):
+        raise BadSampleError("bad_json", f"{path}: {key}.json is not an object")
+    return meta

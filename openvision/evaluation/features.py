@@ -59,8 +59,8 @@ def read_split(dataset: ShardDataset, resolution: int) -> Split:
     images: list[NDArray[np.uint8]] = []
     rejected: Counter[str] = Counter()
     for index in range(len(dataset)):
-        sample = dataset[index]
         try:
+            sample = dataset[index]
             images.append(resize_center_crop(decode_image(sample.image), resolution))
             samples.append(sample)
             indices.append(index)

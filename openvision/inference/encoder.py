@@ -52,9 +52,13 @@ class Encoder:
     def prepare(self, image: ImageInput) -> Tensor:
         """One picture as uint8 (3, R, R): RGB, shorter side to R pixels, central crop.
 
-        Raises UnreadableImageError for a missing or undecodable file, OpenVisionError for an array of another layout.
+        Raises UnreadableImageError for a missing or undecodable file or one too long for a square, OpenVisionError for
+        an array of another layout.
         """
-        return to_batch([resize_center_crop(_pixels(image), self.resolution)])[0]
+        try:
+            return to_batch([resize_center_crop(_pixels(image), self.resolution)])[0]
+        except BadSampleError as bad:
+            raise UnreadableImageError(f"{_named(image)} cannot be used: {bad}") from bad
 
     def encode_prepared(self, images: Tensor, batch_size: int = 64) -> Tensor:
         """Pictures as `prepare` makes them, uint8 (n, 3, R, R) -> unit vectors float32 (n, E)."""
@@ -104,5 +108,7 @@ def _pixels(image: ImageInput) -> NDArray[np.uint8]:
         raise UnreadableImageError(f"picture {image} does not exist") from None
     except OSError as error:
         raise UnreadableImageError(f"picture {image} cannot be read: {error.strerror}") from error
-    except BadSampleError as bad:
-        raise UnreadableImageError(f"picture {image} cannot be used: {bad}") from bad
+
+
+def _named(image: ImageInput) -> str:
+    return f"picture {image}" if isinstance(image, (str, os.PathLike)) else "the picture"

@@ -8,6 +8,7 @@
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -256,6 +257,11 @@ class Trainer:
     @contextmanager
     def _stop_on_signal(self) -> Iterator[None]:
         """Turn SIGINT and SIGTERM into a request that is honoured after the step."""
+
+        if threading.current_thread() is not threading.main_thread():
+            # Python lets only the main thread take signals; a run in another thread is stopped by its owner.
+            yield
+            return
 
         def request(number: int, frame: FrameType | None) -> None:
             self.stop_requested = True

@@ -5,6 +5,9 @@ import colorsys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from openvision.data.augment import Augment, Jitter, apply_jitter, draw_jitter, random_crop, random_crop_box
 
@@ -13,7 +16,7 @@ PLAIN = Augment(jitter_probability=0, grayscale_probability=0)
 
 def test_crop_areas_have_the_measured_quantiles():
     rng = np.random.default_rng(0)
-    boxes = np.array([random_crop_box(rng, 300, 400, Augment()) for _ in range(8000)])
+    boxes = np.array([random_crop_box(rng, 300, 400, Augment()) for _ in range(20_000)])
     y, x, height, width = boxes.T
     assert (y >= 0).all()
     assert (x >= 0).all()
@@ -22,13 +25,23 @@ def test_crop_areas_have_the_measured_quantiles():
     areas = height * width / (300 * 400)
     assert areas.min() >= 0.4
     quantiles = np.quantile(areas, [0.10, 0.25, 0.50, 0.75, 0.90])
-    # Read off the original; a uniform area would give .46 .55 .70 .85 .94.
+    # The specification's restatement; the original itself gave .427 .476 .556 .669 .777, a uniform area .46 to .94.
+    assert np.abs(quantiles - [0.426, 0.474, 0.555, 0.656, 0.765]).max() < 0.01
     assert np.abs(quantiles - [0.427, 0.476, 0.556, 0.669, 0.777]).max() < 0.02
 
 
 def test_the_whole_picture_when_nothing_fits():
     augment = Augment(crop_area=(0.99, 1.0), crop_aspect=(3.0, 3.0))
     assert random_crop_box(np.random.default_rng(0), 50, 50, augment) == (0, 0, 50, 50)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("crop_area", (1.0, 0.4)), ("crop_area", (0, 1)), ("crop_aspect", (-1, 1)), ("crop_aspect", (0.5, float("inf")))],
+)
+def test_impossible_crops_are_refused(name, value):
+    with pytest.raises(ValidationError, match=name):
+        Augment(**{name: value})
 
 
 def test_a_crop_is_resized():
@@ -102,9 +115,17 @@ def test_frequencies_and_ranges():
     assert not any(draw_jitter(rng, PLAIN).order for _ in range(50))
 
 
-def test_a_picture_does_not_depend_on_its_batch(image):
-    rng = np.random.default_rng(5)
-    others = torch.from_numpy(rng.integers(0, 256, (7, 3, 6, 5), dtype=np.uint8))
-    jitters = [draw_jitter(rng, Augment(jitter_probability=1.0)) for _ in range(8)]
-    together = apply_jitter(torch.cat([image, others]), jitters)
-    assert torch.equal(together[:1], apply_jitter(image, jitters[:1]))
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.sampled_from([5, 15, 31, 48, 72]), threads=st.sampled_from([1, 2, 4]))
+def test_a_picture_depends_neither_on_its_batch_nor_on_threads(seed, size, threads):
+    rng = np.random.default_rng(seed)
+    images = torch.from_numpy(rng.integers(0, 256, (6, 3, size, size), dtype=np.uint8))
+    jitters = [draw_jitter(rng, Augment(jitter_probability=0.9)) for _ in range(6)]
+    together = apply_jitter(images, jitters)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        alone = torch.cat([apply_jitter(images[row : row + 1], jitters[row : row + 1]) for row in range(6)])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(together, alone)

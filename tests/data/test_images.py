@@ -88,6 +88,15 @@ def test_sixteen_bits_are_scaled_not_clipped():
     assert decode_image(encoded(Image.fromarray(values)))[0, :, 0].tolist() == [0, 100, 255]
 
 
+def test_a_dark_picture_of_sixteen_bits_stays_dark():
+    assert decode_image(encoded(Image.fromarray(np.full((1, 1), 200, dtype=np.uint16)))).tolist() == [[[0, 0, 0]]]
+
+
+def test_a_strip_too_long_for_a_square_is_refused():
+    with pytest.raises(BadSampleError, match="20000 x 1"):
+        resize_center_crop(np.zeros((1, 20_000, 3), dtype=np.uint8), 224)
+
+
 def test_exif_rotation_is_applied():
     image = Image.new("RGB", (6, 4))
     exif = image.getexif()

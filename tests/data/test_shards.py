@@ -1,12 +1,25 @@
 """Shards give back what was written, at random, and notice when they were harmed."""
 
+import io
 import pickle
+import shutil
 import tarfile
 
 import pytest
 
-from openvision.data.shards import ShardDataset, ShardWriter
+from openvision.data.bad_sample import BadSampleError
+from openvision.data.shards import ShardDataset, ShardWriter, all_texts
 from openvision.errors import OpenVisionError
+
+
+def foreign_tar(path, members: list[tuple[str, bytes]]) -> None:
+    """A tar as another program writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
 
 
 def write(folder, count=7, per_shard=3):
@@ -96,11 +109,58 @@ def test_tar_cut_while_in_use(tmp_path):
         dataset[1]
 
 
+def test_another_tar_of_the_same_size_is_noticed(tmp_path):
+    write(tmp_path / "a", count=2)
+    with ShardWriter(tmp_path / "b") as writer:
+        for key in ("one", "two"):
+            writer.write(key, b"other", "png", "alt", {})
+    # Tars are padded to blocks: the sizes are equal though the contents are not.
+    assert (tmp_path / "a/000000.tar").stat().st_size == (tmp_path / "b/000000.tar").stat().st_size
+    shutil.copy(tmp_path / "b/000000.tar", tmp_path / "a/000000.tar")
+    with pytest.raises(OpenVisionError, match=r"000000\.tar: key0\.png is not what its index says"):
+        ShardDataset(tmp_path / "a")[0]
+
+
+def test_a_vanished_tar_is_named(tmp_path):
+    write(tmp_path, count=1)
+    dataset = ShardDataset(tmp_path)
+    (tmp_path / "000000.tar").unlink()
+    with pytest.raises(OpenVisionError, match=r"000000\.tar cannot be read"):
+        dataset[0]
+
+
+def test_folders_inside_a_tar_are_part_of_the_key(tmp_path):
+    members = [(f"{place}1.{kind}", place.encode()) for place in ("./", "x/", "y/") for kind in ("png", "txt")]
+    foreign_tar(tmp_path / "0.tar", members)
+    pairs = [(sample.key, sample.alt) for sample in ShardDataset(tmp_path)]
+    assert pairs == [("1", "./"), ("x/1", "x/"), ("y/1", "y/")]
+
+
+def test_a_repeated_key_is_an_error_not_a_lost_sample(tmp_path):
+    foreign_tar(tmp_path / "foreign/0.tar", [("a.png", b"1"), ("a.txt", b"1"), ("a.png", b"2"), ("a.txt", b"2")])
+    with pytest.raises(OpenVisionError, match=r"holds a\.png twice"):
+        ShardDataset(tmp_path / "foreign")
+    with pytest.raises(OpenVisionError, match="'a' is written twice"), ShardWriter(tmp_path / "ours", 1) as writer:
+        for _ in range(2):
+            writer.write("a", b"1", "png", "alt", {})
+    assert len(ShardDataset(tmp_path / "ours")) == 1
+
+
 def test_broken_index_and_broken_json(tmp_path):
     write(tmp_path, count=1)
     (tmp_path / "000000.index.json").write_text("{")
     with pytest.raises(OpenVisionError, match="remove it and it is built anew"):
         ShardDataset(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+def test_broken_json_is_a_bad_sample(tmp_path, content):
+    good = [("b.png", b"2"), ("b.txt", b"two"), ("b.json", b"{}")]
+    foreign_tar(tmp_path / "0.tar", [("a.png", b"1"), ("a.txt", b"one"), ("a.json", content), *good])
+    dataset = ShardDataset(tmp_path)
+    with pytest.raises(BadSampleError, match=r"a\.json"):
+        dataset[0]
+    assert list(all_texts(dataset)) == ["two"]
 
 
 def test_a_failed_writer_leaves_nothing(tmp_path):
@@ -110,8 +170,18 @@ def test_a_failed_writer_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_writer_does_not_mix_with_older_shards(tmp_path):
+    write(tmp_path)
+    with pytest.raises(OpenVisionError, match="already holds shards"):
+        ShardWriter(tmp_path)
+
+
 def test_keys_that_would_break_the_layout(tmp_path):
     with ShardWriter(tmp_path) as writer:
-        with pytest.raises(ValueError, match="without"):
-            writer.write("a.b", b"", "png", "", {})
+        for key in ("", "a.b", "a/b"):
+            with pytest.raises(OpenVisionError, match="without"):
+                writer.write(key, b"", "png", "", {})
+        with pytest.raises(OpenVisionError, match="too long"):
+            writer.write("k" * 96, b"", "png", "", {})
+        writer.write("k" * 95, b"x", "png", "alt", {})
         writer.write("ok", b"x", "png", "alt", {})
