@@ -18,6 +18,7 @@ import pytest
 import typer.main
 
 from openvision.cli.main import app
+from openvision.data.shards import ShardDataset, ShardWriter
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -103,14 +104,13 @@ def workshop(tmp_path_factory, tiny_run, shapes_folder) -> Path:
     shutil.copytree(tiny_run, folder / "runs/quickstart")
     data = folder / "runs/openmoji"
     shutil.copytree(shapes_folder / "train", data / "train")
-    for split in ("validation", "heldout_compositional", "heldout_random"):
+    for split in ("validation", "heldout_random"):
         shutil.copytree(shapes_folder / "validation", data / split)
-    pictures = folder / "pictures"
-    pictures.mkdir()
-    from openvision.data.shards import ShardDataset
-
-    for sample in ShardDataset(shapes_folder / "train"):
-        (pictures / f"{sample.key}.png").write_bytes(sample.image)
+    with ShardWriter(data / "heldout_compositional") as writer:
+        # One picture has a name of the real data, which README uses.
+        for number, sample in enumerate(ShardDataset(shapes_folder / "validation")):
+            meta = {**sample.meta, "synthetic": sample.synthetic, **({} if number else {"name": "woman pilot"})}
+            writer.write(sample.key, sample.image, sample.extension, str(sample.alt), meta)
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     return folder
 

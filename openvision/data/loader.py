@@ -10,7 +10,7 @@
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -199,4 +199,4 @@ class _DecodedSamples:
         with self._lock:
             if index not in self.kept and pixels.nbytes <= self.bytes_left:
                 self.bytes_left -= pixels.nbytes
-                self.kept[index] = (Sample(sample.key, b"", sample.alt, sample.synthetic, sample.meta), pixels)
+                self.kept[index] = (replace(sample, image=b""), pixels)

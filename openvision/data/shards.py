@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from typing import Any
 from openvision.data.bad_sample import BadSampleError
 from openvision.data.shard_index import IMAGE_EXTENSIONS, index_path, load_index, read_members, write_index
 from openvision.errors import OpenVisionError
-from openvision.files import make_folder
+from openvision.files import atomic_write_bytes, make_folder
 
 # The longest name that the plain tar format holds without a folder.
 _NAME_BYTES = 100
@@ -36,6 +37,8 @@ class Sample:
 
     key: str
     image: bytes
+    extension: str
+    """Of the picture, which names its format: png, jpg, jpeg or webp."""
     alt: str | list[str]
     synthetic: str | list[str] | None
     meta: dict[str, Any] = field(default_factory=dict)
@@ -160,10 +163,10 @@ class ShardDataset:
         shard = bisect_right(self._ends, index)
         entry = self._entries[shard][index - (self._ends[shard - 1] if shard else 0)]
         members = read_members(self._paths[shard], entry)
-        image = next(members[extension] for extension in IMAGE_EXTENSIONS if extension in members)
+        extension = next(extension for extension in IMAGE_EXTENSIONS if extension in members)
         meta = _parse_meta(members.get("json", b"{}"), entry["key"], self._paths[shard])
         alt = members.get("txt", b"").decode("utf-8", errors="replace")
-        return Sample(entry["key"], image, alt, meta.pop(self.synthetic_key, None), meta)
+        return Sample(entry["key"], members[extension], extension, alt, meta.pop(self.synthetic_key, None), meta)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -190,6 +193,21 @@ def all_texts(dataset: ShardDataset) -> Iterator[str]:
         for text in (sample.alt, sample.synthetic):
             if text is not None:
                 yield from [text] if isinstance(text, str) else text
+
+
+def unpack_pictures(dataset: ShardDataset, folder: Path) -> int:
+    """Write every picture into `folder` as the file it is, named by the field `name` of its json or by its key.
+
+    Returns the number of pictures; of several of one name the later ones carry their key too.
+    """
+    make_folder(folder)
+    taken: set[str] = set()
+    for sample in dataset:
+        name = re.sub(r"[^\w.-]+", "-", str(sample.meta.get("name", sample.key))).strip("-.") or sample.key
+        name = f"{name}-{sample.key}" if name in taken else name
+        taken.add(name)
+        atomic_write_bytes(folder / f"{name}.{sample.extension}", sample.image)
+    return len(taken)
 
 
 def _parse_meta(data: bytes, key: str, path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import tarfile
 import pytest
 
 from openvision.data.bad_sample import BadSampleError
-from openvision.data.shards import ShardDataset, ShardWriter, all_texts
+from openvision.data.shards import ShardDataset, ShardWriter, all_texts, unpack_pictures
 from openvision.errors import OpenVisionError
 
 
@@ -185,3 +185,14 @@ def test_keys_that_would_break_the_layout(tmp_path):
             writer.write("k" * 96, b"", "png", "", {})
         writer.write("k" * 95, b"x", "png", "alt", {})
         writer.write("ok", b"x", "png", "alt", {})
+
+
+def test_pictures_are_unpacked_under_their_names(tmp_path):
+    with ShardWriter(tmp_path / "shards") as writer:
+        for key, name in (("k1", "a red car"), ("k2", "a red car"), ("k3", "../x/..")):
+            writer.write(key, key.encode(), "webp", "alt", {"name": name})
+        writer.write("k4", b"k4", "jpg", "alt", {})
+    folder = tmp_path / "pictures"
+    assert unpack_pictures(ShardDataset(tmp_path / "shards"), folder) == 4
+    written = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert written == {"a-red-car.webp": b"k1", "a-red-car-k2.webp": b"k2", "x.webp": b"k3", "k4.jpg": b"k4"}
