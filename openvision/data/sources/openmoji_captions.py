@@ -23,22 +23,10 @@ _ALT_FORMS = (
     "{name} sticker png",
 )
 
-_ONE_IN_THREE = ("short", "", "")
-_ONE_IN_SIX = ("short", "", "", "", "", "")
-
 
 def alt_text(name: Name) -> str:
-    """The name as the web's alt-texts have it: in one of several forms, and often short.
-
-    About a third leave the skin tone out, a sixth the gender: people who describe a picture in passing leave such
-    things unsaid. It is the synthetic caption that is complete.
-    """
-    text = name.text
-    if name.tones and _pick(name, "short tone", _ONE_IN_THREE):
-        text = name.bare
-    if name.gender and name.role and _pick(name, "short gender", _ONE_IN_SIX):
-        text = re.sub(rf"\b{name.gender}\b", "", text)
-    words = " ".join(re.sub(r"[^\w\s'-]", "", text).split())
+    """The name in one of the forms that alt-texts have; every word of the name is kept."""
+    words = " ".join(re.sub(r"[^\w\s'-]", "", name.text).split())
     form = _pick(name, "alt", _ALT_FORMS)
     return form.format(
         name=words, title=words.title(), underscored=words.replace(" ", "_"), dashed=words.replace(" ", "-")
