@@ -71,8 +71,9 @@ def read_result(run: Path, seed: int) -> dict[str, Any]:
 def summary(results: list[dict[str, Any]], split: str, column: str) -> str:
     """Mean and standard deviation over seeds, percent."""
     values = [100 * result[split][column] for result in results]
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.1f} ± {spread:.1f}"
+    mean = f"{statistics.mean(values):.1f}"
+    # One run has no spread; "± 0.0" would say that it was measured.
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
