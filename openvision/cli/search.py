@@ -5,20 +5,23 @@ from typing import Annotated
 
 import typer
 
+from openvision.cli.options import DEFAULT_CHECKPOINT, CheckpointOption, Squash
+
 
 def search(
     folder: Annotated[Path, typer.Argument(help="Folder of pictures, searched with its subfolders.")],
     query: Annotated[str, typer.Argument(help='What to look for, e.g. "a red car".')],
     top: Annotated[int, typer.Option(help="How many pictures to show.", min=1)] = 5,
-    checkpoint: Annotated[Path, typer.Option(help="Folder of a trained model.")] = Path("runs/quickstart/model"),
+    checkpoint: CheckpointOption = DEFAULT_CHECKPOINT,
+    squash: Squash = False,
 ) -> None:
     """Find the pictures in a folder that fit a text best."""
-    from openvision.inference.encoder import Encoder
+    from openvision.inference.load import load
     from openvision.inference.search import pictures_in, search
 
     # Before the model: a wrong folder is told at once.
     pictures_in(folder)
-    result = search(Encoder.load(checkpoint), folder, query, top)
+    result = search(load(checkpoint, preprocessing="squash" if squash else "crop"), folder, query, top)
     for path, score in result.hits:
         typer.echo(f"{score:6.3f}  {path}")
     for _, reason in result.skipped:

@@ -5,6 +5,7 @@ Resizing is antialiased bilinear in float32 and then truncated, not rounded, to 
 
 import io
 import warnings
+from typing import Literal
 
 import numpy as np
 import torch
@@ -65,26 +66,45 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return resized[0].permute(1, 2, 0).to(torch.uint8).contiguous().numpy()
 
 
-def resize_center_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Shorter side to `size`, central square of it: uint8 (size, size, 3). The evaluation the models were made for.
+Size = int | tuple[int, int]
+Preprocessing = Literal["crop", "squash"]
 
-    Raises BadSampleError for a strip so long that its resized form would hold more than MAX_PIXELS.
+
+def prepare(image: np.ndarray, size: Size, mode: Preprocessing = "crop") -> np.ndarray:
+    """uint8 (H, W, 3) -> uint8 of `size` pixels, a square or (height, width), ready to be normalised.
+
+    "crop" is what the models were trained and evaluated with: scale until `size` is covered, take the middle.
+    "squash" is what the released PyTorch configurations say: scale both sides, whatever the aspect.
+    """
+    return resize_center_crop(image, size) if mode == "crop" else squash(image, size)
+
+
+def resize_center_crop(image: np.ndarray, size: Size) -> np.ndarray:
+    """Scale until `size` is covered (for a square: shorter side to `size`), then the middle of it.
+
+    The evaluation the models were made for (spec section 7). Raises BadSampleError for a strip so long that its
+    resized form would hold more than MAX_PIXELS.
     """
     height, width = image.shape[:2]
+    rows, columns = _sides(size)
     # The original computes the ratio and the sides in float32.
-    ratio = np.float32(size) / np.float32(min(height, width))
+    ratio = max(np.float32(rows) / np.float32(height), np.float32(columns) / np.float32(width))
     new_height, new_width = (int(np.round(np.float32(side) * ratio)) for side in (height, width))
     # A picture of 1 x 20,000 pixels would become one of 224 x 4,480,000: twelve gigabytes of floats.
-    if new_height * new_width > max(MAX_PIXELS, size * size):
-        raise BadSampleError("extreme_aspect", f"the picture of {width} x {height} pixels is too long for a square")
+    if new_height * new_width > max(MAX_PIXELS, rows * columns):
+        raise BadSampleError("extreme_aspect", f"the picture of {width} x {height} pixels is too long to be cropped")
     resized = resize(image, new_height, new_width)
-    top, left = (new_height - size) // 2, (new_width - size) // 2
-    return np.ascontiguousarray(resized[top : top + size, left : left + size])
+    top, left = (new_height - rows) // 2, (new_width - columns) // 2
+    return np.ascontiguousarray(resized[top : top + rows, left : left + columns])
 
 
-def squash(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize to (size, size, 3) whatever the aspect, as the released PyTorch configurations say."""
-    return resize(image, size, size)
+def squash(image: np.ndarray, size: Size) -> np.ndarray:
+    """Resize to `size` whatever the aspect, as the released PyTorch configurations say."""
+    return resize(image, *_sides(size))
+
+
+def _sides(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def normalize(images: Tensor) -> Tensor:

@@ -156,12 +156,20 @@ class ShardDataset:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> Sample:
-        """Sample `index`; raises BadSampleError when its json is broken, OpenVisionError when its shard is."""
+    def _locate(self, index: int) -> tuple[int, Any]:
+        """Shard and index entry of a sample."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         shard = bisect_right(self._ends, index)
-        entry = self._entries[shard][index - (self._ends[shard - 1] if shard else 0)]
+        return shard, self._entries[shard][index - (self._ends[shard - 1] if shard else 0)]
+
+    def key(self, index: int) -> str:
+        """Key of a sample, without reading it."""
+        return self._locate(index)[1]["key"]
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample `index`; raises BadSampleError when its json is broken, OpenVisionError when its shard is."""
+        shard, entry = self._locate(index)
         members = read_members(self._paths[shard], entry)
         extension = next(extension for extension in IMAGE_EXTENSIONS if extension in members)
         meta = _parse_meta(members.get("json", b"{}"), entry["key"], self._paths[shard])

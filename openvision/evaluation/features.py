@@ -14,7 +14,8 @@ from openvision.data.images import BadSampleError, decode_image, normalize, resi
 from openvision.data.shards import Sample, ShardDataset
 from openvision.errors import OpenVisionError
 from openvision.evaluation.metrics import check_features
-from openvision.models.openvision import OpenVision
+from openvision.models.openvision import OpenVision, unit
+from openvision.models.vision import VisionTransformer
 from openvision.text.captions import sentences
 from openvision.text.tokenizer import Tokenizer
 
@@ -112,10 +113,11 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
         model.train(was_training)
 
 
-def encode_images(model: OpenVision, images: Tensor, batch_size: int = 256) -> NDArray[np.float32]:
+def encode_images(model: OpenVision | VisionTransformer, images: Tensor, batch_size: int = 256) -> NDArray[np.float32]:
     """uint8 (n, 3, H, W) -> unit vectors float32 (n, E); raises OpenVisionError on NaN or infinity."""
-    with evaluating(model) as device:
-        parts = [model.encode_image(normalize(batch).to(device)).float().cpu() for batch in images.split(batch_size)]
+    tower = model.vision if isinstance(model, OpenVision) else model
+    with evaluating(tower) as device:
+        parts = [unit(tower(normalize(batch.to(device)))).float().cpu() for batch in images.split(batch_size)]
     features = torch.cat(parts).numpy()
     check_features(features, "image features")
     return features

@@ -6,7 +6,8 @@ import numpy as np
 
 from openvision.errors import OpenVisionError
 from openvision.evaluation.zero_shot import PLAIN, class_embeddings
-from openvision.inference.encoder import Encoder, ImageInput
+from openvision.inference.encoder import Encoder
+from openvision.inference.vision import ImageInput
 
 
 def classify(

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from openvision.errors import OpenVisionError
-from openvision.inference.encoder import Encoder, UnreadableImageError
+from openvision.inference.encoder import Encoder
+from openvision.inference.vision import UnreadableImageError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 

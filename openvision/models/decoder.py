@@ -94,7 +94,8 @@ class ParallelCaptionDecoder(nn.Module):
         nn.init.normal_(self.head.weight, std=self.config.width**-0.5)
 
     def forward(self, image_tokens: Tensor, text_tokens: Tensor) -> Tensor:
-        """Image tokens (B, N, Dv) and text tokens (B, T, Dt) -> normalised states (B, Q, D), float32.
+        """Image tokens (B, N, Dv) and text tokens (B, T, Dt) -> normalised states (B, Q, D), in the dtype
+        of the parameters.
 
         State i predicts token i + 1 of the caption through `logits`.
         """
@@ -106,14 +107,14 @@ class ParallelCaptionDecoder(nn.Module):
             dim=1,
         )
         queries = self.queries.expand(len(prefix), -1, -1)
-        dtype = compute_dtype(prefix)
+        dtype = compute_dtype(self.queries)
         prefix, queries = prefix.to(dtype), queries.to(dtype)
         mask = causal_mask(queries.shape[1], prefix.shape[1], prefix.device)
         *blocks, last = self.blocks
         for block in blocks:
             prefix, queries = block.forward_prefix(prefix, queries, mask)  # pyright: ignore[reportCallIssue]
         queries = last.forward_queries(prefix, queries, mask)  # pyright: ignore[reportCallIssue]
-        return self.norm(queries.float())
+        return self.norm(queries.to(self.norm.weight.dtype))
 
     def logits(self, states: Tensor) -> Tensor:
         """(..., D) -> (..., vocab_size), float32."""

@@ -38,7 +38,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
     `mask` (Q, K) is boolean, True where a query may look; None lets every query look everywhere.
     """
-    if q.device.type != "cpu" or k.shape[2] > EXPLICIT_KEYS_ON_CPU:
+    if q.device.type != "cpu" or torch.compiler.is_exporting() or k.shape[2] > EXPLICIT_KEYS_ON_CPU:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if mask is not None:

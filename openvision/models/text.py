@@ -33,7 +33,7 @@ class TextFeatures:
     tokens: Tensor
     """(B, L - 1, D): all but the class token, before the norm; the caption decoder reads them."""
     pooled: Tensor
-    """(B, D): the normalised class token, float32."""
+    """(B, D): the normalised class token, in the dtype of the parameters."""
 
 
 class TextTransformer(nn.Module):
@@ -68,7 +68,7 @@ class TextTransformer(nn.Module):
         x = x.to(compute_dtype(x))
         for block in self.blocks:
             x = block(x)
-        return TextFeatures(tokens=x[:, :-1], pooled=self.norm(x[:, -1].float()))
+        return TextFeatures(tokens=x[:, :-1], pooled=self.norm(x[:, -1].to(self.norm.weight.dtype)))
 
     def project(self, pooled: Tensor) -> Tensor:
         """(B, D) pooled -> (B, E) embedding, float32, not normalised."""

@@ -6,6 +6,7 @@
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,16 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
+class LayerTokens:
+    """The residual stream after one block, for B images of N patches."""
+
+    patch_tokens: Tensor
+    """(B, N, D), row-major."""
+    class_token: Tensor
+    """(B, D)."""
+
+
+@dataclass(frozen=True)
 class VisionFeatures:
     """What the vision tower computes for B images of N patches."""
 
@@ -51,6 +62,12 @@ class VisionFeatures:
     """(B, D), output of the last block before any norm; OpenVision never reads it."""
     pooled: Tensor
     """(B, D), LayerNorm of the mean patch token."""
+    grid: tuple[int, int]
+    """Rows and columns of patches; N is their product."""
+    layers: tuple[LayerTokens, ...] = ()
+    """Tokens of the layers that were asked for, in that order."""
+    num_prefix_tokens: int = 1
+    """Tokens before the patches inside the tower: the class token, kept apart here."""
 
 
 class PatchEmbed(nn.Module):
@@ -66,7 +83,7 @@ class PatchEmbed(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             # The same numbers as a strided convolution, by one matrix product: faster on CPU, forward and backward.
             patches = F.pixel_unshuffle(self._crop(images).float(), self.patch_size)
-            return F.linear(patches.flatten(2).transpose(1, 2), self.proj.weight.flatten(1))
+            return F.linear(patches.flatten(2).transpose(1, 2), self.proj.weight.flatten(1).float())
 
     def _crop(self, images: Tensor) -> Tensor:
         height, width = (size - size % self.patch_size for size in images.shape[-2:])
@@ -102,6 +119,9 @@ class VisionTransformer(nn.Module):
 
     def position_table(self, rows: int, columns: int, device: torch.device) -> Tensor:
         """Fixed positions (rows * columns, D) for any grid; computed once a grid and device, never a parameter."""
+        if isinstance(rows, torch.SymInt) or isinstance(columns, torch.SymInt):
+            # An export with free resolution: the table is computed inside the graph.
+            return sincos_position_table(rows, columns, self.config.width).to(device)
         key = (rows, columns, device)
         if key not in self._positions:
             self._positions[key] = sincos_position_table(rows, columns, self.config.width).to(device)
@@ -116,16 +136,42 @@ class VisionTransformer(nn.Module):
         patches = self.patch_embed(images) + self.position_table(rows, columns, images.device)
         # The class token's position row is all zeros: it is added nowhere.
         x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1)
-        return x.to(compute_dtype(x))
+        return x.to(compute_dtype(self.cls_token))
 
-    def forward_features(self, images: Tensor) -> VisionFeatures:
-        """Encode normalised images (B, 3, H, W) of any size that holds a patch."""
+    def forward_features(self, images: Tensor, layers: Sequence[int] = (), norm: bool = False) -> VisionFeatures:
+        """Encode normalised images (B, 3, H, W) of any size that holds a patch.
+
+        `layers` are numbered like the hidden states of transformers: 0 is what enters the first block, i what leaves
+        block i, -1 what leaves the last one, -2 (what most multimodal models read) what leaves the one before.
+        `norm` applies the final LayerNorm to each token of these layers; it was trained on mean tokens only, so the
+        default hands the tokens on as the caption decoder reads them. Raises ValueError for a layer that is not there.
+        """
+        wanted = [self._layer_index(layer) for layer in layers]
+        kept: dict[int, LayerTokens] = {}
         x = self.embed(images)
-        for block in self.blocks:
-            x = block(x)
-        patch_tokens = x[:, 1:]
-        pooled = self.fc_norm(patch_tokens.mean(dim=1))
-        return VisionFeatures(patch_tokens=patch_tokens, class_token=x[:, 0], pooled=pooled)
+        for index, block in enumerate((None, *self.blocks)):
+            x = x if block is None else block(x)
+            if index in wanted:
+                kept[index] = self._tokens(x, norm)
+        return VisionFeatures(
+            patch_tokens=x[:, 1:],
+            class_token=x[:, 0],
+            pooled=self.fc_norm(x[:, 1:].mean(dim=1)),
+            grid=self.config.grid(*images.shape[-2:]),
+            layers=tuple(kept[index] for index in wanted),
+        )
+
+    def _layer_index(self, layer: int) -> int:
+        states = len(self.blocks) + 1
+        if not -states <= layer < states:
+            raise ValueError(
+                f"layer {layer} does not exist: this tower has layers 0 to {states - 1}, or -{states} to -1"
+            )
+        return layer % states
+
+    def _tokens(self, x: Tensor, norm: bool) -> LayerTokens:
+        x = self.fc_norm(x) if norm else x
+        return LayerTokens(patch_tokens=x[:, 1:], class_token=x[:, 0])
 
     def project(self, pooled: Tensor) -> Tensor:
         """(B, D) pooled -> (B, E) embedding, float32, not normalised."""

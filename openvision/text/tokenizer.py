@@ -7,6 +7,7 @@
 """
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -68,10 +69,15 @@ class Tokenizer:
 
     @classmethod
     def from_vocabulary(cls, path: Path) -> "Tokenizer":
-        """Read a vocab.txt, one entry a line; bert-base-uncased's becomes the released models' vocabulary."""
+        """Read a vocab.txt, one entry a line, or the vocabulary inside a tokenizer.json of the `tokenizers` library.
+
+        bert-base-uncased's becomes the released models' vocabulary. Everything else such a json says is left aside:
+        how text is folded and laid out is what the models were trained with, not what another library makes of it.
+        """
         try:
-            entries = path.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
+            content = path.read_text(encoding="utf-8")
+            entries = _entries_of_json(content) if path.suffix == ".json" else content.split("\n")
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise OpenVisionError(f"vocabulary {path} cannot be read: {error}") from error
         if entries and not entries[-1]:
             entries.pop()
@@ -175,6 +181,11 @@ class Tokenizer:
             row[1 + len(kept)] = self.eos_id
             cut += len(kept) < len(ids)
         return rows, cut
+
+
+def _entries_of_json(content: str) -> list[str]:
+    vocabulary: dict[str, int] = json.loads(content)["model"]["vocab"]
+    return sorted(vocabulary, key=vocabulary.__getitem__)
 
 
 def _download_vocabulary() -> Path:

@@ -1,88 +1,112 @@
 """A model as a folder: weights, shape, tokenizer, and where it came from.
 
 model.safetensors   every parameter, float32
-config.json         shape (`OpenVisionConfig`)
-tokenizer.json      the WordPiece tokenizer it was trained with
-recipe.toml         the resolved recipe of the run
-provenance.json     commit, data manifest, versions, seed, samples seen
+config.json         shape (`OpenVisionConfig`; without `text` a vision tower alone)
+tokenizer.json      the WordPiece tokenizer it was trained with (where there is a text tower)
+recipe.toml         the resolved recipe of the run (where it was trained here)
+provenance.json     commit, data manifest, versions, seed, samples seen, or what it was converted from
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from openvision.errors import OpenVisionError
 from openvision.files import atomic_folder
 from openvision.models.openvision import OpenVision, OpenVisionConfig
+from openvision.models.vision import VisionConfig, VisionTransformer
 from openvision.text.tokenizer import Tokenizer
+from openvision.weights.strict import assign_strictly
+from openvision.weights.tensors import read_tensors
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+_VISION = "vision."
 
 
 def save_folder(
-    folder: Path, model: OpenVision, tokenizer: Tokenizer, recipe_toml: str, provenance: dict[str, Any]
+    folder: Path,
+    model: OpenVision | VisionTransformer,
+    tokenizer: Tokenizer | None,
+    recipe_toml: str,
+    provenance: dict[str, Any],
 ) -> None:
-    """Write `model` as a folder, completely or not at all."""
+    """Write `model` as a folder, completely or not at all; a vision tower alone has no tokenizer."""
     with atomic_folder(folder) as temporary:
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        prefix, config = _named(model)
+        state = {f"{prefix}{name}": tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
-        (temporary / CONFIG).write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
-        (temporary / "recipe.toml").write_text(recipe_toml)
+        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        if recipe_toml:
+            (temporary / "recipe.toml").write_text(recipe_toml)
         (temporary / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
-        tokenizer.save(temporary)
+        if tokenizer is not None:
+            tokenizer.save(temporary)
+
+
+def _named(model: OpenVision | VisionTransformer) -> tuple[str, dict[str, Any]]:
+    """What tensor names begin with, and the content of config.json."""
+    if isinstance(model, OpenVision):
+        return "", model.config.to_dict()
+    embed_dim = model.head.out_features if model.head is not None else None
+    return _VISION, {"embed_dim": embed_dim, "vision": asdict(model.config)}
 
 
 def load_folder(folder: Path) -> tuple[OpenVision, Tokenizer, dict[str, Any]]:
-    """Read a model folder: the model in eval mode, its tokenizer, its provenance.
+    """Read a folder of a whole model: the model in eval mode, its tokenizer, its provenance.
 
     Raises OpenVisionError naming the file that is missing, broken or of another shape.
     """
-    if not (folder / CONFIG).is_file():
-        raise OpenVisionError(f"{folder} is not a model folder: it has no {CONFIG}; train one with `make quickstart`")
-    config = _read_config(folder / CONFIG)
+    config = read_config(folder)
+    if not isinstance(config, OpenVisionConfig):
+        raise OpenVisionError(f"{folder} holds a vision tower alone; this needs a model with a text tower")
     with torch.device("meta"):
         model = OpenVision(config)
-    _load_strictly(model, folder / WEIGHTS)
+    assign_strictly(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
     tokenizer = Tokenizer.load(folder)
-    if tokenizer.vocab_size > config.text.vocab_size:
-        raise OpenVisionError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} entries, the model only {config.text.vocab_size}"
-        )
-    provenance = folder / "provenance.json"
-    info = json.loads(provenance.read_text()) if provenance.is_file() else {}
-    return model.eval(), tokenizer, info
+    check_vocabulary(tokenizer, config, str(folder))
+    return model.eval(), tokenizer, read_provenance(folder)
 
 
-def _read_config(path: Path) -> OpenVisionConfig:
+def load_vision_folder(folder: Path) -> VisionTransformer:
+    """Read the vision tower of a folder, in eval mode; the other towers' tensors are never touched."""
+    config = read_config(folder)
+    vision, embed_dim = (config.vision, config.embed_dim) if isinstance(config, OpenVisionConfig) else config
+    with torch.device("meta"):
+        tower = VisionTransformer(vision, embed_dim)
+    state = read_tensors(folder / WEIGHTS)
+    own = {name.removeprefix(_VISION): tensor for name, tensor in state.items() if name.startswith(_VISION)}
+    assign_strictly(tower, own, str(folder / WEIGHTS))
+    return tower.eval()
+
+
+def read_config(folder: Path) -> OpenVisionConfig | tuple[VisionConfig, int | None]:
+    """Shape of the model in a folder: of a whole model, or of a vision tower and its embedding width."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise OpenVisionError(f"{folder} is not a model folder: it has no {CONFIG}; train one with `make quickstart`")
     try:
-        return OpenVisionConfig.from_dict(json.loads(path.read_text()))
+        content = json.loads(path.read_text())
+        if "text" in content or "vision" not in content:
+            return OpenVisionConfig.from_dict(content)
+        return VisionConfig(**content["vision"]), content["embed_dim"]
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise OpenVisionError(f"{path} does not describe an OpenVision model: {error}") from error
 
 
-def _load_strictly(model: OpenVision, path: Path) -> None:
-    try:
-        state = load_file(path)
-    except FileNotFoundError:
-        raise OpenVisionError(f"{path} does not exist; the model folder is incomplete") from None
-    except (SafetensorError, OSError) as error:
-        raise OpenVisionError(f"{path} is not a readable safetensors file: {error}") from error
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
-    problems += [f"{name} is not part of the model" for name in found.keys() - expected.keys()]
-    problems += [
-        f"{name} is {found[name]} instead of {expected[name]}"
-        for name in expected.keys() & found.keys()
-        if found[name] != expected[name]
-    ]
-    if problems:
-        shown = "; ".join(sorted(problems)[:5])
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise OpenVisionError(f"{path} does not fit {CONFIG}, a checkpoint of another size? {shown}{more}")
-    model.load_state_dict(state, assign=True)
+def check_vocabulary(tokenizer: Tokenizer, config: OpenVisionConfig, source: str) -> None:
+    """Raise OpenVisionError when the tokenizer knows more entries than the text tower embeds."""
+    if tokenizer.vocab_size > config.text.vocab_size:
+        raise OpenVisionError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size} entries, the model only {config.text.vocab_size}"
+        )
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Content of provenance.json; empty without one."""
+    path = folder / "provenance.json"
+    return json.loads(path.read_text()) if path.is_file() else {}

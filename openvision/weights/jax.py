@@ -2,15 +2,27 @@
 
 A JAX tree is given flat: `img/Transformer/encoderblock_0/LayerNorm_0/scale` -> array. Dense kernels are (in, out)
 and become (out, in); query, key and value are stacked into one `qkv`; the patch kernel (p, p, 3, D) becomes
-(D, 3, p, p). Gradients convert the same way, since every step is linear and one-to-one.
+(D, 3, p, p). Trees saved with one axis a head (D, heads, d) are flattened first. Gradients convert the same way, since
+every step is linear and one-to-one.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from openvision.errors import OpenVisionError, require
+from openvision.models.decoder import DecoderConfig
+from openvision.models.openvision import OpenVisionConfig
+from openvision.models.text import TextConfig
+from openvision.models.variants import SIZES
+from openvision.models.vision import VisionConfig
+
+T = TypeVar("T")
 
 _TOWERS = {"img": "vision", "txt": "text", "txt_decoder": "decoder"}
 _BLOCK = re.compile(r"^Transformer/encoderblock_(\d+)/(.+)$")
@@ -50,27 +62,35 @@ _QKV = {f"{_ATTENTION}/{part}": index for index, part in enumerate(("query", "ke
 
 
 def from_jax(tree: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """Convert a flat JAX tree into a state dict of `OpenVision`; raises KeyError on a name it does not know."""
+    """Convert a flat JAX tree into a state dict of `OpenVision`; raises OpenVisionError on a name it does not know."""
     state: dict[str, Tensor] = {}
     stacks: dict[str, list[Tensor | None]] = {}
     for name, array in tree.items():
         tower, _, rest = name.partition("/")
         block = _BLOCK.match(rest)
         if not block:
-            state[_OUTSIDE_BLOCKS[name]] = _to_torch(name, array)
+            state[_known(_OUTSIDE_BLOCKS, name, name)] = _to_torch(name, array)
             continue
-        prefix, part = f"{_TOWERS[tower]}.blocks.{block[1]}", block[2]
+        array = _without_head_axis(part := block[2], array)
+        prefix = f"{_TOWERS[tower]}.blocks.{block[1]}"
         if part in _IN_BLOCK:
             state[f"{prefix}.{_IN_BLOCK[part]}"] = _to_torch(name, array)
             continue
         projection, _, leaf = part.rpartition("/")
         target = f"{prefix}.attn.qkv.{'weight' if leaf == 'kernel' else 'bias'}"
-        stacks.setdefault(target, [None, None, None])[_QKV[projection]] = _to_torch(name, array)
+        place = _known(_QKV, projection, name)
+        stacks.setdefault(target, [None, None, None])[place] = _to_torch(name, array)
     for target, parts in stacks.items():
         if any(part is None for part in parts):
-            raise KeyError(f"{target}: query, key or value is missing")
+            raise OpenVisionError(f"{target}: query, key or value is missing from the JAX tree")
         state[target] = torch.cat([part for part in parts if part is not None])
     return state
+
+
+def _known(table: Mapping[str, T], key: str, name: str) -> T:
+    if key not in table:
+        raise OpenVisionError(f"{name} is no parameter of OpenVision's JAX tree")
+    return table[key]
 
 
 def _to_torch(name: str, array: np.ndarray) -> Tensor:
@@ -82,3 +102,105 @@ def _to_torch(name: str, array: np.ndarray) -> Tensor:
     if name.endswith("/kernel"):
         return tensor.T.contiguous()
     return tensor
+
+
+def _without_head_axis(part: str, array: np.ndarray) -> np.ndarray:
+    """Kernels (D, h, d) and (h, d, D) and biases (h, d) of a tree with a head axis, as plain matrices and vectors."""
+    if not part.startswith(_ATTENTION):
+        return array
+    if part.endswith("out/kernel"):
+        return array.reshape(-1, array.shape[-1])
+    return array.reshape(len(array), -1) if part.endswith("/kernel") else array.reshape(-1)
+
+
+def read_orbax(folder: Path) -> dict[str, np.ndarray]:
+    """The flat parameters of an Orbax folder such as the released `jax_orbax_weight`; optimizer state is left out.
+
+    Needs the extra `orbax`. Raises OpenVisionError when the folder cannot be restored.
+    """
+    checkpoint = require("orbax.checkpoint", extra="orbax")
+    try:
+        with checkpoint.PyTreeCheckpointer() as reader:
+            shapes = reader.metadata(folder.resolve()).item_metadata.tree
+            # The optimizer's moments are half as large again as the weights: they are not read at all. As numpy, since
+            # the devices that the file was written from are not here.
+            wanted = {"params": shapes["params"]} if "params" in shapes else shapes
+            as_numpy = _map(wanted, lambda _: checkpoint.RestoreArgs(restore_type=np.ndarray))
+            tree = reader.restore(folder.resolve(), item=wanted, restore_args=as_numpy, transforms={})
+    except Exception as error:  # Orbax raises whatever its storage raises.
+        raise OpenVisionError(f"{folder} is not an Orbax checkpoint that can be restored: {error}") from error
+    return {name: np.asarray(array) for name, array in _flatten(tree)}
+
+
+def _map(tree: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(tree, Mapping):
+        return {name: _map(branch, function) for name, branch in tree.items()}
+    return function(tree)
+
+
+def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(tree, Mapping):
+        yield prefix, tree
+        return
+    for name, branch in tree.items():
+        yield from _flatten(branch, f"{prefix}/{name}" if prefix else str(name))
+
+
+def parameters_of(tree: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The parameters alone: the branch `params` where there is one, OpenVision 2's tower under v1's name."""
+    branch = {name.removeprefix("params/"): array for name, array in tree.items() if name.startswith("params/")}
+    return {
+        re.sub("^img_encoder/", "img/", name): array
+        for name, array in (branch or tree).items()
+        if not name.startswith("opt/")
+    }
+
+
+def is_openvision2(tree: Mapping[str, np.ndarray]) -> bool:
+    """Whether a tree of parameters has no text tower."""
+    return not any(name.startswith("txt/") for name in tree)
+
+
+def infer_vision_config(tree: Mapping[str, np.ndarray], image_size: int, source: str) -> VisionConfig:
+    """Shape of the vision tower; a JAX tree knows nothing of the resolution, so `image_size` must be given."""
+    patch = _shape(tree, "img/embedding/kernel", source)[0]
+    return VisionConfig(**_tower(tree, "img", source), patch_size=patch, image_size=image_size)
+
+
+def infer_config(tree: Mapping[str, np.ndarray], image_size: int, source: str) -> OpenVisionConfig:
+    """Shape of a whole v1 model, its decoder included where the tree holds one."""
+    decoder = None
+    if "txt_decoder/learnable_tokens" in tree:
+        decoder = DecoderConfig(
+            **_tower(tree, "txt_decoder", source),
+            vocab_size=_shape(tree, "txt_decoder/head/kernel", source)[1],
+            caption_length=_shape(tree, "txt_decoder/learnable_tokens", source)[0],
+        )
+    return OpenVisionConfig(
+        embed_dim=_shape(tree, "img/head/kernel", source)[1],
+        vision=infer_vision_config(tree, image_size, source),
+        text=TextConfig(
+            **_tower(tree, "txt", source),
+            vocab_size=_shape(tree, "txt/Embed_0/embedding", source)[0],
+            context_length=_shape(tree, "txt/pos_embedding", source)[1],
+        ),
+        decoder=decoder,
+    )
+
+
+def _tower(tree: Mapping[str, np.ndarray], tower: str, source: str) -> dict[str, int]:
+    """Width, depth, MLP width and heads; heads from the head axis, else from the table of sizes, else 64 wide."""
+    first = f"{tower}/Transformer/encoderblock_0"
+    width, hidden = _shape(tree, f"{first}/MlpBlock_0/Dense_0/kernel", source)
+    pattern = re.compile(rf"^{tower}/Transformer/encoderblock_(\d+)/")
+    depth = 1 + max(int(found[1]) for name in tree if (found := pattern.match(name)))
+    query = _shape(tree, f"{first}/{_ATTENTION}/query/kernel", source)
+    known = (t for size in SIZES.values() for t in (size.vision, size.text, size.decoder))
+    heads = next((t.heads for t in known if (t.width, t.depth) == (width, depth)), max(1, width // 64))
+    return {"width": width, "depth": depth, "mlp_dim": hidden, "heads": query[1] if len(query) == 3 else heads}
+
+
+def _shape(tree: Mapping[str, np.ndarray], name: str, source: str) -> tuple[int, ...]:
+    if name not in tree:
+        raise OpenVisionError(f"{source} is not a parameter tree of OpenVision: {name} is missing")
+    return tuple(tree[name].shape)

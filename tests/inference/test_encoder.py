@@ -9,8 +9,9 @@ from PIL import Image
 
 from openvision.errors import OpenVisionError
 from openvision.inference.classify import classify, clean_labels
-from openvision.inference.encoder import Encoder, UnreadableImageError
+from openvision.inference.encoder import Encoder
 from openvision.inference.search import search
+from openvision.inference.vision import UnreadableImageError
 
 
 def test_paths_images_and_arrays_give_the_same_vectors(encoder, pictures) -> None:
@@ -133,5 +134,5 @@ def test_bad_pictures_are_told_by_name(encoder, tmp_path) -> None:
 
 
 def test_a_missing_checkpoint_is_told(tmp_path) -> None:
-    with pytest.raises(OpenVisionError, match="not a model folder"):
+    with pytest.raises(OpenVisionError, match="does not exist"):
         Encoder.load(tmp_path / "nothing")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from openvision.errors import OpenVisionError
 from openvision.weights.jax import from_jax
 
 BLOCK = "img/Transformer/encoderblock_0/MultiHeadDotProductAttention_0"
@@ -23,7 +24,7 @@ def test_patch_kernel_and_temperature():
 
 
 def test_unknown_and_incomplete_names():
-    with pytest.raises(KeyError):
+    with pytest.raises(OpenVisionError, match="img/unknown is no parameter"):
         from_jax({"img/unknown": np.zeros(1)})
-    with pytest.raises(KeyError, match="query, key or value is missing"):
+    with pytest.raises(OpenVisionError, match="query, key or value is missing"):
         from_jax({f"{BLOCK}/query/kernel": np.zeros((2, 2), dtype=np.float32)})

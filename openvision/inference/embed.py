@@ -1,0 +1,226 @@
+"""Encode a folder of pictures or of shards into one file of vectors: streaming, and going on after a stop.
+
+Finished parts lie beside the output in `.OUTPUT.parts` until the last one; the same command continues there. A part
+is written under a temporary name and renamed, so a kill at any moment costs one part.
+
+    feats.safetensors   features (n, E), keys (uint8: names joined by newlines); `read_features` reads both
+    feats.parquet       columns key, embedding (fixed-size list), a row group a part; extra `parquet`
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor
+
+from openvision.data.bad_sample import BadSampleError
+from openvision.data.images import decode_image
+from openvision.data.shards import ShardDataset
+from openvision.errors import OpenVisionError, require
+from openvision.evaluation.features import evaluating
+from openvision.files import atomic_write_bytes, atomic_write_text, make_folder
+from openvision.inference.search import pictures_in
+from openvision.inference.vision import UnreadableImageError, VisionEncoder
+
+PART = 2048
+_FORMATS = (".safetensors", ".parquet")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Where pictures come from: a name and a loader for each."""
+
+    keys: list[str]
+    load: Callable[[int], Any]
+    """Number of a picture -> what `VisionEncoder.prepare` takes; raises UnreadableImageError or BadSampleError."""
+
+
+@dataclass
+class Embedded:
+    """What came of it."""
+
+    encoded: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    """Name and reason of the pictures that could not be read."""
+
+
+def pictures_of(source: Path) -> Pictures:
+    """Pictures of a folder with its subfolders, or of the shards in it; raises OpenVisionError when there are none."""
+    if source.is_dir() and any(source.glob("*.tar")):
+        dataset = ShardDataset(source)
+        keys = [dataset.key(index) for index in range(len(dataset))]
+        return Pictures(keys, lambda index: decode_image(dataset[index].image))
+    paths = pictures_in(source)
+    return Pictures([path.relative_to(source).as_posix() for path in paths], lambda index: paths[index])
+
+
+def embed(
+    encoder: VisionEncoder,
+    source: Path,
+    output: Path,
+    batch_size: int = 64,
+    threads: int = 2,
+    part: int = PART,
+    progress: Callable[[int, int], None] | None = None,
+) -> Embedded:
+    """Encode every picture of `source` into `output`; `progress` is told how many of how many are done.
+
+    Vectors are unit length; a tower without a head gives its pooled vector instead. Raises OpenVisionError when the
+    output exists, its suffix is unknown, or the parts beside it belong to other pictures or another model.
+    """
+    if output.suffix not in _FORMATS:
+        raise OpenVisionError(f"{output} must end in {' or '.join(_FORMATS)}")
+    if output.exists():
+        raise OpenVisionError(f"{output} exists; remove it or choose another name")
+    if output.suffix == ".parquet":
+        require("pyarrow", extra="parquet")
+    pictures = pictures_of(source)
+    parts = _open_parts(output, encoder, pictures, part)
+    total = len(pictures.keys)
+    for number, start in enumerate(range(0, total, part)):
+        file = parts / f"{number:06d}.safetensors"
+        if not file.is_file():
+            rows = range(start, min(start + part, total))
+            _write_part(file, encoder, pictures, rows, batch_size, threads, progress, total)
+        elif progress:
+            progress(min(start + part, total), total)
+    files = sorted(parts.glob("*.safetensors"))
+    result = _result(files, pictures)
+    if not result.encoded:
+        raise OpenVisionError(f"none of the {total} pictures in {source} can be read; first: {result.skipped[0][1]}")
+    _merge(files, pictures, output)
+    shutil.rmtree(parts)
+    return result
+
+
+def _open_parts(output: Path, encoder: VisionEncoder, pictures: Pictures, part: int) -> Path:
+    """The folder of parts, new or of the same job; raises OpenVisionError for another job's."""
+    folder = make_folder(output.parent / f".{output.name}.parts")
+    job = {
+        "pictures": hashlib.sha256("\n".join(pictures.keys).encode()).hexdigest(),
+        "weights": _weights_hash(encoder),
+        "resolution": encoder.resolution,
+        "preprocessing": encoder.preprocessing,
+        "part": part,
+    }
+    note = folder / "job.json"
+    if not note.is_file():
+        atomic_write_text(note, json.dumps(job) + "\n")
+    elif json.loads(note.read_text()) != json.loads(json.dumps(job)):
+        raise OpenVisionError(
+            f"{folder} holds parts of another job (other pictures, weights or resolution); remove it or choose another "
+            "output"
+        )
+    return folder
+
+
+def _weights_hash(encoder: VisionEncoder) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in encoder.vision.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _write_part(
+    file: Path,
+    encoder: VisionEncoder,
+    pictures: Pictures,
+    rows: range,
+    batch_size: int,
+    threads: int,
+    progress: Callable[[int, int], None] | None,
+    total: int,
+) -> None:
+    kept: list[int] = []
+    skipped: dict[str, str] = {}
+    features: list[Tensor] = []
+    for batch in _prepared(encoder, pictures, rows, batch_size, threads):
+        good = [(row, image) for row, image in batch if isinstance(image, Tensor)]
+        skipped |= {pictures.keys[row]: str(reason) for row, reason in batch if not isinstance(reason, Tensor)}
+        if good:
+            features.append(_vectors(encoder, torch.stack([image for _, image in good])))
+            kept += [row for row, _ in good]
+        if progress:
+            progress(batch[-1][0] + 1, total)
+    state = {"rows": torch.tensor(kept, dtype=torch.int64)}
+    if features:
+        state["features"] = torch.cat(features)
+    atomic_write_bytes(file, save(state, metadata={"skipped": json.dumps(skipped)}))
+
+
+def _prepared(
+    encoder: VisionEncoder, pictures: Pictures, rows: range, batch_size: int, threads: int
+) -> Iterator[list[tuple[int, Tensor | Exception]]]:
+    """Batches of prepared pictures or of the reason why not, read ahead by threads while the model computes."""
+
+    def prepare(row: int) -> tuple[int, Tensor | Exception]:
+        try:
+            return row, encoder.prepare(pictures.load(row))
+        except (UnreadableImageError, BadSampleError) as error:
+            return row, error
+
+    with ThreadPoolExecutor(threads) as pool:
+        starts = range(rows.start, rows.stop, batch_size)
+        ahead = None
+        for start in starts:
+            batch = [pool.submit(prepare, row) for row in range(start, min(start + batch_size, rows.stop))]
+            if ahead is not None:
+                yield [future.result() for future in ahead]
+            ahead = batch
+        if ahead is not None:
+            yield [future.result() for future in ahead]
+
+
+def _vectors(encoder: VisionEncoder, images: Tensor) -> Tensor:
+    if encoder.vision.head is not None:
+        return encoder.encode_prepared(images, len(images))
+    with evaluating(encoder.vision):
+        return encoder.forward_features(images).pooled.float().cpu()
+
+
+def _result(files: list[Path], pictures: Pictures) -> Embedded:
+    result = Embedded()
+    for file in files:
+        with safe_open(file, "pt") as content:
+            result.encoded += content.get_slice("rows").get_shape()[0]
+            result.skipped += json.loads(content.metadata()["skipped"]).items()
+    return result
+
+
+def _merge(files: list[Path], pictures: Pictures, output: Path) -> None:
+    parts = [part for part in map(load_file, files) if "features" in part]
+    names = [[pictures.keys[row] for row in part["rows"].tolist()] for part in parts]
+    temporary = output.with_name(f".{output.name}.tmp")
+    if output.suffix == ".parquet":
+        _write_parquet(names, [part["features"] for part in parts], temporary)
+    else:
+        joined = "\n".join(name for group in names for name in group).encode()
+        keys = torch.frombuffer(bytearray(joined), dtype=torch.uint8)
+        save_file({"features": torch.cat([part["features"] for part in parts]), "keys": keys}, temporary)
+    temporary.replace(output)
+
+
+def _write_parquet(names: list[list[str]], features: list[Tensor], path: Path) -> None:
+    arrow, parquet = require("pyarrow", extra="parquet"), require("pyarrow.parquet", extra="parquet")
+    width = features[0].shape[1]
+    schema = arrow.schema([("key", arrow.string()), ("embedding", arrow.list_(arrow.float32(), width))])
+    with parquet.ParquetWriter(path, schema) as writer:
+        for group, rows in zip(names, features, strict=True):
+            flat = arrow.array(rows.float().numpy().reshape(-1))
+            columns = [arrow.array(group), arrow.FixedSizeListArray.from_arrays(flat, width)]
+            writer.write_table(arrow.Table.from_arrays(columns, schema=schema))
+
+
+def read_features(path: Path) -> tuple[list[str], Tensor]:
+    """Names and vectors float32 (n, E) of a file that `embed` wrote as safetensors."""
+    content = load_file(path)
+    return bytes(content["keys"].numpy()).decode().split("\n"), content["features"]

@@ -1,0 +1,124 @@
+"""`openvision export`: write an encoder in another library's form, load it there, compare, and only then keep it."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from openvision.errors import OpenVisionError
+from openvision.files import atomic_folder
+from openvision.models.openvision import OpenVision
+from openvision.models.vision import VisionTransformer
+from openvision.weights.export import onnx, open_clip, timm, transformers
+from openvision.weights.export.card import write_card
+from openvision.weights.export.parity import Parity, compare, example_images, require_parity
+from openvision.weights.folder import load_vision_folder, save_folder
+from openvision.weights.load import Checkpoint
+
+TARGETS = {
+    "safetensors": "our own folder: whole model, or the vision tower alone",
+    "open_clip": "a folder stock open_clip loads by local-dir:",
+    "timm": "a stock timm VisionTransformer, loaded by local-dir:",
+    "transformers": "a stock ViTModel with exact hidden states, and the text tower as SiglipTextModel",
+    "beit": "a stock BeitModel: exact hidden states and exact pooled output",
+    "siglip": "a SiglipVisionModel, which cannot carry the class token: needs --accept-drift",
+    "onnx": "vision and text graphs for ONNX Runtime",
+}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What may be chosen about an export."""
+
+    precision: onnx.Precision = "fp32"
+    """Of ONNX graphs."""
+    dynamic_resolution: bool = False
+    """ONNX graph for any resolution instead of the model's own."""
+    resolution: int | None = None
+    """Pixels a side for the exports that store positions; the model's own by default."""
+    accept_drift: bool = False
+    """Write the form that cannot be exact."""
+    check: bool = True
+    """Load the result with the library it is for and compare."""
+
+
+def export(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOptions | None = None) -> list[Parity]:
+    """Write `checkpoint` for `target` into `folder` and return how far it is from the model.
+
+    Raises OpenVisionError for an unknown target, a library that is missing, a model that does not fit it, or a
+    difference above tolerance; then nothing is left behind.
+    """
+    options = options or ExportOptions()
+    if target not in TARGETS:
+        raise OpenVisionError(f"unknown export target {target!r}; there are {', '.join(TARGETS)}")
+    if target == "siglip" and not options.accept_drift:
+        raise OpenVisionError(
+            "a SigLIP tower has no class token, so this export is not the same encoder; "
+            "add --accept-drift to write it and see how far it is, or take --to transformers or --to beit"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OpenVisionError(f"{folder} exists and is not empty; choose another folder")
+    if options.resolution is not None:
+        checkpoint = at_resolution(checkpoint, options.resolution)
+    with atomic_folder(folder) as temporary:
+        _write(checkpoint, target, temporary, options)
+        results = require_parity(_check(checkpoint, target, temporary)) if options.check else []
+        write_card(checkpoint, target, temporary, results)
+    return results
+
+
+def at_resolution(checkpoint: Checkpoint, resolution: int) -> Checkpoint:
+    """The same weights as a model of another resolution: no tensor changes, only the positions that go with them."""
+    if resolution < checkpoint.vision.config.patch_size:
+        raise OpenVisionError(
+            f"a resolution of {resolution} is smaller than a patch of {checkpoint.vision.config.patch_size} pixels"
+        )
+    vision_config = replace(checkpoint.vision.config, image_size=resolution)
+    if checkpoint.model is None:
+        with torch.device("meta"):
+            head = checkpoint.vision.head
+            tower = VisionTransformer(vision_config, head.out_features if head is not None else None)
+        tower.load_state_dict(checkpoint.vision.state_dict(), assign=True)
+        return replace(checkpoint, vision=tower.eval())
+    with torch.device("meta"):
+        model = OpenVision(replace(checkpoint.model.config, vision=vision_config))
+    model.load_state_dict(checkpoint.model.state_dict(), assign=True)
+    return replace(checkpoint, model=model.eval(), vision=model.vision)
+
+
+def _write(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOptions) -> None:
+    if target == "onnx":
+        onnx.write_onnx(checkpoint, folder, options.precision, options.dynamic_resolution)
+    elif target == "safetensors":
+        # The folder is there already: its content is written beside it and takes its place.
+        provenance = checkpoint.provenance | {"exported_from": checkpoint.source}
+        save_folder(folder, checkpoint.model or checkpoint.vision, checkpoint.tokenizer, "", provenance)
+    else:
+        writers = {
+            "open_clip": open_clip.write_open_clip,
+            "timm": timm.write_timm,
+            "transformers": transformers.write_vit,
+            "beit": transformers.write_beit,
+            "siglip": transformers.write_siglip,
+        }
+        writers[target](checkpoint, folder)
+
+
+def _check(checkpoint: Checkpoint, target: str, folder: Path) -> list[Parity]:
+    checks = {
+        "safetensors": _check_safetensors,
+        "open_clip": open_clip.check_open_clip,
+        "timm": timm.check_timm,
+        "transformers": transformers.check_vit,
+        "beit": transformers.check_beit,
+        "siglip": transformers.check_siglip,
+        "onnx": onnx.check_onnx,
+    }
+    return checks[target](checkpoint, folder)
+
+
+def _check_safetensors(checkpoint: Checkpoint, folder: Path) -> list[Parity]:
+    images = example_images(checkpoint.vision)
+    with torch.inference_mode():
+        ours = checkpoint.vision.forward_features(images).patch_tokens
+        return [compare("patch tokens", ours, load_vision_folder(folder).forward_features(images).patch_tokens, 0)]

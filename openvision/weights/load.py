@@ -1,0 +1,224 @@
+"""One way in for every checkpoint: released name, Hub id, folder or file, whatever layout it has.
+
+| source                                        | layout                                        |
+|-----------------------------------------------|-----------------------------------------------|
+| `openvision-vit-large-patch14-224`, `org/name` | Hub repository in open_clip's layout           |
+| folder with `config.json`                     | ours                                          |
+| folder with `open_clip_config.json`           | open_clip's                                   |
+| folder written by Orbax                       | the original's JAX tree                       |
+| `.safetensors`, `.bin`, `.pt`, `.pth`         | open_clip's, or ours                          |
+| `.npz`                                        | the original's JAX tree, flat                 |
+
+Loading is strict everywhere: a tensor that is missing, extra or misshapen is an error that lists it.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openvision.errors import OpenVisionError
+from openvision.models.openvision import OpenVision, OpenVisionConfig
+from openvision.models.vision import VisionConfig, VisionTransformer
+from openvision.text.tokenizer import FILE_NAME, Tokenizer
+from openvision.weights import folder as own
+from openvision.weights import hub, jax, open_clip
+from openvision.weights.registry import Released, released, released_in
+from openvision.weights.strict import assign_strictly
+from openvision.weights.tensors import read_npz, read_tensors
+
+_ORBAX_SIGNS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "_sharding", "checkpoint")
+_ORBAX_FOLDER = "jax_orbax_weight"
+_VOCABULARY_FILES = (FILE_NAME, "vocab.txt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint, in eval mode, float32 on CPU."""
+
+    vision: VisionTransformer
+    """The vision tower; part of `model` where there is one."""
+    model: OpenVision | None
+    """The whole model; None when only the vision tower was there or asked for."""
+    tokenizer: Tokenizer | None
+    """None without a text tower, or when no vocabulary came with the weights."""
+    source: str
+    """What was loaded, as the user may want to read it again."""
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """How to load."""
+
+    vision_only: bool = False
+    """Load no more than the vision tower."""
+    vocabulary: Path | None = None
+    """Vocabulary for a checkpoint that brings none: vocab.txt or tokenizer.json of bert-base-uncased."""
+    image_size: int | None = None
+    """Resolution a JAX tree was trained at, which it does not say itself."""
+    decoder: bool = False
+    """From the Hub: read the JAX tree, the only form that holds the caption decoder."""
+    revision: str | None = None
+    """From the Hub: branch, tag or commit."""
+    offline: bool = False
+    """From the Hub: use the local cache only."""
+
+
+def load_checkpoint(source: str | Path, request: Request | None = None) -> Checkpoint:
+    """Load whatever `source` names; raises OpenVisionError with the remedy when that cannot be done."""
+    request = request or Request()
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _from_folder(path, request)
+    if path.is_file():
+        return _from_file(path, request)
+    name = str(source)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not path.suffix and not path.parent.is_dir():
+        return _from_hub(name, released_in(name), request)
+    if "/" in name or path.suffix:
+        raise OpenVisionError(f"{source} does not exist")
+    entry = released(name)
+    return _from_hub(entry.repository, entry, request)
+
+
+def _from_folder(path: Path, request: Request) -> Checkpoint:
+    if (path / own.CONFIG).is_file() and (path / own.WEIGHTS).is_file():
+        return _own_folder(path, request)
+    if (path / open_clip.CONFIG_FILE).is_file():
+        weights = next((path / name for name in open_clip.WEIGHT_FILES if (path / name).is_file()), None)
+        if weights is None:
+            raise OpenVisionError(f"{path} has no weights: none of {', '.join(open_clip.WEIGHT_FILES)}")
+        return _open_clip(weights, path / open_clip.CONFIG_FILE, request, str(path))
+    if any((path / sign).exists() for sign in _ORBAX_SIGNS) or path.suffix == ".npz":
+        return _jax(jax.read_orbax(path), request, str(path))
+    if (path / "model" / own.CONFIG).is_file():
+        return _own_folder(path / "model", request)
+    raise OpenVisionError(
+        f"{path} is not a model folder: it has neither {own.CONFIG} with {own.WEIGHTS} nor {open_clip.CONFIG_FILE}; "
+        "train one with `make quickstart`"
+    )
+
+
+def _own_folder(path: Path, request: Request) -> Checkpoint:
+    whole = isinstance(own.read_config(path), OpenVisionConfig)
+    if request.vision_only or not whole:
+        return Checkpoint(own.load_vision_folder(path), None, None, str(path), own.read_provenance(path))
+    model, tokenizer, provenance = own.load_folder(path)
+    return Checkpoint(model.vision, model, tokenizer, str(path), provenance)
+
+
+def _from_file(path: Path, request: Request) -> Checkpoint:
+    if path.suffix == ".npz":
+        return _jax(read_npz(path), request, str(path))
+    if path.name == own.WEIGHTS and (path.parent / own.CONFIG).is_file():
+        return _own_folder(path.parent, request)
+    config = path.parent / open_clip.CONFIG_FILE
+    return _open_clip(path, config if config.is_file() else None, request, str(path))
+
+
+def _from_hub(repository: str, entry: Released | None, request: Request) -> Checkpoint:
+    where = {"revision": request.revision, "offline": request.offline}
+    if request.decoder:
+        tree = jax.read_orbax(_orbax_root(hub.fetch_folder(repository, _ORBAX_FOLDER, **where)))
+        size = entry.vision.image_size if entry else request.image_size
+        return _jax(tree, replace(request, image_size=size), repository)
+    weights = hub.fetch(repository, open_clip.WEIGHT_FILES, **where)
+    config = hub.fetch(repository, (open_clip.CONFIG_FILE,), **where)
+    if request.vocabulary is None and not request.vision_only and entry is not None and entry.full is not None:
+        request = replace(request, vocabulary=hub.fetch(repository, _VOCABULARY_FILES, **where))
+    loaded = _open_clip(weights, config, request, repository)
+    if entry is not None and entry.embed_dim is None:
+        loaded = _without_head(loaded)
+    if entry is not None and loaded.vision.config != entry.vision:
+        raise OpenVisionError(f"{repository} holds {loaded.vision.config}, but {entry.name} is {entry.vision}")
+    return loaded
+
+
+def _orbax_root(path: Path) -> Path:
+    """The released folder holds the tree one level down, in a folder called checkpoint.npz."""
+    return path / "checkpoint.npz" if (path / "checkpoint.npz").is_dir() else path
+
+
+def _open_clip(weights: Path, config_file: Path | None, request: Request, source: str) -> Checkpoint:
+    state = read_tensors(weights)
+    content = _read_json(config_file) if config_file else {}
+    try:
+        if request.vision_only or open_clip.is_vision_only(state):
+            return _open_clip_vision(state, content, request, source)
+        config = open_clip.config_from_open_clip(content, state) if content else open_clip.infer_config(state)
+    except (KeyError, TypeError) as error:
+        raise OpenVisionError(f"{config_file or weights} does not describe an OpenVision model: {error}") from error
+    with torch.device("meta"):
+        model = OpenVision(config)
+    assign_strictly(model, open_clip.from_open_clip(state, source), source)
+    tokenizer = _tokenizer(request, weights.parent)
+    if tokenizer is not None:
+        own.check_vocabulary(tokenizer, config, source)
+    return Checkpoint(model.eval().vision, model, tokenizer, source, {"converted_from": source})
+
+
+def _open_clip_vision(
+    state: dict[str, torch.Tensor], content: dict[str, Any], request: Request, source: str
+) -> Checkpoint:
+    if not any(name.endswith("conv1.weight") for name in state):
+        found = ", ".join(sorted(state)[:3])
+        raise OpenVisionError(f"{source} holds no vision tower (its first tensors: {found}); is it a text model?")
+    alone = open_clip.is_vision_only(state)
+    named = open_clip.with_prefix(state)
+    if not alone:
+        named = {name: tensor for name, tensor in named.items() if name.startswith("visual.")}
+    config = open_clip.vision_config_from_open_clip(content, named) if content else open_clip.infer_vision_config(named)
+    converted = open_clip.from_open_clip(named, source)
+    return _vision_checkpoint(config, converted, source)
+
+
+def _vision_checkpoint(config: VisionConfig, state: dict[str, torch.Tensor], source: str) -> Checkpoint:
+    """A vision tower from tensors named `vision.*`; any other name among them is listed as extra."""
+    head = state.get("vision.head.weight")
+    with torch.device("meta"):
+        tower = VisionTransformer(config, len(head) if head is not None else None)
+    assign_strictly(tower, {name.removeprefix("vision."): tensor for name, tensor in state.items()}, source)
+    return Checkpoint(tower.eval(), None, None, source, {"converted_from": source})
+
+
+def _without_head(loaded: Checkpoint) -> Checkpoint:
+    """OpenVision 2 was trained without a head; the square matrix in its files was never trained (spec section 8)."""
+    loaded.vision.head = None
+    return loaded
+
+
+def _jax(tree: dict[str, Any], request: Request, source: str) -> Checkpoint:
+    tree = jax.parameters_of(tree)
+    if request.image_size is None:
+        raise OpenVisionError(
+            f"{source} is a JAX tree, which does not say at which resolution it was trained; give image_size "
+            "(--image-size on the command line)"
+        )
+    if request.vision_only or jax.is_openvision2(tree):
+        config = jax.infer_vision_config(tree, request.image_size, source)
+        image = {name: array for name, array in tree.items() if name.startswith("img/")}
+        return _vision_checkpoint(config, jax.from_jax(image), source)
+    config = jax.infer_config(tree, request.image_size, source)
+    with torch.device("meta"):
+        model = OpenVision(config)
+    assign_strictly(model, jax.from_jax(tree), source)
+    tokenizer = _tokenizer(request, None)
+    return Checkpoint(model.eval().vision, model, tokenizer, source, {"converted_from": source})
+
+
+def _tokenizer(request: Request, beside: Path | None) -> Tokenizer | None:
+    """The tokenizer of released weights: from the vocabulary that was given, else from one beside the weights."""
+    if request.vocabulary is not None:
+        return Tokenizer.from_vocabulary(request.vocabulary)
+    found = [beside / name for name in _VOCABULARY_FILES if (beside / name).is_file()] if beside else []
+    return Tokenizer.from_vocabulary(found[0]) if found else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OpenVisionError(f"{path} is not readable JSON: {error}") from error

@@ -1,0 +1,272 @@
+"""Exports into stock classes that the main environment has: transformers and ONNX Runtime.
+
+timm and open_clip need torchvision; they are in tests/oracle.
+"""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import openvision
+from openvision.cli.main import app
+from openvision.data.images import normalize
+from openvision.errors import OpenVisionError
+from openvision.models.openvision import OpenVision, OpenVisionConfig
+from openvision.models.text import TextConfig
+from openvision.models.variants import SIZES
+from openvision.models.vision import VisionConfig, VisionTransformer
+from openvision.text.tokenizer import Tokenizer
+from openvision.weights.export import targets
+from openvision.weights.export.onnx import open_session
+from openvision.weights.export.parity import Parity, compare, require_parity
+from openvision.weights.export.targets import TARGETS, ExportOptions, at_resolution, export
+from openvision.weights.load import Checkpoint
+from openvision.weights.open_clip import mlp_ratio
+
+CONFIG = OpenVisionConfig(
+    embed_dim=24,
+    vision=VisionConfig(width=48, depth=3, mlp_dim=96, heads=3, patch_size=8, image_size=40),
+    text=TextConfig(width=32, depth=2, mlp_dim=64, heads=2, vocab_size=120, context_length=12),
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    torch.manual_seed(0)
+    model = stirred(OpenVision(CONFIG))
+    tokenizer = Tokenizer.train(["a red circle on white", "two dogs"], 100)
+    return Checkpoint(model.vision, model, tokenizer, "test", {})
+
+
+def stirred(model):
+    """Random biases and norms too: what is zero or one at the start would hide a lost tensor."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def vision_alone(config: VisionConfig, embed_dim: int | None) -> Checkpoint:
+    torch.manual_seed(0)
+    return Checkpoint(stirred(VisionTransformer(config, embed_dim)), None, None, "test", {})
+
+
+@pytest.mark.parametrize("target", ["safetensors", "transformers", "beit", "onnx"])
+def test_every_target_is_exact_and_has_a_card(checkpoint, tmp_path, target) -> None:
+    results = export(checkpoint, target, tmp_path / "out")
+    assert results
+    assert all(result.passed and result.tolerance <= 2e-5 for result in results)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert str(results[0]) in card
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("target", ["transformers", "beit"])
+def test_hidden_states_are_exact_at_every_size(tmp_path, size, target) -> None:
+    towers = SIZES[size]
+    # Ti, S and B in full; the others at full width, two blocks deep.
+    depth = towers.vision.depth if size in ("tiny", "small", "base") else 2
+    config = VisionConfig(
+        **towers.vision.sizes() | {"depth": depth}, patch_size=towers.patches[0], image_size=4 * towers.patches[0] + 6
+    )
+    results = export(vision_alone(config, towers.embed_dim), target, tmp_path / "out")
+    assert all(result.passed for result in results)
+
+
+def test_the_tower_inside_llava_reads_our_tokens(checkpoint, tmp_path) -> None:
+    from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, ViTConfig, ViTModel
+
+    export(checkpoint, "transformers", tmp_path / "tower")
+    llm = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0
+    )
+    config = LlavaConfig(
+        vision_config=ViTConfig.from_pretrained(tmp_path / "tower"),
+        text_config=llm,
+        image_token_index=63,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_seq_length=25,
+    )
+    llava = LlavaForConditionalGeneration(config).eval()
+    tower = ViTModel.from_pretrained(tmp_path / "tower", add_pooling_layer=False)
+    missing, unexpected = llava.model.vision_tower.load_state_dict(tower.state_dict(), strict=False)
+    assert not unexpected
+    assert all(name.startswith("pooler.") for name in missing)
+    seen = []
+    llava.model.multi_modal_projector.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = torch.randn(2, 3, 40, 40)
+    ids = torch.tensor([[1] + [63] * 25 + [2]] * 2)
+    with torch.inference_mode():
+        llava(input_ids=ids, pixel_values=images, attention_mask=torch.ones_like(ids))
+        ours = checkpoint.vision.forward_features(images, layers=[-2]).layers[0].patch_tokens
+    assert compare("tokens in Llava", ours, seen[0].reshape(ours.shape)).passed
+
+
+def test_the_embedding_through_norm_and_head_beside_the_vit(checkpoint, tmp_path) -> None:
+    from safetensors.torch import load_file
+    from transformers import ViTModel
+
+    export(checkpoint, "transformers", tmp_path / "out")
+    parts = load_file(tmp_path / "out" / "projection.safetensors")
+    tower = ViTModel.from_pretrained(tmp_path / "out", add_pooling_layer=False)
+    images = torch.randn(2, 3, 40, 40)
+    with torch.inference_mode():
+        mean = tower(images, output_hidden_states=True).hidden_states[-1][:, 1:].mean(1)
+        pooled = torch.nn.functional.layer_norm(mean, (48,), parts["fc_norm.weight"], parts["fc_norm.bias"], 1e-6)
+        assert compare("embedding", checkpoint.vision(images), pooled @ parts["head.weight"].T).passed
+
+
+def test_the_image_processor_prepares_as_we_do(checkpoint, tmp_path) -> None:
+    from transformers import AutoImageProcessor
+
+    export(checkpoint, "transformers", tmp_path / "out")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8).repeat(12, 0).repeat(12, 1)
+    theirs = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
+    encoder = openvision.Encoder(checkpoint.model, None)
+    ours = normalize(encoder.prepare(pixels)[None])
+    # They round where training truncated: one grey level, and a few more at the borders of the blocks.
+    assert theirs.shape == ours.shape
+    assert (theirs - ours).abs().mean() < 1.5 / 255 / 0.22
+
+
+def test_siglip_is_refused_until_the_drift_is_accepted(checkpoint, tmp_path) -> None:
+    with pytest.raises(OpenVisionError, match="no class token"):
+        export(checkpoint, "siglip", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    results = export(checkpoint, "siglip", tmp_path / "out", ExportOptions(accept_drift=True))
+    assert all(result.difference > 0 for result in results)
+    assert results[0].difference > 1e-3
+    assert "Not the same encoder" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("precision", "least"), [("fp16", 0.9999), ("int8", 0.99)])
+def test_lower_precision_graphs_stay_close(checkpoint, tmp_path, precision, least) -> None:
+    export(checkpoint, "onnx", tmp_path / "out", ExportOptions(precision=precision))
+    images = torch.randn(5, 3, 40, 40)
+    (embeds, _) = open_session(tmp_path / "out" / "vision.onnx").run(None, {"images": images.numpy()})
+    with torch.inference_mode():
+        cosine = torch.cosine_similarity(torch.from_numpy(embeds), checkpoint.vision(images))
+    assert cosine.min() > least
+    assert json.loads((tmp_path / "out" / "onnx.json").read_text())["precision"] == precision
+
+
+def test_a_graph_of_free_resolution(checkpoint, tmp_path) -> None:
+    export(checkpoint, "onnx", tmp_path / "out", ExportOptions(dynamic_resolution=True))
+    session = open_session(tmp_path / "out" / "vision.onnx")
+    for batch, height, width in ((1, 40, 40), (2, 24, 72), (3, 50, 33)):
+        images = torch.randn(batch, 3, height, width)
+        (embeds, tokens) = session.run(None, {"images": images.numpy()})
+        assert tokens.shape == (batch, (height // 8) * (width // 8), 48)
+        with torch.inference_mode():
+            ours = openvision.models.openvision.unit(checkpoint.vision(images))
+        assert compare("embedding", ours, torch.from_numpy(embeds), 2e-5).passed
+
+
+def test_a_vision_tower_without_head_or_text(tmp_path) -> None:
+    alone = vision_alone(CONFIG.vision, None)
+    for target in ("safetensors", "transformers", "beit", "onnx"):
+        assert all(result.passed for result in export(alone, target, tmp_path / target))
+    assert not (tmp_path / "transformers" / "text").exists()
+    with pytest.raises(OpenVisionError, match="no text tower"):
+        export(alone, "open_clip", tmp_path / "open_clip")
+    assert not (tmp_path / "open_clip").exists()
+
+
+def test_another_resolution(checkpoint, tmp_path) -> None:
+    results = export(checkpoint, "transformers", tmp_path / "out", ExportOptions(resolution=56))
+    assert all(result.passed for result in results)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["image_size"] == 56
+    with pytest.raises(OpenVisionError, match="smaller than a patch"):
+        at_resolution(checkpoint, 7)
+
+
+def test_a_wrong_export_is_not_kept(checkpoint, tmp_path, monkeypatch) -> None:
+    write = targets.transformers.write_beit
+    other = stirred(VisionTransformer(CONFIG.vision, CONFIG.embed_dim))
+    monkeypatch.setattr(
+        targets.transformers, "write_beit", lambda given, folder: write(replace(given, vision=other), folder)
+    )
+    with pytest.raises(OpenVisionError, match="does not compute what the model computes"):
+        export(checkpoint, "beit", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nan_is_no_parity() -> None:
+    with pytest.raises(OpenVisionError):
+        require_parity([Parity("x", float("nan"), 1.0)])
+
+
+def test_an_occupied_folder_and_an_unknown_target(checkpoint, tmp_path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(OpenVisionError, match="not empty"):
+        export(checkpoint, "safetensors", tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+    with pytest.raises(OpenVisionError, match="unknown export target 'tensorflow'"):
+        export(checkpoint, "tensorflow", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("width", "hidden"), [(1152, 4304), (1408, 6144), (192, 768), (1280, 5120), (7, 10)])
+def test_ratios_give_the_width_back(width, hidden) -> None:
+    assert int(width * mlp_ratio(width, hidden)) == hidden
+
+
+# The commands.
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint, tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "model"
+    export(checkpoint, "safetensors", path)
+    return path
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_export_prints_parity(folder, tmp_path) -> None:
+    result = run("export", folder, "--to", "beit", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "pooled: largest difference" in result.output
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_info_and_models(folder) -> None:
+    told = run("info", folder).output
+    assert "3 blocks of width 48" in told
+    assert "5 x 5 patch tokens" in told
+    listed = run("models").output
+    assert all(name in listed for name in openvision.available_models())
+
+
+def test_convert(folder, tmp_path) -> None:
+    assert run("convert", folder, "-o", tmp_path / "tower", "--vision-only").exit_code == 0
+    assert openvision.load_vision(tmp_path / "tower").grid == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("export", "{model}", "--to", "caffe", "-o", "{out}"), "unknown export target 'caffe'"),
+        (("export", "{model}", "--to", "onnx", "--precision", "int4", "-o", "{out}"), "unknown precision 'int4'"),
+        (("export", "{model}", "--to", "siglip", "-o", "{out}"), "--accept-drift"),
+        (("info", "openvision-vit-hugh-patch14-224"), "did you mean"),
+    ],
+)
+def test_bad_input(folder, tmp_path, arguments, message) -> None:
+    filled = [argument.format(model=folder, out=tmp_path / "out") for argument in arguments]
+    result = run(*filled)
+    assert isinstance(result.exception, OpenVisionError)
+    assert message in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_targets_are_known_to_the_help() -> None:
+    assert TARGETS.keys() == {"safetensors", "open_clip", "timm", "transformers", "beit", "siglip", "onnx"}
