@@ -1,7 +1,8 @@
 """Every command block of README and docs is run, or checked against `--help`.
 
 The line before a block says what it is: `<!-- run -->` (executed here, on the tiny run), `<!-- slow -->` (executed by
-`make test-slow`), `<!-- needs: hub -->` or gpu, cluster, dataset (parsed and checked). A block without is an error.
+`make test-slow`), `<!-- run: oracle -->` (by tests/oracle, where timm and open_clip are), `<!-- needs: hub -->`
+or gpu, cluster, dataset (parsed and checked). A block without is an error.
 """
 
 import os
@@ -50,7 +51,7 @@ def with_marker(marker: str) -> list[Block]:
 
 
 def test_every_block_is_marked():
-    known = {"run", "slow", *(f"needs: {need}" for need in NEEDS)}
+    known = {"run", "run: oracle", "slow", *(f"needs: {need}" for need in NEEDS)}
     assert [str(block) for block in blocks() if block.marker not in known] == []
     assert with_marker("run")
     assert with_marker("slow")
@@ -109,7 +110,7 @@ def workshop(tmp_path_factory, tiny_run, shapes_folder) -> Path:
     with ShardWriter(data / "heldout_compositional") as writer:
         # One picture has a name of the real data, which README uses.
         for number, sample in enumerate(ShardDataset(shapes_folder / "validation")):
-            meta = {**sample.meta, "synthetic": sample.synthetic, **({} if number else {"name": "woman pilot"})}
+            meta = {**sample.meta, "synthetic": sample.synthetic, **({} if number else {"name": "man pilot"})}
             writer.write(sample.key, sample.image, sample.extension, str(sample.alt), meta)
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     return folder
@@ -123,9 +124,11 @@ def execute(block: Block, folder: Path) -> None:
     assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("block", with_marker("run"), ids=str)
-def test_run(block, workshop):
-    execute(block, workshop)
+@pytest.mark.parametrize("document", dict.fromkeys(b.document for b in with_marker("run")), ids=lambda d: d.name)
+def test_run(document, workshop):
+    for block in with_marker("run"):
+        if block.document == document:
+            execute(block, workshop)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openvision.models.layers import Block, LayerNorm, attend, compute_dtype, init_text_block, linear_fp32
+from openvision.models.layers import Block, LayerNorm, attend, compute_dtype, init_text_block, is_skeleton, linear_fp32
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class ParallelCaptionDecoder(nn.Module):
         )
         self.norm = LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
-        self.init_weights()
+        if not is_skeleton(self):
+            self.init_weights()
 
     def init_weights(self) -> None:
         """Initialise every parameter as the original does."""

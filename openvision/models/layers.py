@@ -152,6 +152,14 @@ def init_vision_block(block: Block, width: int) -> None:
     zero_biases(block)
 
 
+def is_skeleton(module: nn.Module) -> bool:
+    """Whether `module` was built on the meta device, to be filled from a file: there is nothing to initialise.
+
+    Random numbers on the meta device also import torch's compiler, which costs over a second at load time.
+    """
+    return next(module.parameters()).is_meta
+
+
 def zero_biases(block: Block) -> None:
     """Set every projection bias of `block` to 0 and its LayerNorms to the identity."""
     for module in block.modules():

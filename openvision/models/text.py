@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from openvision.models.layers import Block, LayerNorm, compute_dtype, init_text_block, linear_fp32
+from openvision.models.layers import Block, LayerNorm, compute_dtype, init_text_block, is_skeleton, linear_fp32
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,15 @@ class TextTransformer(nn.Module):
     def __init__(self, config: TextConfig, embed_dim: int) -> None:
         super().__init__()
         self.config = config
-        self.token_embed = nn.Embedding(config.vocab_size, config.width)
+        self.token_embed = _embedding(config.vocab_size, config.width)
         self.pos_embed = nn.Parameter(torch.empty(1, config.context_length, config.width))
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, config.mlp_dim, gelu="tanh") for _ in range(config.depth)
         )
         self.norm = LayerNorm(config.width)
         self.head = nn.Linear(config.width, embed_dim, bias=False)
-        self.init_weights()
+        if not is_skeleton(self):
+            self.init_weights()
 
     def init_weights(self) -> None:
         """Initialise every parameter as the original does."""
@@ -77,3 +78,10 @@ class TextTransformer(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """(B, L) -> (B, E) embedding, float32, not normalised."""
         return self.project(self.forward_features(ids).pooled)
+
+
+def _embedding(entries: int, width: int) -> nn.Embedding:
+    """An embedding that draws no random numbers on the meta device (see `is_skeleton`)."""
+    if torch.get_default_device().type == "meta":
+        return nn.Embedding.from_pretrained(torch.empty(entries, width), freeze=False)
+    return nn.Embedding(entries, width)

@@ -18,6 +18,7 @@ from openvision.models.layers import (
     LayerNorm,
     compute_dtype,
     init_vision_block,
+    is_skeleton,
     linear_fp32,
     sincos_position_table,
 )
@@ -104,7 +105,8 @@ class VisionTransformer(nn.Module):
         self.fc_norm = LayerNorm(config.width)
         self.head = nn.Linear(config.width, embed_dim, bias=False) if embed_dim else None
         self._positions: dict[tuple[int, int, torch.device], Tensor] = {}
-        self.init_weights()
+        if not is_skeleton(self):
+            self.init_weights()
 
     def init_weights(self) -> None:
         """Initialise every parameter as the original does."""

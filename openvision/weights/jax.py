@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 _TOWERS = {"img": "vision", "txt": "text", "txt_decoder": "decoder"}
 _BLOCK = re.compile(r"^Transformer/encoderblock_(\d+)/(.+)$")
+_OUR_BLOCK = re.compile(r"^(vision|text|decoder)\.blocks\.(\d+)\.(.+)$")
 _ATTENTION = "MultiHeadDotProductAttention_0"
 _IN_BLOCK = {
     "LayerNorm_0/scale": "norm1.weight",
@@ -63,9 +64,15 @@ _QKV = {f"{_ATTENTION}/{part}": index for index, part in enumerate(("query", "ke
 
 def from_jax(tree: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """Convert a flat JAX tree into a state dict of `OpenVision`; raises OpenVisionError on a name it does not know."""
+    return consume_jax(dict(tree))
+
+
+def consume_jax(tree: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """`from_jax` that empties `tree` on the way, so that no more than one array is in memory twice."""
     state: dict[str, Tensor] = {}
     stacks: dict[str, list[Tensor | None]] = {}
-    for name, array in tree.items():
+    for name in list(tree):
+        array = tree.pop(name)
         tower, _, rest = name.partition("/")
         block = _BLOCK.match(rest)
         if not block:
@@ -80,7 +87,8 @@ def from_jax(tree: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         target = f"{prefix}.attn.qkv.{'weight' if leaf == 'kernel' else 'bias'}"
         place = _known(_QKV, projection, name)
         stacks.setdefault(target, [None, None, None])[place] = _to_torch(name, array)
-    for target, parts in stacks.items():
+    for target in list(stacks):
+        parts = stacks.pop(target)
         if any(part is None for part in parts):
             raise OpenVisionError(f"{target}: query, key or value is missing from the JAX tree")
         state[target] = torch.cat([part for part in parts if part is not None])
@@ -102,6 +110,36 @@ def _to_torch(name: str, array: np.ndarray) -> Tensor:
     if name.endswith("/kernel"):
         return tensor.T.contiguous()
     return tensor
+
+
+def to_jax(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Inverse of `from_jax`: a state dict of `OpenVision` as the flat tree the original's code reads."""
+    towers = {ours: theirs for theirs, ours in _TOWERS.items()}
+    outside = {ours: theirs for theirs, ours in _OUTSIDE_BLOCKS.items()}
+    inside = {ours: theirs for theirs, ours in _IN_BLOCK.items()}
+    tree: dict[str, np.ndarray] = {}
+    for name, tensor in state.items():
+        block = _OUR_BLOCK.match(name)
+        if not block:
+            tree[outside[name]] = _to_numpy(outside[name], tensor)
+            continue
+        prefix, part = f"{towers[block[1]]}/Transformer/encoderblock_{block[2]}", block[3]
+        if part in inside:
+            tree[f"{prefix}/{inside[part]}"] = _to_numpy(inside[part], tensor)
+            continue
+        leaf = "kernel" if part.endswith("weight") else "bias"
+        for projection, piece in zip(_QKV, tensor.chunk(3), strict=True):
+            tree[f"{prefix}/{projection}/{leaf}"] = _to_numpy(leaf, piece)
+    return tree
+
+
+def _to_numpy(name: str, tensor: Tensor) -> np.ndarray:
+    array = tensor.detach().float().cpu().numpy()
+    if name == "t":
+        return array.reshape(1)
+    if name == "img/embedding/kernel":
+        return array.transpose(2, 3, 1, 0)
+    return array.T if name.endswith("kernel") else array
 
 
 def _without_head_axis(part: str, array: np.ndarray) -> np.ndarray:

@@ -200,11 +200,11 @@ def _jax(tree: dict[str, Any], request: Request, source: str) -> Checkpoint:
     if request.vision_only or jax.is_openvision2(tree):
         config = jax.infer_vision_config(tree, request.image_size, source)
         image = {name: array for name, array in tree.items() if name.startswith("img/")}
-        return _vision_checkpoint(config, jax.from_jax(image), source)
+        return _vision_checkpoint(config, jax.consume_jax(image), source)
     config = jax.infer_config(tree, request.image_size, source)
     with torch.device("meta"):
         model = OpenVision(config)
-    assign_strictly(model, jax.from_jax(tree), source)
+    assign_strictly(model, jax.consume_jax(tree), source)
     tokenizer = _tokenizer(request, None)
     return Checkpoint(model.eval().vision, model, tokenizer, source, {"converted_from": source})
 

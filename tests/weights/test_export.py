@@ -78,6 +78,15 @@ def test_hidden_states_are_exact_at_every_size(tmp_path, size, target) -> None:
     assert all(result.passed for result in results)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["large", "so400m", "huge", "giant"])
+def test_hidden_states_are_exact_at_full_depth(tmp_path, size) -> None:
+    towers = SIZES[size]
+    config = VisionConfig(**towers.vision.sizes(), patch_size=14, image_size=84)
+    results = export(vision_alone(config, towers.embed_dim), "transformers", tmp_path / "out")
+    assert all(result.passed for result in results)
+
+
 def test_the_tower_inside_llava_reads_our_tokens(checkpoint, tmp_path) -> None:
     from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, ViTConfig, ViTModel
 

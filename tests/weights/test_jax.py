@@ -1,10 +1,12 @@
 """Names of the original's parameter tree."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from openvision.errors import OpenVisionError
-from openvision.weights.jax import from_jax
+from openvision.weights.jax import from_jax, to_jax
 
 BLOCK = "img/Transformer/encoderblock_0/MultiHeadDotProductAttention_0"
 
@@ -28,3 +30,11 @@ def test_unknown_and_incomplete_names():
         from_jax({"img/unknown": np.zeros(1)})
     with pytest.raises(OpenVisionError, match="query, key or value is missing"):
         from_jax({f"{BLOCK}/query/kernel": np.zeros((2, 2), dtype=np.float32)})
+
+
+def test_the_golden_tree_there_and_back():
+    with np.load(Path(__file__).parents[1] / "golden" / "openvision_tiny.npz") as archive:
+        tree = {name.removeprefix("param:"): archive[name] for name in archive.files if name.startswith("param:")}
+    back = to_jax(from_jax(tree))
+    assert back.keys() == tree.keys()
+    assert all(np.array_equal(back[name], tree[name]) for name in tree)
