@@ -1,19 +1,20 @@
 """Tar shards in the webdataset layout, written and read at random without unpacking.
 
-    000000.tar          KEY.png (or .jpg, .jpeg, .webp), KEY.txt, KEY.json, one after the other
-    000000.index.json   where each member lies and its hash (shard_index.py); made anew when missing
+    000000.tar     KEY.png (or .jpg, .jpeg, .webp), KEY.txt, KEY.json, one after the other
+    000000.index   where each member lies and its hash (shard_index.py)
+    shards.json    all shards of the folder (manifest.py)
 
-The alt-text is the txt member; the synthetic caption is a field of the json member.
+The alt-text is the txt member, the synthetic caption a field of the json member, unless other names are asked for.
 """
 
-import functools
-import hashlib
 import io
 import json
 import os
 import re
 import tarfile
+import threading
 from bisect import bisect_right
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,10 +24,24 @@ from types import TracebackType
 from typing import Any
 
 from openvision.data.bad_sample import BadSampleError
-from openvision.data.shard_index import IMAGE_EXTENSIONS, index_path, load_index, read_members, write_index
+from openvision.data.manifest import index_folder, open_manifest
+from openvision.data.shard_index import (
+    CAPTIONS,
+    IMAGE_EXTENSIONS,
+    ShardIndex,
+    build_index,
+    index_name,
+    read_members,
+)
+from openvision.data.store import LocalStore, Store, open_store
 from openvision.errors import OpenVisionError
 from openvision.files import atomic_write_bytes, make_folder
 
+ALT_MEMBER = "txt"
+"""Name of the caption that is the txt member."""
+# Samples that are looked at to learn which captions a folder holds.
+_LOOKED_AT = 64
+_OPEN_INDICES = 256
 # The longest name that the plain tar format holds without a folder.
 _NAME_BYTES = 100
 
@@ -75,8 +90,10 @@ class ShardWriter:
             self._temporary().unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Finish the last shard."""
+        """Finish the last shard and write the manifest."""
         self._finish_shard()
+        if self._shards:
+            index_folder(LocalStore(self.folder))
 
     def write(self, key: str, image: bytes, extension: str, text: str, meta: dict[str, Any]) -> None:
         """Append one sample; `meta` is the json member and holds the synthetic caption among its fields.
@@ -120,9 +137,10 @@ class ShardWriter:
         with self._clear_errors():
             self._tar.close()
             # One left by an earlier writing must not pass for this shard's if we are stopped between the two.
-            index_path(path).unlink(missing_ok=True)
+            (self.folder / index_name(path.name)).unlink(missing_ok=True)
             os.replace(self._temporary(), path)
-        write_index(path)
+        store = LocalStore(self.folder)
+        store.write(index_name(path.name), build_index(store, path.name))
         self._tar, self._samples, self._shards = None, 0, self._shards + 1
 
     @contextmanager
@@ -136,59 +154,124 @@ class ShardWriter:
 class ShardDataset:
     """Random access to the samples of a folder of shards, in the order of shard names and members.
 
-    Holds no open file: it can be sent to other processes and read from many threads.
+    The folder is local or any URL fsspec reads. Holds no open file between processes: it can be sent to others, and
+    read from many threads.
     """
 
-    def __init__(self, folder: Path, synthetic_key: str = "synthetic") -> None:
-        """Open `folder`; raises OpenVisionError naming the folder or the shard that cannot be read."""
-        self.folder = folder
+    def __init__(self, folder: str | Path, synthetic_key: str = "synthetic", alt_key: str = ALT_MEMBER) -> None:
+        """Open `folder`; raises OpenVisionError naming the folder or the shard that cannot be read.
+
+        `alt_key` and `synthetic_key` name the captions a sample's texts are taken from: "txt" is the txt member, any
+        other name a field of the json member or of the captions tar.
+        """
+        self.store = open_store(folder)
+        self.folder = self.store.name
         self.synthetic_key = synthetic_key
-        if not folder.is_dir():
-            raise OpenVisionError(f"shard folder {folder} does not exist")
-        self._paths = sorted(folder.glob("*.tar"))
-        if not self._paths:
-            raise OpenVisionError(f"shard folder {folder} holds no .tar file")
-        self._entries = [load_index(path) for path in self._paths]
-        self._ends = list(accumulate(len(entries) for entries in self._entries))
+        self.alt_key = alt_key
+        self._manifest = open_manifest(self.store)
+        self._ends = list(accumulate(shard.samples for shard in self._manifest.shards))
         if not len(self):
-            raise OpenVisionError(f"the shards of {folder} hold no sample")
+            raise OpenVisionError(f"the shards of {self.folder} hold no sample")
+        self._indices = _Indices(self.store)
 
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def _locate(self, index: int) -> tuple[int, Any]:
-        """Shard and index entry of a sample."""
+    @property
+    def rejected(self) -> Counter[str]:
+        """What the shards hold and no sample is made of, by reason."""
+        return self._manifest.rejected
+
+    def _locate(self, index: int) -> tuple[str, int]:
+        """Shard and row of a sample."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         shard = bisect_right(self._ends, index)
-        return shard, self._entries[shard][index - (self._ends[shard - 1] if shard else 0)]
+        return self._manifest.shards[shard].name, index - (self._ends[shard - 1] if shard else 0)
 
     def key(self, index: int) -> str:
         """Key of a sample, without reading it."""
-        return self._locate(index)[1]["key"]
+        shard, row = self._locate(index)
+        return self._indices[shard].key(row)
 
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`; raises BadSampleError when its json is broken, OpenVisionError when its shard is."""
-        shard, entry = self._locate(index)
-        members = read_members(self._paths[shard], entry)
+        shard, row = self._locate(index)
+        entry = self._indices[shard][row]
+        if index in self._manifest.duplicates:
+            raise BadSampleError("duplicate_key", f"{shard}: an earlier shard holds the key {entry.key} too")
+        members = read_members(self.store, shard, entry)
         extension = next(extension for extension in IMAGE_EXTENSIONS if extension in members)
-        meta = _parse_meta(members.get("json", b"{}"), entry["key"], self._paths[shard])
-        alt = members.get("txt", b"").decode("utf-8", errors="replace")
-        return Sample(entry["key"], members[extension], extension, alt, meta.pop(self.synthetic_key, None), meta)
+        meta = _parse_meta(members.get("json", b"{}"), entry.key, self.store.join(shard))
+        if CAPTIONS in members:
+            meta |= _parse_meta(members[CAPTIONS], entry.key, self.store.join(shard))
+        txt = members.get("txt", b"").decode("utf-8", errors="replace")
+        alt = txt if self.alt_key == ALT_MEMBER else meta.pop(self.alt_key, None) or ""
+        synthetic = txt if self.synthetic_key == ALT_MEMBER else meta.pop(self.synthetic_key, None)
+        return Sample(entry.key, members[extension], extension, alt, synthetic, meta)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
-    @functools.cached_property
-    def _manifest(self) -> str:
-        digest = hashlib.sha256()
-        for path in self._paths:
-            digest.update(index_path(path).read_bytes())
-        return digest.hexdigest()
+    def caption_names(self) -> list[str]:
+        """Names under which texts were found in the first samples: "txt" and fields that hold texts."""
+        names: set[str] = set()
+        for index in range(min(len(self), _LOOKED_AT)):
+            shard, row = self._locate(index)
+            members = read_members(self.store, shard, self._indices[shard][row])
+            names |= {ALT_MEMBER} & members.keys()
+            for kind in {"json", CAPTIONS} & members.keys():
+                names |= _text_fields(members[kind])
+        return sorted(names)
+
+    def require_captions(self, *names: str) -> None:
+        """Raise OpenVisionError that lists the known names when one of `names` is in none of the first samples."""
+        known = self.caption_names()
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise OpenVisionError(
+                f"{self.folder} holds no captions named {unknown[0]!r}; known are {', '.join(known) or 'none'}"
+            )
 
     def manifest_hash(self) -> str:
         """SHA-256 over the indices, which hold the hash of every member: the identity of the data."""
-        return self._manifest
+        return self._manifest.sha256()
+
+
+class _Indices:
+    """Indices of shards, opened when first asked for; a bounded number stays open."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._open: OrderedDict[str, ShardIndex] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getitem__(self, shard: str) -> ShardIndex:
+        with self._lock:
+            index = self._open.pop(shard, None) or ShardIndex(self.store, shard)
+            self._open[shard] = index
+            if len(self._open) > _OPEN_INDICES:
+                self._open.popitem(last=False)
+        return index
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"store": self.store}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["store"])
+
+
+def _text_fields(data: bytes) -> set[str]:
+    try:
+        content = json.loads(data)
+    except ValueError:
+        return set()
+    fields = content.items() if isinstance(content, dict) else ()
+    return {name for name, value in fields if isinstance(value, str) or _is_texts(value)}
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
 def all_texts(dataset: ShardDataset) -> Iterator[str]:
@@ -218,7 +301,7 @@ def unpack_pictures(dataset: ShardDataset, folder: Path) -> int:
     return len(taken)
 
 
-def _parse_meta(data: bytes, key: str, path: Path) -> dict[str, Any]:
+def _parse_meta(data: bytes, key: str, path: str) -> dict[str, Any]:
     try:
         meta = json.loads(data)
     except ValueError as error:

@@ -8,7 +8,9 @@ import tarfile
 import pytest
 
 from openvision.data.bad_sample import BadSampleError
+from openvision.data.manifest import index_folder
 from openvision.data.shards import ShardDataset, ShardWriter, all_texts, unpack_pictures
+from openvision.data.store import LocalStore
 from openvision.errors import OpenVisionError
 
 
@@ -61,11 +63,11 @@ def test_bytes_and_manifest_depend_on_the_samples_alone(tmp_path):
 
 def test_missing_index_is_built_and_the_same(tmp_path):
     write(tmp_path)
-    index = tmp_path / "000001.index.json"
-    content = index.read_text()
+    index = tmp_path / "000001.index"
+    content = index.read_bytes()
     index.unlink()
     assert ShardDataset(tmp_path)[4].alt == "alt 4"
-    assert index.read_text() == content
+    assert index.read_bytes() == content
 
 
 def test_other_processes_can_have_it(tmp_path):
@@ -95,7 +97,8 @@ def test_truncated_tar_is_named(tmp_path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(OpenVisionError, match=r"000000\.tar has \d+ bytes but its index was made from"):
         ShardDataset(tmp_path)
-    (tmp_path / "000000.index.json").unlink()
+    (tmp_path / "000000.index").unlink()
+    (tmp_path / "shards.json").unlink()
     with pytest.raises(OpenVisionError, match=r"000000\.tar is truncated or not a tar"):
         ShardDataset(tmp_path)
 
@@ -117,7 +120,7 @@ def test_another_tar_of_the_same_size_is_noticed(tmp_path):
     # Tars are padded to blocks: the sizes are equal though the contents are not.
     assert (tmp_path / "a/000000.tar").stat().st_size == (tmp_path / "b/000000.tar").stat().st_size
     shutil.copy(tmp_path / "b/000000.tar", tmp_path / "a/000000.tar")
-    with pytest.raises(OpenVisionError, match=r"000000\.tar: key0\.png is not what its index says"):
+    with pytest.raises(OpenVisionError, match=r"000000\.tar: key0\.\w+ is not what its index says"):
         ShardDataset(tmp_path / "a")[0]
 
 
@@ -136,20 +139,86 @@ def test_folders_inside_a_tar_are_part_of_the_key(tmp_path):
     assert pairs == [("1", "./"), ("x/1", "x/"), ("y/1", "y/")]
 
 
-def test_a_repeated_key_is_an_error_not_a_lost_sample(tmp_path):
+def test_a_repeated_key_is_counted_and_the_first_stays(tmp_path):
     foreign_tar(tmp_path / "foreign/0.tar", [("a.png", b"1"), ("a.txt", b"1"), ("a.png", b"2"), ("a.txt", b"2")])
-    with pytest.raises(OpenVisionError, match=r"holds a\.png twice"):
-        ShardDataset(tmp_path / "foreign")
+    dataset = ShardDataset(tmp_path / "foreign")
+    assert dataset.rejected == {"duplicate_key": 2}
+    assert (len(dataset), dataset[0].image) == (1, b"1")
     with pytest.raises(OpenVisionError, match="'a' is written twice"), ShardWriter(tmp_path / "ours", 1) as writer:
         for _ in range(2):
             writer.write("a", b"1", "png", "alt", {})
     assert len(ShardDataset(tmp_path / "ours")) == 1
 
 
-def test_broken_index_and_broken_json(tmp_path):
+def test_a_key_of_an_earlier_shard_is_a_bad_sample(tmp_path):
+    for number, keys in enumerate(("ab", "bc")):
+        members = [(f"{key}.{kind}", f"{key}{number}".encode()) for key in keys for kind in ("png", "txt")]
+        foreign_tar(tmp_path / f"{number}.tar", members)
+    dataset = ShardDataset(tmp_path)
+    assert dataset.rejected == {"duplicate_key": 1}
+    assert [dataset[index].alt for index in (0, 1, 3)] == ["a0", "b0", "c1"]
+    with pytest.raises(BadSampleError, match="holds the key b too"):
+        dataset[2]
+
+
+def test_members_without_a_picture_are_counted(tmp_path):
+    foreign_tar(tmp_path / "0.tar", [("a.txt", b"alone"), ("b.png", b"1"), ("b.txt", b"two")])
+    dataset = ShardDataset(tmp_path)
+    assert dataset.rejected == {"no_picture": 1}
+    assert [sample.key for sample in dataset] == ["b"]
+
+
+def test_captions_beside_a_shard(tmp_path):
+    foreign_tar(tmp_path / "0.tar", [("a.jpg", b"1"), ("a.txt", b"web"), ("b.jpg", b"2"), ("b.txt", b"b web")])
+    assert ShardDataset(tmp_path)[0].synthetic is None
+    captions = [("a.json", b'{"re_caption": "A cat. It sits."}'), ("z.json", b'{"re_caption": "nobody"}')]
+    foreign_tar(tmp_path / "0.captions.tar", captions)
+    dataset = ShardDataset(tmp_path, synthetic_key="re_caption")
+    assert [sample.synthetic for sample in dataset] == ["A cat. It sits.", None]
+    assert dataset.rejected == {"caption_without_sample": 1}
+    assert dataset.caption_names() == ["re_caption", "txt"]
+    swapped = ShardDataset(tmp_path, synthetic_key="txt", alt_key="re_caption")[0]
+    assert (swapped.alt, swapped.synthetic) == ("A cat. It sits.", "web")
+
+
+def test_unknown_captions_are_refused_with_the_known_ones(tmp_path):
+    write(tmp_path)
+    dataset = ShardDataset(tmp_path)
+    dataset.require_captions("txt", "synthetic")
+    with pytest.raises(OpenVisionError, match=r"no captions named 'synthetik'; known are name, synthetic, txt"):
+        dataset.require_captions("synthetik")
+
+
+def test_a_tar_written_after_its_index(tmp_path):
+    write(tmp_path / "a", count=2)
+    write(tmp_path / "b", count=2)
+    other = (tmp_path / "b/000000.tar").read_bytes().replace(b"alt 0", b"alt 9")
+    (tmp_path / "a/shards.json").unlink()
+    # Copied again, with a new time and the same members: nothing is wrong.
+    shutil.copyfile(tmp_path / "b/000000.tar", tmp_path / "a/000000.tar")
+    assert ShardDataset(tmp_path / "a")[0].alt == "alt 0"
+    (tmp_path / "a/shards.json").unlink()
+    (tmp_path / "a/000000.tar").write_bytes(other)
+    with pytest.raises(OpenVisionError, match=r"key0\.txt is not what its index says"):
+        ShardDataset(tmp_path / "a")
+
+
+def test_a_vanished_shard_is_named_on_opening(tmp_path):
+    write(tmp_path)
+    (tmp_path / "000001.tar").unlink()
+    with pytest.raises(OpenVisionError, match=r"000001\.tar is in shards\.json but not there any more"):
+        ShardDataset(tmp_path)
+    index_folder(LocalStore(tmp_path), rebuild=True)
+    assert len(ShardDataset(tmp_path)) == 4
+
+
+def test_broken_index_and_broken_manifest(tmp_path):
     write(tmp_path, count=1)
-    (tmp_path / "000000.index.json").write_text("{")
-    with pytest.raises(OpenVisionError, match="remove it and it is built anew"):
+    (tmp_path / "000000.index").write_bytes(b"{")
+    with pytest.raises(OpenVisionError, match=r"000000\.index cannot be read .*--rebuild"):
+        ShardDataset(tmp_path)[0]
+    (tmp_path / "shards.json").write_text("{")
+    with pytest.raises(OpenVisionError, match=r"shards\.json cannot be read"):
         ShardDataset(tmp_path)
 
 
