@@ -48,6 +48,15 @@ def atomic_write_text(path: Path, text: str) -> None:
     atomic_write_bytes(path, text.encode("utf-8"))
 
 
+def append_text(path: Path, text: str) -> None:
+    """Append `text` to a file in one write; a reader of lines may see the last one cut short after a crash."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise OpenVisionError(f"cannot write {path}: {error.strerror}") from error
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """All complete lines of a file of JSON lines; one cut short by a crash at the end is left out."""
     try:

@@ -6,13 +6,14 @@ sample looks the same whatever batch, thread or process it falls into, and the a
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from openvision.data.decode import Box, Picture
 from openvision.data.images import resize
 
 _ATTEMPTS = 100
@@ -26,6 +27,8 @@ class Augment(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    crop_law: Literal["original", "random_resized"] = "original"
+    """How crops are drawn: as the original does, or area uniform and aspect log-uniform as RandomResizedCrop does."""
     crop_area: tuple[Probability, Probability] = (0.4, 1.0)
     """Least and greatest share of the picture that a crop covers."""
     crop_aspect: tuple[float, float] = (0.75, 1.33)
@@ -54,7 +57,7 @@ class Jitter:
     gray: bool
 
 
-def random_crop_box(rng: np.random.Generator, height: int, width: int, augment: Augment) -> tuple[int, int, int, int]:
+def random_crop_box(rng: np.random.Generator, height: int, width: int, augment: Augment) -> Box:
     """Draw a crop as TensorFlow's `sample_distorted_bounding_box` does: (y, x, height, width) in pixels.
 
     The aspect is uniform; the height is uniform between those that give the least and the greatest area, so the area
@@ -82,10 +85,30 @@ def random_crop_box(rng: np.random.Generator, height: int, width: int, augment: 
     return 0, 0, height, width
 
 
-def random_crop(image: np.ndarray, rng: np.random.Generator, size: int, augment: Augment) -> np.ndarray:
-    """uint8 (H, W, 3) -> a random crop of it resized to (size, size, 3), uint8."""
-    y, x, height, width = random_crop_box(rng, image.shape[0], image.shape[1], augment)
-    return resize(image[y : y + height, x : x + width], size, size)
+def random_resized_box(rng: np.random.Generator, height: int, width: int, augment: Augment) -> Box:
+    """Draw a crop as torchvision's RandomResizedCrop does: (y, x, height, width) in pixels.
+
+    After ten failed attempts the middle of the picture is taken, as large as the aspects allow.
+    """
+    low, high = augment.crop_aspect
+    for _ in range(10):
+        area = height * width * rng.uniform(*augment.crop_area)
+        aspect = math.exp(rng.uniform(math.log(low), math.log(high)))
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            y, x = int(rng.integers(height - crop_height + 1)), int(rng.integers(width - crop_width + 1))
+            return y, x, crop_height, crop_width
+    aspect = min(max(width / height, low), high)
+    crop_height = min(height, max(1, round(width / aspect)))
+    crop_width = min(width, max(1, round(crop_height * aspect)))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def random_crop(picture: Picture, rng: np.random.Generator, size: int, augment: Augment) -> np.ndarray:
+    """A random crop of a picture resized to (size, size, 3), uint8."""
+    draw = random_crop_box if augment.crop_law == "original" else random_resized_box
+    box = draw(rng, picture.height, picture.width, augment)
+    return resize(picture.crop(box, size), size, size)
 
 
 def draw_jitter(rng: np.random.Generator, augment: Augment) -> Jitter:

@@ -1,67 +1,27 @@
-"""Pictures: bytes to pixels, resizing as the original's evaluation does it, normalisation (spec sections 4 and 7).
+"""Pixels: resizing as the original's evaluation does it, crops, normalisation (spec sections 4 and 7).
 
 Resizing is antialiased bilinear in float32 and then truncated, not rounded, to uint8: so were the models trained.
 """
 
-import io
-import warnings
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from openvision.data.bad_sample import BadSampleError as BadSampleError
+from openvision.data.decode import MAX_PIXELS as MAX_PIXELS
+from openvision.data.decode import decode_image as decode_image
+from openvision.data.decode import to_rgb as to_rgb
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# A picture of more pixels is refused before it is decoded: a small file can unfold to gigabytes.
-MAX_PIXELS = 50_000_000
-
-
-def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Encoded picture -> RGB uint8 (H, W, 3), upright, transparency on white.
-
-    Raises BadSampleError for bytes that are no picture, are cut short, or hold more than `max_pixels`.
-    """
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns above its own limit; ours is checked here, before any pixel is decoded.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                if image.width * image.height > max_pixels:
-                    size = f"{image.width} x {image.height}"
-                    raise BadSampleError("too_large", f"the picture has {size} pixels, more than {max_pixels}")
-                return to_rgb(image)
-    except BadSampleError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise BadSampleError("too_large", str(error)) from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise BadSampleError("undecodable", f"the picture cannot be decoded: {error}") from error
-
-
-def to_rgb(image: Image.Image) -> np.ndarray:
-    """Any Pillow image -> RGB uint8 (H, W, 3): EXIF rotation applied, transparency on white, 16 bits scaled."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        # 16-bit grey: Pillow's own conversion would clip it to white. Other modes do not say how many bits they use.
-        sixteen = image.mode.startswith("I;16") or values.max(initial=0) > 255
-        scaled = values / 257 if sixteen else values
-        return np.repeat(scaled.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        canvas = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return np.asarray(Image.alpha_composite(canvas, layer).convert("RGB"))
-    return np.asarray(image.convert("RGB"))
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """uint8 (H, W, 3) -> uint8 (height, width, 3), antialiased bilinear, truncated."""
-    pixels = torch.tensor(image).permute(2, 0, 1)[None].float()
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
     resized = F.interpolate(pixels, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
     return resized[0].permute(1, 2, 0).to(torch.uint8).contiguous().numpy()
 

@@ -1,16 +1,19 @@
 """Batches of pictures and ids whose order is a pure function of (seed, position).
 
-- Position p of a run is sample `order(p)`: a new shuffle of all samples every epoch, computed and not stored, so a
-  run continues anywhere at once.
+- Position p of a run is sample `stream[p]` (order.py), computed and not stored, so a run continues anywhere at once.
 - Crops, colours and the choice of captions come from a generator keyed by (seed, p): the same whatever the number of
-  threads and however often the run was stopped.
-- Samples that cannot be used are replaced by the next one, counted by reason, and end the run when they are many.
+  threads, workers and processes, and however often the run was stopped.
+- Process r of W takes rows r*B/W to (r+1)*B/W of every global batch of B: the global batches do not depend on W.
+- Samples that cannot be used are replaced by the next one, counted by reason, listed, and end the run when they are
+  many.
 """
 
+import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -20,17 +23,29 @@ import torch
 from torch import Tensor
 
 from openvision.data.augment import Augment, apply_jitter, draw_jitter, random_crop
-from openvision.data.images import BadSampleError, decode_image, to_batch
+from openvision.data.decode import Picture, Pixels, open_picture
+from openvision.data.images import BadSampleError, to_batch
+from openvision.data.mixture import GLOBAL, Mixture, Ordering
 from openvision.data.shards import Sample, ShardDataset
 from openvision.errors import OpenVisionError
+from openvision.files import append_text, read_json_lines
 from openvision.text.captions import Captions, sample_captions
 from openvision.text.tokenizer import Tokenizer
 
 # A run that loses more than this share of its samples trains on something else than it was told to.
-REJECTED_BUDGET = 0.01
+REJECT_BUDGET = 0.01
 _BUDGET_COUNTS_FROM = 1000
 _REPLACEMENTS = 100
 _CACHE_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A sample that was passed over."""
+
+    key: str
+    reason: str
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -48,18 +63,41 @@ class Batch:
     label_mask: Tensor
     """bool (B, caption_length), True where a label counts."""
     keys: list[str]
-    rejected: Counter[str]
-    """Samples passed over while this batch was made, by reason."""
+    rejects: tuple[Reject, ...]
+    """Samples passed over while this batch was made."""
     texts_cut: int
     """Alt-texts and sentences longer than the context, which lost their end."""
+    captions_missing: int
+    """Samples without a synthetic caption, for which their alt-text stands in (spec section 4)."""
+
+    @property
+    def rejected(self) -> Counter[str]:
+        """Samples passed over, by reason."""
+        return Counter(reject.reason for reject in self.rejects)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How batches are read; none of it changes what is in them but the order."""
+
+    ordering: Ordering = GLOBAL
+    threads: int = 1
+    """Threads that decode, in each worker."""
+    workers: int = 0
+    """Processes that decode; 0 decodes in this one."""
+    rank: int = 0
+    world_size: int = 1
+    reject_budget: float = REJECT_BUDGET
+    rejects_file: Path | None = None
+    """Where rejected samples are listed, a JSON line each."""
 
 
 class Loader:
-    """Iterates batches without end, from sample position `start` on."""
+    """Iterates batches without end, from sample position `start` of the global stream on."""
 
     def __init__(
         self,
-        dataset: ShardDataset,
+        data: ShardDataset | Mixture,
         tokenizer: Tokenizer,
         *,
         resolution: int,
@@ -69,27 +107,45 @@ class Loader:
         augment: Augment,
         seed: int,
         start: int = 0,
-        threads: int = 1,
+        reading: Reading | None = None,
     ) -> None:
-        """Open the stream. Data sets smaller than a batch are repeated within it, epoch after epoch."""
-        self.dataset = dataset
-        self.tokenizer = tokenizer
-        self.resolution = resolution
+        """Open the stream of global batches of `batch_size`.
+
+        An epoch ends where it ends, also inside a batch, and the next begins there; data smaller than a batch are
+        repeated within it. Raises OpenVisionError when the processes do not divide the batch.
+        """
+        self.reading = reading or Reading()
+        mixture = data if isinstance(data, Mixture) else Mixture([data])
+        if batch_size % self.reading.world_size:
+            raise OpenVisionError(
+                f"a batch of {batch_size} cannot be divided among {self.reading.world_size} processes; "
+                "choose a multiple of their number"
+            )
         self.batch_size = batch_size
-        self.context_length = context_length
-        self.caption_length = caption_length
-        self.augment = augment
-        self.seed = seed
         self.start = start
         self.position = start
         self.rejected: Counter[str] = Counter()
         self.texts_cut = 0
-        self._decoded = _DecodedSamples(dataset)
-        self._order: Any = grain.MapDataset.range(len(dataset)).seed(seed).shuffle().repeat()
+        self.captions_missing = 0
+        self._mixture = mixture
+        self._listed = _listed(self.reading.rejects_file)
+        self._share = batch_size // self.reading.world_size
+        self._maker = _BatchMaker(
+            mixture, tokenizer, resolution, context_length, caption_length, augment, seed, self.reading.ordering
+        )
+        self._iterator: Any = iter(self._batches())
+
+    def _batches(self) -> Any:
+        first = self.start + self.reading.rank * self._share
         # As many batches as 64-bit positions allow: the stream has no end, its state is one number.
-        batches = grain.MapDataset.range(2**40).map(self._batch)
+        make = _MakeBatch(self._maker, first, self.batch_size, self._share)
+        batches = grain.MapDataset.range(2**40).map(make)
+        threads = self.reading.threads
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-        self._iterator: Any = iter(batches.to_iter_dataset(options))
+        stream = batches.to_iter_dataset(options)
+        if self.reading.workers:
+            stream = stream.mp_prefetch(grain.MultiprocessingOptions(self.reading.workers, per_worker_buffer_size=2))
+        return stream
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -99,6 +155,8 @@ class Loader:
         self.position += self.batch_size
         self.rejected.update(batch.rejected)
         self.texts_cut += batch.texts_cut
+        self.captions_missing += batch.captions_missing
+        self._list(batch.rejects)
         self._check_budget()
         return batch
 
@@ -111,29 +169,110 @@ class Loader:
         self.close()
 
     def close(self) -> None:
-        """Stop the threads."""
+        """Stop the threads and workers."""
         self._iterator.close()
 
-    def sample_at(self, position: int) -> int:
-        """Index of the sample at `position` of the stream."""
-        return int(self._order[position])
+    def sample_at(self, position: int) -> tuple[int, int]:
+        """Source and number of the sample at `position` of the stream."""
+        return self._maker.stream[position]
 
-    def _batch(self, number: int) -> Batch:
-        first = self.start + number * self.batch_size
-        rejected: Counter[str] = Counter()
+    def _list(self, rejects: tuple[Reject, ...]) -> None:
+        """Append to the rejects file what is not in it yet."""
+        new = {reject.key: reject for reject in rejects if reject.key not in self._listed}
+        if self.reading.rejects_file is None or not new:
+            return
+        self._listed |= new.keys()
+        lines = [json.dumps(reject.__dict__, ensure_ascii=False) + "\n" for reject in new.values()]
+        append_text(self.reading.rejects_file, "".join(lines))
+
+    def _check_budget(self) -> None:
+        bad = self.rejected.total()
+        seen = (self.position - self.start) // self.reading.world_size + bad
+        if seen >= _BUDGET_COUNTS_FROM and bad > self.reading.reject_budget * seen:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.rejected.items()))
+            listed = f", listed in {self.reading.rejects_file}" if self.reading.rejects_file else ""
+            raise OpenVisionError(
+                f"{self._mixture.name}: {bad} of {seen} samples cannot be used ({reasons}{listed}), more than "
+                f"{self.reading.reject_budget:.1%}; mend the shards"
+            )
+
+
+def _listed(path: Path | None) -> set[str]:
+    """Keys that an earlier part of the run has listed."""
+    return {line["key"] for line in read_json_lines(path)} if path is not None and path.exists() else set()
+
+
+@dataclass(frozen=True)
+class _MakeBatch:
+    """Number of a batch -> this process's share of it."""
+
+    maker: "_BatchMaker"
+    first: int
+    stride: int
+    share: int
+
+    def __call__(self, number: int) -> Batch:
+        begin = self.first + number * self.stride
+        return self.maker(range(begin, begin + self.share))
+
+
+class _BatchMaker:
+    """Positions -> batch; can be sent to other processes."""
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        tokenizer: Tokenizer,
+        resolution: int,
+        context_length: int,
+        caption_length: int | None,
+        augment: Augment,
+        seed: int,
+        ordering: Ordering,
+    ) -> None:
+        self.mixture = mixture
+        self.tokenizer = tokenizer
+        self.resolution = resolution
+        self.context_length = context_length
+        self.caption_length = caption_length
+        self.augment = augment
+        self.seed = seed
+        self.stream = mixture.stream(seed, ordering)
+        self._samples = [_Samples(source) for source in mixture.sources]
+
+    def __call__(self, positions: range) -> Batch:
+        rejects: list[Reject] = []
         images, jitters, captions, keys = [], [], [], []
-        for position in range(first, first + self.batch_size):
-            sample, pixels = self._usable(self.sample_at(position), rejected)
+        missing = 0
+        for position in positions:
             # A counter-based generator: any position's numbers without drawing those before it.
             rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
-            images.append(random_crop(pixels, rng, self.resolution, self.augment))
+            source, sample, image = self._usable(*self.stream[position], rng, rejects)
+            images.append(image)
             jitters.append(draw_jitter(rng, self.augment))
             captions.append(sample_captions(sample.alt, sample.synthetic, rng))
-            keys.append(sample.key)
-        pixels = apply_jitter(to_batch(images), jitters)
-        return self._with_texts(pixels, captions, keys, rejected)
+            missing += not sample.synthetic
+            keys.append(self.mixture.named(source, sample.key))
+        batch = self._with_texts(apply_jitter(to_batch(images), jitters), captions, keys)
+        return replace(batch, rejects=tuple(rejects), captions_missing=missing)
 
-    def _with_texts(self, images: Tensor, captions: list[Captions], keys: list[str], rejected: Counter[str]) -> Batch:
+    def _usable(
+        self, source: int, index: int, rng: np.random.Generator, rejects: list[Reject]
+    ) -> tuple[int, Sample, np.ndarray]:
+        """Sample `index` of a source and its crop, or the first usable one after it."""
+        length = len(self.mixture.sources[source])
+        for offset in range(_REPLACEMENTS):
+            number = (index + offset) % length
+            try:
+                sample, picture = self._samples[source][number]
+                return source, sample, random_crop(picture, rng, self.resolution, self.augment)
+            except BadSampleError as error:
+                rejects.append(Reject(self.mixture.key(source, number), error.reason, str(error)))
+        reasons = Counter(reject.reason for reject in rejects)
+        told = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+        raise OpenVisionError(f"{self.mixture.names[source]}: {_REPLACEMENTS} samples in a row cannot be used ({told})")
+
+    def _with_texts(self, images: Tensor, captions: list[Captions], keys: list[str]) -> Batch:
         alt, alt_cut = self.tokenizer.encode_counting([caption.alt for caption in captions], self.context_length)
         sentence, cut = self.tokenizer.encode_counting([caption.sentence for caption in captions], self.context_length)
         if self.caption_length is None:
@@ -147,41 +286,36 @@ class Loader:
             labels=torch.from_numpy(labels),
             label_mask=torch.from_numpy(mask),
             keys=keys,
-            rejected=rejected,
+            rejects=(),
             texts_cut=alt_cut + cut,
+            captions_missing=0,
         )
 
-    def _usable(self, index: int, rejected: Counter[str]) -> tuple[Sample, np.ndarray]:
-        """Sample `index`, or the first usable one after it."""
-        for offset in range(_REPLACEMENTS):
-            try:
-                return self._decoded[(index + offset) % len(self.dataset)]
-            except BadSampleError as error:
-                rejected[error.reason] += 1
-        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(rejected.items()))
-        raise OpenVisionError(f"{self.dataset.folder}: {_REPLACEMENTS} samples in a row cannot be used ({reasons})")
 
-    def _check_budget(self) -> None:
-        bad = self.rejected.total()
-        seen = self.position - self.start + bad
-        if seen >= _BUDGET_COUNTS_FROM and bad > REJECTED_BUDGET * seen:
-            reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.rejected.items()))
-            raise OpenVisionError(
-                f"{self.dataset.folder}: {bad} of {seen} samples cannot be used ({reasons}), more than "
-                f"{REJECTED_BUDGET:.0%}; mend the shards"
-            )
+class _Samples:
+    """Samples with their pictures. What cannot be decoded in part is decoded once and kept while it fits.
 
-
-class _DecodedSamples:
-    """Samples with their pixels, kept in memory while they fit: a small data set is decoded once. For many threads."""
+    JPEGs are not kept: decoding the part that a crop needs is fast, and what is in memory must not decide at which
+    scale a picture is decoded. For many threads; every process keeps its own.
+    """
 
     def __init__(self, dataset: ShardDataset) -> None:
         self.dataset = dataset
+        self._open()
+
+    def _open(self) -> None:
         self.bytes_left = _CACHE_BYTES
-        self.kept: dict[int, tuple[Sample, np.ndarray]] = {}
+        self.kept: dict[int, tuple[Sample, Pixels]] = {}
         self._lock = threading.Lock()
 
-    def __getitem__(self, index: int) -> tuple[Sample, np.ndarray]:
+    def __getstate__(self) -> dict[str, Any]:
+        return {"dataset": self.dataset}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.dataset = state["dataset"]
+        self._open()
+
+    def __getitem__(self, index: int) -> tuple[Sample, Picture]:
         """Raises BadSampleError for a sample that cannot be used."""
         found = self.kept.get(index)
         if found is not None:
@@ -190,13 +324,14 @@ class _DecodedSamples:
         texts = [sample.alt] if isinstance(sample.alt, str) else sample.alt
         if not any(text.strip() for text in texts):
             raise BadSampleError("empty_text", f"{sample.key} has no alt-text")
-        pixels = decode_image(sample.image)
-        self._keep(index, sample, pixels)
-        return sample, pixels
+        picture = open_picture(sample.image)
+        if isinstance(picture, Pixels):
+            self._keep(index, sample, picture)
+        return sample, picture
 
-    def _keep(self, index: int, sample: Sample, pixels: np.ndarray) -> None:
+    def _keep(self, index: int, sample: Sample, picture: Pixels) -> None:
         # Two threads may have decoded the same picture: it is kept and paid for once.
         with self._lock:
-            if index not in self.kept and pixels.nbytes <= self.bytes_left:
-                self.bytes_left -= pixels.nbytes
-                self.kept[index] = (replace(sample, image=b""), pixels)
+            if index not in self.kept and picture.array.nbytes <= self.bytes_left:
+                self.bytes_left -= picture.array.nbytes
+                self.kept[index] = (replace(sample, image=b""), picture)

@@ -26,15 +26,38 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Source(Section):
+    """One of several folders of training shards."""
+
+    folder: str
+    """Relative to the data folder, or a URL."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Share of the samples that come from it, before normalisation."""
+    alt_key: str | None = None
+    """As in `data`, whose value it has by default."""
+    synthetic_key: str | None = None
+
+
 class Data(Section):
     """Where the shards are and how a sample's texts become ids."""
 
-    train: str
-    """Folder of training shards, relative to the data folder given on the command line."""
+    train: str | tuple[Source, ...]
+    """Folder of training shards, relative to the data folder given on the command line, or a URL; or several, as
+    tables `[[data.train]]` with weights."""
     validation: str | None = None
     """Folder of shards measured during training; every choice is made on it."""
+    alt_key: str = "txt"
+    """Name of the alt-text: "txt" for the txt member, else a field of the json or of the captions tar."""
     synthetic_key: str = "synthetic"
-    """Field of a sample's json that holds the synthetic caption."""
+    """Name of the synthetic caption, likewise."""
+    order: Literal["global", "blocks"] = "global"
+    """"global" shuffles all samples; "blocks" keeps neighbours together, for shards behind a network."""
+    block: PositiveInt = 64
+    """Samples of a shard read together in the order "blocks"."""
+    window: PositiveInt = 4096
+    """Samples among which blocks are shuffled once more."""
+    reject_budget: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of samples that may be unusable before the run ends."""
     vocab_size: PositiveInt | None = None
     """Learn a WordPiece vocabulary of this size from the training texts; None needs `tokenizer`."""
     tokenizer: str | None = None
@@ -111,6 +134,9 @@ class Run(Section):
     precision: Literal["float32", "bfloat16", "auto"] = "auto"
     """Compute dtype; "auto" takes bfloat16 where the device is fast at it. Parameters stay float32."""
     loader_threads: PositiveInt = 1
+    """Threads that decode, in each worker."""
+    loader_workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that decode; 0 decodes in the training process."""
     log_every: PositiveInt = 10
     """Steps between lines of the log."""
     evaluate_every: PositiveInt = 100
@@ -142,6 +168,11 @@ class Recipe(Section):
     def caption_length(self) -> int | None:
         """Positions of the caption target; None when there is no decoder to predict it."""
         return self.model.decoder.caption_length if self.model.decoder else None
+
+    @property
+    def reads_synthetic(self) -> bool:
+        """Whether anything is learnt from synthetic captions."""
+        return self.model.decoder is not None or "sentence" in self.loss.texts
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":

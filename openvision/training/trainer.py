@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from openvision.data.loader import Loader
-from openvision.data.shards import ShardDataset, all_texts
+from openvision.data.loader import Loader, Reading
 from openvision.errors import OpenVisionError
 from openvision.evaluation.suite import evaluate_split
 from openvision.files import atomic_write_text, make_folder
@@ -28,6 +27,7 @@ from openvision.models.openvision import OpenVision
 from openvision.provenance import describe_run
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.checkpoint import Progress, checkpoints, load_checkpoint, save_checkpoint
+from openvision.training.data import open_training_data, open_validation_data, ordering_of
 from openvision.training.metrics import MetricsLog
 from openvision.training.optimizer import build_optimizer
 from openvision.training.progress import TrainingDisplay
@@ -44,17 +44,13 @@ class Interrupted(Exception):  # noqa: N818
 class Trainer:
     """One run of one recipe in one folder; `run` trains what is left of it."""
 
-    def __init__(self, recipe: Recipe, data_folder: Path, run_folder: Path) -> None:
+    def __init__(self, recipe: Recipe, data_folder: str | Path, run_folder: Path) -> None:
         """Open the data, the tokenizer and the newest checkpoint, if the run was begun before."""
         self.recipe = recipe
         self.run_folder = make_folder(run_folder)
         self._claim_folder()
-        self.dataset = ShardDataset(data_folder / recipe.data.train, synthetic_key=recipe.data.synthetic_key)
-        self.validation = (
-            ShardDataset(data_folder / recipe.data.validation, synthetic_key=recipe.data.synthetic_key)
-            if recipe.data.validation
-            else None
-        )
+        self.dataset = open_training_data(recipe, data_folder)
+        self.validation = open_validation_data(recipe, data_folder)
         self.tokenizer = self._tokenizer()
         self.precision = resolve_precision(recipe.run.precision, torch.device("cpu"))
         torch.manual_seed(recipe.seed)
@@ -141,7 +137,13 @@ class Trainer:
             augment=self.recipe.augment,
             seed=self.recipe.seed,
             start=self.progress.position,
-            threads=self.recipe.run.loader_threads,
+            reading=Reading(
+                ordering=ordering_of(self.recipe),
+                threads=self.recipe.run.loader_threads,
+                workers=self.recipe.run.loader_workers,
+                reject_budget=self.recipe.data.reject_budget,
+                rejects_file=self.run_folder / "rejects.jsonl",
+            ),
         )
 
     def _log(
@@ -216,7 +218,7 @@ class Trainer:
             tokenizer = Tokenizer.from_vocabulary(path) if path.suffix == ".txt" else Tokenizer.load(path)
         else:
             assert data.vocab_size is not None
-            tokenizer = Tokenizer.train(all_texts(self.dataset), data.vocab_size)
+            tokenizer = Tokenizer.train(self.dataset.texts(), data.vocab_size)
         smallest = min(c.vocab_size for c in (self.recipe.model.text, self.recipe.model.decoder) if c is not None)
         if tokenizer.vocab_size > smallest:
             raise OpenVisionError(
@@ -250,6 +252,8 @@ class Trainer:
     def _report_rejected(self, loader: Loader, display: TrainingDisplay) -> None:
         for reason, count in sorted(loader.rejected.items()):
             display.say(f"rejected samples, {reason}: {count}")
+        if loader.captions_missing and self.recipe.reads_synthetic:
+            display.say(f"samples without a synthetic caption, alt-text taken: {loader.captions_missing}")
         if loader.texts_cut:
             length = self.recipe.model.text.context_length
             display.say(f"texts longer than {length} ids, cut: {loader.texts_cut}")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from openvision.data.augment import Augment, Jitter, apply_jitter, draw_jitter, random_crop, random_crop_box
+from openvision.data.decode import Pixels
 
 PLAIN = Augment(jitter_probability=0, grayscale_probability=0)
 
@@ -46,7 +47,7 @@ def test_impossible_crops_are_refused(name, value):
 
 def test_a_crop_is_resized():
     image = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
-    assert random_crop(image, np.random.default_rng(1), 24, Augment()).shape == (24, 24, 3)
+    assert random_crop(Pixels(image), np.random.default_rng(1), 24, Augment()).shape == (24, 24, 3)
 
 
 def one_operation(operation: int, amount: float, image: torch.Tensor) -> torch.Tensor:

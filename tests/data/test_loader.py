@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openvision.data.augment import Augment
-from openvision.data.loader import Batch, Loader
+from openvision.data.loader import Batch, Loader, Reading
+from openvision.data.mixture import Mixture, Ordering
 from openvision.data.shards import ShardDataset, ShardWriter
 from openvision.errors import OpenVisionError
+from openvision.files import read_json_lines
 from openvision.text.tokenizer import Tokenizer
 
 
@@ -25,7 +27,7 @@ def tokenizer(dataset) -> Tokenizer:
     return Tokenizer.train([text for sample in dataset for text in (sample.alt, sample.synthetic)], 120)
 
 
-def loader(dataset, tokenizer, start=0, threads=1, seed=3, batch_size=6) -> Loader:
+def loader(dataset, tokenizer, start=0, threads=1, seed=3, batch_size=6, **reading) -> Loader:
     return Loader(
         dataset,
         tokenizer,
@@ -36,7 +38,7 @@ def loader(dataset, tokenizer, start=0, threads=1, seed=3, batch_size=6) -> Load
         augment=Augment(),
         seed=seed,
         start=start,
-        threads=threads,
+        reading=Reading(threads=threads, **reading),
     )
 
 
@@ -76,7 +78,7 @@ def test_a_stopped_stream_goes_on_at_any_position_and_thread_count(dataset, toke
 @given(seed=st.integers(0, 1000), batch_size=st.integers(1, 40))
 def test_every_epoch_visits_every_sample_once(dataset, tokenizer, seed, batch_size):
     stream = loader(dataset, tokenizer, seed=seed, batch_size=batch_size)
-    visits = [stream.sample_at(position) for position in range(3 * len(dataset))]
+    visits = [stream.sample_at(position)[1] for position in range(3 * len(dataset))]
     stream.close()
     epochs = [visits[start : start + len(dataset)] for start in range(0, len(visits), len(dataset))]
     assert all(sorted(epoch) == list(range(len(dataset))) for epoch in epochs)
@@ -121,7 +123,7 @@ def test_too_many_bad_samples_end_the_run(tmp_path, dataset, tokenizer):
     data = spoiled(tmp_path, dataset, {"red-bar": (b"no picture", None)})
     with (
         loader(data, tokenizer, batch_size=64) as stream,
-        pytest.raises(OpenVisionError, match=r"\d+ of \d+ samples cannot be used \(undecodable \d+\), more than 1%"),
+        pytest.raises(OpenVisionError, match=r"\d+ of \d+ samples cannot be used \(undecodable \d+\), more than 1.0%"),
     ):
         for _ in range(30):
             next(stream)
@@ -149,3 +151,102 @@ def test_sentences_vary_and_targets_do_not(dataset, tokenizer):
     assert len(targets) == len(dataset)
     assert len(sentences) > len(dataset)
     assert np.mean([len(set(batch.keys)) for batch in batches]) == 16
+
+
+# Processes, workers, mixtures, rejects.
+
+
+def joined(parts: list[Batch]) -> list[tuple[str, bytes, bytes]]:
+    """Rows of the batches of all processes, in the order of the global batch."""
+    return [
+        (key, part.images[row].numpy().tobytes(), part.sentence_ids[row].numpy().tobytes())
+        for part in parts
+        for row, key in enumerate(part.keys)
+    ]
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    worlds=st.lists(st.sampled_from([1, 2, 4]), min_size=2, max_size=4),
+    stops=st.lists(st.integers(1, 3), min_size=4, max_size=4),
+    order=st.sampled_from([Ordering(), Ordering("blocks", block=3, window=7)]),
+)
+def test_any_number_of_processes_stopped_anywhere_sees_the_same_batches(dataset, tokenizer, worlds, stops, order):
+    total = sum(stops[: len(worlds)])
+    whole = take(total, dataset, tokenizer, batch_size=8, ordering=order)
+    position, rows = 0, []
+    for world, count in zip(worlds, stops, strict=False):
+        shares = [
+            take(count, dataset, tokenizer, start=position, batch_size=8, rank=rank, world_size=world, ordering=order)
+            for rank in range(world)
+        ]
+        rows += [row for number in range(count) for row in joined([share[number] for share in shares])]
+        position += 8 * count
+    assert rows == joined(whole)
+    epochs = [[row[0] for row in rows[start : start + len(dataset)]] for start in range(0, len(rows), len(dataset))]
+    complete = [epoch for epoch in epochs if len(epoch) == len(dataset)]
+    assert all(len(set(epoch)) == len(dataset) for epoch in complete)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_change_nothing(dataset, tokenizer, workers):
+    plain = take(3, dataset, tokenizer, start=12)
+    worked = take(3, dataset, tokenizer, start=12, workers=workers, threads=2)
+    assert all(same(one, other) for one, other in zip(plain, worked, strict=True))
+
+
+def test_processes_must_divide_the_batch(dataset, tokenizer):
+    with pytest.raises(OpenVisionError, match="a batch of 6 cannot be divided among 4 processes"):
+        loader(dataset, tokenizer, world_size=4)
+
+
+def test_a_mixture_gives_each_source_its_share_and_its_epochs(dataset, tokenizer, shapes_folder):
+    other = ShardDataset(shapes_folder / "validation")
+    mixture = Mixture([dataset, other], [3, 1], ["web", "small"])
+    batches = take(12, mixture, tokenizer, batch_size=8)
+    keys = [key for batch in batches for key in batch.keys]
+    web = [key for key in keys if key.startswith("web/")]
+    assert len(web) == 72
+    assert sorted(web[: len(dataset)]) == sorted(f"web/{sample.key}" for sample in dataset)
+    small = [key for key in keys if key.startswith("small/")]
+    assert sorted(small[: len(other)]) == sorted(f"small/{sample.key}" for sample in other)
+    assert mixture.manifest_hash() not in (dataset.manifest_hash(), other.manifest_hash())
+
+
+def test_mixtures_that_mean_nothing(dataset):
+    with pytest.raises(OpenVisionError, match="named twice"):
+        Mixture([dataset, dataset])
+    with pytest.raises(OpenVisionError, match="2 sources have 1 weights"):
+        Mixture([dataset, dataset], [1], ["a", "b"])
+    with pytest.raises(OpenVisionError, match="not all 0"):
+        Mixture([dataset, dataset], [0, 0], ["a", "b"])
+    with pytest.raises(OpenVisionError, match="no source"):
+        Mixture([])
+
+
+def test_rejects_are_listed_once_with_their_reason(tmp_path, dataset, tokenizer):
+    data = spoiled(tmp_path / "data", dataset, {"red-bar": (b"no picture", None), "blue-pole": (None, "  ")})
+    path = tmp_path / "rejects.jsonl"
+    for _ in range(2):
+        with loader(data, tokenizer, batch_size=16, rejects_file=path) as stream:
+            next(stream), next(stream)
+    listed = {line["key"]: line["reason"] for line in read_json_lines(path)}
+    assert listed == {"red-bar": "undecodable", "blue-pole": "empty_text"}
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_the_budget_is_what_was_asked_for(tmp_path, dataset, tokenizer):
+    data = spoiled(tmp_path, dataset, {"red-bar": (b"no picture", None)})
+    with loader(data, tokenizer, batch_size=64, reject_budget=0.2) as stream:
+        for _ in range(30):
+            next(stream)
+
+
+def test_missing_captions_are_counted(tmp_path, dataset, tokenizer):
+    with ShardWriter(tmp_path) as writer:
+        for sample in dataset:
+            writer.write(sample.key, sample.image, "png", str(sample.alt), {})
+    with loader(ShardDataset(tmp_path), tokenizer, batch_size=16) as stream:
+        batch = next(stream)
+        assert stream.captions_missing == 16
+    assert torch.equal(batch.alt_ids, batch.sentence_ids)
