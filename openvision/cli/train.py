@@ -8,7 +8,7 @@ import typer
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe file, e.g. recipes/quickstart.toml.")],
-    data: Annotated[Path, typer.Option(help="Folder that holds the shard folders named in the recipe.")],
+    data: Annotated[str, typer.Option(help="Folder or URL that holds the shard folders named in the recipe.")],
     run: Annotated[Path, typer.Option(help="Folder for checkpoints, metrics and the trained model.")],
     overrides: Annotated[
         list[str] | None,

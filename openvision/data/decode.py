@@ -6,6 +6,7 @@ decoded at the smallest scale that still covers the crop at the resolution wante
 does not take (other formats, CMYK, a rotation in the EXIF data, damage) goes through Pillow.
 """
 
+import functools
 import io
 import warnings
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from openvision.data.bad_sample import BadSampleError
 
 # A picture of more pixels is refused before it is decoded: a small file can unfold to gigabytes.
 MAX_PIXELS = 50_000_000
+# Pillow opens more, some of them by starting other programs (Ghostscript for EPS): nothing for bytes from the web.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "ICO")
 Box = tuple[int, int, int, int]
 """Top, left, height and width of a crop, pixels."""
 _SCALES = (8, 4, 2)
@@ -113,7 +116,7 @@ def _decode_by_pillow(data: bytes, max_pixels: int) -> np.ndarray:
         with warnings.catch_warnings():
             # Pillow warns above its own limit; ours is checked here, before any pixel is decoded.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=_known_formats()) as image:
                 _check_size(image.width, image.height, max_pixels)
                 return to_rgb(image)
     except BadSampleError:
@@ -122,6 +125,13 @@ def _decode_by_pillow(data: bytes, max_pixels: int) -> np.ndarray:
         raise BadSampleError("too_large", str(error)) from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise BadSampleError("undecodable", f"the picture cannot be decoded: {error}") from error
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of the formats that Pillow was built with."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

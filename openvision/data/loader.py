@@ -20,6 +20,7 @@ from typing import Any
 import grain
 import numpy as np
 import torch
+from absl import flags
 from torch import Tensor
 
 from openvision.data.augment import Augment, apply_jitter, draw_jitter, random_crop
@@ -144,6 +145,9 @@ class Loader:
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         stream = batches.to_iter_dataset(options)
         if self.reading.workers:
+            # Grain asks absl for a flag of its own before it starts workers, and absl wants to have read sys.argv.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
             stream = stream.mp_prefetch(grain.MultiprocessingOptions(self.reading.workers, per_worker_buffer_size=2))
         return stream
 

@@ -20,7 +20,7 @@ def scene(height: int, width: int) -> np.ndarray:
     return np.stack(channels, axis=-1).astype(np.uint8)
 
 
-def encoded(pixels: np.ndarray, form: str = "JPEG", **settings) -> bytes:
+def encoded(pixels: np.ndarray | Image.Image, form: str = "JPEG", **settings) -> bytes:
     buffer = io.BytesIO()
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     image.save(buffer, form, **settings)
@@ -101,3 +101,10 @@ def test_too_many_pixels_are_refused_from_the_header() -> None:
     with pytest.raises(BadSampleError, match="100 x 100 pixels, more than 9999") as caught:
         open_picture(data, max_pixels=9999)
     assert caught.value.reason == "too_large"
+
+
+def test_formats_that_start_other_programs_are_not_opened() -> None:
+    data = encoded(scene(20, 30), "EPS")
+    assert Image.open(io.BytesIO(data)).format == "EPS"
+    with pytest.raises(BadSampleError, match="cannot be decoded"):
+        open_picture(data)

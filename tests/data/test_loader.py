@@ -229,7 +229,7 @@ def test_rejects_are_listed_once_with_their_reason(tmp_path, dataset, tokenizer)
     path = tmp_path / "rejects.jsonl"
     for _ in range(2):
         with loader(data, tokenizer, batch_size=16, rejects_file=path) as stream:
-            next(stream), next(stream)
+            assert [len(next(stream).keys) for _ in range(2)] == [16, 16]
     listed = {line["key"]: line["reason"] for line in read_json_lines(path)}
     assert listed == {"red-bar": "undecodable", "blue-pole": "empty_text"}
     assert len(path.read_text().splitlines()) == 2

@@ -1,0 +1,229 @@
+"""`openvision data stats, verify, preview, make`: look into shards, and make them from what is there."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from openvision.cli.progress import ProgressLine
+
+if TYPE_CHECKING:
+    from openvision.data.make import Made
+    from openvision.data.make_sources import Rows
+    from openvision.data.preview import Feed
+    from openvision.data.shards import ShardDataset
+    from openvision.data.verify import Verified
+    from openvision.text.tokenizer import Tokenizer
+    from openvision.training.recipe import Recipe
+
+Shards = Annotated[str, typer.Argument(help="Folder of shards, local or any URL that fsspec reads.")]
+TokenizerPath = Annotated[
+    Path | None, typer.Option("--tokenizer", help="tokenizer.json, a folder that holds one, or a vocab.txt.")
+]
+SyntheticKey = Annotated[str, typer.Option(help="Field of a sample's json that holds the synthetic caption.")]
+
+# What is shown of a long list on the screen; the file has all of it.
+_LISTED = 10
+# Entries of a vocabulary learnt for a preview, and texts it is learnt from.
+_LEARNT, _LEARNT_FROM = 8192, 20_000
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `openvision data`."""
+    for command in (make, stats, verify, preview):
+        app.command()(command)
+
+
+def stats(
+    shards: Shards,
+    tokenizer: TokenizerPath = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write the numbers into.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Folder to write captions.png and pictures.png into.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Read this many samples, spread evenly.", min=1)] = None,
+    synthetic_key: SyntheticKey = "synthetic",
+) -> None:
+    """Sizes, formats and bytes of the pictures; lengths and variety of both kinds of text."""
+    from rich.console import Console
+
+    from openvision.data.stats import gather
+    from openvision.data.stats_view import tables, write_plots
+    from openvision.errors import require
+    from openvision.files import atomic_write_text
+
+    if plots:
+        require("matplotlib", extra="report")
+    loaded = _load_tokenizer(tokenizer) if tokenizer else None
+    line = ProgressLine("samples")
+    found = gather(_open(shards, synthetic_key), loaded, limit, lambda done, total: line(done, done / total))
+    summary = found.summary()
+    for table in tables(summary):
+        Console().print(table)
+    for reason, count in summary["rejected"].items():
+        typer.echo(f"left out, {reason}: {count}")
+    if output:
+        atomic_write_text(output, json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
+        typer.echo(f"numbers: {output}")
+    if plots:
+        typer.echo(f"plots: {', '.join(map(str, write_plots(found, plots)))}")
+
+
+def verify(
+    shards: Annotated[Path, typer.Argument(help="Folder of shards.")],
+    rejects: Annotated[Path | None, typer.Option(help="File to list what is wrong in, one JSON object a line.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads that read and decode.", min=1)] = 2,
+) -> None:
+    """Read every sample against its hash, decode every picture; exit code 1 when anything is wrong."""
+    from openvision.data.verify import verify, write_findings
+
+    result = verify(shards, threads, ProgressLine("samples"))
+    if rejects:
+        write_findings(result.findings, rejects)
+    _report_findings(result, rejects)
+    if result.findings:
+        raise typer.Exit(1)
+
+
+def _report_findings(result: "Verified", rejects: Path | None) -> None:
+    for finding in result.findings[:_LISTED]:
+        typer.echo(f"{finding.reason}: {finding.detail}", err=True)
+    if len(result.findings) > _LISTED:
+        typer.echo(f"... and {len(result.findings) - _LISTED} more", err=True)
+    for reason, count in sorted(result.reasons.items()):
+        typer.echo(f"{reason}: {count}")
+    verdict = f"{len(result.findings)} findings" if result.findings else "all good"
+    typer.echo(f"{result.samples} samples in {result.shards} shards: {verdict}")
+    if rejects:
+        typer.echo(f"list: {rejects}")
+
+
+def preview(
+    shards: Shards,
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
+    recipe: Annotated[Path | None, typer.Option(help="Recipe whose crops, lengths and seed are shown.")] = None,
+    tokenizer: TokenizerPath = None,
+    count: Annotated[int, typer.Option(help="Samples to show.", min=1)] = 64,
+    views: Annotated[int, typer.Option(help="Views of each: the run's own and those of later epochs.", min=1)] = 4,
+    stage: Annotated[int, typer.Option(help="Stage of the recipe, from 0.", min=0)] = 0,
+    position: Annotated[int, typer.Option(help="First sample, counted from the beginning of the stage.", min=0)] = 0,
+) -> None:
+    """Write an HTML page of what the model is fed: augmented crops, and ids turned back into texts."""
+    from openvision.data.preview import build_preview
+    from openvision.training.recipe import load_recipe
+
+    loaded = load_recipe(recipe) if recipe else None
+    dataset = _open(shards, loaded.data.synthetic_key if loaded else "synthetic")
+    feed = _feed(loaded, stage, position)
+    words, origin = _preview_tokenizer(loaded, tokenizer, dataset)
+    facts = {"shards": shards, "samples": f"{len(dataset):,}", "vocabulary": origin}
+    if loaded:
+        facts = {"recipe": f"{loaded.name}, stage {stage}", **facts}
+    shown = build_preview(dataset, words, feed, output, facts, count, views)
+    typer.echo(f"{len(shown.cards)} samples: {output}")
+
+
+def _feed(recipe: "Recipe | None", stage: int, position: int) -> "Feed":
+    from openvision.data.preview import Feed
+    from openvision.errors import OpenVisionError
+
+    if recipe is None:
+        return Feed(position=position)
+    if stage >= len(recipe.stages):
+        raise OpenVisionError(f"recipe {recipe.name} has the stages 0 to {len(recipe.stages) - 1}, no stage {stage}")
+    begin = sum(earlier.steps * earlier.batch_size for earlier in recipe.stages[:stage])
+    return Feed(
+        resolution=recipe.stages[stage].resolution,
+        context_length=recipe.model.text.context_length,
+        caption_length=recipe.caption_length,
+        augment=recipe.augment,
+        seed=recipe.seed,
+        position=begin + position,
+    )
+
+
+def _preview_tokenizer(recipe: "Recipe | None", path: Path | None, dataset: "ShardDataset") -> "tuple[Tokenizer, str]":
+    """The tokenizer of a page, and what the page says of it."""
+    from itertools import islice
+
+    from openvision.data.preview import learn_tokenizer
+    from openvision.data.shards import all_texts
+
+    path = path or (Path(recipe.data.tokenizer) if recipe and recipe.data.tokenizer else None)
+    if path:
+        loaded = _load_tokenizer(path)
+        return loaded, f"{loaded.vocab_size:,} entries, {path}"
+    if recipe and recipe.data.vocab_size:
+        learnt = learn_tokenizer(list(all_texts(dataset)), recipe.data.vocab_size)
+        return learnt, f"{learnt.vocab_size:,} entries, learnt from these shards as the recipe says"
+    learnt = learn_tokenizer(list(islice(all_texts(dataset), _LEARNT_FROM)), _LEARNT)
+    return learnt, f"{learnt.vocab_size:,} entries, learnt for this page: with another one, texts are cut elsewhere"
+
+
+def make(
+    out: Annotated[Path, typer.Argument(help="Folder to write: train/ and, with --holdout, validation/.")],
+    table: Annotated[Path | None, typer.Option(help=".csv, .tsv or .jsonl with paths of pictures and texts.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder of pictures: a .txt beside each, or subfolders named by class.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Hugging Face dataset: a folder written by save_to_disk, or a name on the Hub.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of --dataset.")] = "train",
+    image_column: Annotated[str | None, typer.Option(help="Column with the picture.")] = None,
+    alt_column: Annotated[str | None, typer.Option(help="Column with the alt-text.")] = None,
+    synthetic_column: Annotated[str | None, typer.Option(help="Column with the synthetic caption.")] = None,
+    max_side: Annotated[int | None, typer.Option(help="Longest side; larger pictures are made smaller.", min=1)] = None,
+    holdout: Annotated[float, typer.Option(help="Share of pictures for validation.", min=0, max=0.99)] = 0.0,
+    samples_per_shard: Annotated[int, typer.Option(help="Samples in a shard.", min=1)] = 10_000,
+    threads: Annotated[int, typer.Option(help="Threads that read and decode.", min=1)] = 2,
+) -> None:
+    """Make shards from a table, a folder of pictures or a Hugging Face dataset."""
+    from openvision.data.make import make_shards
+    from openvision.data.make_sources import Columns
+
+    columns = Columns(image_column, alt_column, synthetic_column)
+    made = make_shards(
+        _rows(table, folder, dataset, split, columns),
+        out,
+        holdout=holdout,
+        max_side=max_side,
+        samples_per_shard=samples_per_shard,
+        threads=threads,
+        description={"source": str(table or folder or dataset)},
+        progress=ProgressLine("rows"),
+    )
+    _report_made(made, out)
+
+
+def _rows(table: Path | None, folder: Path | None, dataset: str | None, split: str, columns: Any) -> "Rows":
+    from openvision.data.make_sources import folder_rows, hugging_face_rows, table_rows
+    from openvision.errors import OpenVisionError
+
+    if sum(source is not None for source in (table, folder, dataset)) != 1:
+        raise OpenVisionError("give exactly one of --table, --folder and --dataset")
+    if table is not None:
+        return table_rows(table, columns)
+    return folder_rows(folder) if folder is not None else hugging_face_rows(str(dataset), split, columns)
+
+
+def _report_made(made: "Made", out: Path) -> None:
+    for reason, count in sorted(made.reasons.items()):
+        typer.echo(f"left out, {reason}: {count}")
+    for change, count in sorted(made.changed.items()):
+        typer.echo(f"{change}: {count}")
+    if made.rejects:
+        typer.echo(f"list: {out / 'rejects.jsonl'}")
+    counts = ", ".join(f"{count} for {split}" for split, count in sorted(made.samples.items()))
+    typer.echo(f"samples: {counts}: {out}")
+
+
+def _open(shards: str, synthetic_key: str) -> "ShardDataset":
+    from openvision.data.shards import ShardDataset
+
+    return ShardDataset(shards, synthetic_key=synthetic_key)
+
+
+def _load_tokenizer(path: Path) -> "Tokenizer":
+    from openvision.text.tokenizer import Tokenizer
+
+    return Tokenizer.from_vocabulary(path) if path.suffix == ".txt" else Tokenizer.load(path)

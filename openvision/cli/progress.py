@@ -1,0 +1,42 @@
+"""One line about a long job on standard error: done, rate, time left; rewritten in a terminal, else now and then."""
+
+import sys
+import time
+
+import typer
+
+
+class ProgressLine:
+    """Told how much is done, says it at a bearable rate."""
+
+    def __init__(self, unit: str) -> None:
+        """`unit` is what is counted: "pictures"."""
+        self.unit = unit
+        self.start = self.said = time.monotonic()
+        self.first: tuple[int, float] | None = None
+
+    def __call__(self, done: int, share: float | None = None) -> None:
+        """Tell that `done` are done, and which share of the work that is, where it is known.
+
+        What an earlier run had done before the first call does not count for the rate.
+        """
+        now, terminal = time.monotonic(), sys.stderr.isatty()
+        if self.first is None:
+            self.first, self.start = (done, share or 0.0), now
+        last = share is not None and share >= 1
+        if not last and now - self.said < (0.2 if terminal else 10):
+            return
+        self.said = now
+        line = self._line(done, share, max(now - self.start, 1e-6))
+        typer.echo(f"\r{line}  " if terminal else line, err=True, nl=not terminal or last)
+
+    def _line(self, done: int, share: float | None, seconds: float) -> str:
+        assert self.first is not None
+        line = f"{done} {self.unit}  {(done - self.first[0]) / seconds:.0f} {self.unit}/s"
+        if share is None:
+            return line
+        gained = share - self.first[1]
+        if gained <= 0:
+            return f"{line}  {share:.0%}"
+        minutes, rest = divmod(round(seconds * (1 - share) / gained), 60)
+        return f"{line}  {share:.0%}  {minutes}:{rest:02d} left"

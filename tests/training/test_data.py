@@ -1,0 +1,60 @@
+"""A recipe's data: sources by weight, captions by name, orders, and what is wrong with them."""
+
+import copy
+
+import pytest
+
+from openvision.errors import OpenVisionError
+from openvision.training.data import open_training_data, ordering_of
+from openvision.training.recipe import Recipe, load_recipe, parse_recipe
+from openvision.training.trainer import Trainer
+from tests.conftest import TINY_RECIPE
+
+
+def recipe(**data) -> Recipe:
+    content = copy.deepcopy(TINY_RECIPE)
+    content["data"] |= data
+    return parse_recipe(content, "tiny")
+
+
+def test_one_folder(shapes_folder) -> None:
+    mixture = open_training_data(recipe(), shapes_folder)
+    assert [source.folder for source in mixture.sources] == [str(shapes_folder / "train")]
+
+
+def test_several_folders_train_together(shapes_folder, tmp_path) -> None:
+    sources = [{"folder": "train", "weight": 3}, {"folder": str(shapes_folder / "validation"), "synthetic_key": "txt"}]
+    mixed = recipe(train=sources)
+    mixture = open_training_data(mixed, shapes_folder)
+    assert (list(mixture.weights), mixture.sources[1].synthetic_key) == ([3, 1], "txt")
+    Trainer(mixed, shapes_folder, tmp_path / "run").run()
+    # The resolved recipe in the run folder is a recipe again.
+    assert load_recipe(tmp_path / "run" / "recipe.toml") == mixed
+
+
+def test_blocks(shapes_folder, tmp_path) -> None:
+    blocks = recipe(order="blocks", block=4, window=8)
+    assert (ordering_of(blocks).name, ordering_of(blocks).block) == ("blocks", 4)
+    Trainer(blocks, shapes_folder, tmp_path / "run").run()
+
+
+def test_unknown_captions_name_the_known_ones(shapes_folder) -> None:
+    with pytest.raises(OpenVisionError, match=r"no captions named 're_caption'; known are .*synthetic, txt"):
+        open_training_data(recipe(synthetic_key="re_caption"), shapes_folder)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"train": [{"folder": "train", "weight": 0}]}, "not all 0"),
+        ({"train": [{"folder": "train"}, {"folder": "train"}]}, "named twice"),
+    ],
+)
+def test_mixtures_that_mean_nothing(shapes_folder, data, message) -> None:
+    with pytest.raises(OpenVisionError, match=message):
+        open_training_data(recipe(**data), shapes_folder)
+
+
+def test_a_misspelt_key_of_a_source() -> None:
+    with pytest.raises(OpenVisionError, match="wieght"):
+        recipe(train=[{"folder": "train", "wieght": 2}])
