@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from openvision.data.decode import Box, Picture
-from openvision.data.images import resize
+from openvision.data.images import resize, truncated
 
 _ATTEMPTS = 100
 _GRAY = (0.2989, 0.587, 0.114)
@@ -123,59 +123,85 @@ def draw_jitter(rng: np.random.Generator, augment: Augment) -> Jitter:
 
 
 def apply_jitter(images: Tensor, jitters: list[Jitter]) -> Tensor:
-    """uint8 (B, 3, H, W) and one `Jitter` a picture -> uint8 of the same shape; values truncated, not rounded."""
-    pixels = images.float() / 255
+    """uint8 (B, 3, H, W) and one `Jitter` a picture -> uint8 of the same shape; values truncated, not rounded.
+
+    Pictures of one order of operations go through them together, few enough at a time to stay in the processor's cache.
+    """
+    result = torch.empty_like(images)
+    least = max(1, _CACHED_VALUES // images[0].numel()) if len(images) else 1
+    for order, rows in _by_order(jitters).items():
+        for start in range(0, len(rows), least):
+            some = rows[start : start + least]
+            result[some] = _jittered(images[some], order, [jitters[row] for row in some])
+    return result
+
+
+# Floats of a picture and what is computed from it: about a megabyte.
+_CACHED_VALUES = 64 * 1024
+
+
+def _by_order(jitters: list[Jitter]) -> dict[tuple[int, ...], list[int]]:
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, jitter in enumerate(jitters):
+        groups.setdefault(jitter.order, []).append(row)
+    return groups
+
+
+def _jittered(images: Tensor, order: tuple[int, ...], jitters: list[Jitter]) -> Tensor:
+    gray = [row for row, jitter in enumerate(jitters) if jitter.gray]
+    if not order and not gray:
+        return images
+    pixels = images.float().div_(255)
     amounts = torch.tensor([jitter.amounts for jitter in jitters], dtype=torch.float32)
-    for place in range(4):
-        for operation, function in enumerate(_OPERATIONS):
-            rows = [i for i, jitter in enumerate(jitters) if jitter.order and jitter.order[place] == operation]
-            if rows:
-                changed = function(pixels[rows], amounts[rows, operation].view(-1, 1, 1, 1))
-                pixels[rows] = changed.clamp_(0, 1)
-    gray = [i for i, jitter in enumerate(jitters) if jitter.gray]
+    for operation in order:
+        pixels = _OPERATIONS[operation](pixels, amounts[:, operation].view(-1, 1, 1, 1)).clamp_(0, 1)
     if gray:
         weights = torch.tensor(_GRAY).view(1, 3, 1, 1)
         pixels[gray] = (pixels[gray] * weights).sum(dim=1, keepdim=True).expand(-1, 3, -1, -1)
-    return pixels.mul_(255).clamp_(0, 255).to(torch.uint8)
+    return truncated(pixels.mul_(255).clamp_(0, 255))
 
 
 def _brightness(pixels: Tensor, factor: Tensor) -> Tensor:
-    return pixels * factor
+    return pixels.mul_(factor)
 
 
 def _contrast(pixels: Tensor, factor: Tensor) -> Tensor:
     mean = pixels.mean(dim=(2, 3), keepdim=True)
-    return (pixels - mean) * factor + mean
+    return pixels.sub_(mean).mul_(factor).add_(mean)
 
 
 def _saturation(pixels: Tensor, factor: Tensor) -> Tensor:
     """Scale saturation in HSV, capped at 1. Hue and value stay, so every channel moves on a line towards the value."""
-    value, least = pixels.amax(dim=1, keepdim=True), pixels.amin(dim=1, keepdim=True)
-    chroma = value - least
-    cap = torch.where(chroma > 0, value / chroma, torch.ones_like(value))
-    return value - (value - pixels) * torch.minimum(factor.expand_as(cap), cap)
+    value, chroma = _value_and_chroma(pixels)
+    # Where there is no chroma every channel is the value, and any factor will do.
+    least = torch.minimum(value / chroma.clamp(min=_TINY), factor)
+    moved = value - pixels
+    return torch.sub(value, moved.mul_(least), out=moved)
 
 
 def _hue(pixels: Tensor, turn: Tensor) -> Tensor:
     """Turn the hue by a share of the full circle, saturation and value kept."""
-    red, green, blue = pixels.unbind(dim=1)
-    value, least = pixels.amax(dim=1), pixels.amin(dim=1)
-    chroma = value - least
-    safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
-    sector = torch.where(
-        value == red,
-        (green - blue) / safe,
-        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
-    )
-    sector = sector + 6 * turn.squeeze(1)
+    red, green, blue = pixels.split(1, dim=1)
+    value, chroma = _value_and_chroma(pixels)
+    safe = torch.where(chroma > 0, chroma, 1.0)
+    sector = torch.where(value == green, (blue - red).div_(safe).add_(2), (red - green).div_(safe).add_(4))
+    sector = torch.where(value == red, (green - blue).div_(safe), sector).add_(6 * turn)
     # Each channel is the value less a share of the chroma that depends on how far the hue is from the channel.
-    channels = [value - chroma * _distance(sector, offset) for offset in (5.0, 3.0, 1.0)]
-    return torch.stack(channels, dim=1)
+    return torch.cat([value - chroma * _distance(sector, offset) for offset in (5.0, 3.0, 1.0)], dim=1)
+
+
+def _value_and_chroma(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest channel, and largest less smallest, (B, 1, H, W)."""
+    value = pixels.amax(dim=1, keepdim=True)
+    return value, value - pixels.amin(dim=1, keepdim=True)
 
 
 def _distance(sector: Tensor, offset: float) -> Tensor:
-    around = (sector + offset).remainder(6)
-    return torch.minimum(around, 4 - around).clamp(0, 1)
+    # The remainder of a division by 6, to the last bit, in less than half the time of `remainder`.
+    around = sector + offset
+    around -= (around / 6).floor_().mul_(6)
+    return torch.minimum(around, 4 - around).clamp_(0, 1)
 
 
+_TINY = 1e-30
 _OPERATIONS = (_brightness, _contrast, _saturation, _hue)

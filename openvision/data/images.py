@@ -23,7 +23,12 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """uint8 (H, W, 3) -> uint8 (height, width, 3), antialiased bilinear, truncated."""
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
     resized = F.interpolate(pixels, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
-    return resized[0].permute(1, 2, 0).to(torch.uint8).contiguous().numpy()
+    return truncated(resized[0].permute(1, 2, 0)).contiguous().numpy()
+
+
+def truncated(pixels: Tensor) -> Tensor:
+    """Floats of 0 to 255 as uint8, cut and not rounded. By way of int16, which torch converts four times as fast."""
+    return pixels.to(torch.int16).to(torch.uint8)
 
 
 Size = int | tuple[int, int]
