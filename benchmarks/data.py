@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -71,22 +72,22 @@ def make_shards(folder: Path, count: int, side: int = 512) -> float:
     return statistics.mean(sizes) / 1000
 
 
-def our_batches(folder: Path, size: int, workers: int, jitter: bool) -> Iterator[Any]:
+@contextmanager
+def our_batches(folder: Path, size: int, workers: int, jitter: bool) -> Iterator[Iterator[Any]]:
     """Batches of our loader, with the published crops."""
     augment = Augment() if jitter else Augment(jitter_probability=0, grayscale_probability=0)
-    return iter(
-        Loader(
-            ShardDataset(folder),
-            Tokenizer.train(["a photo", CAPTION], 200),
-            resolution=size,
-            batch_size=BATCH,
-            context_length=80,
-            caption_length=128,
-            augment=augment,
-            seed=0,
-            reading=Reading(workers=workers),
-        )
-    )
+    with Loader(
+        ShardDataset(folder),
+        Tokenizer.train(["a photo", CAPTION], 200),
+        resolution=size,
+        batch_size=BATCH,
+        context_length=80,
+        caption_length=128,
+        augment=augment,
+        seed=0,
+        reading=Reading(workers=workers),
+    ) as loader:
+        yield iter(loader)
 
 
 def their_batches(folder: Path, size: int, workers: int) -> Iterator[Any]:
@@ -112,9 +113,12 @@ def measure(side: str, folder: Path, size: int, workers: int, seconds: float) ->
     """Images a second of one side, after its buffers have filled."""
     torch.set_num_threads(1)
     if side == "open_clip":
-        batches = their_batches(folder, size, workers)
-    else:
-        batches = our_batches(folder, size, workers, jitter=side.endswith("jitter"))
+        return _rate(their_batches(folder, size, workers), workers, seconds)
+    with our_batches(folder, size, workers, jitter=side.endswith("jitter")) as batches:
+        return _rate(batches, workers, seconds)
+
+
+def _rate(batches: Iterator[Any], workers: int, seconds: float) -> float:
     for _ in range(4 * workers):
         next(batches)
     count, start = 0, time.perf_counter()
@@ -126,12 +130,12 @@ def measure(side: str, folder: Path, size: int, workers: int, seconds: float) ->
 
 def memory_over(folder: Path, samples: int) -> list[tuple[int, int]]:
     """Samples read and resident MiB, at twenty points of a long reading in this process."""
-    batches = our_batches(folder, 32, workers=0, jitter=False)
     points = []
-    for number in range(1, samples // BATCH + 1):
-        next(batches)
-        if number % (samples // BATCH // 20) == 0:
-            points.append((number * BATCH, _resident()))
+    with our_batches(folder, 32, workers=0, jitter=False) as batches:
+        for number in range(1, samples // BATCH + 1):
+            next(batches)
+            if number % (samples // BATCH // 20) == 0:
+                points.append((number * BATCH, _resident()))
     return points
 
 

@@ -139,7 +139,7 @@ class Loader:
     def _batches(self) -> Any:
         first = self.start + self.reading.rank * self._share
         # As many batches as 64-bit positions allow: the stream has no end, its state is one number.
-        make = _MakeBatch(self._maker, first, self.batch_size, self._share)
+        make = _MakeBatch(self._maker, first, self.batch_size, self._share, apart=self.reading.workers > 0)
         batches = grain.MapDataset.range(2**40).map(make)
         threads = self.reading.threads
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
@@ -155,7 +155,8 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        batch: Batch = next(self._iterator)
+        made: Batch | _Sent = next(self._iterator)
+        batch = made if isinstance(made, Batch) else _received(made)
         self.position += self.batch_size
         self.rejected.update(batch.rejected)
         self.texts_cut += batch.texts_cut
@@ -214,10 +215,33 @@ class _MakeBatch:
     first: int
     stride: int
     share: int
+    apart: bool
+    """Whether batches go to another process."""
 
-    def __call__(self, number: int) -> Batch:
+    def __call__(self, number: int) -> "Batch | _Sent":
         begin = self.first + number * self.stride
-        return self.maker(range(begin, begin + self.share))
+        batch = self.maker(range(begin, begin + self.share))
+        return _sent(batch) if self.apart else batch
+
+
+# Between processes a batch goes as arrays: Grain puts large ones into shared memory. Tensors would go as descriptors,
+# which die with the worker that made them, so that a loader with batches on their way could not be closed.
+_Sent = tuple[np.ndarray, dict[str, Any]]
+
+
+def _sent(batch: Batch) -> _Sent:
+    rest = {name: _array(value) for name, value in batch.__dict__.items() if name != "images"}
+    return batch.images.numpy(), rest
+
+
+def _array(value: Any) -> Any:
+    return value.numpy() if isinstance(value, Tensor) else value
+
+
+def _received(sent: _Sent) -> Batch:
+    images, rest = sent
+    values = {name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in rest.items()}
+    return Batch(images=torch.from_numpy(images), **values)
 
 
 class _BatchMaker:

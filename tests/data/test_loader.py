@@ -1,6 +1,7 @@
 """The stream of batches is a function of (seed, position) and of nothing else."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -193,6 +194,13 @@ def test_worker_processes_change_nothing(dataset, tokenizer, workers):
     plain = take(3, dataset, tokenizer, start=12)
     worked = take(3, dataset, tokenizer, start=12, workers=workers, threads=2)
     assert all(same(one, other) for one, other in zip(plain, worked, strict=True))
+
+
+def test_a_loader_closes_while_its_workers_still_send(dataset, tokenizer):
+    with loader(dataset, tokenizer, workers=2) as reading:
+        next(reading)
+        # The workers have filled their queues, and end with batches in them.
+        time.sleep(0.5)
 
 
 def test_processes_must_divide_the_batch(dataset, tokenizer):
