@@ -60,6 +60,6 @@ clean:
 .venv-oracle/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-oracle
 	$(ORACLE_PIP) "$(TORCH)"
-	$(ORACLE_PIP) --no-deps "$(TORCHVISION)" timm==1.0.31 open_clip_torch==3.3.0 webdataset==0.2.86 braceexpand pandas
-	$(ORACLE_PIP) -e ".[quickstart,hub,transformers,onnx,orbax]" pytest pytest-xdist ftfy regex python-dateutil
+	$(ORACLE_PIP) --no-deps "$(TORCHVISION)" timm==1.0.31 open_clip_torch==3.3.0 webdataset==0.2.86 braceexpand pandas clip_benchmark==1.6.2
+	$(ORACLE_PIP) -e ".[quickstart,hub,transformers,onnx,orbax,probe]" pytest pytest-xdist ftfy regex requests python-dateutil
 	touch $@

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from openvision.inference.encoder import Encoder
-    from openvision.inference.load import load, load_vision
+    from openvision.inference.load import load, load_captioner, load_vision
     from openvision.inference.vision import VisionEncoder
     from openvision.weights.registry import available_models
 
-__all__ = ["Encoder", "VisionEncoder", "available_models", "load", "load_vision"]
+__all__ = ["Encoder", "VisionEncoder", "available_models", "load", "load_captioner", "load_vision"]
 
 try:
     __version__ = version("openvision-encoders")
@@ -21,6 +21,7 @@ _HOMES = {
     "VisionEncoder": "openvision.inference.vision",
     "available_models": "openvision.weights.registry",
     "load": "openvision.inference.load",
+    "load_captioner": "openvision.inference.load",
     "load_vision": "openvision.inference.load",
 }
 

@@ -39,11 +39,16 @@ def git_state() -> dict[str, Any] | None:
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return None
-    changes = _git("diff", "HEAD") or ""
+    changes = dirty_diff()
     return {
         "commit": commit.strip(),
         "dirty_diff_sha256": hashlib.sha256(changes.encode()).hexdigest() if changes else None,
     }
+
+
+def dirty_diff() -> str:
+    """What this code differs by from its commit, as git prints it; "" without a difference or without git."""
+    return _git("diff", "HEAD") or ""
 
 
 def library_versions() -> dict[str, str]:

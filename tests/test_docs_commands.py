@@ -90,7 +90,8 @@ def test_commands_exist(block):
         elif program == "make":
             check_make(words[1:])
         elif program == "python":
-            assert (ROOT / words[1]).is_file(), f"{words[1]} does not exist"
+            script = Path(words[2].replace(".", "/") + ".py") if words[1] == "-m" else Path(words[1])
+            assert (ROOT / script).is_file(), f"{script} does not exist"
 
 
 @pytest.mark.parametrize("block", [b for b in blocks() if b.language == "python"], ids=str)

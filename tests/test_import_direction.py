@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "openvision"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# Which parts of the package each part may import, beside itself, `errors`, `files` and `provenance`.
+# Which parts of the package each part may import, beside itself and what is in COMMON.
 ALLOWED = {
     "models": set(),
     "objectives": set(),
@@ -18,13 +18,27 @@ ALLOWED = {
     "evaluation": {"models", "text", "data", "weights"},
     "training": {"models", "objectives", "text", "data", "weights", "evaluation"},
     "inference": {"models", "text", "data", "weights", "evaluation"},
-    "cli": {"models", "objectives", "text", "data", "weights", "evaluation", "training", "inference"},
+    "planning": {"models", "objectives", "text", "data", "weights", "evaluation", "training"},
+    "multimodal": {"models", "text", "data", "weights", "evaluation", "training", "inference"},
+    "cli": {
+        "models",
+        "objectives",
+        "text",
+        "data",
+        "weights",
+        "evaluation",
+        "training",
+        "inference",
+        "planning",
+        "multimodal",
+    },
     "errors": set(),
+    "hardware": set(),
     "files": set(),
     "provenance": set(),
     "__init__": {"inference", "weights"},
 }
-COMMON = {"errors", "files", "provenance"}
+COMMON = {"errors", "files", "provenance", "hardware"}
 OPTIONAL = {
     "matplotlib",
     "jinja2",
@@ -37,6 +51,9 @@ OPTIONAL = {
     "datasets",
     "pyarrow",
     "resvg_py",
+    "accelerate",
+    "peft",
+    "gguf",
 }
 FORBIDDEN = {"torchvision", "pickle", "marshal", "shelve"}
 

@@ -133,7 +133,8 @@ def _feed(recipe: "Recipe | None", stage: int, position: int) -> "Feed":
     begin = sum(earlier.steps * earlier.batch_size for earlier in recipe.stages[:stage])
     return Feed(
         resolution=recipe.stages[stage].resolution,
-        context_length=recipe.model.text.context_length,
+        # OpenVision 2 reads no alt-text; the page shows it all the same.
+        context_length=recipe.context_length or Feed.context_length,
         caption_length=recipe.caption_length,
         augment=recipe.augment,
         seed=recipe.seed,

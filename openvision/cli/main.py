@@ -1,14 +1,35 @@
 """The command line: `openvision --help` is the table of contents, one thin file a command.
 
-A mistake of the user ends with one sentence on standard error and exit code 1, an interrupted job with 130.
+A mistake of the user ends with one sentence on standard error and exit code 1, an interrupted job with 130, a training
+run that the scheduler stopped with 75.
 """
 
+import os
 import sys
 
 import typer
 from rich.console import Console
 
-from openvision.cli import classify, data, encode, evaluate, quickstart, report, search, tokenizer, train, weights
+from openvision.cli import (
+    caption,
+    checkpoint,
+    classify,
+    compare,
+    data,
+    encode,
+    evaluate,
+    plan,
+    profile,
+    quickstart,
+    recipe,
+    report,
+    search,
+    tokenizer,
+    train,
+    vlm,
+    vlm_eval,
+    weights,
+)
 from openvision.errors import OpenVisionError
 
 app = typer.Typer(
@@ -21,13 +42,23 @@ app = typer.Typer(
 
 app.command(rich_help_panel="Start here")(quickstart.quickstart)
 app.command(rich_help_panel="Train")(train.train)
+app.command(rich_help_panel="Train")(plan.plan)
+app.command(rich_help_panel="Train")(profile.profile)
+app.add_typer(recipe.app, name="recipe", rich_help_panel="Train")
 app.add_typer(data.app, name="data", rich_help_panel="Train")
 app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel="Train")
 app.command("eval", rich_help_panel="Evaluate")(evaluate.evaluate)
+app.command(rich_help_panel="Evaluate")(compare.compare)
 app.command(rich_help_panel="Evaluate")(report.report)
 app.command(rich_help_panel="Use an encoder")(classify.classify)
 app.command(rich_help_panel="Use an encoder")(search.search)
 app.command(rich_help_panel="Use an encoder")(encode.encode)
+app.command(rich_help_panel="Use an encoder")(caption.caption)
+vlm.app.command("eval")(vlm_eval.evaluate)
+vlm.app.command()(vlm_eval.compare)
+vlm.app.command()(vlm_eval.demo)
+app.add_typer(vlm.app, name="vlm", rich_help_panel="Use an encoder")
+app.add_typer(checkpoint.app, name="checkpoint", rich_help_panel="Checkpoints")
 app.command(rich_help_panel="Checkpoints")(weights.models)
 app.command(rich_help_panel="Checkpoints")(weights.info)
 app.command(rich_help_panel="Checkpoints")(weights.convert)
@@ -37,20 +68,34 @@ app.command(rich_help_panel="Checkpoints")(weights.verify)
 
 def main() -> None:
     """Entry point of the console script."""
-    from openvision.training.trainer import Interrupted
+    from openvision.training.signals import Interrupted
+    from openvision.training.supervision import AlreadyToldError
 
     try:
         app()
     except OpenVisionError as error:
         _fail(str(error), 1)
+    except AlreadyToldError:
+        _leave(1)
     except Interrupted as stop:
-        _fail(str(stop), 130)
+        # One of the processes of torchrun speaks for all of them.
+        _fail("" if os.environ.get("RANK", "0") != "0" else str(stop), stop.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
 
 
 def _fail(message: str, code: int) -> None:
-    Console(stderr=True).print(f"openvision: {message}", markup=False, highlight=False, soft_wrap=True)
+    if message:
+        Console(stderr=True).print(f"openvision: {message}", markup=False, highlight=False, soft_wrap=True)
+    _leave(code)
+
+
+def _leave(code: int) -> None:
+    """End the process; one of several does not wait for threads that wait for the others."""
+    if "RANK" in os.environ:
+        from openvision.training.supervision import leave_at_once
+
+        leave_at_once(code)
     sys.exit(code)
 
 

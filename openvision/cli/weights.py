@@ -62,6 +62,10 @@ def info(
         if loaded.model.decoder is not None and config.decoder is not None:
             lines.append(("decoder", _shape(loaded.model.decoder, config.decoder)))
         lines.append(("logit scale", f"{float(loaded.model.logit_scale.detach().exp()):.2f}"))
+    if loaded.captioner is not None:
+        decoder = loaded.captioner.decoder
+        lines.append(("decoder", f"{_shape(decoder, decoder.config)}, {decoder.config.caption_length} ids, one by one"))
+        lines.append(("vocabulary", _vocabulary(loaded.tokenizer, decoder.config.vocab_size)))
     head = loaded.vision.head
     lines.append(("embedding", f"{head.out_features} wide" if head is not None else "none: no trained head"))
     lines += [(name.replace("_", " "), str(value)) for name, value in _plain(loaded.provenance).items()]

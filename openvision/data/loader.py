@@ -56,13 +56,15 @@ class Batch:
     images: Tensor
     """uint8 (B, 3, H, W)."""
     alt_ids: Tensor
-    """int64 (B, context_length), the alt-text."""
+    """int64 (B, context_length), the alt-text; no column without a context length (no text tower)."""
     sentence_ids: Tensor
-    """int64 (B, context_length), one sentence of the synthetic caption."""
+    """int64 (B, context_length), one sentence of the synthetic caption; no column likewise."""
     labels: Tensor
     """int64 (B, caption_length), the whole synthetic caption, shifted; no column without a caption length."""
     label_mask: Tensor
     """bool (B, caption_length), True where a label counts."""
+    positions: Tensor
+    """int64 (B,), the samples' places in the global stream: what else is random about a sample is keyed by them."""
     keys: list[str]
     rejects: tuple[Reject, ...]
     """Samples passed over while this batch was made."""
@@ -103,7 +105,7 @@ class Loader:
         *,
         resolution: int,
         batch_size: int,
-        context_length: int,
+        context_length: int | None,
         caption_length: int | None,
         augment: Augment,
         seed: int,
@@ -240,7 +242,9 @@ def _array(value: Any) -> Any:
 
 def _received(sent: _Sent) -> Batch:
     images, rest = sent
-    values = {name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in rest.items()}
+    values: dict[str, Any] = {
+        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in rest.items()
+    }
     return Batch(images=torch.from_numpy(images), **values)
 
 
@@ -252,7 +256,7 @@ class _BatchMaker:
         mixture: Mixture,
         tokenizer: Tokenizer,
         resolution: int,
-        context_length: int,
+        context_length: int | None,
         caption_length: int | None,
         augment: Augment,
         seed: int,
@@ -281,7 +285,8 @@ class _BatchMaker:
             captions.append(sample_captions(sample.alt, sample.synthetic, rng))
             missing += not sample.synthetic
             keys.append(self.mixture.named(source, sample.key))
-        batch = self._with_texts(apply_jitter(to_batch(images), jitters), captions, keys)
+        pixels = apply_jitter(to_batch(images), jitters)
+        batch = self._with_texts(pixels, captions, torch.arange(positions.start, positions.stop), keys)
         return replace(batch, rejects=tuple(rejects), captions_missing=missing)
 
     def _usable(
@@ -300,9 +305,9 @@ class _BatchMaker:
         told = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
         raise OpenVisionError(f"{self.mixture.names[source]}: {_REPLACEMENTS} samples in a row cannot be used ({told})")
 
-    def _with_texts(self, images: Tensor, captions: list[Captions], keys: list[str]) -> Batch:
-        alt, alt_cut = self.tokenizer.encode_counting([caption.alt for caption in captions], self.context_length)
-        sentence, cut = self.tokenizer.encode_counting([caption.sentence for caption in captions], self.context_length)
+    def _with_texts(self, images: Tensor, captions: list[Captions], positions: Tensor, keys: list[str]) -> Batch:
+        alt, alt_cut = self._encoded([caption.alt for caption in captions])
+        sentence, cut = self._encoded([caption.sentence for caption in captions])
         if self.caption_length is None:
             labels, mask = np.zeros((len(captions), 0), np.int64), np.zeros((len(captions), 0), bool)
         else:
@@ -313,11 +318,18 @@ class _BatchMaker:
             sentence_ids=torch.from_numpy(sentence),
             labels=torch.from_numpy(labels),
             label_mask=torch.from_numpy(mask),
+            positions=positions,
             keys=keys,
             rejects=(),
             texts_cut=alt_cut + cut,
             captions_missing=0,
         )
+
+    def _encoded(self, texts: list[str]) -> tuple[np.ndarray, int]:
+        """Ids for the text tower, and how many texts were cut; no column where there is no text tower."""
+        if self.context_length is None:
+            return np.zeros((len(texts), 0), np.int64), 0
+        return self.tokenizer.encode_counting(texts, self.context_length)
 
 
 class _Samples:

@@ -243,6 +243,10 @@ class ShardDataset:
         """SHA-256 over the indices, which hold the hash of every member: the identity of the data."""
         return self._manifest.sha256()
 
+    def shard_hashes(self) -> dict[str, str]:
+        """Shard -> SHA-256 of its index, of which `manifest_hash` is made."""
+        return {shard.name: shard.index_sha256 for shard in self._manifest.shards}
+
 
 class _Indices:
     """Indices of shards, opened when first asked for; a bounded number stays open."""

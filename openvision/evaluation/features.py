@@ -126,13 +126,23 @@ def encode_images(model: OpenVision | VisionTransformer, images: Tensor, batch_s
 def encode_texts(
     model: OpenVision, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 256
 ) -> NDArray[np.float32]:
-    """n texts -> unit vectors float32 (n, E); raises OpenVisionError on NaN or infinity."""
-    ids = torch.from_numpy(tokenizer.encode(list(texts), model.config.text.context_length))
+    """n texts -> unit vectors float32 (n, E); raises OpenVisionError on NaN or infinity.
+
+    Equal texts are encoded once, so that they tie to the last bit whatever batch they would have been in.
+    """
+    distinct, place = once(texts)
+    ids = torch.from_numpy(tokenizer.encode(distinct, model.config.text.context_length))
     with evaluating(model) as device:
         parts = [model.encode_text(batch.to(device)).float().cpu() for batch in ids.split(batch_size)]
     features = torch.cat(parts).numpy()
     check_features(features, "text features")
-    return features
+    return features[place]
+
+
+def once(texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """The distinct texts in order of first appearance, and the place of every text among them."""
+    number = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+    return list(number), np.array([number[text] for text in texts], dtype=np.int64)
 
 
 def text_encoder(

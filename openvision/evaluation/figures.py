@@ -65,7 +65,7 @@ def learning_curves(lines: Sequence[Line], theme: Theme = LIGHT) -> Any:
         for colour, (key, label) in zip(theme.series, present, strict=False):
             points = [(line["samples"] / 1000, line[key]) for line in train if line.get(key) is not None]
             axis.plot(*zip(*points, strict=True), color=colour, linewidth=1.6, label=label)
-        _style(axis, theme, title)
+        style(axis, theme, title)
         _mark_stages(axis, train, "samples", 1000, theme)
         if len(present) > 1:
             axis.legend(frameon=False, labelcolor=theme.text, fontsize=8.5, loc="best")
@@ -95,7 +95,7 @@ def accuracy_over_compute(lines: Sequence[Line], theme: Theme = LIGHT) -> Any:
                 axis.plot(
                     *zip(*points, strict=True), color=colour, linewidth=1.8, marker="o", markersize=3.2, label=name
                 )
-        _style(axis, theme, "validation, %" if key == "tflops" else " ")
+        style(axis, theme, "validation, %" if key == "tflops" else " ")
         axis.set_xlabel(label, color=theme.muted, fontsize=9)
         axis.set_ylim(bottom=0)
         _mark_stages(axis, lines, key, divisor, theme)
@@ -105,7 +105,8 @@ def accuracy_over_compute(lines: Sequence[Line], theme: Theme = LIGHT) -> Any:
     return made
 
 
-def _style(axis: Any, theme: Theme, title: str) -> None:
+def style(axis: Any, theme: Theme, title: str) -> None:
+    """Give axes the theme: a quiet grid, no frame, the title at the left."""
     axis.set_facecolor(theme.surface)
     axis.grid(True, color=theme.grid, linewidth=0.8)
     axis.set_axisbelow(True)

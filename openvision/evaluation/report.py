@@ -6,19 +6,18 @@
 The page is written completely or not at all. Examples are drawn by lot with a fixed seed (`gallery`).
 """
 
-import base64
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from openvision.data.shards import ShardDataset
-from openvision.errors import OpenVisionError, require
+from openvision.errors import OpenVisionError
 from openvision.evaluation import figures
 from openvision.evaluation.artefact import file_sha256
 from openvision.evaluation.gallery import Picture, Study
+from openvision.evaluation.page_template import png_uri, render
 from openvision.evaluation.suite import HELD_OUT, METRICS, TRAIN, evaluate_run, load_evaluation, percent, set_title
 from openvision.files import atomic_folder, read_json_lines
 from openvision.weights.folder import load_folder
@@ -57,7 +56,7 @@ def build_report(run_folder: Path, data_folder: Path, sizes: Sizes | None = None
         "mistakes": study.confident_mistakes(sizes.mistakes),
         "patches": study.patch_maps(sizes.patches, SEED + 3),
     }
-    page = _render(_context(run_folder, lines, evaluation, examples))
+    page = render("report.html", _context(run_folder, lines, evaluation, examples), uri=_source)
     with atomic_folder(run_folder / "report") as folder:
         (folder / "index.html").write_text(page, encoding="utf-8")
         for name, data in _pngs(lines, examples).items():
@@ -191,23 +190,9 @@ def _recipe(run_folder: Path) -> dict[str, Any]:
 
 
 def _both_themes(draw: Callable[..., Any], lines: Sequence[dict[str, Any]]) -> dict[str, str]:
-    return {theme.name: _uri(figures.to_png(draw(lines, theme))) for theme in (figures.LIGHT, figures.DARK)}
-
-
-def _uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+    return {theme.name: png_uri(figures.to_png(draw(lines, theme))) for theme in (figures.LIGHT, figures.DARK)}
 
 
 def _source(picture: Picture | Any) -> str:
     """Data URI of a Picture or of RGB pixels."""
-    return _uri(figures.picture_png(picture.pixels if isinstance(picture, Picture) else picture))
-
-
-def _render(context: dict[str, Any]) -> str:
-    jinja2 = require("jinja2", extra="report")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["uri"] = _source
-    template = resources.files("openvision.evaluation").joinpath("templates/report.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(context)
+    return png_uri(figures.picture_png(picture.pixels if isinstance(picture, Picture) else picture))

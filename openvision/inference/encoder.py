@@ -48,9 +48,10 @@ class Encoder(VisionEncoder):
     ) -> Self:
         """Wrap a checkpoint; raises OpenVisionError when it has no text tower."""
         if checkpoint.model is None:
+            captioner = ", or caption with openvision.load_captioner" if checkpoint.captioner is not None else ""
             raise OpenVisionError(
                 f"{checkpoint.source} is a vision tower without a text tower; "
-                "load it with openvision.load_vision, or give a model with both"
+                f"load it with openvision.load_vision{captioner}, or give a model with both"
             )
         return cls(checkpoint.model, checkpoint.tokenizer, resolution, preprocessing)
 

@@ -1,10 +1,11 @@
-"""`openvision.load` and `openvision.load_vision`: from a name to an encoder."""
+"""`openvision.load`, `load_vision` and `load_captioner`: from a name to an encoder."""
 
 import os
 from pathlib import Path
 from typing import Any
 
 from openvision.data.images import Preprocessing, Size
+from openvision.inference.captioner import Captioner
 from openvision.inference.encoder import Encoder
 from openvision.inference.vision import VisionEncoder
 from openvision.weights.load import Request, load_checkpoint
@@ -46,6 +47,13 @@ def load_vision(
     """Load the vision tower alone, of any checkpoint `load` knows and of OpenVision 2's; arguments as for `load`."""
     request = _request(vision_only=True, revision=revision, offline=offline, image_size=image_size)
     return VisionEncoder.from_checkpoint(load_checkpoint(os.fspath(source), request), resolution, preprocessing)
+
+
+def load_captioner(
+    source: str | os.PathLike[str], *, resolution: Size | None = None, preprocessing: Preprocessing = "crop"
+) -> Captioner:
+    """Load an OpenVision 2 model with its caption decoder: the model folder of a run; arguments as for `load`."""
+    return Captioner.from_checkpoint(load_checkpoint(os.fspath(source)), resolution, preprocessing)
 
 
 def _request(vocabulary: str | os.PathLike[str] | None = None, **settings: Any) -> Request:

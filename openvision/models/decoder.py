@@ -1,5 +1,7 @@
 """The caption decoder of OpenVision v1: all positions of the caption predicted in parallel (spec section 3).
 
+OpenVision 2's, which predicts token after token, is in autoregressive.py.
+
 - Learned queries stand for the caption's positions; ground-truth tokens are never fed in.
 - The prefix (image tokens, then tokens of the alt-text) attends to itself in full and never sees the queries;
   the queries see the whole prefix and, causally, each other.
@@ -42,11 +44,16 @@ class DecoderBlock(Block):
     def __init__(self, width: int, heads: int, mlp_dim: int) -> None:
         super().__init__(width, heads, mlp_dim, gelu="tanh")
 
-    def forward_prefix(self, prefix: Tensor, queries: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, P, D) and (B, Q, D) -> the same shapes; `mask` as `causal_mask` builds it."""
+    def forward_prefix(
+        self, prefix: Tensor, queries: Tensor, mask: Tensor, prefix_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, P, D) and (B, Q, D) -> the same shapes; `mask` as `causal_mask` builds it.
+
+        `prefix_mask` (P, P) restricts what the prefix sees of itself; None lets it see all.
+        """
         qp, kp, vp = self.attn.split_heads(self.attn.qkv(self.norm1(prefix)), 3)
         qq, kq, vq = self.attn.split_heads(self.attn.qkv(self.norm1(queries)), 3)
-        seen_by_prefix = attend(qp, kp, vp)
+        seen_by_prefix = attend(qp, kp, vp, prefix_mask)
         prefix = self._finish(prefix, seen_by_prefix)
         return prefix, self._finish(queries, self._attend_queries(qq, kp, vp, kq, vq, mask))
 

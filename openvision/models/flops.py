@@ -1,62 +1,194 @@
-"""Floating-point operations of a forward pass, from a configuration alone.
+"""Floating-point operations of a model, exactly, from its configuration alone.
 
-Two operations a multiply-add; matrix products only; of causal attention the masked half is not counted. Training
-costs three forward passes: one forward, two backward. Recomputation is not counted.
+Two operations a multiply-add; matrix products only. Counted as computed: the decoders' two attention calls, last blocks
+that compute no more than is read. Not counted: recomputation, and of causal attention the masked half, which a good
+kernel skips (`torch.utils.flop_counter` counts it: `masked_flops` is the difference). Backward costs two products for
+each of forward, but for the patch embedding, since nobody needs the gradient of pixels.
 """
 
+from dataclasses import dataclass
+
+from openvision.models.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.decoder import DecoderConfig
 from openvision.models.openvision import OpenVisionConfig
+from openvision.models.openvision2 import ModelConfig, OpenVision2Config
 from openvision.models.text import TextConfig
 from openvision.models.vision import VisionConfig
 
 BACKWARD_AND_FORWARD = 3
+"""Products of training for each of forward: one forward, two backward."""
+
+AnyTower = VisionConfig | TextConfig | DecoderConfig | AutoregressiveDecoderConfig
 
 
-def _projections(config: VisionConfig | TextConfig | DecoderConfig) -> int:
+@dataclass(frozen=True)
+class TowerFlops:
+    """Operations of one tower for one training sample."""
+
+    name: str
+    """"vision", "text", "decoder" or "vocabulary" (the decoder's head)."""
+    forward: int
+    without_input_gradient: int = 0
+    """Those of forward whose input needs no gradient: one product backward, not two."""
+
+    @property
+    def training(self) -> int:
+        """Forward and backward."""
+        return BACKWARD_AND_FORWARD * self.forward - self.without_input_gradient
+
+
+def sample_flops(
+    config: ModelConfig, resolution: int, texts: int, caption_tokens: float | None = None
+) -> tuple[TowerFlops, ...]:
+    """Operations of one training sample, tower by tower.
+
+    Args:
+        config: of OpenVision (version 1, or plain CLIP where it has no decoder) or of OpenVision 2.
+        resolution: pixels a side.
+        texts: texts contrasted with each image; OpenVision 2 has none.
+        caption_tokens: mean number of target tokens of a caption, whose logits alone are computed; None is every
+            position, as if no caption were short.
+    """
+    embed = patch_embed_flops(config.vision, resolution)
+    if isinstance(config, OpenVision2Config):
+        kept = config.kept(patches_of(config.vision, resolution))
+        return (
+            TowerFlops("vision", vision_flops(config.vision, resolution, None, kept), embed),
+            TowerFlops("decoder", autoregressive_trunk_flops(config.decoder, config.vision, kept)),
+            TowerFlops("vocabulary", head_flops(config.decoder, caption_tokens)),
+        )
+    towers = [
+        TowerFlops("vision", vision_flops(config.vision, resolution, config.embed_dim), embed),
+        TowerFlops("text", texts_flops(config, texts)),
+    ]
+    if config.decoder:
+        trunk = decoder_trunk_flops(config.decoder, config.vision, config.text, resolution)
+        towers += [
+            TowerFlops("decoder", trunk),
+            TowerFlops("vocabulary", head_flops(config.decoder, caption_tokens)),
+        ]
+    return tuple(towers)
+
+
+def training_flops(config: ModelConfig, resolution: int, texts: int, caption_tokens: float | None = None) -> int:
+    """Operations of one training sample, forward and backward, all towers; arguments as of `sample_flops`."""
+    return sum(tower.training for tower in sample_flops(config, resolution, texts, caption_tokens))
+
+
+def patches_of(config: VisionConfig, resolution: int) -> int:
+    """Patch tokens of an image."""
+    rows, columns = config.grid(resolution, resolution)
+    return rows * columns
+
+
+def patch_embed_flops(config: VisionConfig, resolution: int) -> int:
+    """Forward operations of the patch embedding of one image."""
+    return 2 * 3 * config.patch_size**2 * config.width * patches_of(config, resolution)
+
+
+def vision_flops(config: VisionConfig, resolution: int, embed_dim: int | None, kept: int | None = None) -> int:
+    """Forward operations of one image, with its head of `embed_dim` or without (None).
+
+    `kept` is the number of patch tokens that are read afterwards, where that is all the last block computes
+    (OpenVision 2 in training).
+    """
+    tokens = patches_of(config, resolution) + 1
+    block = tokens * _projections(config) + _attention(config.width, tokens**2)
+    last = block if kept is None else _last_block(config, tokens, kept)
+    return (
+        patch_embed_flops(config, resolution) + (config.depth - 1) * block + last + 2 * config.width * (embed_dim or 0)
+    )
+
+
+def text_flops(config: TextConfig, embed_dim: int, tokens_read: bool = False) -> int:
+    """Forward operations of one text, head included.
+
+    `tokens_read`: whether the caption decoder reads its tokens; if not, the last block computes the class token alone.
+    """
+    tokens = config.context_length
+    block = tokens * _projections(config) + _attention(config.width, tokens**2)
+    last = block if tokens_read else _last_block(config, tokens, 1)
+    return (config.depth - 1) * block + last + 2 * config.width * embed_dim
+
+
+def texts_flops(config: OpenVisionConfig, texts: int) -> int:
+    """Forward operations of the `texts` texts of one sample, of which a decoder reads the first."""
+    read = 1 if config.decoder else 0
+    whole, pruned = (text_flops(config.text, config.embed_dim, tokens_read) for tokens_read in (True, False))
+    return read * whole + (texts - read) * pruned
+
+
+def decoder_flops(config: DecoderConfig, vision: VisionConfig, text: TextConfig, resolution: int) -> int:
+    """Forward operations of one caption in version 1, every query's logits included."""
+    return decoder_trunk_flops(config, vision, text, resolution) + head_flops(config, None)
+
+
+def decoder_trunk_flops(config: DecoderConfig, vision: VisionConfig, text: TextConfig, resolution: int) -> int:
+    """The same without the logits: both projections and all blocks."""
+    image_tokens, text_tokens = patches_of(vision, resolution), text.context_length - 1
+    prefix, queries = image_tokens + text_tokens, config.caption_length
+    inputs = 2 * config.width * (image_tokens * vision.width + text_tokens * text.width)
+    return inputs + _two_call_blocks(config, prefix, queries, prefix**2)
+
+
+def autoregressive_trunk_flops(config: AutoregressiveDecoderConfig, vision: VisionConfig, kept: int) -> int:
+    """Forward operations of one caption in OpenVision 2 without its logits, `kept` patch tokens being read."""
+    inputs = 2 * config.width * kept * vision.width
+    causal = config.image_attention == "causal"
+    pairs = _causal_pairs(kept) if causal else kept**2
+    return inputs + _two_call_blocks(config, kept, config.caption_length, pairs)
+
+
+def head_flops(config: DecoderConfig | AutoregressiveDecoderConfig, caption_tokens: float | None) -> int:
+    """Forward operations of the logits of `caption_tokens` tokens; None is every position."""
+    tokens = config.caption_length if caption_tokens is None else min(caption_tokens, config.caption_length)
+    return round(2 * config.width * config.vocab_size * tokens)
+
+
+def masked_flops(config: ModelConfig, resolution: int) -> int:
+    """Forward operations of causal attention that are masked: what a counter of whole products counts in addition."""
+    decoder = config.decoder
+    if decoder is None:
+        return 0
+    queries = decoder.caption_length
+    masked = decoder.depth * (queries**2 - _causal_pairs(queries))
+    if isinstance(config, OpenVision2Config) and config.decoder.image_attention == "causal":
+        kept = config.kept(patches_of(config.vision, resolution))
+        masked += (decoder.depth - 1) * (kept**2 - _causal_pairs(kept))
+    return _attention(decoder.width, masked)
+
+
+def contrastive_flops(embed_dim: int, batch: int, texts: int) -> int:
+    """Forward operations of one sample's row of logits against a whole batch: no part of MFU, and seldom 1 % of it."""
+    return 2 * embed_dim * batch * texts
+
+
+def _projections(config: AnyTower) -> int:
     """Operations of one token through the matrices of one block: q, k, v, out and the MLP."""
     return 2 * (4 * config.width**2 + 2 * config.width * config.mlp_dim)
 
 
-def _attention(width: int, query_key_pairs: float) -> float:
+def _attention(width: int, query_key_pairs: int) -> int:
     """Scores and weighted values."""
     return 4 * width * query_key_pairs
 
 
-def vision_flops(config: VisionConfig, resolution: int, embed_dim: int) -> float:
-    """Forward operations of one image, head included."""
-    rows, columns = config.grid(resolution, resolution)
-    tokens = rows * columns + 1
-    embed = 2 * 3 * config.patch_size**2 * config.width * (tokens - 1)
-    block = tokens * _projections(config) + _attention(config.width, tokens**2)
-    return embed + config.depth * block + 2 * config.width * embed_dim
+def _causal_pairs(tokens: int) -> int:
+    return tokens * (tokens + 1) // 2
 
 
-def text_flops(config: TextConfig, embed_dim: int) -> float:
-    """Forward operations of one text, head included."""
-    tokens = config.context_length
-    block = tokens * _projections(config) + _attention(config.width, tokens**2)
-    return config.depth * block + 2 * config.width * embed_dim
+def _last_block(config: AnyTower, keys: int, queries: int) -> int:
+    """A block of which only `queries` of its `keys` tokens are read: keys and values of all, the rest of those."""
+    rest = _projections(config) - 4 * config.width**2
+    return keys * 4 * config.width**2 + queries * rest + _attention(config.width, keys * queries)
 
 
-def decoder_flops(config: DecoderConfig, vision: VisionConfig, text: TextConfig, resolution: int) -> float:
-    """Forward operations of one caption, every query's logits included."""
-    rows, columns = vision.grid(resolution, resolution)
-    image_tokens, text_tokens, queries = rows * columns, text.context_length - 1, config.caption_length
-    prefix = image_tokens + text_tokens
-    inputs = 2 * config.width * (image_tokens * vision.width + text_tokens * text.width)
-    seen_by_queries = _attention(config.width, queries * prefix + queries * (queries + 1) / 2)
-    full_block = (prefix + queries) * _projections(config) + _attention(config.width, prefix**2) + seen_by_queries
+def _two_call_blocks(
+    config: DecoderConfig | AutoregressiveDecoderConfig, prefix: int, queries: int, prefix_pairs: int
+) -> int:
+    """All blocks of a decoder: the prefix attends to itself, the queries to prefix and, causally, themselves."""
+    seen_by_queries = _attention(config.width, queries * prefix + _causal_pairs(queries))
+    whole = (prefix + queries) * _projections(config) + _attention(config.width, prefix_pairs) + seen_by_queries
     # The last block makes keys and values of the prefix and nothing else.
-    last_block = queries * _projections(config) + prefix * 4 * config.width**2 + seen_by_queries
-    head = 2 * config.width * config.vocab_size * queries
-    return inputs + (config.depth - 1) * full_block + last_block + head
-
-
-def training_flops(config: OpenVisionConfig, resolution: int, texts: int) -> float:
-    """Operations of one training sample, forward and backward: an image, `texts` texts, a caption."""
-    total = vision_flops(config.vision, resolution, config.embed_dim) + texts * text_flops(
-        config.text, config.embed_dim
-    )
-    if config.decoder:
-        total += decoder_flops(config.decoder, config.vision, config.text, resolution)
-    return BACKWARD_AND_FORWARD * total
+    last = queries * _projections(config) + prefix * 4 * config.width**2 + seen_by_queries
+    return (config.depth - 1) * whole + last

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openvision.models.cpu_kernels import Linear, eager_training_on_cpu, packed_attention
+
 LAYER_NORM_EPS = 1e-6
 Gelu = Literal["none", "tanh"]
 
@@ -22,10 +24,15 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """`x` in float32, or in float64 where that is what it has."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def linear_fp32(x: Tensor, weight: Tensor) -> Tensor:
     """`x @ weight.T` in float32 even under autocast: heads and decoder projections (spec 1, mixed precision)."""
     with torch.autocast(x.device.type, enabled=False):
-        return F.linear(x.float(), weight.float())
+        return F.linear(full_precision(x), full_precision(weight))
 
 
 # On CPU the fused kernel's backward pass is several times slower than two matrix products while sequences are short
@@ -61,8 +68,8 @@ class Attention(nn.Module):
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def split_heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(B, L, parts * D) -> `parts` tensors of shape (B, heads, L, D / heads)."""
@@ -75,7 +82,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend every position to every position: OpenVision masks nothing, not even padding."""
-        q, k, v = self.split_heads(self.qkv(x), 3)
+        qkv = self.qkv(x)
+        if eager_training_on_cpu(qkv) and x.shape[1] <= EXPLICIT_KEYS_ON_CPU:
+            return self.proj(packed_attention(qkv, self.heads))
+        q, k, v = self.split_heads(qkv, 3)
         return self.merge_heads(attend(q, k, v))
 
 
@@ -85,8 +95,8 @@ class Mlp(nn.Module):
     def __init__(self, width: int, hidden: int, gelu: Gelu) -> None:
         super().__init__()
         self.gelu: Gelu = gelu
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
@@ -102,11 +112,28 @@ class Block(nn.Module):
         self.attn = Attention(width, heads)
         self.norm2 = LayerNorm(width)
         self.mlp = Mlp(width, mlp_dim, gelu)
+        self.branch_scale: Tensor | None = None
+        """Factors (2, B) of the two branches of each sample; set from outside for stochastic depth."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = x + self._scaled(self.attn(self.norm1(x)), 0)
+        return x + self._scaled(self.mlp(self.norm2(x)), 1)
+
+    def forward_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        """`forward(x)` at `rows` int64 (B, K) alone -> (B, K, D): every row is a key, those asked for are queries."""
+        width = x.shape[-1]
+        weight, bias = self.attn.qkv.weight, self.attn.qkv.bias
+        kept = x.gather(1, rows[..., None].expand(-1, -1, width))
+        k, v = self.attn.split_heads(F.linear(self.norm1(x), weight[width:], bias[width:]), 2)
+        (q,) = self.attn.split_heads(F.linear(self.norm1(kept), weight[:width], bias[:width]), 1)
+        kept = kept + self._scaled(self.attn.merge_heads(attend(q, k, v)), 0)
+        return kept + self._scaled(self.mlp(self.norm2(kept)), 1)
+
+    def _scaled(self, branch: Tensor, number: int) -> Tensor:
+        if self.branch_scale is None:
+            return branch
+        return branch * self.branch_scale[number, :, None, None].to(branch.dtype)
 
 
 def sincos_position_table(rows: int, columns: int, width: int) -> Tensor:

@@ -73,7 +73,13 @@ class OpenVision(nn.Module):
         self.decoder = (
             ParallelCaptionDecoder(config.decoder, config.vision.width, config.text.width) if config.decoder else None
         )
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.logit_scale = nn.Parameter(torch.empty(()))
+        if not self.logit_scale.is_meta:
+            self.init_temperature()
+
+    def init_temperature(self) -> None:
+        """Set the temperature to 0.07; the towers initialise themselves."""
+        nn.init.constant_(self.logit_scale, math.log(1 / 0.07))
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> unit vectors (B, E), float32."""
@@ -89,10 +95,8 @@ class OpenVision(nn.Module):
         The first text is the alt-text: the decoder reads its tokens and no other's (spec section 3).
         """
         vision = self.vision.forward_features(images)
-        text = self.text.forward_features(torch.cat(texts))
-        states = None
-        if self.decoder is not None:
-            states = self.decoder(vision.patch_tokens, text.tokens[: len(images)])
+        text = self.text.forward_features(torch.cat(texts), token_rows=len(images) if self.decoder is not None else 0)
+        states = self.decoder(vision.patch_tokens, text.tokens) if self.decoder is not None else None
         return OpenVisionOutput(
             image_embeds=unit(self.vision.project(vision.pooled)),
             text_embeds=unit(self.text.project(text.pooled)).unflatten(0, (len(texts), len(images))),

@@ -31,7 +31,8 @@ class TextFeatures:
     """What the text tower computes for B texts of L ids."""
 
     tokens: Tensor
-    """(B, L - 1, D): all but the class token, before the norm; the caption decoder reads them."""
+    """(B', L - 1, D): all but the class token, before the norm, of the texts whose tokens are read: the caption decoder
+    reads them."""
     pooled: Tensor
     """(B, D): the normalised class token, in the dtype of the parameters."""
 
@@ -42,7 +43,7 @@ class TextTransformer(nn.Module):
     def __init__(self, config: TextConfig, embed_dim: int) -> None:
         super().__init__()
         self.config = config
-        self.token_embed = _embedding(config.vocab_size, config.width)
+        self.token_embed = embedding(config.vocab_size, config.width)
         self.pos_embed = nn.Parameter(torch.empty(1, config.context_length, config.width))
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, config.mlp_dim, gelu="tanh") for _ in range(config.depth)
@@ -61,15 +62,32 @@ class TextTransformer(nn.Module):
         self.norm.reset_parameters()
         nn.init.normal_(self.head.weight, std=self.config.width**-0.5)
 
-    def forward_features(self, ids: Tensor) -> TextFeatures:
-        """Encode int64 ids (B, context_length), class token last."""
+    def forward_features(self, ids: Tensor, token_rows: int | None = None) -> TextFeatures:
+        """Encode int64 ids (B, context_length), class token last.
+
+        `token_rows` says of how many texts, the first ones, anybody reads the tokens; None is all. Of the others the
+        last block computes the class token alone: every token is a key, one is a query. The numbers stay the same.
+        """
         if ids.shape[-1] != self.config.context_length:
             raise ValueError(f"texts have {ids.shape[-1]} ids, the tower reads exactly {self.config.context_length}")
         x = self.token_embed(ids) + self.pos_embed
         x = x.to(compute_dtype(x))
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x)
-        return TextFeatures(tokens=x[:, :-1], pooled=self.norm(x[:, -1].to(self.norm.weight.dtype)))
+        read = len(x) if token_rows is None else token_rows
+        whole, rest = x[:read], x[read:]
+        parts = []
+        if len(whole):
+            whole = last(whole)
+            parts.append(whole[:, -1:])
+        if len(rest):
+            parts.append(last.forward_rows(rest, self._class_token(rest)))  # pyright: ignore[reportCallIssue]
+        class_token = torch.cat(parts)[:, 0]
+        return TextFeatures(tokens=whole[:, :-1], pooled=self.norm(class_token.to(self.norm.weight.dtype)))
+
+    def _class_token(self, x: Tensor) -> Tensor:
+        return torch.full((len(x), 1), x.shape[1] - 1, device=x.device)
 
     def project(self, pooled: Tensor) -> Tensor:
         """(B, D) pooled -> (B, E) embedding, float32, not normalised."""
@@ -77,10 +95,10 @@ class TextTransformer(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, L) -> (B, E) embedding, float32, not normalised."""
-        return self.project(self.forward_features(ids).pooled)
+        return self.project(self.forward_features(ids, token_rows=0).pooled)
 
 
-def _embedding(entries: int, width: int) -> nn.Embedding:
+def embedding(entries: int, width: int) -> nn.Embedding:
     """An embedding that draws no random numbers on the meta device (see `is_skeleton`)."""
     if torch.get_default_device().type == "meta":
         return nn.Embedding.from_pretrained(torch.empty(entries, width), freeze=False)

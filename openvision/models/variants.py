@@ -5,8 +5,10 @@ The text tower and the decoder of a size are fixed by the vision size, and so is
 
 from dataclasses import dataclass
 
+from openvision.models.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.decoder import DecoderConfig
 from openvision.models.openvision import OpenVisionConfig
+from openvision.models.openvision2 import OpenVision2Config
 from openvision.models.text import TextConfig
 from openvision.models.vision import VisionConfig
 
@@ -65,6 +67,19 @@ def variant(size: str, patch_size: int, image_size: int) -> OpenVisionConfig:
         vision=VisionConfig(**towers.vision.sizes(), patch_size=patch_size, image_size=image_size),
         text=TextConfig(**towers.text.sizes()),
         decoder=DecoderConfig(**towers.decoder.sizes()),
+    )
+
+
+def variant2(size: str, patch_size: int, image_size: int) -> OpenVision2Config:
+    """Configuration of an OpenVision 2 model; raises KeyError for an unknown size.
+
+    The decoder of a size is version 1's: the original's table for version 2 agrees where it has a row, and lacks
+    So400m and g, which were trained all the same.
+    """
+    towers, decoder = SIZES[size], SIZES[size].decoder
+    return OpenVision2Config(
+        vision=VisionConfig(**towers.vision.sizes(), patch_size=patch_size, image_size=image_size),
+        decoder=AutoregressiveDecoderConfig(decoder.width, decoder.depth, decoder.mlp_dim, decoder.heads),
     )
 
 

@@ -17,6 +17,7 @@ from openvision.models.layers import (
     Block,
     LayerNorm,
     compute_dtype,
+    full_precision,
     init_vision_block,
     is_skeleton,
     linear_fp32,
@@ -83,8 +84,9 @@ class PatchEmbed(nn.Module):
         """(B, 3, H, W) -> (B, N, D), row-major."""
         with torch.autocast(images.device.type, enabled=False):
             # The same numbers as a strided convolution, by one matrix product: faster on CPU, forward and backward.
-            patches = F.pixel_unshuffle(self._crop(images).float(), self.patch_size)
-            return F.linear(patches.flatten(2).transpose(1, 2), self.proj.weight.flatten(1).float())
+            weight = full_precision(self.proj.weight.flatten(1))
+            patches = F.pixel_unshuffle(self._crop(images).to(weight.dtype), self.patch_size)
+            return F.linear(patches.flatten(2).transpose(1, 2), weight)
 
     def _crop(self, images: Tensor) -> Tensor:
         height, width = (size - size % self.patch_size for size in images.shape[-2:])
@@ -162,6 +164,20 @@ class VisionTransformer(nn.Module):
             grid=self.config.grid(*images.shape[-2:]),
             layers=tuple(kept[index] for index in wanted),
         )
+
+    def patch_tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Images (B, 3, H, W) -> un-normalised patch tokens (B, N, D) of the last block, and nothing else.
+
+        `keep`, int64 (B, K), asks for these patches only, in this order: (B, K, D). All patches attend in every block;
+        the last one computes the queries and MLP of the patches asked for. Same numbers as picking them afterwards.
+        """
+        x = self.embed(images)
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x)
+        if keep is None:
+            return last(x)[:, 1:]
+        return last.forward_rows(x, keep + 1)  # pyright: ignore[reportCallIssue]
 
     def _layer_index(self, layer: int) -> int:
         states = len(self.blocks) + 1

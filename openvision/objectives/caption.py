@@ -43,9 +43,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def caption_loss(
-    states: Tensor, labels: Tensor, mask: Tensor, weight: Tensor, chunk_logits: int = CHUNK_LOGITS
+    states: Tensor,
+    labels: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    chunk_logits: int = CHUNK_LOGITS,
+    count: Tensor | None = None,
 ) -> Tensor:
     """Mean cross-entropy of `states @ weight.T` against `labels` where `mask` is set, in float32.
+
+    The specification divides by the valid tokens of the global batch, which a part of it cannot count by itself:
+    - accumulation: with `count` the valid tokens of all parts, the SUM of the parts' values is the loss of the whole;
+    - several processes, gradients averaged as DDP and FSDP do: with `count = all_sum(mask.sum(), group) / ranks` the
+      MEAN over ranks of the values is the loss of the whole, as it is for the contrastive loss, and so is the averaged
+      gradient;
+    - both: `count = all_sum(valid tokens of all own parts, group) / ranks`.
 
     Args:
         states: (B, T, D) decoder states.
@@ -53,6 +65,7 @@ def caption_loss(
         mask: (B, T) bool, True where a target counts.
         weight: (V, D), the decoder's head.
         chunk_logits: logits computed at a time.
+        count: what the sum is divided by, shape (), any dtype; None for the valid tokens given here.
 
     Returns:
         Scalar loss, nats; 0 when no target counts.
@@ -62,4 +75,7 @@ def caption_loss(
         chunk = max(1, chunk_logits // len(weight))
         total: Tensor = _LinearCrossEntropy.apply(valid, weight, labels[mask], chunk)  # pyright: ignore[reportAssignmentType]
     # The original divides by (count + 1e-8), which in float32 is the count itself unless that is 0.
-    return total / (len(valid) + 1e-8)
+    if count is None:
+        return total / (len(valid) + 1e-8)
+    # A share of a count must divide as the count does, in float64 too.
+    return total / count.to(total.dtype).clamp(min=1e-8)

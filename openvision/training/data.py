@@ -1,7 +1,11 @@
 """The data a recipe names, opened: its sources with their weights, captions and order."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from openvision.data.loader import Batch
 from openvision.data.mixture import Mixture, Ordering
 from openvision.data.shards import ShardDataset
 from openvision.data.store import join_folder
@@ -34,6 +38,14 @@ def open_validation_data(recipe: Recipe, folder: str | Path) -> ShardDataset | N
 def ordering_of(recipe: Recipe) -> Ordering:
     """How the run goes through its samples."""
     return Ordering(recipe.data.order, recipe.data.block, recipe.data.window)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with what the model reads on `device`; places in the stream stay on the CPU."""
+    if device.type == "cpu":
+        return batch
+    names = ("images", "alt_ids", "sentence_ids", "labels", "label_mask")
+    return replace(batch, **{name: getattr(batch, name).to(device, non_blocking=True) for name in names})
 
 
 def _open(recipe: Recipe, folder: str | Path, source: Source) -> ShardDataset:

@@ -43,12 +43,33 @@ class TrainingDisplay:
         if self._task is not None:
             self._bar.update(self._task, completed=step, description=description)
 
-    def log(self, step: int, values: dict[str, float], images_per_second: float, seconds_left: float) -> None:
-        """Show the newest numbers."""
-        terms = "  ".join(f"{name} {values[name]:.3f}" for name in ("loss", "contrastive", "caption") if name in values)
-        status = f"{terms}  {images_per_second:.0f} images/s"
+    def log(self, step: int, values: dict[str, float], seconds_left: float) -> None:
+        """Show the newest numbers: all of them where lines are printed, the first few beside a bar."""
+        terms = [f"{name} {values[name]:.3f}" for name in ("loss", "contrastive", "caption") if name in values]
+        terms.append(f"{values['images_per_second']:.0f} images/s")
         if self._task is not None:
-            self._bar.update(self._task, status=status)
+            self._bar.update(self._task, status="  ".join(terms))
         if not self.console.is_terminal:
-            minutes, seconds = divmod(round(seconds_left), 60)
-            self.say(f"step {step}/{self.total_steps}  {status}  {minutes}:{seconds:02d} left")
+            told = "  ".join([*terms[:-1], *_state(values), terms[-1], *_machine(values)])
+            self.say(f"step {step}/{self.total_steps}  {told}  {duration(seconds_left)} left")
+
+
+def _state(values: dict[str, float]) -> list[str]:
+    temperature = [f"temperature {values['temperature']:.2f}"] if "temperature" in values else []
+    return [*temperature, f"lr {values['lr']:.2e}", f"gradient {values['gradient_norm']:.2f}"]
+
+
+def _machine(values: dict[str, float]) -> list[str]:
+    """Speed as MFU where the device's peak is known; waiting for data; memory."""
+    share = f"MFU {values['mfu']:.1%}" if "mfu" in values else f"{values['tflops_per_second']:.3g} TFLOP/s"
+    return [share, f"data {values['data_wait']:.0%}", f"{values['memory_gib']:.1f} GiB"]
+
+
+def duration(seconds: float) -> str:
+    """As people write it: 3:07, 2:15:00, 4 d 03:20:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours:02d}:{minutes:02d}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -4,17 +4,22 @@ Unknown keys are errors that name the nearest known one. Lengths are in samples,
 rates are given per 256 samples of batch, as the papers do.
 """
 
-import difflib
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, ValidationError, model_validator
 
 from openvision.data.augment import Augment
 from openvision.errors import OpenVisionError
+from openvision.evaluation.evaluators import AnyEvaluator, check_titles
 from openvision.models.openvision import OpenVisionConfig
+from openvision.models.openvision2 import OpenVision2Config
+from openvision.training.recipe_text import apply_override, describe_problem
+
+# What `model.kind` may say; without it the model is OpenVision 1, or plain CLIP where it has no decoder.
+KINDS = {"openvision": "OpenVisionConfig", "openvision2": "OpenVision2Config"}
 
 # The batch that `base_learning_rate` refers to.
 REFERENCE_BATCH = 256
@@ -76,12 +81,13 @@ class Loss(Section):
     contrastive: Annotated[float, Field(ge=0)] = 1.0
     caption: Annotated[float, Field(ge=0)] = 2.0
     texts: tuple[Literal["alt", "sentence"], ...] = ("alt", "sentence")
-    """Kinds of text contrasted with the image, each a problem of its own; "alt" must come first."""
+    """Kinds of text contrasted with the image, each a problem of its own; "alt" must come first. None with
+    OpenVision 2."""
 
     @model_validator(mode="after")
     def _alt_first(self) -> "Loss":
-        if not self.texts or self.texts[0] != "alt" or len(set(self.texts)) != len(self.texts):
-            raise ValueError('texts must be ["alt"] or ["alt", "sentence"]')
+        if self.texts not in ((), ("alt",), ("alt", "sentence")):
+            raise ValueError('texts must be ["alt"] or ["alt", "sentence"], or [] with OpenVision 2')
         return self
 
 
@@ -92,6 +98,10 @@ class Optimizer(Section):
     eps: float = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
     first_moment: Literal["bfloat16", "float32"] = "bfloat16"
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Greatest norm of the gradient; None, as published, leaves it alone."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an average of the parameters, which is then measured and written instead of them; None is off."""
 
 
 class Stage(Section):
@@ -103,6 +113,10 @@ class Stage(Section):
     base_learning_rate: Annotated[float, Field(gt=0)]
     """Peak learning rate per 256 samples of batch."""
     warmup_samples: Annotated[int, Field(ge=0)] = 0
+    accumulate: PositiveInt = 1
+    """Chunks in which a batch is computed when it does not fit into memory; the update stays that of the batch."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Stochastic depth of the vision tower: probability at its last block, growing linearly from 0 at its first."""
 
     @property
     def steps(self) -> int:
@@ -123,6 +137,10 @@ class Stage(Section):
     def _at_least_one_step(self) -> "Stage":
         if self.steps < 1:
             raise ValueError(f"samples {self.samples} do not fill one batch of {self.batch_size}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}; choose a divisor of it"
+            )
         if self.warmup_samples >= self.samples:
             raise ValueError(f"warmup_samples {self.warmup_samples} must be fewer than samples {self.samples}")
         return self
@@ -133,6 +151,19 @@ class Run(Section):
 
     precision: Literal["float32", "bfloat16", "auto"] = "auto"
     """Compute dtype; "auto" takes bfloat16 where the device is fast at it. Parameters stay float32."""
+    compile: bool = False
+    """Compile each block with torch.compile: a minute of warm-up, faster steps afterwards."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What of a block is computed again in the backward pass instead of being kept: nothing, all but the results of
+    matrix products and attention, or everything."""
+    peak_tflops: Annotated[float, Field(gt=0)] | None = None
+    """Dense bfloat16 peak of one device, 10^12 operations a second, for the MFU of devices that are not known."""
+    tensorboard: bool = False
+    """Write event files for TensorBoard into the run folder."""
+    wandb: str | None = None
+    """Name of the Weights & Biases project to log to."""
+    trackio: str | None = None
+    """Name of the trackio project to log to."""
     loader_threads: PositiveInt = 1
     """Threads that decode, in each worker."""
     loader_workers: Annotated[int, Field(ge=0)] = 0
@@ -143,6 +174,44 @@ class Run(Section):
     """Steps between measurements on the validation shards."""
     checkpoint_every: PositiveInt = 100
     """Steps between checkpoints."""
+    checkpoint_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Minutes after which a checkpoint is written even if `checkpoint_every` steps have not passed."""
+    checkpoints_kept: PositiveInt = 2
+    """Newest checkpoints kept."""
+    checkpoint_best: str | None = None
+    """Number of the validation whose best checkpoint is kept too, e.g. "top1"; the lowest for a loss."""
+    hang_seconds: Annotated[float, Field(gt=0)] | None = 600.0
+    """Seconds without progress after which a process writes its stacks to hangs/ in the run folder."""
+
+
+class Parallel(Section):
+    """How many processes share the run, started by torchrun; it may change whenever the run goes on."""
+
+    mode: Literal["ddp", "fsdp"] = "ddp"
+    """"ddp" keeps the model in every process; "fsdp" cuts parameters, gradients and moments into slices."""
+    replicate: PositiveInt = 1
+    """With "fsdp": groups of processes that hold a whole model each; a machine per group keeps slices near."""
+    start_seconds: Annotated[float, Field(gt=0)] = 1800.0
+    """How long an exchange between processes may take up to the end of the first step."""
+    step_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """How long it may take afterwards: a lost or hung process ends the run after this time."""
+
+
+class Guards(Section):
+    """What is done about a loss that jumps; a loss or gradient that is not finite always ends the run."""
+
+    spikes: Literal["off", "log", "skip"] = "off"
+    """"log" reports a step whose loss jumps, "skip" leaves its update out as well."""
+    spike_window: Annotated[int, Field(ge=20)] = 100
+    """Newest losses that a jump is measured against."""
+    spike_deviations: Annotated[float, Field(gt=0)] = 8.0
+    """How many deviations above their median a loss must be."""
+
+
+def _kind(model: Any) -> str:
+    if isinstance(model, dict):
+        return str(model.get("kind", "openvision"))
+    return getattr(model, "kind", "openvision")
 
 
 class Recipe(Section):
@@ -151,13 +220,23 @@ class Recipe(Section):
     name: str
     description: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
-    model: OpenVisionConfig
+    start: str | None = None
+    """Weights to start from instead of random ones: released name, Hub id, model folder or file. What they do not hold,
+    such as a decoder, starts at random."""
+    model: Annotated[
+        Annotated[OpenVisionConfig, Tag("openvision")] | Annotated[OpenVision2Config, Tag("openvision2")],
+        Discriminator(_kind),
+    ]
     data: Data
     augment: Augment = Augment()
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    guards: Guards = Guards()
+    evaluate: tuple[AnyEvaluator, ...] | None = None
+    """What is measured during training beside the validation split: tables `[[evaluate]]`."""
     run: Run = Run()
+    parallel: Parallel = Parallel()
 
     @property
     def steps(self) -> int:
@@ -170,14 +249,41 @@ class Recipe(Section):
         return self.model.decoder.caption_length if self.model.decoder else None
 
     @property
+    def context_length(self) -> int | None:
+        """Ids of a text for the text tower; None when there is no text tower."""
+        return self.model.text.context_length if isinstance(self.model, OpenVisionConfig) else None
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries that every part of the model has room for."""
+        sizes = [self.model.text.vocab_size] if isinstance(self.model, OpenVisionConfig) else []
+        return min([*sizes, self.model.decoder.vocab_size] if self.model.decoder else sizes)
+
+    @property
     def reads_synthetic(self) -> bool:
         """Whether anything is learnt from synthetic captions."""
         return self.model.decoder is not None or "sentence" in self.loss.texts
 
     @model_validator(mode="after")
+    def _evaluators_named(self) -> "Recipe":
+        try:
+            check_titles(self.evaluate or (), "evaluate")
+        except OpenVisionError as error:
+            raise ValueError(str(error)) from error
+        title, slash, _ = (self.run.checkpoint_best or "").partition("/")
+        if slash and title not in {one.title for one in self.evaluate or ()}:
+            raise ValueError(f"run.checkpoint_best {self.run.checkpoint_best!r}: no evaluator is named {title!r}")
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         if (self.model.decoder is not None) != (self.loss.caption > 0):
             raise ValueError("loss.caption must be above 0 with a [model.decoder] and 0 without one")
+        if isinstance(self.model, OpenVision2Config):
+            if self.loss.contrastive or self.loss.texts:
+                raise ValueError("OpenVision 2 has no text tower: loss.contrastive must be 0 and loss.texts []")
+        elif not self.loss.texts:
+            raise ValueError('loss.texts [] is for OpenVision 2; with a text tower give ["alt"] or ["alt", "sentence"]')
         for index, stage in enumerate(self.stages):
             if stage.resolution < self.model.vision.patch_size:
                 raise ValueError(
@@ -189,29 +295,30 @@ class Recipe(Section):
                 f"model.vision.image_size {self.model.vision.image_size} must be the resolution of the last stage, "
                 f"{self.stages[-1].resolution}: a trained model is used at that resolution"
             )
-        vocabularies = {self.model.text.vocab_size}
-        if self.model.decoder:
-            vocabularies.add(self.model.decoder.vocab_size)
-        if self.data.vocab_size and self.data.vocab_size > min(vocabularies):
-            raise ValueError(
-                f"data.vocab_size {self.data.vocab_size} exceeds the model's vocab_size {min(vocabularies)}"
-            )
+        if self.data.vocab_size and self.data.vocab_size > self.vocab_size:
+            raise ValueError(f"data.vocab_size {self.data.vocab_size} exceeds the model's vocab_size {self.vocab_size}")
         return self
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe and apply `key.path=value` overrides (values in TOML syntax; bare words are strings)."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(read_recipe_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise OpenVisionError(f"recipe {path} is not valid TOML: {error}") from error
+    for override in overrides or []:
+        apply_override(data, override)
+    return parse_recipe(data, str(path))
+
+
+def read_recipe_text(path: Path) -> str:
+    """The file as written, remarks included; raises OpenVisionError when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise OpenVisionError(f"recipe {path} does not exist; see the folder recipes/") from None
     except (OSError, UnicodeDecodeError) as error:
         raise OpenVisionError(f"recipe {path} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise OpenVisionError(f"recipe {path} is not valid TOML: {error}") from error
-    for override in overrides or []:
-        _apply_override(data, override)
-    return parse_recipe(data, str(path))
 
 
 def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
@@ -219,61 +326,11 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        problems = "; ".join(_describe(problem) for problem in error.errors())
+        schema = Recipe.model_json_schema()
+        problems = "; ".join(describe_problem(problem, schema, KINDS) for problem in error.errors())
         raise OpenVisionError(f"recipe {source}: {problems}") from error
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as TOML that `load_recipe` reads back to the same recipe."""
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
-
-
-def _apply_override(data: dict[str, Any], override: str) -> None:
-    path, equals, value = override.partition("=")
-    if not equals or not path:
-        raise OpenVisionError(f"--set {override!r} is not of the form key=value, e.g. --set stages.0.batch_size=64")
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value
-    *parents, last = path.split(".")
-    node: Any = data
-    try:
-        for key in parents:
-            node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
-        if isinstance(node, list):
-            node[int(last)] = parsed
-        elif parsed == "none":
-            node.pop(last, None)
-        else:
-            node[last] = parsed
-    except (ValueError, IndexError, TypeError, AttributeError):
-        raise OpenVisionError(f"--set {override!r}: the recipe has no place {path}") from None
-
-
-def _describe(problem: Any) -> str:
-    place = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"unknown key {place}{_suggest(problem['loc'])}"
-    if problem["type"] == "missing":
-        return f"key {place} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{place}: {message}" if place else message
-
-
-def _suggest(location: tuple[int | str, ...]) -> str:
-    known = _known_keys(location[:-1])
-    near = difflib.get_close_matches(str(location[-1]), known, n=1)
-    return f" (did you mean {near[0]}?)" if near else (f" (known: {', '.join(known)})" if known else "")
-
-
-def _known_keys(parents: tuple[int | str, ...]) -> list[str]:
-    node: dict[str, Any] = Recipe.model_json_schema()
-    definitions = node["$defs"]
-    for key in parents:
-        node = node.get("items", {}) if isinstance(key, int) else node.get("properties", {}).get(key, {})
-        choices = [node, *node.get("anyOf", []), *node.get("allOf", [])]
-        reference = next((choice["$ref"] for choice in choices if "$ref" in choice), None)
-        if reference:
-            node = definitions[reference.rsplit("/", 1)[-1]]
-    return sorted(node.get("properties", {}))

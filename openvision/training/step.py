@@ -1,81 +1,80 @@
-"""One training step, read top to bottom: forward, losses, backward, check, update."""
+"""One training step, read top to bottom: forward, losses, backward, agree, update.
 
-from collections.abc import Mapping
+The trainer's `_step` fetches the batch before it and logs after it: losses stay on the device until they are read.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from openvision.data.images import normalize
 from openvision.data.loader import Batch
-from openvision.errors import OpenVisionError
-from openvision.models.openvision import OpenVision
-from openvision.objectives.caption import caption_loss
-from openvision.objectives.contrastive import contrastive_losses
+from openvision.objectives.gather import all_sum
+from openvision.training.accumulate import accumulate_gradients
+from openvision.training.draws import Draws, stochastic_depth
+from openvision.training.guards import refuse_broken
+from openvision.training.losses import Losses
+from openvision.training.objective import Objective, total, vision_blocks
 from openvision.training.optimizer import Adam
-from openvision.training.recipe import Loss
+from openvision.training.parallel import Spread
+from openvision.training.precision import autocast
+
+Admit = Callable[[Losses, Tensor], bool]
 
 
-def compute_losses(model: OpenVision, batch: Batch, recipe: Loss) -> dict[str, Tensor]:
-    """All terms of the objective, scalars; `loss` is the weighted total (spec section 5)."""
-    ids = {"alt": batch.alt_ids, "sentence": batch.sentence_ids}
-    output = model(normalize(batch.images), *(ids[kind] for kind in recipe.texts))
-    per_kind = contrastive_losses(output.image_embeds, output.text_embeds, output.scale)
-    terms = {f"contrastive_{kind}": term for kind, term in zip(recipe.texts, per_kind, strict=True)}
-    terms["contrastive"] = per_kind.mean()
-    terms["loss"] = recipe.contrastive * terms["contrastive"]
-    if model.decoder is not None:
-        terms["caption"] = caption_loss(
-            output.caption_states, batch.labels, batch.label_mask, model.decoder.head.weight
-        )
-        terms["loss"] = terms["loss"] + recipe.caption * terms["caption"]
-    return terms
+@dataclass
+class Step:
+    """What every step of a stage has in common."""
 
+    model: Any
+    objective: Objective
+    optimizer: Adam
+    precision: torch.dtype = torch.float32
+    parts: int = 1
+    """Chunks a batch is run in; they change what fits into memory, not the result."""
+    spread: Spread | None = None
+    """How `model` is spread over the processes of the run; None for one process."""
+    admit: Admit = refuse_broken
+    """Given losses and norm of the gradient, says whether the update is made, or raises."""
 
-def train_step(
-    model: OpenVision,
-    optimizer: Adam,
-    batch: Batch,
-    recipe: Loss,
-    learning_rate: float,
-    precision: torch.dtype,
-) -> dict[str, float]:
-    """Update `model` once; returns the loss terms and the temperature the update was computed with.
+    def __call__(self, batch: Batch, draws: Draws, learning_rate: float, measure: bool = False) -> Losses:
+        """Update the model once; returns the losses that the update was computed from.
 
-    Raises OpenVisionError before the update when a loss is not finite.
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    with autocast(batch.images.device.type, precision):
-        losses = compute_losses(model, batch, recipe)
-    optimizer.zero_grad(set_to_none=True)
-    losses["loss"].backward()
-    values = {name: loss.item() for name, loss in losses.items()}
-    values["temperature"] = model.logit_scale.exp().item()
-    check_finite(values)
-    optimizer.step()
-    return values
+        `measure` leaves the norms of gradient, parameters and update to be read from `norms`. Raises OpenVisionError
+        before the update when a loss or the gradient is not finite.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self._backward_in_parts(batch, draws) if self.parts > 1 else self._backward(batch, draws)
+        if self.spread is not None:
+            self.spread.finish_gradients(through_forward=self.parts == 1)
+        if self.admit(losses, self.optimizer.gradient_norm()):
+            self.optimizer.update(learning_rate, measure)
+        return losses
 
+    def norms(self) -> dict[str, float]:
+        """Norms of the newest update that was measured, by the names of the log; this waits for the device."""
+        norms = self.optimizer.norms
+        return {} if norms is None else {f"{name}_norm": norm.item() for name, norm in vars(norms).items()}
 
-def autocast(device: str, precision: torch.dtype) -> torch.autocast:
-    """Autocast to `precision`; float32 switches it off."""
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision != torch.float32)
+    def _count(self, batch: Batch) -> Tensor:
+        """Target tokens a process: with it the mean over processes of their losses is that of the global batch."""
+        own = batch.label_mask.sum()
+        if self.spread is None or self.spread.group is None:
+            return own
+        return all_sum(own, self.spread.group) / self.spread.processes.size
 
+    def _backward(self, batch: Batch, draws: Draws) -> Losses:
+        # DDP averages gradients while they are made, if the forward pass goes through it.
+        model = self.model if self.spread is None else self.spread.forward
+        with stochastic_depth(vision_blocks(self.model), draws):
+            with autocast(batch.images.device.type, self.precision):
+                embeds, terms = self.objective.forward(model, batch, draws, self._count(batch))
+                losses = total(self.objective, self.objective.coupled(model, embeds) | terms)
+            losses.total.backward()
+        return losses
 
-def check_finite(values: Mapping[str, float]) -> None:
-    """Refuse a step whose loss is NaN or infinite, naming the terms."""
-    broken = [name for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
-    if broken:
-        raise OpenVisionError(
-            f"{', '.join(broken)} is not finite; nothing was updated. Lower the learning rate or look at the batch"
-        )
-
-
-def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """The compute dtype; "auto" is bfloat16 where the hardware multiplies it faster than float32."""
-    if name != "auto":
-        return getattr(torch, name)
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported()
-    else:
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
+    def _backward_in_parts(self, batch: Batch, draws: Draws) -> Losses:
+        count = self._count(batch)
+        return accumulate_gradients(self.objective, self.model, batch, draws, self.parts, self.precision, count)

@@ -3,61 +3,100 @@
 - Data order, crops, jitter and the choice of captions are functions of (seed, position): a continued run is the
   uninterrupted one, bit for bit on a CPU.
 - Each stage starts its own optimizer and schedule; only parameters carry over (spec section 6).
-- Ctrl-C or SIGTERM finishes the step, saves and leaves; the same command goes on.
+- Every process of a run goes through the same lines; what they must agree on they vote on once a step (`_admit`).
+- Asked to stop by a signal it finishes the step, saves and leaves; the same command goes on (signals.py).
 """
 
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import torch
+from torch import Tensor
 
-from openvision.data.loader import Loader, Reading
+from openvision.data.loader import Batch, Loader, Reading
 from openvision.errors import OpenVisionError
-from openvision.evaluation.suite import evaluate_split
-from openvision.files import atomic_write_text, make_folder
-from openvision.models.flops import training_flops
-from openvision.models.openvision import OpenVision
+from openvision.files import make_folder
 from openvision.provenance import describe_run
-from openvision.text.tokenizer import Tokenizer
-from openvision.training.checkpoint import Progress, checkpoints, load_checkpoint, save_checkpoint
-from openvision.training.data import open_training_data, open_validation_data, ordering_of
-from openvision.training.metrics import MetricsLog
+from openvision.training import reporting
+from openvision.training.build import build_spread, whole_model
+from openvision.training.checkpoint import Checkpoints
+from openvision.training.checkpoint_files import checkpoints
+from openvision.training.data import open_training_data, open_validation_data, ordering_of, to_device
+from openvision.training.draws import Draws
+from openvision.training.guards import Jump, refuse_together, watch_loss, why_broken
+from openvision.training.losses import Losses
+from openvision.training.meter import Meter
+from openvision.training.metrics import RunLog
+from openvision.training.objective import build_objective
 from openvision.training.optimizer import build_optimizer
-from openvision.training.progress import TrainingDisplay
+from openvision.training.parallel import ALONE, Processes
+from openvision.training.precision import resolve_precision
 from openvision.training.recipe import Recipe, Stage, dump_recipe
+from openvision.training.record import Record
+from openvision.training.run_folder import claim_data, claim_recipe, claim_tokenizer
 from openvision.training.schedule import learning_rate
-from openvision.training.step import resolve_precision, train_step
+from openvision.training.signals import Interrupted, StopRequest, clear_requeue, mark_requeue
+from openvision.training.step import Step
+from openvision.training.supervision import Watchdog
+from openvision.training.validation import headline, is_better, validate
 from openvision.weights.folder import save_folder
 
-
-class Interrupted(Exception):  # noqa: N818
-    """The run was asked to stop and has saved its state."""
+__all__ = ["Interrupted", "Trainer"]
 
 
 class Trainer:
     """One run of one recipe in one folder; `run` trains what is left of it."""
 
-    def __init__(self, recipe: Recipe, data_folder: str | Path, run_folder: Path) -> None:
-        """Open the data, the tokenizer and the newest checkpoint, if the run was begun before."""
+    def __init__(
+        self,
+        recipe: Recipe,
+        data_folder: str | Path,
+        run_folder: Path,
+        processes: Processes = ALONE,
+        force: bool = False,
+    ) -> None:
+        """Open the data, the tokenizer and the newest checkpoint, if the run was begun before.
+
+        `force` accepts a recipe or data other than the run was begun with, and records it.
+        """
         self.recipe = recipe
+        self.processes = processes
         self.run_folder = make_folder(run_folder)
-        self._claim_folder()
+        self.log: RunLog | reporting.NoLog = reporting.NoLog()
+        accepted = self._first(lambda: claim_recipe(recipe, run_folder, force)) or []
         self.dataset = open_training_data(recipe, data_folder)
         self.validation = open_validation_data(recipe, data_folder)
-        self.tokenizer = self._tokenizer()
-        self.precision = resolve_precision(recipe.run.precision, torch.device("cpu"))
-        torch.manual_seed(recipe.seed)
-        self.model = OpenVision(recipe.model)
+        data, changes = self._first(lambda: claim_data(self.dataset, run_folder, force)) or ({}, [])
+        # The main process makes the tokenizer; the others wait for it and read it.
+        self.tokenizer = self._first(lambda: claim_tokenizer(recipe, self.dataset, run_folder)) or claim_tokenizer(
+            recipe, self.dataset, run_folder
+        )
+        self.objective = build_objective(recipe, self.tokenizer.bos_id, processes.group)
+        self.precision = resolve_precision(recipe.run.precision, processes.device)
+        self.spread = build_spread(recipe, processes, fresh=not checkpoints(run_folder / "checkpoints"))
+        self.model = self.spread.module
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
-        self.progress = self._resume()
-        self.stop_requested = False
+        self.stop = StopRequest()
+        self.record = Record(run_folder, processes, self.spread.mode) if processes.is_main else None
+        self.checkpoints = Checkpoints(
+            run_folder / "checkpoints",
+            processes,
+            keep=recipe.run.checkpoints_kept,
+            say=self._say,
+            written_by={"mode": self.spread.mode, "manifest_sha256": self.dataset.manifest_hash()},
+        )
+        self.progress = self.checkpoints.restore(self.model, self.optimizer)
+        if self.record is not None:
+            accepted = [*accepted, *changes]
+            self.record.begin(dump_recipe(recipe), data, recipe.seed, self.progress.step, accepted)
+        # A signal that comes after the vote of a step waits for the next one: all processes leave after the same step.
+        self._leaving = self._save_due = False
+        self._last_save = time.monotonic()
+        self._jump: Jump | None = None
+        self._caption_tokens = 0.0
 
     @property
     def model_folder(self) -> Path:
@@ -71,68 +110,119 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the end and write the model folder; raises Interrupted after saving when asked to stop."""
-        metrics = MetricsLog(self.run_folder / "metrics.jsonl", self.progress.step)
-        try:
-            with TrainingDisplay(self.recipe.steps) as display, self._stop_on_signal():
-                self._announce(display)
-                for index, stage in enumerate(self.recipe.stages):
-                    if index >= self.progress.stage:
-                        self._run_stage(index, stage, metrics, display)
-        finally:
-            metrics.close()
-        self._write_model()
+        with ExitStack() as open_parts:
+            if self.processes.is_main:
+                clear_requeue(self.run_folder)
+                self.log = open_parts.enter_context(RunLog(self.recipe, self.run_folder, self.progress.step))
+            open_parts.callback(self.checkpoints.close)
+            open_parts.enter_context(self.stop)
+            limit = self.recipe.run.hang_seconds
+            self.watchdog = open_parts.enter_context(Watchdog(self.run_folder, self.processes.rank, limit, self._say))
+            self._say(
+                reporting.announcement(self.recipe, self.progress, self.spread, len(self.dataset), self.precision),
+                main_only=True,
+            )
+            for index, stage in enumerate(self.recipe.stages):
+                if index >= self.progress.stage:
+                    self._run_stage(index, stage)
+            self._write_model()
 
-    def _run_stage(self, index: int, stage: Stage, metrics: MetricsLog, display: TrainingDisplay) -> None:
+    def _run_stage(self, index: int, stage: Stage) -> None:
         if index > self.progress.stage:
             self.progress.stage, self.progress.stage_step = index, 0
             self.optimizer = build_optimizer(self.model, self.recipe.optimizer)
-        flops = training_flops(self.recipe.model, stage.resolution, len(self.recipe.loss.texts)) * stage.batch_size
+        step = Step(
+            self.model, self.objective, self.optimizer, self.precision, stage.accumulate, self.spread, self._admit
+        )
+        meter = Meter(self.processes.device, reporting.peak_of(self.recipe, self.processes.device, self.processes.size))
         with self._loader(stage) as loader:
             batches = iter(loader)
-            mark = time.perf_counter()
-            since_log = 0.0
             while self.progress.stage_step < stage.steps:
-                rate = learning_rate(stage, self.progress.stage_step)
-                values = self._step(next(batches), rate)
-                self.progress.step += 1
-                self.progress.stage_step += 1
-                self.progress.position = loader.position
-                self.progress.tflops += flops / 1e12
-                now = time.perf_counter()
-                self.progress.seconds += now - mark
-                since_log += now - mark
-                display.step(self.progress.step, f"stage {index + 1} at {stage.resolution} px")
-                if self._due(self.recipe.run.log_every, stage):
-                    steps = self.progress.stage_step % self.recipe.run.log_every or self.recipe.run.log_every
-                    speed = stage.batch_size * steps / since_log
-                    self._log(stage, values, rate, speed, metrics, display)
-                    since_log = 0.0
-                if self._due(self.recipe.run.evaluate_every, stage):
-                    self._evaluate(stage, metrics, display)
-                if self.stop_requested or self._due(self.recipe.run.checkpoint_every, stage):
-                    self._save()
-                if self.stop_requested:
-                    raise Interrupted(f"stopped after step {self.progress.step}; the same command goes on from there")
-                mark = time.perf_counter()
-            self._report_rejected(loader, display)
+                self._step(step, stage, batches, meter)
+                with meter.paused():
+                    if self._due(self.recipe.run.evaluate_every, stage):
+                        self._evaluate(stage)
+                    if self._leaving or self._save_due or self._due(self.recipe.run.checkpoint_every, stage):
+                        self._save()
+                if self._leaving:
+                    self._leave()
+            for line in reporting.left_out(loader, self.recipe):
+                self.log.say(line)
 
-    def _due(self, every: int, stage: Stage) -> bool:
-        return self.progress.stage_step % every == 0 or self.progress.stage_step == stage.steps
-
-    def _step(self, batch: Any, rate: float) -> dict[str, float]:
+    def _step(self, step: Step, stage: Stage, batches: Iterator[Batch], meter: Meter) -> None:
+        """One update and what is written about it."""
         self.model.train()
+        rate = learning_rate(stage, self.progress.stage_step)
+        logged = self._due(self.recipe.run.log_every, stage, after=1)
+        self.watchdog.beat(self.progress.step, "waiting for a batch")
+        with meter.wait():
+            batch = to_device(next(batches), self.processes.device)
+        draws = Draws(self.recipe.seed, batch.positions, stage.drop_path)
+        self.watchdog.beat(self.progress.step, "forward, backward and update")
         try:
-            return train_step(self.model, self.optimizer, batch, self.recipe.loss, rate, self.precision)
+            losses = step(batch, draws, rate, measure=logged)
         except OpenVisionError as error:
             raise OpenVisionError(f"step {self.progress.step + 1}: {error}") from error
+        self._advance(stage, batch, meter)
+        self.log.step(self.progress.step, f"stage {self.progress.stage + 1} at {stage.resolution} px")
+        if self._jump is not None:
+            self.log.event(reporting.where(self.progress, stage), self._jump.describe())
+        if logged:
+            self._log_step(step, stage, losses, rate, meter)
+
+    def _log_step(self, step: Step, stage: Stage, losses: Losses, rate: float, meter: Meter) -> None:
+        own = losses.values()
+        values = dict(zip(own, self.processes.mean(list(own.values())), strict=True))
+        numbers = {**values, "lr": rate, **step.norms(), **meter.read()}
+        left = reporting.seconds_left(self.recipe, self.progress, self._caption_tokens)
+        self.log.train(reporting.where(self.progress, stage), numbers, left)
+
+    def _admit(self, losses: Losses, gradient_norm: Tensor) -> bool:
+        """Whether a step may update the parameters, and what else all processes decide together.
+
+        Raises OpenVisionError in every process when a loss or gradient of any is not finite.
+        """
+        self.watchdog.beat(self.progress.step, "agreeing with the other processes")
+        broken = why_broken(losses, gradient_norm)
+        minutes = self.recipe.run.checkpoint_minutes
+        late = minutes is not None and time.monotonic() - self._last_save > 60 * minutes
+        flags = [bool(broken), self.stop.wanted, self.stop.requeue, late]
+        any_broken, self._leaving, requeue, self._save_due = self.processes.any(flags)
+        if any_broken:
+            refuse_together(broken, self.processes)
+        if self._leaving:
+            self.stop.ask(requeue)
+        self._jump = None
+        if self.recipe.guards.spikes != "off":
+            (loss,) = self.processes.mean([losses.total.item()])
+            self._jump = watch_loss(loss, self.progress, self.recipe.guards)
+        return self._jump is None or not self._jump.skipped
+
+    def _advance(self, stage: Stage, batch: Batch, meter: Meter) -> None:
+        """Count the step that was done."""
+        if self.progress.stage_step == 0:
+            self.processes.shorten_timeouts(self.recipe.parallel.step_seconds)
+        self._caption_tokens = batch.label_mask.sum().item() / len(batch.images)
+        flops = reporting.sample_flops(self.recipe, stage, self._caption_tokens) * stage.batch_size
+        self.progress.step += 1
+        self.progress.stage_step += 1
+        self.progress.position += stage.batch_size
+        self.progress.tflops += flops / 1e12
+        self.progress.seconds += meter.step(stage.batch_size, flops)
+
+    def _due(self, every: int, stage: Stage, after: int = 0) -> bool:
+        """Whether something is done every so many steps, and at the end of the stage, `after` steps from now."""
+        step = self.progress.stage_step + after
+        return step % every == 0 or step == stage.steps
 
     def _loader(self, stage: Stage) -> Loader:
+        rank = self.processes.rank
         return Loader(
             self.dataset,
             self.tokenizer,
             resolution=stage.resolution,
             batch_size=stage.batch_size,
-            context_length=self.recipe.model.text.context_length,
+            context_length=self.recipe.context_length,
             caption_length=self.recipe.caption_length,
             augment=self.recipe.augment,
             seed=self.recipe.seed,
@@ -141,62 +231,67 @@ class Trainer:
                 ordering=ordering_of(self.recipe),
                 threads=self.recipe.run.loader_threads,
                 workers=self.recipe.run.loader_workers,
+                rank=rank,
+                world_size=self.processes.size,
                 reject_budget=self.recipe.data.reject_budget,
-                rejects_file=self.run_folder / "rejects.jsonl",
+                rejects_file=self.run_folder / (f"rejects-{rank:05d}.jsonl" if rank else "rejects.jsonl"),
             ),
         )
 
-    def _log(
-        self,
-        stage: Stage,
-        values: dict[str, float],
-        rate: float,
-        speed: float,
-        metrics: MetricsLog,
-        display: TrainingDisplay,
-    ) -> None:
-        metrics.write("train", {**self._where(stage), **values, "lr": rate, "images_per_second": round(speed, 1)})
-        display.log(self.progress.step, values, speed, self._seconds_left())
-
-    def _where(self, stage: Stage) -> dict[str, Any]:
-        return {
-            "step": self.progress.step,
-            "stage": self.progress.stage,
-            "resolution": stage.resolution,
-            "samples": self.progress.position,
-            "seconds": round(self.progress.seconds, 3),
-            "tflops": round(self.progress.tflops, 3),
-        }
-
-    def _seconds_left(self) -> float:
-        """Compute left over the rate of compute so far: later stages cost more a step."""
-        texts = len(self.recipe.loss.texts)
-        total = sum(
-            stage.steps * stage.batch_size * training_flops(self.recipe.model, stage.resolution, texts)
-            for stage in self.recipe.stages
-        )
-        done = self.progress.tflops * 1e12
-        return (total - done) * self.progress.seconds / done
-
-    def _evaluate(self, stage: Stage, metrics: MetricsLog, display: TrainingDisplay) -> None:
+    def _evaluate(self, stage: Stage) -> None:
         if self.validation is None:
             return
-        self.model.eval()
-        result = evaluate_split(self.model, self.tokenizer, self.validation, stage.resolution)
-        numbers = {name: value for name, value in result.items() if isinstance(value, (int, float))}
-        metrics.write("eval", {**self._where(stage), "split": "validation", **numbers})
-        display.say(
-            f"step {self.progress.step}: validation zero-shot top-1 {result['top1']:.1%}, top-5 {result['top5']:.1%}"
-        )
+        self.watchdog.beat(self.progress.step, "measuring on the validation shards")
+        numbers = validate(self.spread, self._whole_model(), self.tokenizer, self.validation, stage.resolution)
+        self.log.evaluation({**reporting.where(self.progress, stage), "split": "validation"}, numbers)
+        self.log.say(f"step {self.progress.step}: {headline(numbers)}")
+        self._remember_best(numbers)
+
+    def _remember_best(self, numbers: dict[str, float]) -> None:
+        """Mark this step as the best so far, which has it saved and kept."""
+        metric = self.recipe.run.checkpoint_best
+        if metric is None:
+            return
+        if metric not in numbers:
+            raise OpenVisionError(f"run.checkpoint_best {metric!r} is not measured; known are {', '.join(numbers)}")
+        if self.progress.best is None or is_better(metric, numbers[metric], self.progress.best["value"]):
+            self.progress.best = {"value": numbers[metric], "step": self.progress.step}
+            self._save_due = True
 
     def _save(self) -> None:
-        save_checkpoint(self.run_folder / "checkpoints", self.model, self.optimizer, self.progress)
+        self.watchdog.beat(self.progress.step, "saving")
+        self.optimizer.require_finite()
+        self.checkpoints.save(self.model, self.optimizer, self.progress)
+        self._last_save = time.monotonic()
+        if self.record is not None:
+            self.record.reached(self.progress.step)
 
-    def _resume(self) -> Progress:
-        found = checkpoints(self.run_folder / "checkpoints")
-        return load_checkpoint(found[-1], self.model, self.optimizer) if found else Progress()
+    def _leave(self) -> None:
+        """The state has been handed over for saving: wait until it is on disk, and go."""
+        self.checkpoints.finish()
+        message = f"stopped after step {self.progress.step}; the same command goes on from there"
+        stop = Interrupted(message, self.stop.exit_code)
+        if self.record is not None:
+            self.record.reached(self.progress.step, "stopped by the scheduler" if self.stop.requeue else "interrupted")
+            if self.stop.requeue:
+                mark_requeue(self.run_folder, self.progress.step)
+        raise stop
+
+    def _whole_model(self) -> Any:
+        """The model as it is measured and written, all parameters in full; all processes must ask."""
+        with self.optimizer.averaged():
+            # Averaged parameters lie where the trained ones lie only as long as the context lasts.
+            averaged = self.recipe.optimizer.ema is not None
+            state = self.spread.whole_state()
+            state = {name: tensor.clone() for name, tensor in state.items()} if averaged else state
+        return whole_model(self.recipe, state)
 
     def _write_model(self) -> None:
+        self.checkpoints.finish()
+        model = self._whole_model()
+        if self.record is None:
+            return
+        self.record.reached(self.progress.step, "finished")
         toml = dump_recipe(self.recipe)
         provenance = describe_run(toml, self.dataset.manifest_hash(), self.recipe.seed, sys.argv)
         provenance |= {
@@ -204,75 +299,20 @@ class Trainer:
             "training_seconds": round(self.progress.seconds, 1),
             "training_tflops": round(self.progress.tflops, 1),
             "precision": str(self.precision).removeprefix("torch."),
+            "updates_skipped": self.progress.skipped,
+            **self.record.summary(),
         }
-        save_folder(self.model_folder, self.model, self.tokenizer, toml, provenance)
+        save_folder(self.model_folder, model, self.tokenizer, toml, provenance)
 
-    def _tokenizer(self) -> Tokenizer:
-        """The run's own tokenizer, learnt or copied on the first start."""
-        folder = self.run_folder / "tokenizer"
-        if (folder / "tokenizer.json").is_file():
-            return Tokenizer.load(folder)
-        data = self.recipe.data
-        if data.tokenizer is not None:
-            path = Path(data.tokenizer)
-            tokenizer = Tokenizer.from_vocabulary(path) if path.suffix == ".txt" else Tokenizer.load(path)
-        else:
-            assert data.vocab_size is not None
-            tokenizer = Tokenizer.train(self.dataset.texts(), data.vocab_size)
-        smallest = min(c.vocab_size for c in (self.recipe.model.text, self.recipe.model.decoder) if c is not None)
-        if tokenizer.vocab_size > smallest:
-            raise OpenVisionError(
-                f"the tokenizer has {tokenizer.vocab_size} entries, the model only {smallest}: raise vocab_size"
-            )
-        make_folder(folder)
-        tokenizer.save(folder)
-        return tokenizer
+    def _first(self, work: Any) -> Any:
+        """`work` done by the main process before the others go on; None in those."""
+        result = work() if self.processes.is_main else None
+        self.processes.wait()
+        return result
 
-    def _claim_folder(self) -> None:
-        """Write the resolved recipe into the run folder, or refuse to go on with another one."""
-        path, resolved = self.run_folder / "recipe.toml", dump_recipe(self.recipe)
-        if not path.exists():
-            atomic_write_text(path, resolved)
-        elif path.read_text(encoding="utf-8") != resolved:
-            raise OpenVisionError(
-                f"{self.run_folder} holds a run of another recipe (compare {path}); choose another run folder"
-            )
-
-    def _announce(self, display: TrainingDisplay) -> None:
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        vision = sum(parameter.numel() for parameter in self.model.vision.parameters())
-        verb = f"going on from step {self.progress.step} of" if self.progress.step else "training"
-        display.say(
-            f"{verb} {self.recipe.name}: {len(self.dataset)} samples, {parameters / 1e6:.1f}M parameters "
-            f"({vision / 1e6:.1f}M in the vision encoder), {len(self.recipe.stages)} stages, "
-            f"{self.recipe.steps} steps, "
-            f"{str(self.precision).removeprefix('torch.')} on {torch.get_num_threads()} threads"
-        )
-
-    def _report_rejected(self, loader: Loader, display: TrainingDisplay) -> None:
-        for reason, count in sorted(loader.rejected.items()):
-            display.say(f"rejected samples, {reason}: {count}")
-        if loader.captions_missing and self.recipe.reads_synthetic:
-            display.say(f"samples without a synthetic caption, alt-text taken: {loader.captions_missing}")
-        if loader.texts_cut:
-            length = self.recipe.model.text.context_length
-            display.say(f"texts longer than {length} ids, cut: {loader.texts_cut}")
-
-    @contextmanager
-    def _stop_on_signal(self) -> Iterator[None]:
-        """Turn SIGINT and SIGTERM into a request that is honoured after the step."""
-
-        if threading.current_thread() is not threading.main_thread():
-            # Python lets only the main thread take signals; a run in another thread is stopped by its owner.
-            yield
-            return
-
-        def request(number: int, frame: FrameType | None) -> None:
-            self.stop_requested = True
-
-        previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+    def _say(self, message: str, main_only: bool = False) -> None:
+        """A line for a person, from any process and any thread."""
+        if not isinstance(self.log, reporting.NoLog):
+            self.log.say(message)
+        elif not main_only:
+            print(message, flush=True)

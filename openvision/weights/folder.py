@@ -1,8 +1,8 @@
 """A model as a folder: weights, shape, tokenizer, and where it came from.
 
 model.safetensors   every parameter, float32
-config.json         shape (`OpenVisionConfig`; without `text` a vision tower alone)
-tokenizer.json      the WordPiece tokenizer it was trained with (where there is a text tower)
+config.json         shape: `OpenVisionConfig`, `OpenVision2Config` (its `kind` says so), or a vision tower alone
+tokenizer.json      the WordPiece tokenizer it was trained with (where there is a text tower or a decoder)
 recipe.toml         the resolved recipe of the run (where it was trained here)
 provenance.json     commit, data manifest, versions, seed, samples seen, or what it was converted from
 """
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from openvision.errors import OpenVisionError
 from openvision.files import atomic_folder
 from openvision.models.openvision import OpenVision, OpenVisionConfig
+from openvision.models.openvision2 import KIND, ModelConfig, OpenVision2, OpenVision2Config, build_model
 from openvision.models.vision import VisionConfig, VisionTransformer
 from openvision.text.tokenizer import Tokenizer
 from openvision.weights.strict import assign_strictly
@@ -30,7 +31,7 @@ _VISION = "vision."
 
 def save_folder(
     folder: Path,
-    model: OpenVision | VisionTransformer,
+    model: OpenVision | OpenVision2 | VisionTransformer,
     tokenizer: Tokenizer | None,
     recipe_toml: str,
     provenance: dict[str, Any],
@@ -48,9 +49,9 @@ def save_folder(
             tokenizer.save(temporary)
 
 
-def _named(model: OpenVision | VisionTransformer) -> tuple[str, dict[str, Any]]:
+def _named(model: OpenVision | OpenVision2 | VisionTransformer) -> tuple[str, dict[str, Any]]:
     """What tensor names begin with, and the content of config.json."""
-    if isinstance(model, OpenVision):
+    if not isinstance(model, VisionTransformer):
         return "", model.config.to_dict()
     embed_dim = model.head.out_features if model.head is not None else None
     return _VISION, {"embed_dim": embed_dim, "vision": asdict(model.config)}
@@ -61,11 +62,22 @@ def load_folder(folder: Path) -> tuple[OpenVision, Tokenizer, dict[str, Any]]:
 
     Raises OpenVisionError naming the file that is missing, broken or of another shape.
     """
+    model, tokenizer, provenance = load_any_folder(folder)
+    if not isinstance(model, OpenVision):
+        raise OpenVisionError(
+            f"{folder} holds an OpenVision 2 model, which has no text tower: pictures cannot be compared with texts; "
+            "load its vision tower with openvision.load_vision, or caption with openvision.load_captioner"
+        )
+    return model, tokenizer, provenance
+
+
+def load_any_folder(folder: Path) -> tuple[OpenVision | OpenVision2, Tokenizer, dict[str, Any]]:
+    """`load_folder` for models of either version; raises OpenVisionError for a vision tower alone."""
     config = read_config(folder)
-    if not isinstance(config, OpenVisionConfig):
-        raise OpenVisionError(f"{folder} holds a vision tower alone; this needs a model with a text tower")
+    if isinstance(config, tuple):
+        raise OpenVisionError(f"{folder} holds a vision tower alone; this needs a whole model")
     with torch.device("meta"):
-        model = OpenVision(config)
+        model = build_model(config)
     assign_strictly(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
     tokenizer = Tokenizer.load(folder)
     check_vocabulary(tokenizer, config, str(folder))
@@ -75,7 +87,10 @@ def load_folder(folder: Path) -> tuple[OpenVision, Tokenizer, dict[str, Any]]:
 def load_vision_folder(folder: Path) -> VisionTransformer:
     """Read the vision tower of a folder, in eval mode; the other towers' tensors are never touched."""
     config = read_config(folder)
-    vision, embed_dim = (config.vision, config.embed_dim) if isinstance(config, OpenVisionConfig) else config
+    if isinstance(config, tuple):
+        vision, embed_dim = config
+    else:
+        vision, embed_dim = config.vision, getattr(config, "embed_dim", None)
     with torch.device("meta"):
         tower = VisionTransformer(vision, embed_dim)
     state = read_tensors(folder / WEIGHTS)
@@ -84,13 +99,15 @@ def load_vision_folder(folder: Path) -> VisionTransformer:
     return tower.eval()
 
 
-def read_config(folder: Path) -> OpenVisionConfig | tuple[VisionConfig, int | None]:
+def read_config(folder: Path) -> ModelConfig | tuple[VisionConfig, int | None]:
     """Shape of the model in a folder: of a whole model, or of a vision tower and its embedding width."""
     path = folder / CONFIG
     if not path.is_file():
         raise OpenVisionError(f"{folder} is not a model folder: it has no {CONFIG}; train one with `make quickstart`")
     try:
         content = json.loads(path.read_text())
+        if content.get("kind") == KIND:
+            return OpenVision2Config.from_dict(content)
         if "text" in content or "vision" not in content:
             return OpenVisionConfig.from_dict(content)
         return VisionConfig(**content["vision"]), content["embed_dim"]
@@ -98,12 +115,11 @@ def read_config(folder: Path) -> OpenVisionConfig | tuple[VisionConfig, int | No
         raise OpenVisionError(f"{path} does not describe an OpenVision model: {error}") from error
 
 
-def check_vocabulary(tokenizer: Tokenizer, config: OpenVisionConfig, source: str) -> None:
-    """Raise OpenVisionError when the tokenizer knows more entries than the text tower embeds."""
-    if tokenizer.vocab_size > config.text.vocab_size:
-        raise OpenVisionError(
-            f"{source}: the tokenizer has {tokenizer.vocab_size} entries, the model only {config.text.vocab_size}"
-        )
+def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, source: str) -> None:
+    """Raise OpenVisionError when the tokenizer knows more entries than the model embeds."""
+    entries = (config.text if isinstance(config, OpenVisionConfig) else config.decoder).vocab_size
+    if tokenizer.vocab_size > entries:
+        raise OpenVisionError(f"{source}: the tokenizer has {tokenizer.vocab_size} entries, the model only {entries}")
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

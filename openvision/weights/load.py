@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from openvision.errors import OpenVisionError
-from openvision.models.openvision import OpenVision, OpenVisionConfig
+from openvision.models.openvision import OpenVision
+from openvision.models.openvision2 import OpenVision2
 from openvision.models.vision import VisionConfig, VisionTransformer
 from openvision.text.tokenizer import FILE_NAME, Tokenizer
 from openvision.weights import folder as own
@@ -47,6 +48,8 @@ class Checkpoint:
     source: str
     """What was loaded, as the user may want to read it again."""
     provenance: dict[str, Any]
+    captioner: OpenVision2 | None = None
+    """The whole model where it is OpenVision 2, which has no text tower; `model` is None then."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +106,11 @@ def _from_folder(path: Path, request: Request) -> Checkpoint:
 
 
 def _own_folder(path: Path, request: Request) -> Checkpoint:
-    whole = isinstance(own.read_config(path), OpenVisionConfig)
-    if request.vision_only or not whole:
+    if request.vision_only or isinstance(own.read_config(path), tuple):
         return Checkpoint(own.load_vision_folder(path), None, None, str(path), own.read_provenance(path))
-    model, tokenizer, provenance = own.load_folder(path)
+    model, tokenizer, provenance = own.load_any_folder(path)
+    if isinstance(model, OpenVision2):
+        return Checkpoint(model.vision, None, tokenizer, str(path), provenance, model)
     return Checkpoint(model.vision, model, tokenizer, str(path), provenance)
 
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from openvision.errors import OpenVisionError
+from openvision.evaluation import metrics
 from openvision.evaluation.metrics import (
     check_features,
     retrieval_ranks,
@@ -145,3 +146,20 @@ def test_a_text_without_its_image_is_an_error() -> None:
     images = np.eye(2, dtype=np.float32)
     with pytest.raises(OpenVisionError, match="query 1 has no right answer"):
         retrieval_ranks(images, images, np.array([0, 9]), np.arange(2))
+
+
+def test_no_more_than_a_block_of_similarities_is_held(monkeypatch) -> None:
+    shapes = []
+    real = metrics.similarity
+
+    def recording(a, b):
+        shapes.append((len(a), len(b)))
+        return real(a, b)
+
+    monkeypatch.setattr(metrics, "similarity", recording)
+    generator = np.random.default_rng(0)
+    images, texts = generator.normal(size=(90, 4)), generator.normal(size=(450, 4))
+    owner = np.repeat(np.arange(90), 5)
+    metrics.retrieval_ranks(texts, images, owner, np.arange(90), chunk=32)
+    metrics.retrieval_ranks(images, texts, np.arange(90), owner, chunk=32)
+    assert max(max(shape) for shape in shapes) == 32

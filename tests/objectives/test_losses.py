@@ -64,3 +64,31 @@ def test_no_valid_token_is_no_loss():
         states, torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.bool), torch.randn(5, 8)
     )
     assert loss.item() == pytest.approx(0.0)
+
+
+def captions(dtype=torch.float32):
+    states, weight = torch.randn(6, 5, 8, dtype=dtype), torch.randn(11, 8, dtype=dtype)
+    mask = torch.arange(5) < torch.tensor([0, 0, 1, 5, 4, 2])[:, None]
+    return states, torch.randint(0, 11, (6, 5)), mask, weight.requires_grad_()
+
+
+def test_parts_of_a_batch_add_up_under_a_common_count():
+    states, labels, mask, weight = captions(torch.float64)
+    whole = caption_loss(states, labels, mask, weight)
+    # The first part has no valid token at all.
+    pieces = [slice(0, 2), slice(2, 3), slice(3, 6)]
+    parts = [caption_loss(states[i], labels[i], mask[i], weight, count=mask.sum()) for i in pieces]
+    total = torch.stack(parts).sum()
+    assert parts[0].item() == 0
+    torch.testing.assert_close(total, whole, rtol=1e-8, atol=0)
+    (gradient,) = torch.autograd.grad(total, weight)
+    torch.testing.assert_close(gradient, torch.autograd.grad(whole, weight)[0], rtol=1e-8, atol=1e-12)
+
+
+def test_own_count_given_by_hand_changes_no_bit():
+    states, labels, mask, weight = captions()
+    assert torch.equal(
+        caption_loss(states, labels, mask, weight), caption_loss(states, labels, mask, weight, count=mask.sum())
+    )
+    empty = torch.zeros_like(mask)
+    assert caption_loss(states, labels, empty, weight, count=empty.sum()).item() == 0

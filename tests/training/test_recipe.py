@@ -8,9 +8,11 @@ from openvision.errors import OpenVisionError
 from openvision.training.recipe import dump_recipe, load_recipe, parse_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+# Folders of recipes for training encoders; multimodal models have recipes of another form.
+FOLDERS = (RECIPES, *(RECIPES / name for name in ("openvision", "openvision2", "clips")))
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(path for folder in FOLDERS for path in folder.glob("*.toml")), ids=str)
 def test_every_recipe_is_valid_and_survives_a_round_trip(path, tmp_path):
     recipe = load_recipe(path)
     copy = tmp_path / "resolved.toml"
@@ -43,6 +45,37 @@ def test_misspelt_key_is_named_with_the_nearest():
 def test_one_clear_sentence_for_a_bad_value(override, message):
     with pytest.raises(OpenVisionError, match=message):
         load_recipe(RECIPES / "quickstart.toml", [override])
+
+
+V2 = RECIPES / "openvision2" / "l14.toml"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.kind=openvision3", r"model\.kind is 'openvision3', but there are only openvision, openvision2"),
+        ("model.kepp_ratio=0.5", r"unknown key model\.kepp_ratio \(did you mean keep_ratio\?\)"),
+        ("model.decoder.text_position=none2", r"unknown key model\.decoder\.text_position \(did you mean"),
+        (
+            "model.decoder.image_attention=full",
+            r"model\.decoder\.image_attention: Input should be 'prefix' or 'causal'",
+        ),
+        ("model.keep_ratio=0", r"model: keep_ratio must be above 0"),
+        ("loss.contrastive=1", r"OpenVision 2 has no text tower"),
+        ('loss.texts=["alt"]', r"OpenVision 2 has no text tower"),
+        ("loss.caption=0", r"loss\.caption must be above 0"),
+        ("stages.1.accumulate=3", r"stages\.1: accumulate 3 does not divide batch_size 16384"),
+        ("stages.0.resolution=13", r"stages\.0\.resolution 13 is smaller than a patch of 14 pixels"),
+    ],
+)
+def test_one_clear_sentence_for_version_2(override, message):
+    with pytest.raises(OpenVisionError, match=message):
+        load_recipe(V2, [override])
+
+
+def test_version_1_needs_a_text():
+    with pytest.raises(OpenVisionError, match=r"loss\.texts \[\] is for OpenVision 2"):
+        load_recipe(RECIPES / "quickstart.toml", ["loss.texts=[]"])
 
 
 def test_overrides_reach_every_level():

@@ -8,6 +8,7 @@ import torch
 from openvision.errors import OpenVisionError
 from openvision.files import atomic_folder
 from openvision.models.openvision import OpenVision
+from openvision.models.openvision2 import OpenVision2
 from openvision.models.vision import VisionTransformer
 from openvision.weights.export import onnx, open_clip, timm, transformers
 from openvision.weights.export.card import write_card
@@ -74,6 +75,11 @@ def at_resolution(checkpoint: Checkpoint, resolution: int) -> Checkpoint:
             f"a resolution of {resolution} is smaller than a patch of {checkpoint.vision.config.patch_size} pixels"
         )
     vision_config = replace(checkpoint.vision.config, image_size=resolution)
+    if checkpoint.captioner is not None:
+        with torch.device("meta"):
+            captioner = OpenVision2(replace(checkpoint.captioner.config, vision=vision_config))
+        captioner.load_state_dict(checkpoint.captioner.state_dict(), assign=True)
+        return replace(checkpoint, captioner=captioner.eval(), vision=captioner.vision)
     if checkpoint.model is None:
         with torch.device("meta"):
             head = checkpoint.vision.head
@@ -92,7 +98,8 @@ def _write(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOpt
     elif target == "safetensors":
         # The folder is there already: its content is written beside it and takes its place.
         provenance = checkpoint.provenance | {"exported_from": checkpoint.source}
-        save_folder(folder, checkpoint.model or checkpoint.vision, checkpoint.tokenizer, "", provenance)
+        model = checkpoint.model or checkpoint.captioner or checkpoint.vision
+        save_folder(folder, model, checkpoint.tokenizer, "", provenance)
     else:
         writers = {
             "open_clip": open_clip.write_open_clip,

@@ -1,0 +1,49 @@
+"""`openvision checkpoint`: list, verify and export the checkpoints of a run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Look at the checkpoints of a run.", no_args_is_help=True)
+
+Run = Annotated[Path, typer.Argument(help="Folder of the run, as given to `openvision train --run`.")]
+Which = Annotated[str, typer.Option("--step", help="newest, best, or a number of steps.")]
+
+
+@app.command()
+def ls(run: Run) -> None:
+    """List the checkpoints of a run, oldest first."""
+    from rich.console import Console
+
+    from openvision.training.checkpoint_table import table_of
+
+    for line in table_of(run):
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def verify(
+    run: Run, step: Annotated[str, typer.Option("--step", help="all, newest, best, or a number.")] = "all"
+) -> None:
+    """Read checkpoints in full and compare every file with its hash."""
+    from rich.console import Console
+
+    from openvision.training.checkpoint_table import verify_all
+
+    for line in verify_all(run, step):
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    run: Run,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Model folder to write.")],
+    step: Which = "newest",
+    average: Annotated[bool, typer.Option("--average", help="The averaged parameters (optimizer.ema).")] = False,
+) -> None:
+    """Write a checkpoint as a model folder that every other command reads."""
+    from openvision.training.checkpoint_export import export_checkpoint
+
+    export_checkpoint(run, step, output, average)
+    typer.echo(f"model: {output}")

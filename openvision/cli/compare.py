@@ -1,0 +1,46 @@
+"""`openvision compare`: which of two checkpoints is better, and whether that is noise."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="Folder of results that `openvision eval --suite` wrote.")],
+    second: Annotated[Path, typer.Argument(help="Another one.")],
+    page: Annotated[Path | None, typer.Option(help="Write a page that compares the two, too.")] = None,
+) -> None:
+    """Say which of two checkpoints is better, and whether that is noise: paired bootstrap on the same pictures."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from openvision.evaluation.compare import compare as run
+    from openvision.evaluation.page import build_page, shown
+    from openvision.evaluation.results import distinct, read_result
+
+    results = distinct([read_result(first), read_result(second)])
+    found = run(*results)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("", no_wrap=True)
+    for column in (found.first, found.second, "difference", "p", ""):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in found.rows:
+        low, high = 100 * row.difference.low, 100 * row.difference.high
+        table.add_row(
+            f"{row.evaluator}: {row.metric}",
+            shown(row.metric, row.first),
+            shown(row.metric, row.second),
+            f"{100 * row.difference.value:+.1f} ({low:+.1f} to {high:+.1f})",
+            f"{row.corrected_p:.2g}" if row.corrected_p >= 0.001 else "<0.001",
+            "differs" if row.differs else "noise",
+            style=None if row.differs else "dim",
+        )
+    if found.rows:
+        Console().print(table)
+    for note in found.left_out:
+        typer.echo(f"left out: {note}")
+    typer.echo(f"{found.verdict()}.")
+    if page is not None:
+        typer.echo(f"page: {build_page(results, page)}")

@@ -1,0 +1,64 @@
+"""`openvision profile`: where the time of a training step goes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from openvision.errors import OpenVisionError
+
+if TYPE_CHECKING:
+    from openvision.training.profile import Row
+
+
+def profile(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file, e.g. recipes/quickstart.toml.")],
+    data: Annotated[
+        str | None, typer.Option(help="Folder or URL that holds the shard folders named in the recipe.")
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for trace.json.")] = Path("runs/profile"),
+    stage: Annotated[int, typer.Option(help="Number of the stage, from 0.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed, after a first one that is not.")] = 3,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a value of the recipe; repeatable.")
+    ] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Profile the recipe's smoke form on drawn pictures.")] = False,
+) -> None:
+    """Time the parts of a training step, list its slowest operations, and write a trace to look at."""
+    import shutil
+
+    from rich.console import Console
+
+    from openvision.files import make_folder
+    from openvision.training.profile import profile_recipe
+    from openvision.training.recipe import load_recipe
+    from openvision.training.smoke import prepare_smoke
+
+    loaded = load_recipe(recipe, overrides)
+    if smoke == (data is not None):
+        raise OpenVisionError("give the folder of your shards with --data, or --smoke to draw pictures")
+    # What an earlier profile trained is of no use to this one.
+    shutil.rmtree(make_folder(output) / "run", ignore_errors=True)
+    if smoke:
+        loaded, data = prepare_smoke(loaded, output)
+    assert data is not None
+    result = profile_recipe(loaded, data, output, stage, steps)
+    console = Console()
+    console.print(_table("part of the step", result.parts))
+    console.print(_table("operation", result.operations))
+    console.print(f"{result.images_per_second:.1f} images/s", highlight=False)
+    console.print(f"trace: {result.trace} (open it in https://ui.perfetto.dev)", highlight=False, soft_wrap=True)
+
+
+def _table(what: str, rows: "Sequence[Row]") -> Table:
+    """Name, milliseconds and share of each row; names are cut to fit 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    table.add_column(what, no_wrap=True, max_width=48, overflow="ellipsis")
+    table.add_column("ms a step", justify="right")
+    table.add_column("share", justify="right")
+    for row in rows:
+        table.add_row(row.name, f"{row.milliseconds:,.1f}", f"{row.share:.1%}")
+    return table

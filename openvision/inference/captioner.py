@@ -1,0 +1,56 @@
+"""A trained OpenVision 2 model that captions pictures:
+
+import openvision
+captioner = openvision.load_captioner("runs/mine/model")
+captioner.caption(["cat.png"])
+"""
+
+from collections.abc import Iterable
+from typing import Self
+
+from torch import nn
+
+from openvision.data.images import Preprocessing, Size
+from openvision.errors import OpenVisionError
+from openvision.evaluation.captioning import write_captions
+from openvision.inference.vision import ImageInput, VisionEncoder
+from openvision.models.openvision2 import OpenVision2
+from openvision.text.tokenizer import Tokenizer
+from openvision.weights.load import Checkpoint
+
+
+class Captioner(VisionEncoder):
+    """Pictures to captions, and to everything a vision tower gives."""
+
+    def __init__(
+        self,
+        model: OpenVision2,
+        tokenizer: Tokenizer,
+        resolution: Size | None = None,
+        preprocessing: Preprocessing = "crop",
+    ) -> None:
+        """Use `model` at `resolution` pixels, its own by default."""
+        super().__init__(model.vision, resolution, preprocessing)
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, resolution: Size | None = None, preprocessing: Preprocessing = "crop"
+    ) -> Self:
+        """Wrap a checkpoint; raises OpenVisionError when it holds no autoregressive decoder."""
+        if checkpoint.captioner is None or checkpoint.tokenizer is None:
+            raise OpenVisionError(
+                f"{checkpoint.source} holds no autoregressive caption decoder: the model folder of an OpenVision 2 run "
+                "does, the released OpenVision 2 checkpoints are vision towers alone"
+            )
+        return cls(checkpoint.captioner, checkpoint.tokenizer, resolution, preprocessing)
+
+    def _module(self) -> nn.Module:
+        return self.model
+
+    def caption(self, images: Iterable[ImageInput], max_length: int | None = None, batch_size: int = 64) -> list[str]:
+        """Paths, Pillow images or RGB arrays -> captions of at most `max_length` tokens, chosen greedily."""
+        if max_length is not None and max_length < 1:
+            raise OpenVisionError(f"max_length is {max_length}; a caption has at least 1 token")
+        return write_captions(self.model, self.tokenizer, self.prepare_all(images), batch_size, max_length)

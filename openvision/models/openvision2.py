@@ -1,0 +1,130 @@
+"""OpenVision 2: a vision tower that learns by captioning alone (spec section 9).
+
+No text tower, no contrastive loss, no temperature. In training the decoder reads a random 35 % of the patch tokens; the
+tower always sees the whole picture, and outside training the decoder reads all of it.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from openvision.models.autoregressive import AutoregressiveCaptionDecoder, AutoregressiveDecoderConfig
+from openvision.models.openvision import OpenVision, OpenVisionConfig
+from openvision.models.vision import VisionConfig, VisionTransformer
+
+KIND = "openvision2"
+
+
+@dataclass(frozen=True)
+class OpenVision2Config:
+    """Shape of a whole model and the share of patch tokens its decoder reads in training."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    vision: VisionConfig
+    decoder: AutoregressiveDecoderConfig
+    keep_ratio: float = 0.35
+    kind: Literal["openvision2"] = KIND
+    """Tells this model from OpenVision 1 in recipes and in `config.json`."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep_ratio <= 1:
+            raise ValueError(f"keep_ratio must be above 0 and at most 1, not {self.keep_ratio}")
+
+    def kept(self, patches: int) -> int:
+        """How many of `patches` tokens the decoder reads in training: int(patches * keep_ratio), at least 1."""
+        return kept_patches(patches, self.keep_ratio)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionary, as written to `config.json`."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> "OpenVision2Config":
+        """Inverse of `to_dict`; raises TypeError, KeyError or ValueError on what does not fit."""
+        rest = {key: value for key, value in data.items() if key not in ("vision", "decoder")}
+        return OpenVision2Config(
+            vision=VisionConfig(**data["vision"]), decoder=AutoregressiveDecoderConfig(**data["decoder"]), **rest
+        )
+
+
+ModelConfig = OpenVisionConfig | OpenVision2Config
+
+
+def build_model(config: ModelConfig) -> "OpenVision | OpenVision2":
+    """The model of a configuration."""
+    return OpenVision2(config) if isinstance(config, OpenVision2Config) else OpenVision(config)
+
+
+class OpenVision2(nn.Module):
+    """Vision tower without head, and an autoregressive caption decoder."""
+
+    def __init__(self, config: OpenVision2Config) -> None:
+        super().__init__()
+        self.config = config
+        # The tower keeps its final norm, which captioning never trains, so that it is the tower of version 1.
+        self.vision = VisionTransformer(config.vision, None)
+        self.decoder = AutoregressiveCaptionDecoder(config.decoder, config.vision.width)
+
+    def forward(self, images: Tensor, input_ids: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Images (B, 3, H, W) and caption ids int64 (B, T), [bos] first -> decoder states (B, T, D).
+
+        State i predicts id i + 1: give them to `objectives.caption.caption_loss` with `decoder.head.weight`.
+        `keep`, int64 (B, K), are the patches the decoder reads (`random_patches`); None reads all, as at evaluation.
+        """
+        return self.decoder(self.vision.patch_tokens(images, keep), input_ids)
+
+    def caption_logits(self, images: Tensor, input_ids: Tensor) -> Tensor:
+        """Images (B, 3, H, W) and ids (B, T), [bos] first -> logits (B, T, V), float32; all patches are read."""
+        return self.decoder.logits(self(images, input_ids))
+
+    @torch.no_grad()
+    def generate(self, images: Tensor, bos_id: int, eos_id: int, max_length: int | None = None) -> Tensor:
+        """Caption images (B, 3, H, W) greedily -> ids int64 (B, L), without [bos]; L at most `max_length`.
+
+        Keys and values are kept: each token costs one pass of one token. Ends when every caption has its [eos]; what
+        stands after an [eos] is [eos]. `max_length` is the decoder's `caption_length` by default and at most.
+        """
+        length = min(max_length or self.config.decoder.caption_length, self.config.decoder.caption_length)
+        caches = self.decoder.prefill(self.vision.patch_tokens(images), length)
+        ids = torch.full((len(images), 1), bos_id, device=images.device)
+        finished = torch.zeros_like(ids, dtype=torch.bool)
+        generated: list[Tensor] = []
+        for position in range(length):
+            ids = self.decoder.logits(self.decoder.step(ids, position, caches)).argmax(dim=-1)
+            ids = ids.masked_fill(finished, eos_id)
+            generated.append(ids)
+            finished |= ids == eos_id
+            if finished.all():
+                break
+        return torch.cat(generated, dim=1)
+
+
+def kept_patches(patches: int, ratio: float) -> int:
+    """int(patches * ratio), at least 1: 12 of 36 and 89 of 256 at 0.35."""
+    return max(1, int(patches * ratio))
+
+
+def random_patches(positions: Tensor, patches: int, ratio: float, seed: int) -> Tensor:
+    """Which patches the decoder reads of each sample: int64 (B, K), each row ascending, without repetition.
+
+    `positions` int64 (B,) are the samples' places in the stream. A row is a function of (seed, position) alone: the
+    same at every world size, batch size and restart. Ascending, because the chosen patches are a set: only a causal
+    `image_attention` would see their order, and then reading order is the sensible one.
+    """
+    with np.errstate(over="ignore"):
+        rows = _mix(positions.cpu().numpy().astype(np.uint64) + _mix(np.uint64(seed)))[:, None]
+        keys = _mix(rows + np.arange(patches, dtype=np.uint64))
+    chosen = np.argsort(keys, axis=1, kind="stable")[:, : kept_patches(patches, ratio)]
+    return torch.from_numpy(np.sort(chosen, axis=1))
+
+
+def _mix(x: Any) -> Any:
+    """SplitMix64's output function on uint64: neighbouring counters become unrelated numbers."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,31 @@
+"""Benchmarks of multimodal models: scorers with the official metrics, and a runner over local copies.
+
+One file a benchmark. `BENCHMARKS` lists them by the name the command line takes.
+"""
+
+from openvision.errors import OpenVisionError
+from openvision.multimodal.benchmarks.chartqa import CHARTQA
+from openvision.multimodal.benchmarks.gqa import GQA
+from openvision.multimodal.benchmarks.mme import MME
+from openvision.multimodal.benchmarks.mmvet import MMVET
+from openvision.multimodal.benchmarks.ocrbench import OCRBENCH
+from openvision.multimodal.benchmarks.pictures import PICTURES
+from openvision.multimodal.benchmarks.pope import POPE
+from openvision.multimodal.benchmarks.question import Benchmark, Question
+from openvision.multimodal.benchmarks.scienceqa import SCIENCEQA
+from openvision.multimodal.benchmarks.seed import SEED
+from openvision.multimodal.benchmarks.textvqa import TEXTVQA
+
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmark in (TEXTVQA, CHARTQA, OCRBENCH, MME, SEED, MMVET, SCIENCEQA, GQA, POPE, PICTURES)
+}
+
+__all__ = ["BENCHMARKS", "Benchmark", "Question", "find_benchmark"]
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """The benchmark of that name; raises OpenVisionError that lists all."""
+    if name not in BENCHMARKS:
+        raise OpenVisionError(f"there is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name]

@@ -1,0 +1,136 @@
+"""How many tokens a picture becomes: a square for LLaVA-1.5, anyres tiles with newlines for LLaVA-NeXT (papers.md 4).
+
+Everything follows from the tower's configuration and the grids, so it can be asserted before anything runs.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from openvision.errors import OpenVisionError
+
+Framework = Literal["llava-1.5", "llava-next"]
+# Rows and columns of tiles that Open-LLaVA-NeXT chooses from, in its order.
+ANYRES_GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Of a vision tower as a language model sees it."""
+
+    image_size: int
+    """Pixels a side of what the tower takes."""
+    patch_size: int
+    prefix_tokens: int
+    """Tokens before the patches: 1 for a class token, 0 for SigLIP. They are never given to the language model."""
+    width: int
+    """Width of a token."""
+    depth: int
+    """Blocks of the tower."""
+    pinpoints: tuple[tuple[int, int], ...] = ()
+    """Heights and widths in pixels that anyres may choose; empty for one square."""
+
+    @property
+    def grid(self) -> int:
+        """Patches a side; pixels that do not fill a patch are dropped."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        """Patches of one square."""
+        return self.grid**2
+
+    @property
+    def tower_tokens(self) -> int:
+        """What the tower returns for one square, prefix included."""
+        return self.patches + self.prefix_tokens
+
+    def tokens(self, height: int, width: int) -> int:
+        """Tokens the language model sees for a picture of that many pixels."""
+        if not self.pinpoints:
+            return self.patches
+        rows, columns = self.unpadded(height, width)
+        # The base picture, the tiles without padding, and a newline after each of their rows.
+        return self.patches + rows * columns + rows
+
+    def squares(self, height: int, width: int) -> int:
+        """Squares the tower sees for a picture: one, or the base and its tiles."""
+        if not self.pinpoints:
+            return 1
+        rows, columns = self.tiles(height, width)
+        return 1 + rows * columns
+
+    def tiles(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tiles: the grid that keeps most pixels, then the one that wastes fewest."""
+        best, best_key = self.pinpoints[0], (-1, 0)
+        for rows, columns in self.pinpoints:
+            scale = min(columns / width, rows / height)
+            kept = min(int(width * scale) * int(height * scale), width * height)
+            key = (kept, kept - rows * columns)
+            if key > best_key:
+                best, best_key = (rows, columns), key
+        return best[0] // self.image_size, best[1] // self.image_size
+
+    def unpadded(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tile patches that are left when padding is cut off (`spatial_unpad`)."""
+        tile_rows, tile_columns = self.tiles(height, width)
+        rows, columns = tile_rows * self.grid, tile_columns * self.grid
+        if width / height > columns / rows:
+            filled = int(round(height * (columns / width), 7))
+            return rows - (rows - filled) // 2 * 2, columns
+        filled = int(round(width * (rows / height), 7))
+        return rows, columns - (columns - filled) // 2 * 2
+
+
+def anyres_pinpoints(image_size: int) -> tuple[tuple[int, int], ...]:
+    """Heights and widths of Open-LLaVA-NeXT's grids for a tower of that resolution."""
+    return tuple((rows * image_size, columns * image_size) for rows, columns in ANYRES_GRIDS)
+
+
+def model_geometry(config: Any) -> Geometry:
+    """Geometry of a built model, from its `LlavaConfig` or `LlavaNextConfig`."""
+    vision = config.vision_config
+    pinpoints = getattr(config, "image_grid_pinpoints", None) or ()
+    return Geometry(
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        prefix_tokens=1 if config.vision_feature_select_strategy == "default" else 0,
+        width=vision.hidden_size,
+        depth=vision.num_hidden_layers,
+        pinpoints=tuple((height, width) for height, width in pinpoints),
+    )
+
+
+def check_processor(processor: Any, config: Any, folder: object) -> Geometry:
+    """The model's geometry, or OpenVisionError when the processor prepares for another tower."""
+    geometry = model_geometry(config)
+    size, crop = _side(processor.image_processor.size), _side(processor.image_processor.crop_size)
+    for what, found in (("resizes pictures to", size), ("crops pictures to", crop)):
+        if found != geometry.image_size:
+            raise OpenVisionError(
+                f"{folder}: the processor {what} {found} px, but the encoder takes {geometry.image_size} px; "
+                "build the model again with `openvision vlm build`"
+            )
+    expected = {
+        "patch_size": geometry.patch_size,
+        "num_additional_image_tokens": geometry.prefix_tokens,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "image_token_id": config.image_token_id,
+    }
+    for name, value in expected.items():
+        if getattr(processor, name) != value:
+            raise OpenVisionError(
+                f"{folder}: the processor says {name} = {getattr(processor, name)}, the model {value}; "
+                "build the model again with `openvision vlm build`"
+            )
+    grids = tuple(map(tuple, getattr(processor.image_processor, "image_grid_pinpoints", None) or ()))
+    if grids != geometry.pinpoints:
+        raise OpenVisionError(
+            f"{folder}: the processor cuts pictures by {grids}, the model by {geometry.pinpoints}; "
+            "build the model again with `openvision vlm build`"
+        )
+    return geometry
+
+
+def _side(size: Any) -> int | None:
+    values = {size[key] for key in ("height", "width", "shortest_edge") if size.get(key)}
+    return values.pop() if len(values) == 1 else None

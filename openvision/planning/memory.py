@@ -1,0 +1,245 @@
+"""Memory of a training step on one device: state, activations, losses; bytes, lowest and highest estimate.
+
+- Low is what compiled blocks keep (norms and GELUs are made again inside fused kernels, gradients arrive as activations
+  leave); high is what eager mode keeps, plus gradients at full size, the working space of one block's backward pass and
+  5 % of fragmentation.
+- Activations are counted per token and block from the code of `models/layers.py`; tests hold them against the tensors
+  that autograd saves and against the peak of a whole step.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from openvision.hardware import Range
+from openvision.models.flops import AnyTower, patches_of
+from openvision.models.layers import EXPLICIT_KEYS_ON_CPU
+from openvision.models.openvision2 import ModelConfig, OpenVision2Config
+from openvision.objectives.caption import CHUNK_LOGITS as CAPTION_CHUNK
+from openvision.objectives.contrastive import CHUNK_LOGITS as CONTRASTIVE_CHUNK
+from openvision.planning.parameters import Parameters
+
+Checkpointing = Literal["none", "selective", "full"]
+Sharding = Literal["replicated", "sharded"]
+
+FLOAT = 4
+FRAGMENTATION = 1.05
+FIXED: dict[bool, Range] = {True: (1.0e9, 2.5e9), False: (0.35e9, 0.7e9)}
+"""Context, libraries and communication buffers of a GPU; interpreter and libraries of a CPU process."""
+UNSHARDED_BLOCKS = 2
+"""Blocks gathered at a time under FSDP: the one at work and the one fetched ahead."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a step is laid out on a device."""
+
+    checkpointing: Checkpointing = "none"
+    sharding: Sharding = "replicated"
+    bf16: bool = True
+    gpu: bool = True
+    devices: int = 1
+    first_moment_bytes: int = 2
+    average: bool = False
+    """Whether an average of the parameters (EMA) is kept."""
+
+    @property
+    def item(self) -> int:
+        """Bytes of an activation."""
+        return 2 if self.bf16 else FLOAT
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The blocks of one transformer and the tokens that one sample puts through them."""
+
+    name: str
+    width: int
+    mlp_dim: int
+    heads: int
+    depth: int
+    tokens: int
+    last_tokens: int
+    """Tokens the last block computes in full; of the rest it keeps keys and values."""
+    keys: int
+    """Tokens that one attends to."""
+    copied_keys: int = 0
+    """Tokens whose keys and values are copied once more in each block: the decoders put prefix and queries together."""
+
+    def token_bytes(self, setting: Setting) -> Range:
+        """What autograd keeps of one token in one block, compiled and eager."""
+        size, width, mlp = setting.item, self.width, self.mlp_dim
+        if setting.checkpointing == "full":
+            return size * width, size * width
+        if setting.checkpointing == "selective":
+            # The block's input and what its matrix products and attention return.
+            kept = size * (7 * width + mlp) + self._explicit_attention(setting)
+            return kept, kept
+        # On a GPU autocast norms a float32 copy of the stream.
+        norm_input = FLOAT if setting.gpu else size
+        eager = width * (2 * norm_input + 6 * size) + 2 * size * mlp + self._explicit_attention(setting)
+        # Both inputs of the norms, q, k, v, what attention returns, what the GELU reads.
+        compiled = size * (6 * width + mlp) if setting.gpu else eager
+        return compiled, eager
+
+    def sample_bytes(self, setting: Setting) -> Range:
+        """What autograd keeps of one sample in all blocks."""
+        low, high = self.token_bytes(setting)
+        last_only_keys = (self.tokens - self.last_tokens) * 4 * setting.item * self.width
+        rows = (self.depth - 1) * self.tokens + self.last_tokens
+        copies = 0
+        if setting.checkpointing == "none":
+            copies = self.depth * self.copied_keys * 2 * setting.item * self.width
+        return rows * low + last_only_keys + copies, rows * high + last_only_keys + copies
+
+    def work_bytes(self, setting: Setting) -> int:
+        """One block of one sample while its backward pass runs: gradients of what it keeps, and under full
+        checkpointing what it keeps, made again."""
+        gradients = self.tokens * setting.item * (4 * self.width + 2 * self.mlp_dim)
+        if setting.checkpointing == "none":
+            return gradients
+        plain = Setting(bf16=setting.bf16, gpu=setting.gpu)
+        return gradients + round(self.tokens * self.token_bytes(plain)[1])
+
+    def _explicit_attention(self, setting: Setting) -> int:
+        """Attention weights of a token, and its scaled query, where attention is two products (short, on CPU)."""
+        if setting.gpu or self.keys > EXPLICIT_KEYS_ON_CPU:
+            return 0
+        return setting.item * (self.heads * self.keys + self.width)
+
+
+def stacks(config: ModelConfig, resolution: int, texts: int) -> list[Stack]:
+    """The transformers of a model with the tokens of one training sample."""
+    patches, decoder = patches_of(config.vision, resolution), config.decoder
+    kept = config.kept(patches) if isinstance(config, OpenVision2Config) else patches + 1
+    found = [_stack("vision", config.vision, patches + 1, kept, patches + 1)]
+    if not isinstance(config, OpenVision2Config):
+        length, read = config.text.context_length, 1 if decoder is not None else 0
+        last = read * length + texts - read
+        found.append(_stack("text", config.text, texts * length, last, length))
+    if decoder is not None:
+        prefix = kept if isinstance(config, OpenVision2Config) else patches + config.text.context_length - 1
+        tokens = prefix + decoder.caption_length
+        found.append(_stack("decoder", decoder, tokens, decoder.caption_length, tokens, tokens))
+    return found
+
+
+def _stack(name: str, config: AnyTower, *tokens: int) -> Stack:
+    return Stack(name, config.width, config.mlp_dim, config.heads, config.depth, *tokens)
+
+
+def state_bytes(parameters: Parameters, setting: Setting) -> dict[str, float]:
+    """Bytes by kind: float32 parameters and gradients, both moments, bf16 copies of the weights, what sharing takes."""
+    shards = setting.devices if setting.sharding == "sharded" else 1
+    total, moment = parameters.total, setting.first_moment_bytes
+    state = {
+        "parameters": FLOAT * total / shards,
+        "gradients": FLOAT * total / shards,
+        "first moment": moment * total / shards,
+        "second moment": FLOAT * total / shards,
+    }
+    if setting.average:
+        state["average"] = FLOAT * total / shards
+    if setting.bf16:
+        # Autocast casts each weight once a step and keeps the cast one for the backward pass, sharded or not.
+        state["bf16 weights"] = 2 * parameters.in_blocks
+    if shards > 1:
+        # Parameters and gradients of a block while it is at work; tables and heads belong to no block.
+        gathered = UNSHARDED_BLOCKS * parameters.largest_block + parameters.outside_blocks
+        state["gathered"] = 2 * FLOAT * gathered
+    elif setting.devices > 1:
+        # DDP sends gradients from buffers of their size.
+        state["buckets"] = FLOAT * total
+    return state
+
+
+def input_bytes(config: ModelConfig, resolution: int) -> int:
+    """One sample outside the blocks: pixels as bytes and normalised, patches as the embedding reads them (float32)."""
+    pixels = 3 * resolution**2
+    patches = 3 * config.vision.patch_size**2 * patches_of(config.vision, resolution)
+    embedded = 2 * FLOAT * config.vision.width * (patches_of(config.vision, resolution) + 1)
+    return pixels + FLOAT * (pixels + patches) + embedded
+
+
+def decoder_edge_bytes(config: ModelConfig, resolution: int) -> int:
+    """One sample at both ends of the decoder, float32: what its projections read, its states before and after the
+    norm."""
+    if config.decoder is None:
+        return 0
+    patches = patches_of(config.vision, resolution)
+    read = (config.kept(patches) if isinstance(config, OpenVision2Config) else patches) * config.vision.width
+    if not isinstance(config, OpenVision2Config):
+        read += (config.text.context_length - 1) * config.text.width
+    states = 4 * config.decoder.caption_length * config.decoder.width
+    return FLOAT * (read + states)
+
+
+@dataclass(frozen=True)
+class LossMemory:
+    """Bytes that the losses need beside the towers, in the plain form and as this project computes them."""
+
+    contrastive_plain: float
+    contrastive_chunked: float
+    caption_plain: float
+    caption_chunked: float
+
+    @property
+    def ours(self) -> float:
+        """As computed here."""
+        return self.contrastive_chunked + self.caption_chunked
+
+
+def loss_memory(config: ModelConfig, local_batch: int, global_batch: int, texts: int, micro_batch: int) -> LossMemory:
+    """Memory of the losses on one device.
+
+    Args:
+        config: of the model.
+        local_batch: samples of a device whose embeddings are contrasted with all `global_batch` texts of each kind.
+        global_batch: samples of all devices together.
+        texts: kinds of texts contrasted with an image.
+        micro_batch: samples whose captions are predicted at a time.
+    """
+    plain = chunked = 0.0
+    if not isinstance(config, OpenVision2Config):
+        square = FLOAT * local_batch * global_batch
+        # Log-probabilities both ways for each kind stay until backward; two squares are at work.
+        plain = (2 * texts + 2) * square
+        features = FLOAT * config.embed_dim * (local_batch + texts * (local_batch + global_batch))
+        chunked = min(plain, 2 * FLOAT * CONTRASTIVE_CHUNK) + 2 * features
+        plain += 2 * features
+    decoder = config.decoder
+    if decoder is None:
+        return LossMemory(plain, chunked, 0.0, 0.0)
+    rows, gradient = micro_batch * decoder.caption_length, FLOAT * decoder.vocab_size * decoder.width
+    logits = FLOAT * rows * decoder.vocab_size
+    valid = 3 * FLOAT * rows * decoder.width
+    caption_chunked = min(3 * logits, 3 * FLOAT * CAPTION_CHUNK) + gradient + valid
+    return LossMemory(plain, chunked, 3 * logits + gradient, caption_chunked)
+
+
+def activation_bytes(config: ModelConfig, resolution: int, texts: int, setting: Setting) -> Range:
+    """Activations of one sample that stay until the backward pass, all towers."""
+    rest = input_bytes(config, resolution) + decoder_edge_bytes(config, resolution)
+    low, high = (sum(stack.sample_bytes(setting)[end] for stack in stacks(config, resolution, texts)) for end in (0, 1))
+    return low + rest, high + rest
+
+
+def peak_bytes(
+    config: ModelConfig,
+    parameters: Parameters,
+    resolution: int,
+    texts: int,
+    setting: Setting,
+    micro_batch: int,
+    local_batch: int,
+) -> Range:
+    """Peak of one training step on one device whose batch of `local_batch` runs `micro_batch` samples at a time."""
+    state = state_bytes(parameters, setting)
+    whole = sum(state.values())
+    low, high = (micro_batch * value for value in activation_bytes(config, resolution, texts, setting))
+    work = micro_batch * max(stack.work_bytes(setting) for stack in stacks(config, resolution, texts))
+    loss = loss_memory(config, local_batch, local_batch * setting.devices, texts, micro_batch).ours
+    fixed = FIXED[setting.gpu]
+    # In one piece, gradients replace activations as backward goes; in chunks they are there all along.
+    growing = state["gradients"] if micro_batch == local_batch else 0.0
+    lowest = max(whole - growing + low + loss, whole) + fixed[0]
+    return lowest, (whole + high + work + loss) * FRAGMENTATION + fixed[1]

@@ -1,0 +1,42 @@
+"""How many parameters a model has and where they are, counted on the meta device."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from openvision.models.openvision2 import ModelConfig, build_model
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters."""
+
+    towers: dict[str, int]
+    """By tower: "vision", "text", "decoder"; the temperature counts for none."""
+    total: int
+    in_blocks: int
+    """Those of transformer blocks: what bf16 copies are made of, and what sharding gathers block by block."""
+    largest_block: int
+
+    @property
+    def outside_blocks(self) -> int:
+        """Token tables, positions, heads, projections."""
+        return self.total - self.in_blocks
+
+
+def count_parameters(config: ModelConfig) -> Parameters:
+    """Build the model without memory and count."""
+    with torch.device("meta"):
+        model = build_model(config)
+    towers = {name: _count(tower) for name, tower in model.named_children()}
+    blocks = [
+        _count(block)
+        for tower in model.children()
+        for block in tower.blocks  # pyright: ignore[reportGeneralTypeIssues]
+    ]
+    return Parameters(towers, _count(model), sum(blocks), max(blocks))
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

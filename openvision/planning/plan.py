@@ -1,0 +1,300 @@
+"""The plan of a recipe on given devices: what each stage computes, holds, costs and needs, and what to beware of."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from openvision.errors import OpenVisionError
+from openvision.hardware import Device, Range, model_flops_utilisation
+from openvision.models.flops import TowerFlops, contrastive_flops, patches_of, sample_flops
+from openvision.models.openvision2 import ModelConfig, OpenVision2Config
+from openvision.planning.cautions import warnings_of
+from openvision.planning.cost import (
+    DATASET_SAMPLES,
+    LOADER_OVERHEAD,
+    SAMPLE_KILOBYTES,
+    Cost,
+    StepTime,
+    Stretch,
+    cost,
+    decode_rate,
+    step_time,
+    stretch,
+)
+from openvision.planning.memory import (
+    Checkpointing,
+    LossMemory,
+    Setting,
+    Sharding,
+    activation_bytes,
+    loss_memory,
+    peak_bytes,
+    state_bytes,
+)
+from openvision.planning.parameters import Parameters, count_parameters
+from openvision.training.recipe import Recipe, Stage
+
+CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full")
+CAPTION_TOKENS = 60.0
+"""Mean target tokens of a caption: Recap-DataComp-1B's captions have 49 words on average."""
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What the plan takes for granted; ranges are lowest and highest."""
+
+    device: Device
+    devices: int
+    mfu: Range
+    """Utilisation of forward and backward; update and unhidden traffic come on top."""
+    price: Range
+    caption_tokens: float = CAPTION_TOKENS
+    dataset_samples: int = DATASET_SAMPLES
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in (("mfu", self.mfu), ("price", self.price)):
+            if not 0 <= low <= high:
+                raise OpenVisionError(f"{name} {low}-{high} is no range; give the lower value first, e.g. 0.3-0.45")
+        if not 0 < self.mfu[0] <= self.mfu[1] <= 1:
+            raise OpenVisionError(f"mfu {self.mfu[0]}-{self.mfu[1]} must be above 0 and at most 1, e.g. 0.3-0.45")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One way to lay out a stage on a device, and the most samples that fit at a time."""
+
+    setting: Setting
+    state: float
+    """Bytes of parameters, gradients, moments and copies."""
+    per_sample: Range
+    """Bytes of activations a sample."""
+    micro_batch: int
+    """Most samples at a time that fit by the high estimate; 0 when not even one does."""
+    hopeful: int
+    """Most that fit by the low one."""
+    parts: int
+    """Chunks that the device's share of the batch is computed in."""
+    peak: Range
+    """Bytes at `micro_batch`, or at one sample when that does not fit."""
+    stretch: Stretch
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage."""
+
+    stage: Stage
+    local_batch: int
+    patches: int
+    towers: tuple[TowerFlops, ...]
+    contrastive: int
+    """Forward operations of a sample's contrastive logits, which no MFU counts."""
+    losses: LossMemory
+    fits: tuple[Fit, ...]
+    chosen: Fit | None
+    """The layout of the run; None when none fits in all stages, and then times are as if memory were no matter."""
+    time: StepTime
+    cost: Cost
+    mfu: Range
+    """Of the whole step."""
+    images_per_second: Range
+    """All devices together."""
+    decode_cores: Range
+    """Processor cores that decoding keeps busy at `images_per_second`, all devices together."""
+    terabytes_read: Range
+
+    @property
+    def training(self) -> int:
+        """Operations of one training sample."""
+        return sum(tower.training for tower in self.towers)
+
+    @property
+    def forward(self) -> int:
+        """Operations of one forward pass."""
+        return sum(tower.forward for tower in self.towers)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe on devices."""
+
+    recipe: Recipe
+    assumptions: Assumptions
+    parameters: Parameters
+    stages: tuple[StagePlan, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def cost(self) -> Cost:
+        """All stages."""
+        first, *rest = (stage.cost for stage in self.stages)
+        for other in rest:
+            first = first + other
+        return first
+
+    @property
+    def samples(self) -> int:
+        """Samples seen in all stages."""
+        return sum(stage.stage.samples for stage in self.stages)
+
+    @property
+    def flops(self) -> float:
+        """Model operations of the whole training."""
+        return float(sum(stage.stage.samples * stage.training for stage in self.stages))
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """What to --set so that the run has the planned layout; () when none fits or nothing needs saying."""
+        run, parallel = self.recipe.run, self.recipe.parallel
+        chosen = self.stages[0].chosen
+        if chosen is None:
+            return ()
+        wanted = []
+        if chosen.setting.checkpointing != run.activation_checkpointing:
+            wanted.append(f"run.activation_checkpointing={chosen.setting.checkpointing}")
+        mode = "fsdp" if chosen.setting.sharding == "sharded" else "ddp"
+        if self.assumptions.devices > 1 and mode != parallel.mode:
+            wanted.append(f"parallel.mode={mode}")
+        for index, stage in enumerate(self.stages):
+            if stage.chosen is not None and stage.chosen.parts != stage.stage.accumulate:
+                wanted.append(f"stages.{index}.accumulate={stage.chosen.parts}")
+        return tuple(wanted)
+
+    @property
+    def dataset_terabytes(self) -> Range:
+        """The data set on disk."""
+        pool = min(self.samples, self.assumptions.dataset_samples)
+        return pool * SAMPLE_KILOBYTES[0] / 1e9, pool * SAMPLE_KILOBYTES[1] / 1e9
+
+
+def make_plan(recipe: Recipe, assumptions: Assumptions) -> Plan:
+    """Plan `recipe`; nothing is run and no memory taken."""
+    parameters = count_parameters(recipe.model)
+    fits = [_fits(recipe, stage, parameters, assumptions) for stage in recipe.stages]
+    layout = _fastest(recipe, fits)
+    stages = tuple(
+        _plan_stage(recipe, stage, parameters, assumptions, found, None if layout is None else found[layout])
+        for stage, found in zip(recipe.stages, fits, strict=True)
+    )
+    return Plan(recipe, assumptions, parameters, stages, tuple(warnings_of(recipe, stages, assumptions)))
+
+
+def _fastest(recipe: Recipe, fits: list[tuple[Fit, ...]]) -> int | None:
+    """Which layout is the fastest of those that surely fit in all stages: a run has one, the chunks are a stage's."""
+
+    def work(layout: int) -> float:
+        sizes = (stage.samples * stage.resolution**2 for stage in recipe.stages)
+        return sum(size * found[layout].stretch.factor for size, found in zip(sizes, fits, strict=True))
+
+    possible = [layout for layout in range(len(fits[0])) if all(found[layout].micro_batch for found in fits)]
+    return min(possible, key=lambda layout: (round(work(layout) / work(possible[0]), 3), layout), default=None)
+
+
+def texts_of(recipe: Recipe) -> int:
+    """Kinds of text contrasted with each image."""
+    return 0 if isinstance(recipe.model, OpenVision2Config) else len(recipe.loss.texts)
+
+
+def settings_of(recipe: Recipe, assumptions: Assumptions) -> Iterator[Setting]:
+    """Every way to lay out the state and the activations, the fastest first."""
+    base = Setting(
+        bf16=recipe.run.precision != "float32",
+        gpu=assumptions.device.gpu,
+        devices=assumptions.devices,
+        first_moment_bytes=2 if recipe.optimizer.first_moment == "bfloat16" else 4,
+        average=recipe.optimizer.ema is not None,
+    )
+    shardings: tuple[Sharding, ...] = ("replicated", "sharded") if assumptions.devices > 1 else ("replicated",)
+    for checkpointing in CHECKPOINTING:
+        for sharding in shardings:
+            yield replace(base, checkpointing=checkpointing, sharding=sharding)
+
+
+def _fits(recipe: Recipe, stage: Stage, parameters: Parameters, assumptions: Assumptions) -> tuple[Fit, ...]:
+    model, texts, local = recipe.model, texts_of(recipe), local_batch(stage, assumptions)
+    towers = sample_flops(model, stage.resolution, texts, assumptions.caption_tokens)
+    return tuple(
+        _fit(model, parameters, stage.resolution, texts, setting, towers, local, assumptions.device)
+        for setting in settings_of(recipe, assumptions)
+    )
+
+
+def local_batch(stage: Stage, assumptions: Assumptions) -> int:
+    """Samples of a step on one device, rounded up."""
+    return -(-stage.batch_size // assumptions.devices)
+
+
+def _plan_stage(
+    recipe: Recipe,
+    stage: Stage,
+    parameters: Parameters,
+    assumptions: Assumptions,
+    fits: tuple[Fit, ...],
+    chosen: Fit | None,
+) -> StagePlan:
+    model, texts, local = recipe.model, texts_of(recipe), local_batch(stage, assumptions)
+    device, devices = assumptions.device, assumptions.devices
+    towers = sample_flops(model, stage.resolution, texts, assumptions.caption_tokens)
+    training = sum(tower.training for tower in towers)
+    factor = chosen.stretch.factor if chosen else 1.0
+    parts = chosen.parts if chosen else 1
+    sharded = chosen is not None and chosen.setting.sharding == "sharded"
+    time = step_time(
+        model, parameters, device, devices, assumptions.mfu, local, factor * training, texts, sharded, parts
+    )
+    rates = (stage.batch_size / time.total[1], stage.batch_size / time.total[0])
+    cores = decode_rate(stage.resolution)
+    peak = devices * device.peak_flops
+    return StagePlan(
+        stage=stage,
+        local_batch=local,
+        patches=patches_of(model.vision, stage.resolution),
+        towers=towers,
+        contrastive=contrastive_flops(model.embed_dim, stage.batch_size, texts)
+        if not isinstance(model, OpenVision2Config)
+        else 0,
+        losses=loss_memory(model, local, stage.batch_size, texts, chosen.micro_batch if chosen else 1),
+        fits=fits,
+        chosen=chosen,
+        time=time,
+        cost=cost(_hours(stage, time), device, devices, assumptions.price),
+        mfu=(
+            model_flops_utilisation(training, rates[0], peak),
+            model_flops_utilisation(training, rates[1], peak),
+        ),
+        images_per_second=rates,
+        decode_cores=(rates[0] / cores * LOADER_OVERHEAD[0], rates[1] / cores * LOADER_OVERHEAD[1]),
+        terabytes_read=(stage.samples * SAMPLE_KILOBYTES[0] / 1e9, stage.samples * SAMPLE_KILOBYTES[1] / 1e9),
+    )
+
+
+def _hours(stage: Stage, time: StepTime) -> Range:
+    return stage.steps * time.total[0] / 3600, stage.steps * time.total[1] / 3600
+
+
+def _fit(
+    model: ModelConfig,
+    parameters: Parameters,
+    resolution: int,
+    texts: int,
+    setting: Setting,
+    towers: tuple[TowerFlops, ...],
+    local: int,
+    device: Device,
+) -> Fit:
+    def peak(micro_batch: int) -> Range:
+        return peak_bytes(model, parameters, resolution, texts, setting, micro_batch, local)
+
+    chunks = [size for size in range(local, 0, -1) if local % size == 0]
+    certain = next((size for size in chunks if peak(size)[1] <= device.memory), 0)
+    hopeful = next((size for size in chunks if peak(size)[0] <= device.memory), 0)
+    parts = local // certain if certain else local
+    return Fit(
+        setting=setting,
+        state=sum(state_bytes(parameters, setting).values()),
+        per_sample=activation_bytes(model, resolution, texts, setting),
+        micro_batch=certain,
+        hopeful=hopeful,
+        parts=parts,
+        peak=peak(certain or 1),
+        stretch=stretch(towers, model, setting.checkpointing, parts),
+    )

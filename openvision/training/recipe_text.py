@@ -1,0 +1,133 @@
+"""The text of a recipe: overrides on the command line, errors that name the nearest key, remarks behind values.
+
+A value that no source gives carries a remark on its line, and a table on the line of its header:
+
+    warmup_samples = 0  # not published; ours: the third stage of version 1 has none
+    precision = "bfloat16"  # published: float32; ours: several times as fast, and what version 1 ran in
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from openvision.errors import OpenVisionError
+
+_HEADER = re.compile(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
+_KEY = re.compile(r"^\s*([A-Za-z0-9_.-]+)\s*=")
+_REMARK = re.compile(r"#\s*((?:not published|published:[^;]*); ours: .+?)\s*$")
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What a recipe says about where a value comes from."""
+
+    place: str
+    """Dotted key, e.g. `stages.2.warmup_samples`."""
+    text: str
+    """From "not published" or "published: ..." on."""
+
+
+def remarks(text: str) -> list[Remark]:
+    """Every value and table of a recipe that its authors did not take from a source, in order."""
+    found = [(place, _REMARK.search(line)) for place, line in places(text) if place]
+    return [Remark(place, match[1]) for place, match in found if match]
+
+
+def places(text: str) -> Iterator[tuple[str, str]]:
+    """Every line, after the dotted key of the table it opens or the value it sets; tables of arrays are numbered.
+
+    The key of any other line is empty.
+    """
+    table = ""
+    counts: dict[str, int] = {}
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            table = header[2]
+            if header[1] == "[[":
+                counts[table] = counts.get(table, -1) + 1
+                table = f"{table}.{counts[table]}"
+            yield table, line
+        elif key := _KEY.match(line):
+            yield f"{table}.{key[1]}".lstrip("."), line
+        else:
+            yield "", line
+
+
+def flatten(value: Any, place: str = "") -> dict[str, Any]:
+    """Every leaf of nested tables by its dotted key; an array of plain values is a leaf, an array of tables is not."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        value = {str(index): item for index, item in enumerate(value)}
+    if not isinstance(value, dict):
+        return {place: value}
+    leaves: dict[str, Any] = {}
+    for key, item in value.items():
+        leaves |= flatten(item, f"{place}.{key}".lstrip("."))
+    return leaves
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set one value, `key.path=value` with the value in TOML syntax; a bare word is a string, `none` removes the key.
+
+    Raises OpenVisionError for another form or a place that the recipe does not have.
+    """
+    path, equals, value = override.partition("=")
+    if not equals or not path:
+        raise OpenVisionError(f"--set {override!r} is not of the form key=value, e.g. --set stages.0.batch_size=64")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    *parents, last = path.split(".")
+    node: Any = data
+    try:
+        for key in parents:
+            node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
+        if isinstance(node, list):
+            node[int(last)] = parsed
+        elif parsed == "none":
+            node.pop(last, None)
+        else:
+            node[last] = parsed
+    except (ValueError, IndexError, TypeError, AttributeError):
+        raise OpenVisionError(f"--set {override!r}: the recipe has no place {path}") from None
+
+
+def describe_problem(problem: Any, schema: dict[str, Any], kinds: dict[str, str]) -> str:
+    """One sentence about one problem that pydantic found; `kinds` as `known_keys` takes them."""
+    location = problem["loc"]
+    place = ".".join(str(part) for part in location if part not in kinds)
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"unknown key {place}{_suggestion(location, schema, kinds)}"
+    if problem["type"] == "missing":
+        return f"key {place} is missing"
+    if problem["type"] == "union_tag_invalid":
+        return f"{place}.kind is {problem['ctx']['tag']!r}, but there are only {', '.join(kinds)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
+
+
+def _suggestion(location: tuple[int | str, ...], schema: dict[str, Any], kinds: dict[str, str]) -> str:
+    known = known_keys(location[:-1], schema, kinds)
+    near = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f" (did you mean {near[0]}?)" if near else (f" (known: {', '.join(known)})" if known else "")
+
+
+def known_keys(parents: tuple[int | str, ...], schema: dict[str, Any], kinds: dict[str, str]) -> list[str]:
+    """Keys that may stand at a place of the recipe, by its JSON schema.
+
+    `kinds` maps a kind of model, which pydantic puts into the place of a problem, to its definition in the schema.
+    """
+    node, definitions = schema, schema["$defs"]
+    for key in parents:
+        if key in kinds:
+            node = definitions[kinds[str(key)]]
+            continue
+        node = node.get("items", {}) if isinstance(key, int) else node.get("properties", {}).get(key, {})
+        choices = [node, *node.get("anyOf", []), *node.get("allOf", [])]
+        reference = next((choice["$ref"] for choice in choices if "$ref" in choice), None)
+        if reference:
+            node = definitions[reference.rsplit("/", 1)[-1]]
+    return sorted(node.get("properties", {}))

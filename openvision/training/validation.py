@@ -1,0 +1,92 @@
+"""What is measured during training, on the validation shards: zero-shot and retrieval, or the caption loss.
+
+With several processes each computes its rows of every batch of pictures and texts, and all get all features: the
+numbers are the same everywhere. Pictures are read by every process.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openvision.data.images import normalize
+from openvision.data.shards import ShardDataset
+from openvision.evaluation.features import evaluating, read_split
+from openvision.evaluation.suite import evaluate_split
+from openvision.models.autoregressive import teacher_forcing_ids
+from openvision.models.openvision2 import OpenVision2
+from openvision.objectives.caption import caption_loss
+from openvision.objectives.gather import gather
+from openvision.text.tokenizer import Tokenizer
+from openvision.training.parallel import ALONE, Processes, Spread
+
+
+def validate(
+    spread: Spread, model: Any, tokenizer: Tokenizer, dataset: ShardDataset, resolution: int
+) -> dict[str, float]:
+    """Numbers of the split by name: those of `evaluate_split`, or `caption_loss` for a model without a text tower.
+
+    `model` holds the parameters of `spread` in full; all processes must ask.
+    """
+    if isinstance(model, OpenVision2):
+        return {"caption_loss": caption_loss_of(model, tokenizer, dataset, resolution, processes=spread.processes)}
+    if spread.group is not None:
+        model.vision.forward = _in_slices(model.vision.forward, spread)
+        model.encode_text = _in_slices(model.encode_text, spread)
+    result = evaluate_split(model, tokenizer, dataset, resolution)
+    return {name: value for name, value in result.items() if isinstance(value, (int, float))}
+
+
+def _in_slices(encode: Callable[[Tensor], Tensor], spread: Spread) -> Callable[[Tensor], Tensor]:
+    """`encode` with its rows divided among the processes; every process gets all results."""
+    rank, size = spread.processes.rank, spread.processes.size
+
+    def encode_slice(rows: Tensor) -> Tensor:
+        share = -(-len(rows) // size)
+        # All slices are equally long: the last rows are encoded more than once where they do not divide.
+        own = [min(rank * share + index, len(rows) - 1) for index in range(share)]
+        return gather(encode(rows[own]).clone(), spread.group)[: len(rows)]
+
+    return encode_slice
+
+
+def headline(numbers: dict[str, float]) -> str:
+    """The numbers a person looks at first."""
+    if "caption_loss" in numbers:
+        return f"validation caption loss {numbers['caption_loss']:.4f}"
+    return f"validation zero-shot top-1 {numbers['top1']:.1%}, top-5 {numbers['top5']:.1%}"
+
+
+def is_better(metric: str, value: float, best: float) -> bool:
+    """Whether a number is better than the best so far: lower for a loss, higher for anything else."""
+    return value < best if "loss" in metric else value > best
+
+
+def caption_loss_of(
+    model: OpenVision2,
+    tokenizer: Tokenizer,
+    dataset: ShardDataset,
+    resolution: int,
+    batch_size: int = 64,
+    processes: Processes = ALONE,
+) -> float:
+    """Mean cross-entropy of all target tokens of the split, nats; the decoder reads all patches.
+
+    The target is the synthetic caption, or the alt-text of a sample without one, as in training.
+    """
+    split = read_split(dataset, resolution)
+    texts = [caption or alt for caption, alt in zip(split.captions, split.alts, strict=True)]
+    targets = tokenizer.encode_target(texts, model.config.decoder.caption_length)
+    labels, mask = (torch.from_numpy(array) for array in targets)
+    total = 0.0
+    with evaluating(model) as device:
+        for start in range(processes.rank * batch_size, len(split), processes.size * batch_size):
+            rows = slice(start, start + batch_size)
+            wanted, counts = labels[rows].to(device), mask[rows].to(device)
+            ids = teacher_forcing_ids(wanted, tokenizer.bos_id)
+            states = model(normalize(split.images[rows].to(device)), ids)
+            loss = caption_loss(states, wanted, counts, model.decoder.head.weight)
+            total += loss.item() * int(counts.sum())
+    (total,) = processes.mean([total])
+    return total * processes.size / max(int(mask.sum()), 1)

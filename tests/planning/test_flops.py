@@ -1,0 +1,147 @@
+"""FLOPs from a configuration equal what torch's counter sees on the meta device, tower by tower, to the last one.
+
+The counter counts whole products: `masked_flops` is the stated difference, the masked half of causal attention.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from openvision.models.flops import (
+    autoregressive_trunk_flops,
+    contrastive_flops,
+    decoder_flops,
+    head_flops,
+    masked_flops,
+    patch_embed_flops,
+    patches_of,
+    sample_flops,
+    text_flops,
+    training_flops,
+    vision_flops,
+)
+from openvision.models.openvision import OpenVision, OpenVisionConfig
+from openvision.models.openvision2 import ModelConfig, OpenVision2, OpenVision2Config
+from openvision.models.text import TextTransformer
+from openvision.models.variants import SIZES, variant, variant2
+from tests.planning.conftest import count
+
+MODELS = [(size, patch) for size, towers in SIZES.items() for patch in towers.patches]
+LARGE = [model for model in MODELS if model[1] == 14]
+SHALLOW = 3
+"""Blocks of each tower at the stages after the first: every block but the last costs the same."""
+
+
+def stages(config: ModelConfig, size: str) -> list[tuple[ModelConfig, int]]:
+    """The resolutions of a size, the first with all blocks and the others with few."""
+    towers = {
+        name: replace(tower, depth=SHALLOW)
+        for name in ("vision", "text", "decoder")
+        if (tower := getattr(config, name, None)) is not None
+    }
+    shallow: ModelConfig = replace(config, **towers)
+    first, *others = SIZES[size].resolutions or (84, 224)
+    return [(config, first), *((shallow, resolution) for resolution in others)]
+
+
+def inputs(config: OpenVisionConfig, resolution: int, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty(batch, 3, resolution, resolution), torch.zeros(
+        batch, config.text.context_length, dtype=torch.long
+    )
+
+
+def embed_and_read(text: TextTransformer, ids: torch.Tensor) -> torch.Tensor:
+    return text.project(text.forward_features(ids).pooled)
+
+
+@pytest.mark.parametrize(("size", "patch"), MODELS)
+def test_forward_of_every_tower_size_and_stage(meta, size, patch):
+    for config, resolution in stages(variant(size, patch, 224), size):
+        assert isinstance(config, OpenVisionConfig)
+        assert config.decoder
+        model = OpenVision(config)
+        images, ids = inputs(config, resolution)
+        assert count(model.text, ids) == text_flops(config.text, config.embed_dim)
+        whole = text_flops(config.text, config.embed_dim, tokens_read=True)
+        assert count(embed_and_read, model.text, ids) == whole
+        assert count(model.vision, images) == vision_flops(config.vision, resolution, config.embed_dim)
+        tokens = torch.empty(1, patches_of(config.vision, resolution), config.vision.width)
+        text = torch.empty(1, config.text.context_length - 1, config.text.width)
+        assert model.decoder
+        counted = count(model.decoder, tokens, text) + count(
+            model.decoder.logits, torch.empty(1, 128, config.decoder.width)
+        )
+        computed = decoder_flops(config.decoder, config.vision, config.text, resolution)
+        assert counted - masked_flops(config, resolution) == computed
+
+
+@pytest.mark.parametrize("image_attention", ["prefix", "causal"])
+@pytest.mark.parametrize(("size", "patch"), LARGE)
+def test_forward_of_openvision2(meta, size, patch, image_attention):
+    whole = variant2(size, patch, 224)
+    whole = replace(whole, decoder=replace(whole.decoder, image_attention=image_attention))
+    for config, resolution in stages(whole, size)[0 if image_attention == "prefix" else 1 :]:
+        assert isinstance(config, OpenVision2Config)
+        model = OpenVision2(config)
+        kept = config.kept(patches_of(config.vision, resolution))
+        images, keep = torch.empty(1, 3, resolution, resolution), torch.zeros(1, kept, dtype=torch.long)
+        counted = count(model.vision.patch_tokens, images, keep)
+        assert counted == vision_flops(config.vision, resolution, None, kept)
+        ids = torch.zeros(1, config.decoder.caption_length, dtype=torch.long)
+        tokens = torch.empty(1, kept, config.vision.width)
+        counted = count(model.decoder, tokens, ids) - masked_flops(config, resolution)
+        assert counted == autoregressive_trunk_flops(config.decoder, config.vision, kept)
+        states = torch.empty(1, 60, config.decoder.width)
+        assert count(model.decoder.logits, states) == head_flops(config.decoder, 60)
+
+
+@pytest.mark.parametrize(("size", "patch", "resolution"), [("tiny", 16, 160), ("small", 8, 160), ("large", 14, 84)])
+def test_training_is_three_forwards_less_the_gradient_of_pixels(meta, size, patch, resolution):
+    config = variant(size, patch, resolution)
+    model = OpenVision(config)
+    images, ids = inputs(config, resolution, batch=2)
+
+    def step() -> None:
+        output = model(images, ids, ids)
+        assert output.caption_states is not None
+        assert model.decoder is not None
+        valid = output.caption_states[:, :60]
+        loss = output.image_embeds.sum() + output.text_embeds.sum() + model.decoder.logits(valid).sum()
+        loss.backward()
+
+    masked = 3 * masked_flops(config, resolution)
+    assert count(step) == 2 * (training_flops(config, resolution, texts=2, caption_tokens=60) + masked)
+
+
+def test_training_of_openvision2(meta):
+    config = variant2("tiny", 16, 160)
+    model = OpenVision2(config)
+    keep = torch.zeros(1, config.kept(100), dtype=torch.long)
+    ids = torch.zeros(1, config.decoder.caption_length, dtype=torch.long)
+    counted = count(lambda: model.decoder.logits(model(torch.empty(1, 3, 160, 160), ids, keep)).sum().backward())
+    assert counted == training_flops(config, 160, texts=0) + 3 * masked_flops(config, 160)
+
+
+def test_plain_clip_has_two_towers_and_one_text():
+    config = replace(variant("tiny", 16, 160), decoder=None)
+    towers = sample_flops(config, 160, texts=1)
+    assert [tower.name for tower in towers] == ["vision", "text"]
+    assert towers[1].forward == text_flops(config.text, config.embed_dim)
+    embed = patch_embed_flops(config.vision, 160)
+    assert towers[0].training == 3 * towers[0].forward - embed
+    assert training_flops(config, 160, texts=1) == sum(tower.training for tower in towers)
+    assert masked_flops(config, 160) == 0
+
+
+def test_logits_of_valid_tokens_only():
+    config = variant("tiny", 16, 160)
+    assert config.decoder
+    short, long = (training_flops(config, 160, 2, tokens) for tokens in (60, 61))
+    assert long - short == 3 * 2 * config.decoder.width * config.decoder.vocab_size
+    assert head_flops(config.decoder, 1000) == head_flops(config.decoder, None)
+
+
+def test_contrastive_logits(meta):
+    features = torch.empty(32, 16)
+    assert count(lambda: features @ features.T) == 32 * contrastive_flops(16, batch=32, texts=1)

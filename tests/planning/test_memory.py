@@ -1,0 +1,161 @@
+"""The memory model against what autograd keeps and what a step takes."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from openvision.models.openvision2 import ModelConfig, OpenVision2Config, build_model
+from openvision.models.variants import variant, variant2
+from openvision.planning.memory import Setting, activation_bytes, loss_memory, peak_bytes, state_bytes
+from openvision.planning.parameters import count_parameters
+
+
+def small_vocabulary(config: ModelConfig) -> ModelConfig:
+    assert config.decoder
+    return replace(config, decoder=replace(config.decoder, vocab_size=500))  # pyright: ignore[reportArgumentType]
+
+
+def forward(config: ModelConfig, model, resolution: int, batch: int):
+    images = torch.randn(batch, 3, resolution, resolution)
+    if isinstance(config, OpenVision2Config):
+        keep = torch.arange(config.kept((resolution // config.vision.patch_size) ** 2)).expand(batch, -1)
+        return model(images, torch.ones(batch, config.decoder.caption_length, dtype=torch.long), keep)
+    ids = torch.ones(batch, config.text.context_length, dtype=torch.long)
+    return model(images, ids, ids)
+
+
+def kept_by_autograd(config: ModelConfig, resolution: int, batch: int, bf16: bool) -> int:
+    """Bytes of distinct storages saved for the backward pass, parameters and their bf16 copies left out."""
+    model = build_model(config)
+    shapes = {tuple(p.shape) for p in model.parameters() if p.ndim == 2}
+    shapes |= {shape[::-1] for shape in shapes}
+    pointers = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    storages: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        pointer = tensor.untyped_storage().data_ptr()
+        is_weight = pointer in pointers or tuple(tensor.shape) in shapes
+        if not is_weight:
+            storages[pointer] = tensor
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+    ):
+        output = forward(config, model, resolution, batch)
+    del output
+    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(
+    ("config", "resolution"),
+    [(variant("tiny", 16, 160), 160), (variant("tiny", 16, 224), 224), (variant2("tiny", 16, 160), 160)],
+    ids=["v1-160", "v1-224", "v2-160"],
+)
+def test_activations_within_a_tenth(config, resolution, bf16):
+    config = small_vocabulary(config)
+    batch = 3
+    _, eager = activation_bytes(config, resolution, 2, Setting(bf16=bf16, gpu=False))
+    assert kept_by_autograd(config, resolution, batch, bf16) / batch == pytest.approx(eager, rel=0.1)
+
+
+STEP = """
+import re, sys, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from openvision.models.openvision2 import build_model
+from openvision.objectives.caption import caption_loss
+from openvision.objectives.contrastive import contrastive_losses
+from openvision.training.optimizer import build_optimizer
+from openvision.training.recipe import Optimizer
+from tests.planning.test_memory import CASE, RESOLUTION, forward
+
+batch = int(sys.argv[2])
+model = build_model(CASE)
+optimizer = build_optimizer(model, Optimizer())
+for _ in range(2):
+    output = forward(CASE, model, RESOLUTION, batch)
+    mask = (torch.arange(CASE.decoder.caption_length) < 60).expand(batch, -1)
+    labels = torch.ones(mask.shape, dtype=torch.long)
+    loss = contrastive_losses(output.image_embeds, output.text_embeds, output.scale).mean()
+    loss = loss + caption_loss(output.caption_states, labels, mask, model.decoder.head.weight)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+# Not ru_maxrss, in which a child inherits what its parent held.
+print(1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]))
+"""
+_TINY = variant("tiny", 16, 160)
+CASE = small_vocabulary(
+    replace(
+        _TINY,
+        vision=replace(_TINY.vision, depth=4),
+        text=replace(_TINY.text, depth=4, vocab_size=500),
+        decoder=replace(_TINY.decoder, depth=4),  # pyright: ignore[reportArgumentType]
+    )
+)
+RESOLUTION = 160
+FACTOR = 1.15
+"""How far a measured peak may lie outside the range."""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_peak_of_a_step():
+    batch = 12
+    command = [sys.executable, "-c", STEP, str(Path(__file__).parents[2]), str(batch)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    measured = int(done.stdout.splitlines()[-1])
+    low, high = peak_bytes(CASE, count_parameters(CASE), RESOLUTION, 2, Setting(bf16=False, gpu=False), batch, batch)
+    assert low / FACTOR <= measured <= high * FACTOR
+    assert high < 2 * low
+
+
+def test_state_of_a_parameter_is_fourteen_bytes_and_a_bf16_copy():
+    parameters = count_parameters(variant("large", 14, 224))
+    state = state_bytes(parameters, Setting(bf16=False))
+    assert sum(state.values()) == 14 * parameters.total
+    assert parameters.total == 525_090_817
+    assert state_bytes(parameters, Setting())["bf16 weights"] == 2 * parameters.in_blocks
+    averaged = state_bytes(parameters, Setting(bf16=False, average=True, first_moment_bytes=4))
+    assert sum(averaged.values()) == 20 * parameters.total
+
+
+def test_sharding_divides_the_state_but_not_what_is_gathered():
+    parameters = count_parameters(variant("huge", 14, 224))
+    eight, many = (state_bytes(parameters, Setting(sharding="sharded", devices=n)) for n in (8, 512))
+    assert eight["parameters"] == 64 * many["parameters"] == 4 * parameters.total / 8
+    assert eight["gathered"] == many["gathered"] > 2 * parameters.largest_block
+    assert eight["bf16 weights"] == many["bf16 weights"] == 2 * parameters.in_blocks
+    whole = state_bytes(parameters, Setting(devices=8))
+    assert whole["buckets"] == whole["gradients"] == 4 * parameters.total
+    assert sum(many.values()) < sum(whole.values()) / 6
+
+
+def test_infonce_of_32k_in_one_piece_takes_16_gib_and_chunked_hardly_anything():
+    config = replace(variant("base", 16, 224), decoder=None)
+    losses = loss_memory(config, 32768, 32768, texts=1, micro_batch=32768)
+    assert losses.contrastive_plain == pytest.approx(16 * 2**30, rel=0.05)
+    assert losses.contrastive_chunked < losses.contrastive_plain / 8
+    assert losses.caption_plain == 0
+
+
+def test_checkpointing_and_compiling_keep_less():
+    config = variant("large", 14, 224)
+    kept = {
+        name: activation_bytes(config, 224, 2, Setting(checkpointing=name)) for name in ("none", "selective", "full")
+    }
+    assert kept["full"][1] < kept["selective"][1] / 5 < kept["none"][1]
+    assert kept["none"][0] < kept["none"][1]
+
+
+def test_chunks_bound_the_peak():
+    config = variant("tiny", 16, 160)
+    parameters = count_parameters(config)
+    whole, parts = (peak_bytes(config, parameters, 160, 2, Setting(), size, 1024) for size in (1024, 64))
+    assert parts[1] < whole[0]

@@ -1,0 +1,62 @@
+"""benchmarks/train_gpu.py in its smoke form: the project's own step on shrunken models, on a CPU."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks/train_gpu.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_gpu", SCRIPT)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_gpu"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _matmul():
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def rows_of(script, recipe: str, checkpointing: str) -> list[dict]:
+    return script.measure(script.Case(recipe, 84, checkpointing, False, (2, 4), 1, "cpu", True, "high"))
+
+
+def test_both_versions_step_and_are_compared(script):
+    rows = rows_of(script, "openvision/l14", "none") + rows_of(script, "openvision2/l14", "selective")
+    assert [row["batch"] for row in rows] == [2, 4, 2, 4]
+    assert all(row["images_per_second"] > 0 and row["peak_gib"] > 0 for row in rows)
+    # No peak is known for a CPU's MFU.
+    assert all(row["mfu"] is None for row in rows)
+    first, second = script.table(rows).splitlines()[2:]
+    assert first.startswith("| openvision/l14 | 28 | none |")
+    assert second.rstrip().endswith("x |")
+    json.dumps(rows)
+
+
+def test_a_step_changes_the_parameters(script):
+    case = script.Case("openvision/l14", 84, "none", False, (2,), 1, "cpu", True, "high")
+    recipe = script.load_recipe(script.RECIPES / "openvision/l14.toml")
+    recipe = recipe.model_copy(update={"model": script.shrunken(recipe.model)})
+    step = script.build_step(recipe, case, torch.device("cpu"))
+    before = step.model.vision.head.weight.detach().clone()
+    script.time_steps(step, recipe, 2, 28, 1, torch.device("cpu"))
+    assert not torch.equal(before, step.model.vision.head.weight)
+
+
+def test_captions_have_sixty_tokens_on_average(script):
+    recipe = script.load_recipe(script.RECIPES / "openvision2/l14.toml")
+    batch = script.random_batch(recipe, 41, 28, torch.device("cpu"))
+    assert batch.label_mask.sum(1).float().mean() == 60
+    assert batch.alt_ids.shape == (41, 0)

@@ -1,0 +1,91 @@
+"""What the processes of test_parallel.py do: one step of each objective on one global batch; gradients are kept."""
+
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from openvision.data.loader import Batch
+from openvision.training.build import build_spread
+from openvision.training.draws import Draws
+from openvision.training.objective import build_objective
+from openvision.training.optimizer import build_optimizer
+from openvision.training.parallel import Processes, join_processes, whole
+from openvision.training.recipe import Parallel, Recipe, parse_recipe
+from openvision.training.step import Step
+
+GLOBAL = 16
+TOWER = {"width": 32, "depth": 2, "mlp_dim": 64, "heads": 2}
+VISION = {**TOWER, "patch_size": 8, "image_size": 16}
+MODELS: dict[str, dict[str, Any]] = {
+    "openvision": {
+        "model": {
+            "embed_dim": 16,
+            "vision": VISION,
+            "text": {**TOWER, "vocab_size": 64, "context_length": 12},
+            "decoder": {**TOWER, "vocab_size": 64, "caption_length": 10},
+        }
+    },
+    "openvision2": {
+        "model": {
+            "kind": "openvision2",
+            "vision": VISION,
+            "decoder": {**TOWER, "vocab_size": 64, "caption_length": 10},
+        },
+        "loss": {"contrastive": 0, "caption": 2, "texts": []},
+    },
+}
+CASES = [(name, parts) for name in MODELS for parts in (1, 2)]
+
+
+def recipe_of(name: str, parallel: dict[str, Any]) -> Recipe:
+    """A recipe of one stage."""
+    stage = {"resolution": 16, "samples": GLOBAL, "batch_size": GLOBAL, "base_learning_rate": 0.01, "drop_path": 0.2}
+    rest = {"name": name, "data": {"train": "train", "vocab_size": 64}, "stages": [stage], "parallel": parallel}
+    return parse_recipe({**MODELS[name], **rest}, name)
+
+
+def batch_of(processes: Processes, context: int) -> Batch:
+    """This process's rows of a global batch whose captions are of very different lengths."""
+    rng = torch.Generator().manual_seed(5)
+    rows = slice(processes.rank * GLOBAL // processes.size, (processes.rank + 1) * GLOBAL // processes.size)
+    lengths = torch.randint(1, 11, (GLOBAL,), generator=rng).sort().values
+    tensors = {
+        "images": torch.randint(0, 256, (GLOBAL, 3, 16, 16), generator=rng, dtype=torch.uint8),
+        "alt_ids": torch.randint(0, 64, (GLOBAL, context), generator=rng),
+        "sentence_ids": torch.randint(0, 64, (GLOBAL, context), generator=rng),
+        "labels": torch.randint(0, 64, (GLOBAL, 10), generator=rng),
+        "label_mask": torch.arange(10) < lengths[:, None],
+        "positions": torch.arange(GLOBAL),
+    }
+    own = {name: tensor[rows] for name, tensor in tensors.items()}
+    return Batch(**own, keys=[""] * len(own["images"]), rejects=(), texts_cut=0, captions_missing=0)
+
+
+def run(out: str, parallel: dict[str, Any]) -> None:
+    """Write the first values, the losses and the gradients of every case."""
+    torch.set_num_threads(1)
+    written: dict[str, torch.Tensor] = {}
+    with join_processes(Parallel(**parallel)) as processes:
+        for name, parts in CASES:
+            recipe = recipe_of(name, parallel)
+            spread = build_spread(recipe, processes, fresh=True)
+            for parameter, value in spread.whole_state().items():
+                written[f"{name}/first/{parameter}"] = value.clone()
+            optimizer = build_optimizer(spread.module, recipe.optimizer)
+            objective = build_objective(recipe, 1, processes.group)
+            step = Step(spread.module.train(), objective, optimizer, parts=parts, spread=spread)
+            batch = batch_of(processes, 12 if recipe.context_length else 0)
+            losses = step(batch, Draws(0, batch.positions, 0.2), 0.0, measure=True)
+            values = losses.values()
+            for term, value in zip(values, processes.mean(list(values.values())), strict=True):
+                written[f"{name}/{parts}/loss/{term}"] = torch.tensor(value)
+            for term, norm in step.norms().items():
+                written[f"{name}/{parts}/norm/{term}"] = torch.tensor(norm)
+            for parameter, tensor in spread.module.named_parameters():
+                if not tensor.requires_grad:
+                    continue
+                assert tensor.grad is not None, parameter
+                written[f"{name}/{parts}/gradient/{parameter}"] = whole(tensor.grad).clone()
+        if processes.is_main:
+            save_file(written, out)

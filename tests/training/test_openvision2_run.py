@@ -1,0 +1,85 @@
+"""OpenVision 2 trains by its caption alone, measures its caption loss and goes on where it was stopped."""
+
+import copy
+
+import pytest
+import torch
+
+from openvision.data.shards import ShardDataset
+from openvision.errors import OpenVisionError
+from openvision.files import read_json_lines
+from openvision.models.openvision2 import OpenVision2
+from openvision.training.recipe import Recipe, parse_recipe
+from openvision.training.trainer import Interrupted, Trainer
+from openvision.training.validation import caption_loss_of, headline
+
+VISION = {"width": 32, "depth": 2, "mlp_dim": 64, "heads": 2, "patch_size": 8, "image_size": 32}
+DECODER = {"width": 32, "depth": 2, "mlp_dim": 64, "heads": 2, "vocab_size": 128, "caption_length": 24}
+RECIPE = {
+    "name": "tiny2",
+    "model": {"kind": "openvision2", "vision": VISION, "decoder": DECODER, "keep_ratio": 0.5},
+    "loss": {"contrastive": 0, "caption": 2, "texts": []},
+    "data": {"train": "train", "validation": "validation", "vocab_size": 128},
+    "stages": [
+        {"resolution": 16, "samples": 64, "batch_size": 8, "base_learning_rate": 0.03, "warmup_samples": 16},
+        {"resolution": 32, "samples": 32, "batch_size": 8, "base_learning_rate": 0.01, "accumulate": 2},
+    ],
+    "run": {"log_every": 2, "evaluate_every": 4, "checkpoint_every": 3, "precision": "float32"},
+}
+
+
+def recipe() -> Recipe:
+    return parse_recipe(copy.deepcopy(RECIPE), "tiny2")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, shapes_folder) -> Trainer:
+    trainer = Trainer(recipe(), shapes_folder, tmp_path_factory.mktemp("v2") / "run")
+    trainer.run()
+    return trainer
+
+
+def test_it_learns_and_measures_its_caption_loss(finished):
+    lines = read_json_lines(finished.run_folder / "metrics.jsonl")
+    train = [line for line in lines if line["kind"] == "train"]
+    assert train[-1]["caption"] < train[0]["caption"]
+    assert train[-1]["loss"] == pytest.approx(2 * train[-1]["caption"])
+    assert not {"contrastive", "temperature"} & train[-1].keys()
+    measured = [line["caption_loss"] for line in lines if line["kind"] == "eval"]
+    assert len(measured) == 3
+    assert measured[-1] < measured[0]
+    assert "caption loss" in headline({"caption_loss": measured[-1]})
+
+
+def test_the_caption_loss_reads_all_patches_and_does_not_depend_on_the_batch(finished, shapes_folder):
+    model, split = finished.model, ShardDataset(shapes_folder / "validation")
+    assert isinstance(model, OpenVision2)
+    model.train()
+    losses = [caption_loss_of(model, finished.tokenizer, split, 32, batch_size=size) for size in (3, 16)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert model.training
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(finished, shapes_folder, tmp_path):
+    trainer = Trainer(recipe(), shapes_folder, tmp_path / "run")
+    take_step = trainer._step
+
+    def ask_to_stop_during_the_step(*arguments):
+        if trainer.progress.step == 6:
+            trainer.stop.ask()
+        take_step(*arguments)
+
+    trainer._step = ask_to_stop_during_the_step  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(Interrupted):
+        trainer.run()
+    again = Trainer(recipe(), shapes_folder, tmp_path / "run")
+    again.run()
+    for name, tensor in finished.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor), name
+
+
+def test_accumulation_that_does_not_divide_the_batch_is_refused():
+    wrong = copy.deepcopy(RECIPE)
+    wrong["stages"][0]["accumulate"] = 3
+    with pytest.raises(OpenVisionError, match="accumulate 3 does not divide batch_size 8"):
+        parse_recipe(wrong, "tiny2")
