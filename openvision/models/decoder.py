@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openvision.models.layers import Block, LayerNorm, attend, compute_dtype, init_text_block, is_skeleton, linear_fp32
+from openvision.models.lengths import states_by_length
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class DecoderBlock(Block):
 
     def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.attn.merge_heads(attended)
-        return x + self.mlp(self.norm2(x))
+        return x + self.feed(x)
 
 
 class ParallelCaptionDecoder(nn.Module):
@@ -101,12 +102,21 @@ class ParallelCaptionDecoder(nn.Module):
         self.norm.reset_parameters()
         nn.init.normal_(self.head.weight, std=self.config.width**-0.5)
 
-    def forward(self, image_tokens: Tensor, text_tokens: Tensor) -> Tensor:
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Image tokens (B, N, Dv) and text tokens (B, T, Dt) -> normalised states (B, Q, D), in the dtype
         of the parameters.
 
-        State i predicts token i + 1 of the caption through `logits`.
+        State i predicts token i + 1 of the caption through `logits`. With `lengths`, int64 (B,) on the CPU, only that
+        many states of each caption are promised (see lengths.py); the others may be zeros.
         """
+        if lengths is None:
+            return self._states(image_tokens, text_tokens, len(self.queries))
+        return states_by_length(
+            lengths, len(self.queries), lambda rows, reach: self._states(image_tokens[rows], text_tokens[rows], reach)
+        )
+
+    def _states(self, image_tokens: Tensor, text_tokens: Tensor, reach: int) -> Tensor:
+        """The first `reach` states."""
         prefix = torch.cat(
             [
                 linear_fp32(image_tokens, self.image_proj.weight),
@@ -114,7 +124,7 @@ class ParallelCaptionDecoder(nn.Module):
             ],
             dim=1,
         )
-        queries = self.queries.expand(len(prefix), -1, -1)
+        queries = self.queries[:reach].expand(len(prefix), -1, -1)
         dtype = compute_dtype(self.queries)
         prefix, queries = prefix.to(dtype), queries.to(dtype)
         mask = causal_mask(queries.shape[1], prefix.shape[1], prefix.device)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openvision.models.cpu_kernels import Linear, eager_training_on_cpu, packed_attention
+from openvision.models.cpu_kernels import Linear, eager_training_on_cpu, head_attention, norm_mlp, packed_attention
 
 LAYER_NORM_EPS = 1e-6
 Gelu = Literal["none", "tanh"]
@@ -45,6 +45,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
     `mask` (Q, K) is boolean, True where a query may look; None lets every query look everywhere.
     """
+    if eager_training_on_cpu(q) and q.dtype == torch.bfloat16 and k.shape[2] > EXPLICIT_KEYS_ON_CPU:
+        return head_attention(q, k, v, mask)
     if q.device.type != "cpu" or torch.compiler.is_exporting() or k.shape[2] > EXPLICIT_KEYS_ON_CPU:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
@@ -83,7 +85,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend every position to every position: OpenVision masks nothing, not even padding."""
         qkv = self.qkv(x)
-        if eager_training_on_cpu(qkv) and x.shape[1] <= EXPLICIT_KEYS_ON_CPU:
+        if eager_training_on_cpu(qkv) and (x.shape[1] <= EXPLICIT_KEYS_ON_CPU or qkv.dtype == torch.bfloat16):
             return self.proj(packed_attention(qkv, self.heads))
         q, k, v = self.split_heads(qkv, 3)
         return self.merge_heads(attend(q, k, v))
@@ -112,13 +114,15 @@ class Block(nn.Module):
         self.attn = Attention(width, heads)
         self.norm2 = LayerNorm(width)
         self.mlp = Mlp(width, mlp_dim, gelu)
+        self.lean = False
+        """Whether training on a CPU keeps less for the backward pass and makes norms and GELUs again in it."""
         self.branch_scale: Tensor | None = None
         """Factors (2, B) of the two branches of each sample; set from outside for stochastic depth."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
         x = x + self._scaled(self.attn(self.norm1(x)), 0)
-        return x + self._scaled(self.mlp(self.norm2(x)), 1)
+        return x + self._scaled(self.feed(x), 1)
 
     def forward_rows(self, x: Tensor, rows: Tensor) -> Tensor:
         """`forward(x)` at `rows` int64 (B, K) alone -> (B, K, D): every row is a key, those asked for are queries."""
@@ -128,7 +132,14 @@ class Block(nn.Module):
         k, v = self.attn.split_heads(F.linear(self.norm1(x), weight[width:], bias[width:]), 2)
         (q,) = self.attn.split_heads(F.linear(self.norm1(kept), weight[:width], bias[:width]), 1)
         kept = kept + self._scaled(self.attn.merge_heads(attend(q, k, v)), 0)
-        return kept + self._scaled(self.mlp(self.norm2(kept)), 1)
+        return kept + self._scaled(self.feed(kept), 1)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The MLP's branch: mlp(norm2(x))."""
+        mlp = self.mlp
+        if self.lean and eager_training_on_cpu(x) and type(mlp.fc1) is type(mlp.fc2) is Linear:
+            return norm_mlp(x, self.norm2, mlp.fc1, mlp.fc2, mlp.gelu)
+        return mlp(self.norm2(x))
 
     def _scaled(self, branch: Tensor, number: int) -> Tensor:
         if self.branch_scale is None:

@@ -89,14 +89,17 @@ class OpenVision(nn.Module):
         """Ids (B, context_length) -> unit vectors (B, E), float32."""
         return unit(self.text(ids))
 
-    def forward(self, images: Tensor, *texts: Tensor) -> OpenVisionOutput:
+    def forward(self, images: Tensor, *texts: Tensor, caption_lengths: Tensor | None = None) -> OpenVisionOutput:
         """Encode images (B, 3, H, W) and K texts each, ids (B, context_length).
 
-        The first text is the alt-text: the decoder reads its tokens and no other's (spec section 3).
+        The first text is the alt-text: the decoder reads its tokens and no other's (spec section 3). Given
+        `caption_lengths`, int64 (B,) on the CPU, states past the end of a caption may be zeros.
         """
         vision = self.vision.forward_features(images)
         text = self.text.forward_features(torch.cat(texts), token_rows=len(images) if self.decoder is not None else 0)
-        states = self.decoder(vision.patch_tokens, text.tokens) if self.decoder is not None else None
+        states = None
+        if self.decoder is not None:
+            states = self.decoder(vision.patch_tokens, text.tokens, caption_lengths)
         return OpenVisionOutput(
             image_embeds=unit(self.vision.project(vision.pooled)),
             text_embeds=unit(self.text.project(text.pooled)).unflatten(0, (len(texts), len(images))),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from openvision.models.autoregressive import AutoregressiveCaptionDecoder, AutoregressiveDecoderConfig
+from openvision.models.lengths import states_by_length
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.vision import VisionConfig, VisionTransformer
 
@@ -69,13 +70,27 @@ class OpenVision2(nn.Module):
         self.vision = VisionTransformer(config.vision, None)
         self.decoder = AutoregressiveCaptionDecoder(config.decoder, config.vision.width)
 
-    def forward(self, images: Tensor, input_ids: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        input_ids: Tensor,
+        keep: Tensor | None = None,
+        caption_lengths: Tensor | None = None,
+    ) -> Tensor:
         """Images (B, 3, H, W) and caption ids int64 (B, T), [bos] first -> decoder states (B, T, D).
 
         State i predicts id i + 1: give them to `objectives.caption.caption_loss` with `decoder.head.weight`.
         `keep`, int64 (B, K), are the patches the decoder reads (`random_patches`); None reads all, as at evaluation.
+        Given `caption_lengths`, int64 (B,) on the CPU, states past the end of a caption may be zeros.
         """
-        return self.decoder(self.vision.patch_tokens(images, keep), input_ids)
+        tokens = self.vision.patch_tokens(images, keep)
+        if caption_lengths is None:
+            return self.decoder(tokens, input_ids)
+        return states_by_length(
+            caption_lengths,
+            input_ids.shape[1],
+            lambda rows, reach: self.decoder(tokens[rows], input_ids[rows, :reach]),
+        )
 
     def caption_logits(self, images: Tensor, input_ids: Tensor) -> Tensor:
         """Images (B, 3, H, W) and ids (B, T), [bos] first -> logits (B, T, V), float32; all patches are read."""

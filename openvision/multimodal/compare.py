@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from openvision.errors import OpenVisionError
 from openvision.files import atomic_write_text, make_folder
 from openvision.multimodal.benchmarks import Benchmark, find_benchmark
@@ -30,6 +32,7 @@ from openvision.multimodal.compare_baselines import BLIND, blind_data, blind_rec
 from openvision.multimodal.recipe import VlmRecipe, dump_vlm_recipe
 from openvision.multimodal.train import train
 from openvision.provenance import git_state, library_versions, processor_name
+from openvision.training.precision import resolve_precision
 from openvision.weights.load import Request
 
 RESULT, TABLE = "comparison.json", "comparison.md"
@@ -260,7 +263,11 @@ def _score(
             told = share
             say(f"{contestant.name}  {benchmark.title}: {done} answers  {share:.0%}")
 
-    identity = {"model": contestant.name, "model_sha256": fingerprint(model), "blind": blind}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = str(resolve_precision(plan.recipe.run.precision, device)).removeprefix("torch.")
+    identity = {"model": contestant.name, "model_sha256": fingerprint(model), "dtype": dtype, "blind": blind}
     options = Options(plan.question_limit, plan.batch_size, progress)
-    result = run_benchmark(benchmark, data, lambda: load_answerer(model, blind=blind), identity, out, options)
+    result = run_benchmark(
+        benchmark, data, lambda: load_answerer(model, dtype=dtype, blind=blind), identity, out, options
+    )
     return {key: result[key] for key in ("benchmark", "questions", "pictures", "headline", "metrics")}

@@ -1,8 +1,9 @@
 """What a stage costs: operations of encoder and language model for one sample, hours on given devices.
 
 Two operations a multiply-add, matrix products only; recomputation by gradient checkpointing is not counted. The
-language model is counted by its parameters (without the table of input embeddings) times tokens, which leaves out the
-products of attention scores: a few percent at these lengths. The projector is small beside both and left out.
+language model is counted by its parameters without the tables of words (embeddings are looked up, logits computed for
+answers only) times tokens, which leaves out the products of attention scores: a few percent at these lengths. The
+projector is small beside both and left out.
 """
 
 from dataclasses import dataclass
@@ -58,8 +59,10 @@ def stage_work(stage: Stage, vision: VisionConfig, geometry: Geometry, llm_param
     encoder = vision_flops(vision, vision.image_size, None) * geometry.squares(side, side)
     llm = 2 * llm_parameters * (visual + text_tokens)
     trains_llm = rates.llm is not None and stage.lora is None
+    # The last block is run, but behind the layer that is read: nothing comes back through it.
+    backward = (_TRAINED - _FROZEN) * (vision.depth - 1) / vision.depth if rates.encoder is not None else 0
     return Work(
-        encoder * (_TRAINED if rates.encoder is not None else _FROZEN),
+        encoder * (_FROZEN + backward),
         llm * (_TRAINED if trains_llm else _PASSED_ON),
         visual,
         text_tokens,

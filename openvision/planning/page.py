@@ -39,10 +39,10 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
 
 def _headline(plan: Plan) -> str:
     given, total = plan.assumptions, plan.cost
-    hours = span(total.hours) if total.hours[1] < 72 else f"{span(total.hours)} ({span(_days(total.hours))} days)"
+    days = f" ({span(_days(total.hours))} days)" if total.hours[1] > 72 else ""
     return (
         f"{plan.recipe.name} on {given.devices} x {given.device.name}\n"
-        f"{count(plan.samples)} samples, {number(plan.flops / 1e18)} EFLOP. {hours} hours, "
+        f"{count(plan.samples)} samples, {number(plan.flops / 1e18)} EFLOP. {span(total.hours)} hours{days}, "
         f"{span(total.device_hours)} device-hours, {span(total.kilowatt_hours)} kWh, {span(total.dollars)} US dollars."
     )
 

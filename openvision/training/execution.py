@@ -3,7 +3,8 @@
 - Blocks are wrapped one by one, method by method, since the decoders' have several ways in. Outputs and gradients stay
   the same: recomputation repeats the same operations.
 - "selective" keeps what is expensive to make, the results of matrix products and of attention, and makes norms, GELUs
-  and sums again: most of the memory for a few per cent of the time.
+  and sums again: most of the memory for a few per cent of the time. On a CPU, where watching every operation costs more
+  than that, blocks have a function for it (`Block.lean`).
 - Compilation comes outside of recomputation, so that the compiler sees both.
 """
 
@@ -12,7 +13,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from openvision.models.layers import Block
@@ -41,6 +42,7 @@ def prepare_blocks(model: nn.Module, checkpointing: Checkpointing = "none", comp
     """Wrap the methods of every block of `model`, in place."""
     for block in model.modules():
         if isinstance(block, Block):
+            block.lean = checkpointing == "selective"
             for name in ENTRIES:
                 method = getattr(block, name, None)
                 if method is not None:
@@ -52,8 +54,16 @@ def _wrapped(method: Callable[..., Any], checkpointing: Checkpointing, compiled:
         method = partial(checkpoint, method, use_reentrant=False)
     elif checkpointing == "selective":
         contexts = partial(create_selective_checkpoint_contexts, _keep_expensive)
-        method = partial(checkpoint, method, use_reentrant=False, context_fn=contexts)
+        wrapped = partial(checkpoint, method, use_reentrant=False, context_fn=contexts)
+        method = wrapped if compiled else _except_on_cpu(wrapped, method)
     return torch.compile(method) if compiled else method
+
+
+def _except_on_cpu(method: Callable[..., Any], on_cpu: Callable[..., Any]) -> Callable[..., Any]:
+    def chosen(x: Tensor, *rest: Any) -> Any:
+        return (on_cpu if x.device.type == "cpu" else method)(x, *rest)
+
+    return chosen
 
 
 def _keep_expensive(context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:

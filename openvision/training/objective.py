@@ -68,7 +68,7 @@ class ImageTextObjective:
 
     def forward(self, model: OpenVision, batch: Batch, draws: Draws, count: Tensor) -> tuple[Embeds, Terms]:
         """Embeddings, and the caption loss where there is a decoder."""
-        output = model(normalize(batch.images), *self._texts(batch))
+        output = model(normalize(batch.images), *self._texts(batch), caption_lengths=_lengths(batch))
         terms = {}
         if model.decoder is not None:
             head = model.decoder.head.weight
@@ -110,7 +110,8 @@ class CaptionObjective:
         rows, columns = config.vision.grid(*batch.images.shape[-2:])
         keep = random_patches(draws.positions, rows * columns, config.keep_ratio, draws.seed)
         ids = teacher_forcing_ids(batch.labels, self.bos_id)
-        states = model(normalize(batch.images), ids, keep.to(ids.device, non_blocking=True))
+        keep = keep.to(ids.device, non_blocking=True)
+        states = model(normalize(batch.images), ids, keep, caption_lengths=_lengths(batch))
         return (), {"caption": _caption(states, batch, model.decoder.head.weight, count)}
 
     def coupled(self, model: OpenVision2, embeds: Embeds) -> Terms:
@@ -134,6 +135,15 @@ def total(objective: Objective, terms: Terms) -> Losses:
 def vision_blocks(model: Any) -> Sequence[Block]:
     """The blocks of the vision tower, which stochastic depth applies to."""
     return list(model.vision.blocks)
+
+
+def _lengths(batch: Batch) -> Tensor | None:
+    """Positions up to the last target of each caption; None where reading them would make an accelerator wait."""
+    mask = batch.label_mask
+    if mask.device.type != "cpu" or not mask.shape[1]:
+        return None
+    positions = torch.arange(1, mask.shape[1] + 1)
+    return (mask * positions).amax(dim=1)
 
 
 def _caption(states: Tensor, batch: Batch, head: Tensor, count: Tensor) -> Tensor:

@@ -62,8 +62,9 @@ class Adam(torch.optim.Optimizer):
     @torch.no_grad()
     def gradient_norm(self) -> Tensor:
         """Norm of the gradient as it is now, over all shards; the next update does not compute it again."""
-        self._gradient_norm = _norm([p.grad for group in self.param_groups for p in _with_gradient(group)])
-        return self._gradient_norm  # pyright: ignore[reportReturnType]
+        norm = _norm([p.grad for group in self.param_groups for p in _with_gradient(group)])
+        self._gradient_norm = norm
+        return norm
 
     def update(self, learning_rate: float, measure: bool = False) -> None:
         """Take a step with this learning rate; `measure` leaves its norms in `norms`."""

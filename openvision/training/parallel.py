@@ -104,13 +104,27 @@ def join_processes(parallel: Parallel) -> Iterator[Processes]:
     _check(parallel, size)
     device = _device(int(os.environ.get("LOCAL_RANK", rank)))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=parallel.start_seconds))
+    timeout = timedelta(seconds=parallel.start_seconds)
+    dist.init_process_group(backend, store=_store(rank, size, timeout), rank=rank, world_size=size, timeout=timeout)
     # Writing a checkpoint may take as long as the file system likes.
     saving = _gloo_group(hours=2)
     control = _gloo_group(seconds=parallel.start_seconds)
     yield Processes(rank, size, device, dist.group.WORLD, control, saving)
     # Not after an error: taking leave of processes that are gone may take for ever.
     dist.destroy_process_group()
+
+
+def _store(rank: int, size: int, timeout: timedelta) -> dist.Store:
+    """Where the processes find each other.
+
+    torchrun keeps one store for all lives of a run: after a restart the addresses of dead processes would still be in
+    it. On one machine its count of restarts tells the lives apart. On several the counts may differ, and torchrun has
+    to be told to make a new store each time (docs/reliability.md).
+    """
+    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return store
+    return dist.PrefixStore(f"life-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _gloo_group(**timeout: float) -> dist.ProcessGroup:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from openvision.data.loader import Batch, Loader, Reading
 from openvision.errors import OpenVisionError
+from openvision.evaluation.in_training import check_evaluators, due, less_is_better, measure_in_training
 from openvision.files import make_folder
 from openvision.provenance import describe_run
 from openvision.training import reporting
@@ -41,7 +42,7 @@ from openvision.training.schedule import learning_rate
 from openvision.training.signals import Interrupted, StopRequest, clear_requeue, mark_requeue
 from openvision.training.step import Step
 from openvision.training.supervision import Watchdog
-from openvision.training.validation import headline, is_better, validate
+from openvision.training.validation import headline, validate
 from openvision.weights.folder import save_folder
 
 __all__ = ["Interrupted", "Trainer"]
@@ -69,6 +70,8 @@ class Trainer:
         accepted = self._first(lambda: claim_recipe(recipe, run_folder, force)) or []
         self.dataset = open_training_data(recipe, data_folder)
         self.validation = open_validation_data(recipe, data_folder)
+        self.data_folder = data_folder
+        check_evaluators(recipe.evaluate or (), data_folder, has_text=recipe.context_length is not None)
         data, changes = self._first(lambda: claim_data(self.dataset, run_folder, force)) or ({}, [])
         # The main process makes the tokenizer; the others wait for it and read it.
         self.tokenizer = self._first(lambda: claim_tokenizer(recipe, self.dataset, run_folder)) or claim_tokenizer(
@@ -140,8 +143,7 @@ class Trainer:
             while self.progress.stage_step < stage.steps:
                 self._step(step, stage, batches, meter)
                 with meter.paused():
-                    if self._due(self.recipe.run.evaluate_every, stage):
-                        self._evaluate(stage)
+                    self._evaluate(stage)
                     if self._leaving or self._save_due or self._due(self.recipe.run.checkpoint_every, stage):
                         self._save()
                 if self._leaving:
@@ -154,11 +156,11 @@ class Trainer:
         self.model.train()
         rate = learning_rate(stage, self.progress.stage_step)
         logged = self._due(self.recipe.run.log_every, stage, after=1)
-        self.watchdog.beat(self.progress.step, "waiting for a batch")
+        self._beat("waiting for a batch")
         with meter.wait():
             batch = to_device(next(batches), self.processes.device)
         draws = Draws(self.recipe.seed, batch.positions, stage.drop_path)
-        self.watchdog.beat(self.progress.step, "forward, backward and update")
+        self._beat("forward, backward and update")
         try:
             losses = step(batch, draws, rate, measure=logged)
         except OpenVisionError as error:
@@ -182,7 +184,7 @@ class Trainer:
 
         Raises OpenVisionError in every process when a loss or gradient of any is not finite.
         """
-        self.watchdog.beat(self.progress.step, "agreeing with the other processes")
+        self._beat("agreeing with the other processes")
         broken = why_broken(losses, gradient_norm)
         minutes = self.recipe.run.checkpoint_minutes
         late = minutes is not None and time.monotonic() - self._last_save > 60 * minutes
@@ -239,13 +241,31 @@ class Trainer:
         )
 
     def _evaluate(self, stage: Stage) -> None:
-        if self.validation is None:
+        """Measure what is due after this step, on the validation split and by the recipe's evaluators."""
+        every, last = self.recipe.run.evaluate_every, self.progress.stage_step == stage.steps
+        evaluators = due(self.recipe.evaluate or (), self.progress.stage_step, every, last)
+        split = self.validation if self._due(every, stage) else None
+        if split is None and not evaluators:
             return
-        self.watchdog.beat(self.progress.step, "measuring on the validation shards")
-        numbers = validate(self.spread, self._whole_model(), self.tokenizer, self.validation, stage.resolution)
-        self.log.evaluation({**reporting.where(self.progress, stage), "split": "validation"}, numbers)
-        self.log.say(f"step {self.progress.step}: {headline(numbers)}")
+        self._beat("measuring on the validation shards")
+        model, numbers = self._whole_model(), {}
+        if evaluators:
+            measured = measure_in_training(
+                evaluators, model, self.tokenizer, self.data_folder, stage.resolution, beat=self._beat
+            )
+            numbers |= measured
+            self.log.evaluation({**reporting.where(self.progress, stage), "split": "evaluators"}, measured)
+        if split is not None:
+            # The last to use the model: with several processes it changes how its towers are called.
+            measured = validate(self.spread, model, self.tokenizer, split, stage.resolution)
+            numbers |= measured
+            self.log.evaluation({**reporting.where(self.progress, stage), "split": "validation"}, measured)
+            self.log.say(f"step {self.progress.step}: {headline(measured)}")
         self._remember_best(numbers)
+
+    def _beat(self, what: str) -> None:
+        """This process is alive and begins something."""
+        self.watchdog.beat(self.progress.step, what)
 
     def _remember_best(self, numbers: dict[str, float]) -> None:
         """Mark this step as the best so far, which has it saved and kept."""
@@ -253,13 +273,17 @@ class Trainer:
         if metric is None:
             return
         if metric not in numbers:
+            # An evaluator may have a period of its own; the last step of a stage measures everything.
+            if self.progress.stage_step < self.recipe.stages[self.progress.stage].steps:
+                return
             raise OpenVisionError(f"run.checkpoint_best {metric!r} is not measured; known are {', '.join(numbers)}")
-        if self.progress.best is None or is_better(metric, numbers[metric], self.progress.best["value"]):
-            self.progress.best = {"value": numbers[metric], "step": self.progress.step}
+        value, best = numbers[metric], self.progress.best
+        if best is None or (value < best["value"] if less_is_better(metric) else value > best["value"]):
+            self.progress.best = {"value": value, "step": self.progress.step}
             self._save_due = True
 
     def _save(self) -> None:
-        self.watchdog.beat(self.progress.step, "saving")
+        self._beat("saving")
         self.optimizer.require_finite()
         self.checkpoints.save(self.model, self.optimizer, self.progress)
         self._last_save = time.monotonic()

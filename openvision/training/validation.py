@@ -58,11 +58,6 @@ def headline(numbers: dict[str, float]) -> str:
     return f"validation zero-shot top-1 {numbers['top1']:.1%}, top-5 {numbers['top5']:.1%}"
 
 
-def is_better(metric: str, value: float, best: float) -> bool:
-    """Whether a number is better than the best so far: lower for a loss, higher for anything else."""
-    return value < best if "loss" in metric else value > best
-
-
 def caption_loss_of(
     model: OpenVision2,
     tokenizer: Tokenizer,

@@ -6,14 +6,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openvision.models import cpu_kernels, layers
-from openvision.models.cpu_kernels import linear, packed_attention
+from openvision.models.cpu_kernels import head_attention, linear, packed_attention
+from openvision.models.decoder import DecoderConfig, ParallelCaptionDecoder
 from openvision.models.layers import Attention, Block
+from openvision.models.lengths import states_by_length
 from openvision.models.text import TextConfig, TextTransformer
 
 
 def gradients(output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     torch.manual_seed(1)
-    return torch.autograd.grad(output, inputs, torch.randn_like(output), retain_graph=True)
+    return torch.autograd.grad(output, inputs, torch.randn(output.shape, dtype=output.dtype), retain_graph=True)
 
 
 def stock_attention(qkv: Tensor, heads: int) -> Tensor:
@@ -75,7 +77,41 @@ def test_a_block_in_training_equals_the_stock_block(monkeypatch):
     torch.testing.assert_close(ours_gradients, gradients(stock, x, *parameters), rtol=1e-4, atol=1e-5)
 
 
-def test_long_sequences_take_the_fused_kernel():
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.bfloat16, 4e-2)])
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_of_heads_in_chunks(dtype, tolerance, masked, monkeypatch):
+    monkeypatch.setattr(cpu_kernels, "CHUNK_SCORES", 2 * 5 * 9)
+    q, k, v = (torch.randn(2, n, 3, 4, dtype=dtype).transpose(1, 2).requires_grad_() for n in (5, 9, 9))
+    mask = torch.arange(9) <= torch.arange(5)[:, None] + 4 if masked else None
+    ours, stock = head_attention(q, k, v, mask), F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    torch.testing.assert_close(ours, stock, rtol=0, atol=tolerance)
+    torch.testing.assert_close(gradients(ours, q, k, v), gradients(stock, q, k, v), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("length", [6, cpu_kernels.SHORT + 1])
+def test_shares_kept_and_made_again_give_the_same_gradient(length):
+    qkv = torch.randn(2, length, 24, dtype=torch.float64, requires_grad=True)
+    ours, stock = packed_attention(qkv, 2), stock_attention(qkv, 2)
+    torch.testing.assert_close(gradients(ours, qkv), gradients(stock, qkv), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("gelu", ["none", "tanh"])
+def test_a_lean_block_is_the_block(precision, gelu):
+    torch.manual_seed(0)
+    block, x = Block(32, 4, 64, gelu), torch.randn(3, 9, 32, requires_grad=True)
+    results = []
+    for lean in (False, True):
+        block.lean = lean
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            output = block(x.bfloat16() if precision == "bfloat16" else x)
+        results.append((output, *gradients(output, x, *block.parameters())))
+    for plain, lean in zip(*results, strict=True):
+        assert plain.dtype == lean.dtype
+        torch.testing.assert_close(lean, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_long_sequences_take_the_fused_kernel_in_float32():
     attention = Attention(8, 2)
     short = attention(torch.randn(1, 16, 8))
     long = attention(torch.randn(1, layers.EXPLICIT_KEYS_ON_CPU + 1, 8))
@@ -108,3 +144,28 @@ def test_text_tower_computes_what_is_read_and_nothing_changes():
         torch.testing.assert_close(
             gradients(features.pooled, *parameters), gradients(whole.pooled, *parameters), rtol=1e-9, atol=1e-12
         )
+
+
+def test_captions_are_computed_as_far_as_they_go_and_nothing_changes():
+    torch.manual_seed(0)
+    decoder = ParallelCaptionDecoder(DecoderConfig(16, 2, 32, 2, vocab_size=30, caption_length=12), 8, 8).double()
+    images, texts = torch.randn(17, 5, 8).double(), torch.randn(17, 3, 8).double()
+    lengths = torch.tensor([0, 12, 3, 1, 7, 7, 12, 2, 5, 0, 9, 4, 4, 3, 11, 6, 1])
+    read = (torch.arange(12) < lengths[:, None])[..., None]
+    whole, trimmed = decoder(images, texts) * read, decoder(images, texts, lengths) * read
+    torch.testing.assert_close(trimmed, whole, rtol=1e-10, atol=1e-10)
+    parameters = [p for name, p in decoder.named_parameters() if name != "head.weight"]
+    torch.testing.assert_close(gradients(trimmed, *parameters), gradients(whole, *parameters), rtol=1e-9, atol=1e-10)
+
+
+def test_groups_of_captions_reach_as_far_as_their_longest():
+    asked: list[tuple[list[int], int]] = []
+
+    def states_of(rows: Tensor, reach: int) -> Tensor:
+        asked.append((sorted(rows.tolist()), reach))
+        return rows[:, None, None].expand(-1, reach, 1) + torch.zeros(1)
+
+    states = states_by_length(torch.tensor([9, 1, 0, 4, 8, 2, 3, 9]), 10, states_of)
+    assert asked == [([1, 2, 5, 6], 3), ([0, 3, 4, 7], 9)]
+    assert states[:, 0, 0].tolist() == list(range(8))
+    assert states.shape == (8, 10, 1)

@@ -234,3 +234,19 @@ def test_find_verify_and_list_say_what_is_wrong(tiny_run, tmp_path):
     (tmp_path / "checkpoints/step-00000001/state.json").write_text("{}")
     with pytest.raises(OpenVisionError, match=r"step-00000001 in .* damaged"):
         list(verify_all(tmp_path, "all"))
+
+
+def test_evaluators_of_the_recipe_are_measured(tiny_recipe, shapes_folder, tmp_path):
+    from openvision.files import read_json_lines
+    from openvision.training.recipe import dump_recipe, load_recipe
+    from openvision.training.trainer import Trainer
+
+    path = tmp_path / "recipe.toml"
+    evaluator = '\n[[evaluate]]\nkind = "retrieval"\nname = "shapes"\ndata = "validation"\n'
+    path.write_text(dump_recipe(tiny_recipe) + evaluator)
+    recipe = load_recipe(path)
+    trainer = Trainer(recipe, shapes_folder, tmp_path / "run")
+    trainer.run()
+    lines = [line for line in read_json_lines(tmp_path / "run/metrics.jsonl") if line.get("split") == "evaluators"]
+    assert [line["step"] for line in lines] == [4, 8, 12]
+    assert any(name.startswith("shapes/") for name in lines[0])

@@ -7,8 +7,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from openvision.models.layers import Block
 from openvision.models.openvision2 import build_model
+from openvision.training import execution
 from openvision.training.execution import EXPENSIVE, prepare_blocks
-from tests.training.test_accumulate import draws_of, recipe_of, run
+from tests.training.small_step import draws_of, recipe_of, run
 
 
 class Watch(TorchDispatchMode):
@@ -53,13 +54,25 @@ def test_recomputation_changes_nothing(kind, mode):
         assert torch.equal(recomputed[name], gradient), name
 
 
-def test_full_keeps_nothing_of_a_block_and_selective_computes_no_product_again():
+def test_selective_keeps_half_of_the_mlp_on_a_cpu():
+    plain, lean = Block(32, 4, 64, "tanh"), Block(32, 4, 64, "tanh")
+    prepare_blocks(lean, "selective")
+    # The output of the norm, and of the GELU.
+    assert held_bytes(plain) - held_bytes(lean) == 4 * 4 * 20 * (32 + 64)
+
+
+def test_full_keeps_nothing_of_a_block_and_selective_computes_no_product_again(monkeypatch):
     recipe = recipe_of("openvision")
     products = {}
+    # What an accelerator does; on a CPU blocks have a function of their own.
+    monkeypatch.setattr(execution, "_except_on_cpu", lambda method, on_cpu: method)
     for mode in ("none", "selective", "full"):
         torch.manual_seed(0)
         model = build_model(recipe.model).train()
         prepare_blocks(model, mode)
+        for block in model.modules():
+            if isinstance(block, Block):
+                block.lean = False
         with Watch() as watch:
             run(model, recipe, 1, draws_of())
         products[mode] = watch.expensive

@@ -80,15 +80,16 @@ def test_an_interrupted_run_goes_on_bit_for_bit(stop_after, tiny_recipe, shapes_
 def test_kill_9_and_the_same_command_goes_on(tiny_recipe, shapes_folder, tiny_run, tmp_path):
     recipe, run = tmp_path / "recipe.toml", tmp_path / "run"
     recipe.write_text(dump_recipe(tiny_recipe))
-    arguments = ["train", str(recipe), "--data", str(shapes_folder), "--run", str(run)]
+    often = "run.checkpoint_every=1"
+    arguments = ["train", str(recipe), "--data", str(shapes_folder), "--run", str(run), "--set", often]
     command = [sys.executable, "-m", "openvision.cli.main", *arguments]
     # Sums depend on the number of threads: give the children as many as this process has.
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     for line in process.stdout:
-        # By then the save of step 6 has begun, and therefore that of step 3 has ended.
-        if line.startswith("step 8/"):
+        # By then the save of step 3 has begun, and therefore that of step 2 has ended.
+        if line.startswith("step 4/"):
             process.send_signal(signal.SIGKILL)
             break
     assert process.wait() == -signal.SIGKILL
@@ -96,7 +97,7 @@ def test_kill_9_and_the_same_command_goes_on(tiny_recipe, shapes_folder, tiny_ru
     assert checkpoints(run / "checkpoints")
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert "going on from step" in done.stdout
-    assert load_recipe(run / "recipe.toml") == tiny_recipe
+    assert load_recipe(run / "recipe.toml") == load_recipe(recipe, [often])
     assert_same_weights(run, tiny_run)
 
 

@@ -2,7 +2,7 @@
 
 Their `llava_hf` takes any folder of ours as it is, a question at a time:
 
-    python -m lmms_eval --model llava_hf --model_args pretrained=FOLDER --tasks mme,gqa,pope --batch_size 1
+    accelerate launch -m lmms_eval --model llava_hf --model_args pretrained=FOLDER --tasks mme,gqa,pope --batch_size 1
 
 The class below does the same in batches. An entry point tells lmms-eval of it (group `lmms_eval.models`), so that
 `--model openvision` works wherever both packages are installed. Written for the interface of version 0.7; nothing here

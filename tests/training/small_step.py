@@ -1,0 +1,69 @@
+"""A step of a small model on a fixed batch, for tests that compare gradients."""
+
+import torch
+from torch import nn
+
+from openvision.data.loader import Batch
+from openvision.training.draws import Draws
+from openvision.training.objective import build_objective
+from openvision.training.optimizer import Adam
+from openvision.training.recipe import Recipe, parse_recipe
+from openvision.training.step import Step
+
+SAMPLES = 8
+
+
+def recipe_of(kind: str) -> Recipe:
+    decoder = {"width": 16, "depth": 2, "mlp_dim": 32, "heads": 2, "vocab_size": 40, "caption_length": 9}
+    text = {"width": 24, "depth": 2, "mlp_dim": 32, "heads": 2, "vocab_size": 40, "context_length": 7}
+    vision = {"width": 32, "depth": 3, "mlp_dim": 48, "heads": 2, "patch_size": 8, "image_size": 32}
+    stage = {"resolution": 32, "samples": SAMPLES, "batch_size": SAMPLES, "base_learning_rate": 0.01}
+    data = {"train": "train", "vocab_size": 40}
+    v2 = {"kind": "openvision2", "vision": vision, "decoder": decoder, "keep_ratio": 0.5}
+    clip = {"embed_dim": 16, "vision": vision, "text": text}
+    model, loss = {
+        "openvision": (clip | {"decoder": decoder}, {}),
+        "clip": (clip, {"caption": 0, "texts": ["alt"]}),
+        "openvision2": (v2, {"contrastive": 0, "texts": []}),
+    }[kind]
+    return parse_recipe({"name": kind, "model": model, "loss": loss, "data": data, "stages": [stage]}, kind)
+
+
+def batch_of(seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(length: int) -> torch.Tensor:
+        return torch.randint(5, 40, (SAMPLES, length), generator=generator)
+
+    # Captions of very different lengths, one of them empty: chunks differ in their number of target tokens.
+    lengths = torch.tensor([0, 1, 9, 2, 9, 9, 3, 1])
+    return Batch(
+        images=torch.randint(0, 256, (SAMPLES, 3, 32, 32), generator=generator).to(torch.uint8),
+        alt_ids=ids(7),
+        sentence_ids=ids(7),
+        labels=ids(9),
+        label_mask=torch.arange(9) < lengths[:, None],
+        positions=torch.arange(100, 100 + SAMPLES),
+        keys=[str(number) for number in range(SAMPLES)],
+        rejects=(),
+        texts_cut=0,
+        captions_missing=0,
+    )
+
+
+class Watched(Adam):
+    """Leaves the parameters alone, so that gradients can be compared."""
+
+    def update(self, learning_rate: float, measure: bool = False) -> None:
+        pass
+
+
+def run(model: nn.Module, recipe: Recipe, parts: int, draws: Draws, dtype: torch.dtype = torch.float32):
+    model.zero_grad()
+    optimizer = Watched([{"params": list(model.parameters())}])
+    losses = Step(model, build_objective(recipe, bos_id=1), optimizer, dtype, parts)(batch_of(), draws, 0.1)
+    return losses.terms, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def draws_of(drop_path: float = 0.0) -> Draws:
+    return Draws(seed=3, positions=torch.arange(100, 100 + SAMPLES), drop_path=drop_path)
