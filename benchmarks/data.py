@@ -52,7 +52,7 @@ def photograph(character: str, side: int, rng: np.random.Generator) -> bytes:
     glyph = np.asarray(Image.fromarray(draw(character, 256)).resize((side, side), Image.Resampling.BICUBIC), np.float32)
     corners = Image.fromarray(rng.integers(60, 255, (3, 3, 3), dtype=np.uint8))
     ground = np.asarray(corners.resize((side, side), Image.Resampling.BICUBIC), np.float32)
-    scene = glyph * ground / 255 + rng.normal(0, 9, glyph.shape)
+    scene = glyph * ground / 255 + rng.normal(0, 10, glyph.shape)
     buffer = io.BytesIO()
     Image.fromarray(scene.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=87)
     return buffer.getvalue()

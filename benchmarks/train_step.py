@@ -189,8 +189,8 @@ def best_product(width: int, precision: torch.dtype) -> dict[str, float]:
 class NaiveDecoder(ParallelCaptionDecoder):
     """The decoder as one sequence of prefix and queries under a mask, scores in one tensor, as the original has it."""
 
-    def forward(self, image_tokens: Tensor, text_tokens: Tensor) -> Tensor:
-        """As in ParallelCaptionDecoder."""
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """As in ParallelCaptionDecoder, but whatever the captions' lengths: every position is computed."""
         prefix = torch.cat([self.image_proj(image_tokens), self.text_proj(text_tokens)], dim=1)
         queries = self.queries.expand(len(prefix), -1, -1).to(prefix.dtype)
         x, start = torch.cat([prefix, queries], dim=1), prefix.shape[1]

@@ -127,7 +127,7 @@ def apply_jitter(images: Tensor, jitters: list[Jitter]) -> Tensor:
 
     Pictures of one order of operations go through them together, few enough at a time to stay in the processor's cache.
     """
-    result = torch.empty_like(images)
+    result = images.clone()
     least = max(1, _CACHED_VALUES // images[0].numel()) if len(images) else 1
     for order, rows in _by_order(jitters).items():
         for start in range(0, len(rows), least):
@@ -141,16 +141,16 @@ _CACHED_VALUES = 64 * 1024
 
 
 def _by_order(jitters: list[Jitter]) -> dict[tuple[int, ...], list[int]]:
+    """Rows of pictures that change, by the order of their operations."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for row, jitter in enumerate(jitters):
-        groups.setdefault(jitter.order, []).append(row)
+        if jitter.order or jitter.gray:
+            groups.setdefault(jitter.order, []).append(row)
     return groups
 
 
 def _jittered(images: Tensor, order: tuple[int, ...], jitters: list[Jitter]) -> Tensor:
     gray = [row for row, jitter in enumerate(jitters) if jitter.gray]
-    if not order and not gray:
-        return images
     pixels = images.float().div_(255)
     amounts = torch.tensor([jitter.amounts for jitter in jitters], dtype=torch.float32)
     for operation in order:

@@ -20,10 +20,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 (H, W, 3) -> uint8 (height, width, 3), antialiased bilinear, truncated."""
+    """uint8 (H, W, 3) -> uint8 (height, width, 3), antialiased bilinear, truncated.
+
+    The result is a view of planes (3, height, width), as a batch holds them.
+    """
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
     resized = F.interpolate(pixels, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
-    return truncated(resized[0].permute(1, 2, 0)).contiguous().numpy()
+    return truncated(resized[0]).permute(1, 2, 0).numpy()
 
 
 def truncated(pixels: Tensor) -> Tensor:
@@ -60,7 +63,7 @@ def resize_center_crop(image: np.ndarray, size: Size) -> np.ndarray:
         raise BadSampleError("extreme_aspect", f"the picture of {width} x {height} pixels is too long to be cropped")
     resized = resize(image, new_height, new_width)
     top, left = (new_height - rows) // 2, (new_width - columns) // 2
-    return np.ascontiguousarray(resized[top : top + rows, left : left + columns])
+    return resized[top : top + rows, left : left + columns].copy(order="K")
 
 
 def squash(image: np.ndarray, size: Size) -> np.ndarray:
@@ -81,4 +84,4 @@ def normalize(images: Tensor) -> Tensor:
 
 def to_batch(images: list[np.ndarray]) -> Tensor:
     """Pictures of one size, uint8 (H, W, 3) each -> uint8 tensor (B, 3, H, W)."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.stack([image.transpose(2, 0, 1) for image in images]))

@@ -71,13 +71,22 @@ def measure_captions(
     a synthetic caption is its alt-text, as in training; version 1 reads the true alt-text, as in training.
     Raises OpenVisionError without a decoder.
     """
+    rows = [slice(start, start + batch_size) for start in range(0, len(split), batch_size)]
+    total, tokens = caption_nats(model, tokenizer, split, rows)
+    loss = total / tokens
+    return {"caption_loss": loss, "caption_perplexity": math.exp(loss), "caption_tokens": tokens}
+
+
+def caption_nats(
+    model: OpenVision | OpenVision2, tokenizer: Tokenizer, split: Split, batches: Iterable[slice]
+) -> tuple[float, int]:
+    """Sum of the cross-entropies of the target tokens in these batches of the split, nats, and their number."""
     length = _require_decoder(model)
     texts = [caption or alt for caption, alt in zip(split.captions, split.alts, strict=True)]
     labels, mask = (torch.from_numpy(array) for array in tokenizer.encode_target(texts, length))
-    total = 0.0
+    total, tokens = 0.0, 0
     with evaluating(model) as device:
-        for start in range(0, len(split), batch_size):
-            rows = slice(start, start + batch_size)
+        for rows in batches:
             wanted, counts = labels[rows].to(device), mask[rows].to(device)
             images = normalize(split.images[rows].to(device))
             if isinstance(model, OpenVision2):
@@ -86,9 +95,8 @@ def measure_captions(
                 alts = tokenizer.encode(split.alts[rows], model.config.text.context_length)
                 logits = model.caption_logits(images, torch.from_numpy(alts).to(device))
             total += F.cross_entropy(logits[counts], wanted[counts], reduction="sum").item()
-    tokens = int(mask.sum())
-    loss = total / tokens
-    return {"caption_loss": loss, "caption_perplexity": math.exp(loss), "caption_tokens": tokens}
+            tokens += int(counts.sum())
+    return total, tokens
 
 
 def _require_decoder(model: OpenVision | OpenVision2) -> int:

@@ -7,16 +7,13 @@ numbers are the same everywhere. Pictures are read by every process.
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from openvision.data.images import normalize
 from openvision.data.shards import ShardDataset
-from openvision.evaluation.features import evaluating, read_split
+from openvision.evaluation.captioning import caption_nats
+from openvision.evaluation.features import read_split
 from openvision.evaluation.suite import evaluate_split
-from openvision.models.autoregressive import teacher_forcing_ids
 from openvision.models.openvision2 import OpenVision2
-from openvision.objectives.caption import caption_loss
 from openvision.objectives.gather import gather
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.parallel import ALONE, Processes, Spread
@@ -63,7 +60,7 @@ def caption_loss_of(
     tokenizer: Tokenizer,
     dataset: ShardDataset,
     resolution: int,
-    batch_size: int = 64,
+    batch_size: int = 16,
     processes: Processes = ALONE,
 ) -> float:
     """Mean cross-entropy of all target tokens of the split, nats; the decoder reads all patches.
@@ -71,17 +68,6 @@ def caption_loss_of(
     The target is the synthetic caption, or the alt-text of a sample without one, as in training.
     """
     split = read_split(dataset, resolution)
-    texts = [caption or alt for caption, alt in zip(split.captions, split.alts, strict=True)]
-    targets = tokenizer.encode_target(texts, model.config.decoder.caption_length)
-    labels, mask = (torch.from_numpy(array) for array in targets)
-    total = 0.0
-    with evaluating(model) as device:
-        for start in range(processes.rank * batch_size, len(split), processes.size * batch_size):
-            rows = slice(start, start + batch_size)
-            wanted, counts = labels[rows].to(device), mask[rows].to(device)
-            ids = teacher_forcing_ids(wanted, tokenizer.bos_id)
-            states = model(normalize(split.images[rows].to(device)), ids)
-            loss = caption_loss(states, wanted, counts, model.decoder.head.weight)
-            total += loss.item() * int(counts.sum())
-    (total,) = processes.mean([total])
-    return total * processes.size / max(int(mask.sum()), 1)
+    rows = [slice(start, start + batch_size) for start in range(0, len(split), batch_size)]
+    nats, tokens = processes.mean([*caption_nats(model, tokenizer, split, rows[processes.rank :: processes.size])])
+    return nats / tokens
