@@ -59,9 +59,11 @@ def run_suite(
     suite.present(root, skip_missing)
     names = short_names(checkpoints)
     results = []
-    for source, name in zip(checkpoints, names, strict=True):
-        say(f"{name}: {source}")
-        checkpoint = load_checkpoint(source, request)
+    # All are opened before the first is measured: a wrong name at the end should not cost hours.
+    opened = [load_checkpoint(source, request) for source in checkpoints]
+    for name in names:
+        checkpoint = opened.pop(0)
+        say(f"{name}: {checkpoint.source}")
         run = _Run(checkpoint, name, suite, root, output / name, settings, list(command or sys.argv))
         results.append(run.measure(skip_missing, say, progress))
     return results

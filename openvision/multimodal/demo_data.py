@@ -4,8 +4,8 @@
     folder/train.json                  conversations about the training pictures
     folder/SPLIT/questions.json        single questions about the pictures of validation and the held-out splits
 
-For every text of a yes-or-no question as many pictures answer yes as no, in training and in each split. So a model that
-sees no picture, and therefore gives one text one answer, is right exactly half the time.
+For every text of a yes-or-no question as many pictures answer yes as no in each split, and nearly so in training. So a
+model that sees no picture, and therefore gives one text one answer, is right exactly half the time.
 """
 
 import io
@@ -26,13 +26,26 @@ from openvision.data.sources.openmoji_names import Name
 from openvision.data.sources.openmoji_split import COMPOSITIONAL, RANDOM, TRAIN, VALIDATION
 from openvision.errors import OpenVisionError
 from openvision.files import atomic_folder, make_folder
-from openvision.multimodal.demo_questions import COUNTRY, OPEN, PEOPLE, YES_NO, Asked, may_ask, open_questions, present
+from openvision.multimodal.demo_questions import (
+    COUNTRY,
+    NAME,
+    OPEN,
+    PEOPLE,
+    SKIN,
+    YES_NO,
+    Asked,
+    may_ask,
+    open_questions,
+    present,
+)
 from openvision.multimodal.llm import IMAGE_TOKEN
 
 CONVERSATIONS, QUESTIONS = "train.json", "questions.json"
 SPLITS = (VALIDATION, COMPOSITIONAL, RANDOM)
 _STAMP = "demo.json"
-_VERSION = 1
+# How often a topic's "yes" is asked rather than its "no" and then the open question: yes and no come out even.
+_YES_SHARE = 0.42
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,8 @@ class DemoOptions:
     """Questions in a conversation."""
     rounds: int = 1
     """Conversations a training picture."""
+    pairs: int = 300
+    """Pictures of either answer that one text is asked of in a round, at most."""
     yes_no: int = 300
     """Yes-or-no questions a held-out split, at most."""
     open_: int = 300
@@ -100,12 +115,12 @@ def _unpack(shards: Path, images: Path) -> Iterable[Pictured]:
 
 
 def conversations(pictured: Sequence[Pictured], options: DemoOptions, generator: random.Random) -> list[dict[str, Any]]:
-    """Conversations in LLaVA's format, `rounds` a picture, each of up to `turns` questions in random order."""
+    """Conversations in LLaVA's format, `rounds` a picture, each of up to `turns` questions."""
     rows = []
     for number in range(options.rounds):
-        polar = _paired(pictured, generator)
+        polar = _paired(pictured, generator, most=options.pairs)
         for index, picture in enumerate(pictured):
-            chosen = _choose([*open_questions(picture.name, picture.measured), *polar[index]], options.turns, generator)
+            chosen = _choose(open_questions(picture.name, picture.measured), polar[index], options.turns, generator)
             rows.append(
                 {
                     "id": f"{picture.key}-{number}",
@@ -116,16 +131,31 @@ def conversations(pictured: Sequence[Pictured], options: DemoOptions, generator:
     return rows
 
 
-def _choose(asked: list[Asked], turns: int, generator: random.Random) -> list[Asked]:
-    """Up to `turns` questions, of which none answers another: a model could read the later one off the earlier."""
-    generator.shuffle(asked)
-    chosen: list[Asked] = []
-    topics: set[str] = set()
-    for one in asked:
-        if one.topic is None or one.topic not in topics:
-            chosen.append(one)
-            topics |= {one.topic} if one.topic else set()
-    return chosen[:turns]
+def _choose(open_: list[Asked], polar: list[Asked], turns: int, generator: random.Random) -> list[Asked]:
+    """Up to `turns` questions in random order, of which none gives away a later one.
+
+    On one topic there is either a question that is answered yes, which gives the topic away, or one that is answered no
+    and then the open one.
+    """
+    blocks: list[list[Asked]] = []
+    for topic in (NAME, SKIN):
+        said_yes = [one for one in polar if one.topic == topic and one.answer == "yes"]
+        said_no = [one for one in polar if one.topic == topic and one.answer == "no"]
+        asked = [one for one in open_ if one.topic == topic]
+        if said_yes and generator.random() < _YES_SHARE:
+            blocks.append([generator.choice(said_yes)])
+        elif asked:
+            blocks.append([*generator.sample(said_no, min(1, len(said_no))), generator.choice(asked)])
+    alone = [[one] for one in (*open_, *polar) if one.topic is None and not _is_dull(one, generator)]
+    generator.shuffle(alone)
+    blocks += alone[: max(0, turns - sum(map(len, blocks)))]
+    generator.shuffle(blocks)
+    return [one for block in blocks for one in block]
+
+
+def _is_dull(asked: Asked, generator: random.Random) -> bool:
+    """Half of the pictures without people are not asked how many there are: they are most pictures."""
+    return asked.kind == PEOPLE and asked.answer == "zero" and generator.random() < 0.5
 
 
 def _turns(asked: Asked, place: int) -> list[dict[str, str]]:
@@ -133,8 +163,11 @@ def _turns(asked: Asked, place: int) -> list[dict[str, str]]:
     return [{"from": "human", "value": mark + asked.question}, {"from": "gpt", "value": asked.answer}]
 
 
-def _paired(pictured: Sequence[Pictured], generator: random.Random) -> list[list[Asked]]:
-    """For every picture yes-or-no questions, each text asked of as many pictures that say yes as that say no."""
+def _paired(pictured: Sequence[Pictured], generator: random.Random, most: int | None = None) -> list[list[Asked]]:
+    """For every picture yes-or-no questions, each text asked of as many pictures that say yes as that say no.
+
+    `most` pictures of either answer are asked a text.
+    """
     holders: dict[str, list[int]] = defaultdict(list)
     for index, picture in enumerate(pictured):
         for question in present(picture.name):
@@ -143,7 +176,7 @@ def _paired(pictured: Sequence[Pictured], generator: random.Random) -> list[list
     for question in sorted(holders):
         have = set(holders[question])
         lack = [i for i, one in enumerate(pictured) if i not in have and may_ask(question, one.name)]
-        count = min(len(have), len(lack))
+        count = min(len(have), len(lack), most or len(have))
         for answer, indices in (("yes", sorted(have)), ("no", lack)):
             for index in generator.sample(indices, count):
                 asked[index].append(Asked(YES_NO, question, answer))
@@ -171,13 +204,13 @@ def _balanced(pictured: Sequence[Pictured], most: int, generator: random.Random)
     for index, asked in enumerate(_paired(pictured, generator)):
         for one in asked:
             by_text[one.question][one.answer].append((index, one))
-    pairs: dict[bool, list[list[tuple[int, Asked]]]] = {True: [], False: []}
+    pairs: dict[str | None, list[list[tuple[int, Asked]]]] = {None: [], SKIN: [], NAME: []}
     for question in sorted(by_text):
         for yes, no in zip(by_text[question]["yes"], by_text[question]["no"], strict=True):
-            pairs[question.startswith("Is it ")].append([yes, no])
-    # Half ask for the thing itself, half for its kind, gender or skin.
-    half = most // 4
-    picked = [generator.sample(group, min(half, len(group))) for group in pairs.values()]
+            pairs[yes[1].topic].append([yes, no])
+    # Half ask for a kind or a gender, a quarter for the skin, a quarter for the thing itself.
+    shares = {None: most // 4, SKIN: most // 8, NAME: most // 8}
+    picked = [generator.sample(pairs[topic], min(share, len(pairs[topic]))) for topic, share in shares.items()]
     return [one for group in picked for pair in group for one in pair]
 
 

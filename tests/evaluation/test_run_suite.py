@@ -290,6 +290,12 @@ def test_missing_data_are_listed_and_may_be_skipped(runs, suite_file, fake_data,
         run_suite(runs[:1], suite, tmp_path, tmp_path / "p", skip_missing=True)
 
 
+def test_a_wrong_checkpoint_is_told_before_any_is_measured(runs, suite_file, fake_data, tmp_path) -> None:
+    with pytest.raises(OpenVisionError, match="nowhere"):
+        run_suite([runs[0], "nowhere"], load_suite(str(suite_file)), fake_data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_names_of_checkpoints() -> None:
     assert short_names(["runs/a/model", "runs/b/model/", "x/a/model", "org/name", "w.safetensors"]) == [
         "a",

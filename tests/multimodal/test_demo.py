@@ -134,17 +134,37 @@ def test_a_model_without_pictures_is_right_half_the_time(tmp_path):
     assert PICTURES.metrics(marks, np.ones(len(marks)))["yes_no"] == 50
 
 
-def test_no_question_of_a_conversation_gives_away_another():
+def turns_of(row: dict) -> list[tuple[str, str]]:
+    said = [turn["value"].removeprefix("<image>\n") for turn in row["conversations"]]
+    return list(zip(said[::2], said[1::2], strict=True))
+
+
+def topic_of(question: str) -> str | None:
+    if question.startswith("Is it ") or question in ("What is this?", "Which country is it?"):
+        return "name"
+    return "skin" if "skin" in question else None
+
+
+def test_no_answer_of_a_conversation_gives_away_a_later_one():
     rows = conversations(pictured(), DemoOptions(turns=8, rounds=5), random.Random(0))
     assert len(rows) == 5 * len(EMOJI)
     for row in rows:
         asked = [turn["value"] for turn in row["conversations"] if turn["from"] == "human"]
+        assert len(asked) <= 8
         assert asked[0].startswith("<image>\n")
         assert sum("<image>" in text for text in asked) == 1
-        texts = [text.removeprefix("<image>\n") for text in asked]
-        identity = [t for t in texts if t.startswith("Is it ") or t in ("What is this?", "Which country is it?")]
-        assert len(identity) <= 1
-        assert sum("skin" in text for text in texts) <= 1
+        known = set()
+        for question, answer in turns_of(row):
+            topic = topic_of(question)
+            assert topic is None or topic not in known, row
+            # A "no" leaves the topic open; a "yes" and an open answer close it.
+            known |= {topic} if answer != "no" else set()
+
+
+def test_conversations_say_yes_about_as_often_as_no():
+    rows = conversations(pictured(), DemoOptions(turns=8, rounds=200), random.Random(0))
+    named = Counter(answer for row in rows for question, answer in turns_of(row) if question.startswith("Is it "))
+    assert 0.8 < named["yes"] / named["no"] < 1.25
 
 
 @pytest.fixture(scope="module")

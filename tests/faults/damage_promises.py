@@ -1,0 +1,182 @@
+"""Promises about disks, data, numbers and processes that go wrong without being killed."""
+
+import json
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from bench import KILLED, REQUEUE, Bench, assert_same, events
+from promise import promise
+
+from openvision.training.record import read_sessions
+
+
+@promise(
+    "no room while saving: the checkpoint before is kept, training goes on, saves again when there is room", short=True
+)
+def full_disk(bench: Bench) -> str:
+    run = bench.new_run()
+    faults = {"file_limit_at_step": [5, 100_000], "free_files_at_step": 9, "kill_at_step": 11}
+    outcome = bench.run(run, faults=faults)
+    assert outcome.codes == [KILLED], outcome.log
+    for step in (6, 8):
+        assert f"checkpoint of step {step} could not be written (File too large)" in outcome.log
+    assert bench.steps(run)[-1] in (4, 10), "10 may still have been on its way when the process was killed"
+    assert 6 not in bench.steps(run)
+    assert not [path for path in (run / "checkpoints").glob(".*") if "00000008" in path.name]
+    assert bench.run(run).codes == [0]
+    assert_same(run, bench.reference())
+    return "two saves failed by a limit on file size, continued bit-identically"
+
+
+@promise("a file system that is really full: the same")
+def full_file_system(bench: Bench) -> str:
+    mount = bench.folder / "small"
+    mount.mkdir(exist_ok=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(mount)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"not permitted to mount a small file system here: {done.stderr.strip()}")
+    try:
+        run = mount / "run"
+        assert bench.run(run, faults={"kill_at_step": 5}).codes == [KILLED]
+        kept = bench.steps(run)
+        ballast = mount / "ballast"
+        _fill(ballast)
+        outcome = bench.run(run, faults={"kill_at_step": 9})
+        assert outcome.codes == [KILLED], outcome.log
+        assert "could not be written (No space left on device)" in outcome.log
+        assert bench.steps(run) == kept
+        ballast.unlink()
+        assert bench.run(run).codes == [0]
+        assert_same(run, bench.reference())
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+    return "tmpfs filled to the brim, continued bit-identically"
+
+
+def _fill(path: Path) -> None:
+    """Write until there is room for a little log, but for no checkpoint."""
+    with open(path, "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(2**12))
+        except OSError:
+            file.truncate(max(0, file.tell() - 2**17))
+
+
+@promise("the newest checkpoint damaged: the one before is taken, and said so; all damaged: refused", short=True)
+def damaged_checkpoint(bench: Bench) -> str:
+    run = bench.new_run()
+    assert bench.run(run, faults={"signal_at_step": [6, signal.SIGTERM]}).codes == [REQUEUE]
+    newest = run / "checkpoints" / "step-00000007"
+    state = newest / "state.json"
+    state.write_text(state.read_text().replace('"position": 56', '"position": 48'))
+    outcome = bench.run(run)
+    assert outcome.codes == [0], outcome.log
+    assert "checkpoint step-00000007 is damaged (state.json does not hold what was written" in outcome.log
+    assert_same(run, bench.reference())
+    for manifest in (run / "checkpoints").glob("step-*/manifest.json"):
+        manifest.write_text("{}")
+    outcome = bench.run(run)
+    assert outcome.codes == [1]
+    assert "are damaged; restore one, or remove the folder" in outcome.log
+    return "set aside, continued bit-identically"
+
+
+@promise("a truncated shard is refused by name, and the run goes on when it is restored", short=True)
+def truncated_shard(bench: Bench) -> str:
+    data, run = bench.new_run(), bench.new_run()
+    shutil.copytree(bench.data, data, dirs_exist_ok=True)
+    assert bench.run(run, data=data, faults={"kill_at_step": 5}).codes == [KILLED]
+    shard = next((data / "train").glob("*.tar"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    outcome = bench.run(run, data=data)
+    assert outcome.codes == [1]
+    assert f"{shard.name} has {len(content) // 2} bytes but its index was made from {len(content)}" in outcome.log
+    shard.write_bytes(content)
+    assert bench.run(run, data=data).codes == [0]
+    assert_same(run, bench.reference())
+    return "named, continued bit-identically"
+
+
+@promise("a loader slower than the model, and a wall clock that jumps by a day: the same run", short=True)
+def slow_loader_and_jumping_clock(bench: Bench) -> str:
+    run = bench.new_run()
+    outcome = bench.run(run, {"run.checkpoint_minutes": 10}, faults={"slow_loader": 0.05, "clock_jumps": 86400.0})
+    assert outcome.codes == [0], outcome.log
+    assert_same(run, bench.reference())
+    assert 0 < read_sessions(run)[-1]["seconds"] < 3600
+    return "bit-identical, times measured on a clock that does not jump"
+
+
+@promise("a batch that is not a number: nothing is updated, exit code 1; two processes stop together", short=True)
+def nan_batch(bench: Bench) -> str:
+    run = bench.new_run()
+    outcome = bench.run(run, faults={"nan_at_step": 5})
+    assert outcome.codes == [1], outcome.log
+    assert "step 6: loss, caption" in outcome.log.replace("contrastive_alt, contrastive_sentence, contrastive, ", "")
+    assert "is not finite; nothing was updated" in outcome.log
+    assert bench.run(run).codes == [0]
+    assert_same(run, bench.reference())
+    run = bench.new_run()
+    outcome = bench.run(run, processes=2, faults=[{}, {"nan_at_step": 3}])
+    assert outcome.codes == [1, 1], outcome.log
+    assert outcome.log.count("openvision: step 4: ") == 1, outcome.log
+    return "stopped before the update, continued bit-identically"
+
+
+@promise("a gradient that is not a number though the loss is one: the same", short=True)
+def nan_gradient(bench: Bench) -> str:
+    run = bench.new_run()
+    outcome = bench.run(run, faults={"nan_gradient_at_step": 5})
+    assert outcome.codes == [1], outcome.log
+    assert "step 6: the gradient is not finite; nothing was updated" in outcome.log
+    assert bench.run(run).codes == [0]
+    assert_same(run, bench.reference())
+    return "stopped before the update, continued bit-identically"
+
+
+@promise("a loss that jumps is reported, or its update left out, and a resume remembers the losses before it")
+def loss_jump(bench: Bench) -> str:
+    many = {"stages.0.samples": 320, "guards.spikes": "skip", "guards.spike_window": 20}
+    run = bench.new_run()
+    outcome = bench.run(run, many, faults={"jump_at_step": [25, 50.0], "signal_at_step": [27, signal.SIGTERM]})
+    assert outcome.codes == [REQUEUE], outcome.log
+    assert [event["step"] for event in events(run)] == [26]
+    assert "the update was skipped" in events(run)[0]["message"]
+    again = bench.copy_of(run)
+    for each in (run, again):
+        assert bench.run(each, many, faults={"jump_at_step": [4, 50.0]}).codes == [0]
+        assert [event["step"] for event in events(each)] == [26, 33]
+    assert_same(run, again)
+    assert json.loads((run / "model" / "provenance.json").read_text())["updates_skipped"] == 2
+    return "one jump in each half of the run, both skipped and logged"
+
+
+@promise("a process that hangs writes its stack within the stated time", short=True)
+def hung_process(bench: Bench) -> str:
+    run = bench.new_run()
+    outcome = bench.run(run, {"run.hang_seconds": 0.5}, faults={"hang_at_step": [5, 1.5]})
+    assert outcome.codes == [0], outcome.log
+    report = (run / "hangs" / "process-00000.txt").read_text()
+    assert "process 0 has made no progress for" in report
+    assert "step 6, forward, backward and update" in report
+    assert "in admit_with_fault" in report
+    assert "its stacks are in" in outcome.log
+    return "stack names the function it hung in"
+
+
+@promise("a process that hangs for good ends the run after parallel.step_seconds")
+def hung_for_good(bench: Bench) -> str:
+    run = bench.new_run()
+    changes = {"run.hang_seconds": 1.0, "parallel.step_seconds": 3.0}
+    outcome = bench.run(run, changes, processes=2, faults=[{}, {"hang_at_step": [5, 30.0]}])
+    assert outcome.codes[0] == 1, outcome.log
+    assert "a process of this run was lost or hung (step 6" in outcome.log
+    assert "in admit_with_fault" in (run / "hangs" / "process-00001.txt").read_text()
+    return "the waiting process left after 3 s, both stacks written"

@@ -1,0 +1,168 @@
+"""Promises about the same run at other numbers of processes, in other modes, under torchrun, and with other data."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+from bench import REQUEUE, Bench, assert_same, losses
+from grain.experimental import index_shuffle
+from promise import promise
+
+from openvision.data.order import GlobalShuffle
+from openvision.training.record import read_sessions
+
+
+@promise(
+    "another recipe or other data in the same run are refused with the difference; --force is recorded", short=True
+)
+def changed_recipe_and_data(bench: Bench) -> str:
+    run = bench.new_run()
+    assert bench.run(run, faults={"signal_at_step": [3, signal.SIGTERM]}).codes == [REQUEUE]
+    outcome = bench.run(run, {"optimizer.weight_decay": 0.3})
+    assert outcome.codes == [1]
+    assert "-weight_decay = 0.2\n  +weight_decay = 0.3" in outcome.log
+    data = bench.new_run()
+    shutil.copytree(bench.data, data, dirs_exist_ok=True)
+    shutil.copy(next((data / "train").glob("*.tar")), data / "train" / "more.tar")
+    outcome = bench.run(run, data=data)
+    assert outcome.codes == [1]
+    assert "source train: shards changed, added or gone: more.tar" in outcome.log
+    outcome = bench.run(run, {"optimizer.weight_decay": 0.3}, data=data, force=True)
+    assert outcome.codes == [0], outcome.log
+    accepted = read_sessions(run)[-1]["accepted"]
+    assert "+weight_decay = 0.3" in accepted
+    assert any("more.tar" in line for line in accepted)
+    return "both differences shown, both recorded"
+
+
+@promise("2 -> 1 -> 4 processes: the same global batches in the same order, losses within 1e-5")
+def other_numbers_of_processes(bench: Bench) -> str:
+    changes = {"stages.0.samples": 160, "stages.1.samples": 80, "optimizer.eps": 1e-6}
+    alone = bench.new_run()
+    assert bench.run(alone, changes, faults={"note_batches": str(alone / "batches")}).codes == [0]
+    run = bench.new_run()
+    for processes, end in ((2, 9), (1, 19), (4, None)):
+        notes = [{"note_batches": str(run / f"batches-{end}-{rank}")} for rank in range(processes)]
+        if end is not None:
+            notes[0]["signal_at_step"] = [end, signal.SIGTERM]  # pyright: ignore[reportArgumentType]
+        outcome = bench.run(run, changes, processes=processes, faults=notes)
+        assert outcome.codes == [0 if end is None else REQUEUE] * processes, outcome.log
+    ours, theirs = _samples(run), _samples(alone)
+    assert ours == theirs
+    worst = max(abs(losses(run)[step] - loss) for step, loss in losses(alone).items())
+    assert len(losses(alone)) == 30
+    assert worst < 1e-5
+    assert [session["processes"] for session in read_sessions(run)] == [2, 1, 4]
+    return f"{len(ours)} samples in the same order, losses of 30 steps within {worst:.1e}"
+
+
+def _samples(run: Path) -> dict[int, str]:
+    """Key of the sample at every position, from what the processes noted; batches read ahead come twice, alike."""
+    found: dict[int, str] = {}
+    for path in run.glob("batches*"):
+        for line in map(json.loads, path.read_text().splitlines()):
+            for offset, key in enumerate(line["keys"]):
+                assert found.setdefault(line["first"] + offset, key) == key
+    return found
+
+
+@promise("DDP and FSDP2 on two processes: losses of 30 steps within 1e-5 of one process, and of each other")
+def modes_agree(bench: Bench) -> str:
+    changes = {"stages.0.samples": 160, "stages.1.samples": 80, "optimizer.eps": 1e-6}
+    alone = losses(bench.reference(changes))
+    ddp = losses(bench.reference(changes, processes=2))
+    fsdp = losses(bench.reference({**changes, "parallel.mode": "fsdp"}, processes=2))
+    worst = max(max(abs(ddp[step] - alone[step]), abs(fsdp[step] - ddp[step])) for step in alone)
+    assert len(alone) == 30
+    assert worst < 1e-5
+    return f"within {worst:.1e}"
+
+
+@promise("a run saved by FSDP2 on two processes goes on in DDP on two, and in one process")
+def other_mode(bench: Bench) -> str:
+    run = bench.new_run()
+    fault = [{"signal_at_step": [5, signal.SIGTERM]}, {}]
+    assert bench.run(run, {"parallel.mode": "fsdp"}, processes=2, faults=fault).codes == [REQUEUE] * 2
+    worst = 0.0
+    for processes in (2, 1):
+        other = bench.copy_of(run)
+        assert bench.run(other, processes=processes).codes == [0] * processes
+        reference = losses(bench.reference())
+        worst = max(worst, *(abs(losses(other)[step] - loss) for step, loss in reference.items()))
+    assert worst < 1e-4
+    return f"losses within {worst:.1e}"
+
+
+@promise("torchrun starts a run again by itself after a kill (elastic restart)")
+def elastic_restart(bench: Bench) -> str:
+    run, once = bench.new_run(), bench.folder / "killed-once"
+    with _torchrun(bench, bench.recipe(), run, once) as launcher:
+        printed, _ = launcher.communicate(timeout=300)
+    assert launcher.returncode == 0, printed
+    assert once.exists()
+    assert [session["from_step"] > 0 for session in read_sessions(run)] == [False, True]
+    assert_same(run, bench.reference(processes=2))
+    return "killed once, started again by torchrun, bit-identical"
+
+
+@promise(
+    "SIGTERM to torchrun: its processes save and leave, and REQUEUE is there though torchrun's exit code says nothing"
+)
+def sigterm_to_torchrun(bench: Bench) -> str:
+    run, once = bench.new_run(), bench.folder / "never-killed"
+    once.touch()
+    recipe = bench.recipe({"stages.0.samples": 80_000, "run.checkpoint_every": 100_000})
+    with _torchrun(bench, recipe, run, once) as launcher:
+        assert launcher.stdout is not None
+        for line in launcher.stdout:
+            if line.startswith("step 3/"):
+                launcher.send_signal(signal.SIGTERM)
+                break
+        launcher.communicate(timeout=300)
+    assert launcher.returncode != 0
+    assert (run / "REQUEUE").exists()
+    (step,) = bench.steps(run)
+    assert f"after step {step};" in (run / "REQUEUE").read_text()
+    return f"saved at step {step}, marked for the queue"
+
+
+def _torchrun(bench: Bench, recipe: Path, run: Path, once: Path) -> subprocess.Popen[str]:
+    """Two processes under torchrun; one of them is killed at step 7 unless the file `once` exists."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    entry = [str(Path(__file__).parent / "torchrun_entry.py"), str(recipe), str(bench.data), str(run), str(once)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [*launch, *entry],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+@promise("the data order of 512 processes covers an epoch of 10 million samples exactly once")
+def order_of_512_processes(bench: Bench) -> str:
+    samples, processes, batch = 10_000_000, 512, 32_768
+    order = GlobalShuffle(samples, seed=3)
+    shuffle = order._samples._parents[0]
+    share, steps = batch // processes, -(-samples // batch)
+    seen = np.zeros(samples, dtype=np.uint8)
+    for rank in range(processes):
+        first = np.arange(steps, dtype=np.int64)[:, None] * batch + rank * share
+        positions = (first + np.arange(share)).ravel()
+        positions = positions[positions < samples]
+        # The shuffle under the order, called without the layers above it: they would take minutes.
+        chosen = map(index_shuffle, positions.tolist(), repeat(samples - 1), repeat(shuffle._seed), repeat(4))
+        seen[np.fromiter(chosen, dtype=np.int64, count=len(positions))] += 1
+        place = int(positions[rank])
+        assert order[place] == index_shuffle(place, samples - 1, shuffle._seed, 4)
+    assert (seen == 1).all()
+    return "every sample once"
