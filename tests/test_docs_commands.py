@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from torch.distributed.run import get_args_parser
 
 from openvision.cli.main import app
 from openvision.data.shards import ShardDataset, ShardWriter
@@ -79,6 +80,22 @@ def check_make(words: list[str]) -> None:
         assert "=" in word or word in targets, f"the Makefile has no target {word}"
 
 
+def check_torchrun(words: list[str]) -> None:
+    """By torchrun's own parser, which takes `--run` for an abbreviation of its own unless `--` stands before."""
+    parsed = get_args_parser().parse_args(words)
+    assert parsed.module
+    assert parsed.training_script == "openvision.cli.main"
+    check_openvision(parsed.training_script_args)
+
+
+@pytest.mark.parametrize("example", ["examples/slurm/train.sbatch", "examples/skypilot/train.yaml"])
+def test_examples_start_what_they_say(example):
+    text = (ROOT / example).read_text().replace("\\\n", " ")
+    (command,) = re.findall(r"torchrun (.*openvision\.cli\.main.*?)(?: &| \|\| .*)$", text, re.MULTILINE)
+    numbers = re.sub(r"\$\w+_(?:NUM|GPUS)_\w+", "2", command)
+    check_torchrun(shlex.split(numbers))
+
+
 @pytest.mark.parametrize("block", [b for b in blocks() if b.language != "python"], ids=str)
 def test_commands_exist(block):
     for words in command_lines(block):
@@ -89,6 +106,8 @@ def test_commands_exist(block):
             check_openvision(words[1:])
         elif program == "make":
             check_make(words[1:])
+        elif program == "torchrun":
+            check_torchrun(words[1:])
         elif program == "python":
             script = Path(words[2].replace(".", "/") + ".py") if words[1] == "-m" else Path(words[1])
             assert (ROOT / script).is_file(), f"{script} does not exist"

@@ -28,7 +28,7 @@ def train(
 ) -> None:
     """Train an encoder by a recipe; the same command goes on with an interrupted run.
 
-    For several processes: torchrun --nproc-per-node 8 -m openvision.cli.main train ...
+    For several processes: torchrun --nproc-per-node 8 -m -- openvision.cli.main train ...
     """
     from openvision.training.launch import launch
     from openvision.training.recipe import load_recipe
