@@ -114,15 +114,20 @@ def slow_loader_and_jumping_clock(bench: Bench) -> str:
     return "bit-identical, times measured on a clock that does not jump"
 
 
-@promise("a batch that is not a number: nothing is updated, exit code 1; two processes stop together", short=True)
-def nan_batch(bench: Bench) -> str:
+def _stopped(bench: Bench, faults: dict[str, int], sentence: str) -> None:
+    """A run is ended by `faults` with this sentence, and goes on bit for bit without them."""
     run = bench.new_run()
-    outcome = bench.run(run, faults={"nan_at_step": 5})
+    outcome = bench.run(run, faults=faults)
     assert outcome.codes == [1], outcome.log
-    assert "step 6: loss, caption" in outcome.log.replace("contrastive_alt, contrastive_sentence, contrastive, ", "")
+    assert sentence in outcome.log.replace("contrastive_alt, contrastive_sentence, contrastive, ", "")
     assert "is not finite; nothing was updated" in outcome.log
     assert bench.run(run).codes == [0]
     assert_same(run, bench.reference())
+
+
+@promise("a batch that is not a number: nothing is updated, exit code 1; two processes stop together", short=True)
+def nan_batch(bench: Bench) -> str:
+    _stopped(bench, {"nan_at_step": 5}, "step 6: loss, caption")
     run = bench.new_run()
     outcome = bench.run(run, processes=2, faults=[{}, {"nan_at_step": 3}])
     assert outcome.codes == [1, 1], outcome.log
@@ -132,12 +137,7 @@ def nan_batch(bench: Bench) -> str:
 
 @promise("a gradient that is not a number though the loss is one: the same", short=True)
 def nan_gradient(bench: Bench) -> str:
-    run = bench.new_run()
-    outcome = bench.run(run, faults={"nan_gradient_at_step": 5})
-    assert outcome.codes == [1], outcome.log
-    assert "step 6: the gradient is not finite; nothing was updated" in outcome.log
-    assert bench.run(run).codes == [0]
-    assert_same(run, bench.reference())
+    _stopped(bench, {"nan_gradient_at_step": 5}, "step 6: the gradient is not finite; nothing was updated")
     return "stopped before the update, continued bit-identically"
 
 

@@ -37,28 +37,26 @@ def killed_anywhere(bench: Bench) -> str:
     return f"{killed} kills, bit-identical"
 
 
-@promise("twenty kill -9 at random places of a run of one process: bit-identical")
-def twenty_kills(bench: Bench) -> str:
-    chance, total, rounds = random.Random(20), 0, 0
-    while total < 20:
-        plan = [_random_fault(chance) for _ in range(7)]
+def _random_kills(bench: Bench, seed: int, least: int, in_a_run: int, processes: int = 1) -> str:
+    """Runs with up to `in_a_run` kills each until there were `least` of them; what was seen."""
+    chance, total, rounds = random.Random(seed), 0, 0
+    while total < least:
+        plan = [_random_fault(chance) for _ in range(in_a_run)]
         run = bench.new_run()
-        total += _until_done(bench, run, plan)
-        assert_same(run, bench.reference())
+        total += _until_done(bench, run, plan, processes)
+        assert_same(run, bench.reference(processes=processes))
         rounds += 1
     return f"{total} kills in {rounds} runs, bit-identical"
+
+
+@promise("twenty kill -9 at random places of a run of one process: bit-identical")
+def twenty_kills(bench: Bench) -> str:
+    return _random_kills(bench, seed=20, least=20, in_a_run=7)
 
 
 @promise("ten kill -9 of one of two processes at random places: bit-identical")
 def ten_kills_of_two(bench: Bench) -> str:
-    chance, total, rounds = random.Random(10), 0, 0
-    while total < 10:
-        plan = [_random_fault(chance) for _ in range(5)]
-        run = bench.new_run()
-        total += _until_done(bench, run, plan, processes=2)
-        assert_same(run, bench.reference(processes=2))
-        rounds += 1
-    return f"{total} kills in {rounds} runs, bit-identical"
+    return _random_kills(bench, seed=10, least=10, in_a_run=5, processes=2)
 
 
 @promise("kill -9 at every single call that brings a checkpoint to disk: bit-identical")

@@ -1,4 +1,4 @@
-"""All promises, in the order of docs/reliability.md: the short ones run in `make test`, all in `make test-slow`."""
+"""All promises: the short ones run in `make test`, all in `make test-slow`."""
 
 import damage_promises
 import kill_promises

@@ -5,10 +5,14 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from openvision.errors import OpenVisionError
 from openvision.training import checkpoint as checkpoint_module
+from openvision.training import checkpoint_tensors
 from openvision.training.checkpoint import Checkpoints
 from openvision.training.checkpoint_export import export_checkpoint
 from openvision.training.checkpoint_files import (
@@ -23,6 +27,7 @@ from openvision.training.checkpoint_files import (
     verify,
 )
 from openvision.training.checkpoint_table import table_of, verify_all
+from openvision.training.checkpoint_tensors import gather_state
 from openvision.training.optimizer import Adam
 
 
@@ -85,6 +90,24 @@ def test_no_pickle_is_written(tmp_path):
     write(tmp_path, Progress(step=1))
     (only,) = checkpoints(tmp_path)
     assert {path.suffix for path in only.iterdir()} == {".safetensors", ".json"}
+
+
+def test_files_are_those_of_the_stock_writer(tmp_path, monkeypatch):
+    tensors, _ = gather_state(*pair())
+    monkeypatch.setattr(checkpoint_tensors, "FILE_BYTES", 64)
+    checkpoint_tensors.write_tensors(tmp_path / "ours", tensors, None)
+    stock = HuggingFaceStorageWriter(
+        str(tmp_path / "stock"), checkpoint_tensors._files_of(tensors), save_distributed=True
+    )
+    dcp.save(tensors, storage_writer=stock, no_dist=True)
+    files = sorted(path.name for path in (tmp_path / "ours").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "stock").iterdir())
+    assert len(files) > 1
+    for name in files:
+        with safe_open(tmp_path / "ours" / name, "pt") as ours, safe_open(tmp_path / "stock" / name, "pt") as theirs:
+            assert ours.metadata() == theirs.metadata()
+            assert set(ours.keys()) == set(theirs.keys())
+            assert all(torch.equal(ours.get_tensor(key), theirs.get_tensor(key)) for key in ours.keys())  # noqa: SIM118
 
 
 def test_a_second_save_of_the_same_step_does_nothing(tmp_path):
