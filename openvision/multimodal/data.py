@@ -6,7 +6,7 @@ and counted; a picture that turns out to be broken is counted, and the next samp
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from openvision.errors import OpenVisionError, require
 from openvision.files import append_text
-from openvision.multimodal.conversation import Sample, SampleError, encode, parse_sample
+from openvision.multimodal.conversation import IGNORED, Sample, SampleError, encode, parse_sample
 from openvision.multimodal.geometry import Geometry
 from openvision.multimodal.images import ImageFile, Picture, RowImage, UnreadableImageError
 
@@ -193,6 +193,18 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         prepared = self.processor.image_processor(images=image, do_pad=self.aspect != "crop", return_tensors="pt")
         pixels = prepared["pixel_values"]
         return pixels[0] if self.geometry.pinpoints else pixels
+
+    def answers(self) -> Iterator[list[int]]:
+        """The answer tokens of every sample that can be used; no picture is opened."""
+        tokenizer, image_token_id = self.processor.tokenizer, self.processor.image_token_id
+        for record in self.records:
+            try:
+                # Pictures take no place here, so nothing is cut that training will see.
+                encoded = encode(record.sample, tokenizer, image_token_id, [0] * len(record.pictures), self.max_length)
+            except SampleError:
+                # Whoever draws it refuses it, or leaves it out and counts it.
+                continue
+            yield [label for label in encoded.labels if label != IGNORED]
 
     def lengths(self) -> list[int]:
         """Estimated tokens of every sample, for batches of like length; no picture is opened."""

@@ -1,6 +1,7 @@
 """Conversations about the pictures of shards, in LLaVA's format, and questions for their held-out splits.
 
     folder/images/SPLIT/KEY.png        the pictures
+    folder/captions.json               a caption of every training picture
     folder/train.json                  conversations about the training pictures
     folder/SPLIT/questions.json        single questions about the pictures of validation and the held-out splits
 
@@ -34,18 +35,19 @@ from openvision.multimodal.demo_questions import (
     SKIN,
     YES_NO,
     Asked,
+    describe,
     may_ask,
     open_questions,
     present,
 )
 from openvision.multimodal.llm import IMAGE_TOKEN
 
-CONVERSATIONS, QUESTIONS = "train.json", "questions.json"
+CAPTIONS, CONVERSATIONS, QUESTIONS = "captions.json", "train.json", "questions.json"
 SPLITS = (VALIDATION, COMPOSITIONAL, RANDOM)
 _STAMP = "demo.json"
 # How often a topic's "yes" is asked rather than its "no" and then the open question: yes and no come out even.
 _YES_SHARE = 0.42
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,9 @@ class DemoOptions:
 
     turns: int = 8
     """Questions in a conversation."""
-    rounds: int = 1
+    rounds: int = 2
     """Conversations a training picture."""
-    pairs: int = 300
+    pairs: int = 600
     """Pictures of either answer that one text is asked of in a round, at most."""
     yes_no: int = 300
     """Yes-or-no questions a held-out split, at most."""
@@ -91,6 +93,7 @@ def make_demo_data(shards: Path, folder: Path, options: DemoOptions | None = Non
             pictured = list(_unpack(shards / split, temporary / "images" / split))
             generator = random.Random(f"{options.seed} {split}")
             if split == TRAIN:
+                (temporary / CAPTIONS).write_text(json.dumps(captions(pictured), indent=1), encoding="utf-8")
                 content: Any = conversations(pictured, options, generator)
                 (temporary / CONVERSATIONS).write_text(json.dumps(content, indent=1), encoding="utf-8")
             else:
@@ -112,6 +115,15 @@ def _unpack(shards: Path, images: Path) -> Iterable[Pictured]:
         # Shards of other sources lack what a name is parsed from.
         emoji = str(sample.meta.get("emoji") or " ")
         yield Pictured(sample.key, f"{images.name}/{file.name}", Name(str(sample.meta["name"]), emoji), measured)
+
+
+def captions(pictured: Sequence[Pictured]) -> list[dict[str, Any]]:
+    """A question for a caption, and the caption, in LLaVA's format, one row a picture."""
+    asked = [Asked("caption", "Describe it.", describe(picture.name, picture.measured)) for picture in pictured]
+    return [
+        {"id": picture.key, "image": picture.file, "conversations": _turns(one, 0)}
+        for picture, one in zip(pictured, asked, strict=True)
+    ]
 
 
 def conversations(pictured: Sequence[Pictured], options: DemoOptions, generator: random.Random) -> list[dict[str, Any]]:

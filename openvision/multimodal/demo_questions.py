@@ -67,6 +67,21 @@ def open_questions(name: Name, measured: Measured) -> list[Asked]:
     return asked
 
 
+def describe(name: Name, measured: Measured) -> str:
+    """A caption of everything that can be asked about: woman judge, one person, dark skin, black."""
+    people = count_people(name)
+    parts = [plain(name.bare), plain(name.country or "")]
+    if people:
+        parts.append(f"{_NUMBERS[people]} {'person' if people == 1 else 'people'}")
+    else:
+        parts.append(_KINDS.get(name.kind, ""))
+    if len(set(name.tones)) == 1:
+        parts.append(f"{name.tones[0]} skin")
+    if measured.filled:
+        parts.append(measured.colours[0])
+    return ", ".join(part for part in parts if part)
+
+
 def count_people(name: Name) -> int | None:
     """How many people a picture shows; None where its name leaves it open."""
     if name.kind in _MAYBE_PERSON or (name.kind == "thing" and name.tones):

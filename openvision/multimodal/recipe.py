@@ -52,6 +52,9 @@ class Stage(Section):
     """One pass over one data set with its own optimizer."""
 
     name: str
+    objective: Literal["answers", "words"] = "answers"
+    """answers: the language model writes them, as in every paper; words: the projector alone learns the language
+    model's embeddings of the answers' words, without running it (`word_alignment`)."""
     conversations: str | tuple[str, ...] | None = None
     """LLaVA JSON or JSON lines, one or several, relative to the data folder."""
     images: str = "."
@@ -64,6 +67,8 @@ class Stage(Section):
     """pad: to a square; crop: the centre square; anyres: tiles, for llava-next."""
     batch_size: PositiveInt
     """Samples an optimizer step, over all devices."""
+    micro_batch: PositiveInt | None = None
+    """Instead of run.micro_batch, where a stage needs much less or more memory than the others."""
     learning_rate: LearningRates
     warmup_ratio: Share = 0.03
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -81,6 +86,8 @@ class Stage(Section):
             raise ValueError("learning_rate is empty: nothing would be trained")
         if self.lora is not None and rates.llm is None:
             raise ValueError("lora needs learning_rate.llm")
+        if self.objective == "words" and (rates.llm or rates.encoder):
+            raise ValueError("objective 'words' trains the projector only: leave learning_rate.llm and .encoder out")
         return self
 
     @property

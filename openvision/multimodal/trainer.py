@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from openvision.errors import OpenVisionError
 from openvision.files import append_text, atomic_write_text, read_json_lines
-from openvision.multimodal.answer_logits import answer_logits_only
 from openvision.multimodal.modules import module_of, parameter_groups
 from openvision.multimodal.recipe import Stage
 from openvision.multimodal.sampler import SampleOrder
@@ -68,7 +67,6 @@ def make_trainer(model: Any, dataset: Any, collator: Any, arguments: Any, stage:
             else:
                 load_trained(model or self.model, load_file(Path(resume_from_checkpoint) / _WEIGHTS))
 
-    answer_logits_only(model)
     trainer = VlmTrainer(
         model=model,
         args=arguments,

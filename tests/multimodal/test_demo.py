@@ -30,6 +30,7 @@ from openvision.multimodal.demo_questions import (
     PEOPLE,
     SKIN,
     count_people,
+    describe,
     may_ask,
     open_questions,
     present,
@@ -69,6 +70,16 @@ def test_open_answers_are_what_the_name_says():
     assert answers(named("woman scientist dark skin tone")) == expected
     assert answers(named("flag france")) == {NAME: "flag france", COUNTRY: "france", COLOUR: "red", PEOPLE: "zero"}
     assert answers(named("red apple")) == {NAME: "red apple", COLOUR: "red", PEOPLE: "zero"}
+
+
+def test_captions_hold_every_open_answer():
+    assert describe(named("woman scientist dark skin tone"), RED) == "woman scientist, one person, dark skin, red"
+    assert describe(named("flag france"), RED) == "flag france, france, a flag, red"
+    assert describe(named("grinning face"), RED) == "grinning face, a face, red"
+    for name in names():
+        told = describe(name, RED)
+        for question, answer in answers(name).items():
+            assert answer in told or (question == PEOPLE and answer == "zero"), (told, answer)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +197,9 @@ def shards(tmp_path_factory):
 def test_files_are_llavas_and_each_split_has_its_own_pictures(shards, tmp_path):
     folder = make_demo_data(shards, tmp_path / "data")
     collection = read_llava_json([folder / "train.json"], folder / "images")
-    assert len(collection.records) == len(EMOJI)
+    assert len(collection.records) == DemoOptions().rounds * len(EMOJI)
+    captions = read_llava_json([folder / "captions.json"], folder / "images").records
+    assert [record.sample.id for record in captions] == [f"train-{number}" for number in range(len(EMOJI))]
     assert not collection.left_out
     rows = json.loads((folder / "train.json").read_text())
     assert all(row["image"].startswith("train/") for row in rows)
@@ -209,7 +222,7 @@ def test_data_are_made_once_and_alike(shards, tmp_path):
     assert make_demo_data(shards, tmp_path / "a") == first
     assert (first / "train.json").stat().st_mtime_ns == stamp
     second = make_demo_data(shards, tmp_path / "b")
-    for name in ("train.json", "validation/questions.json", "heldout_random/questions.json"):
+    for name in ("captions.json", "train.json", "validation/questions.json", "heldout_random/questions.json"):
         assert (first / name).read_text() == (second / name).read_text()
 
 

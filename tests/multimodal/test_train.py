@@ -43,6 +43,7 @@ PROJECTOR = {"learning_rate": {"projector": 1e-2}}
 WHOLE = {"learning_rate": {"projector": 1e-2, "llm": 1e-2}}
 EVERYTHING = {"learning_rate": {"projector": 1e-2, "llm": 1e-2, "encoder": 1e-2}}
 LORA = WHOLE | {"lora": {"rank": 4, "alpha": 8}}
+WORDS = PROJECTOR | {"objective": "words"}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -64,6 +65,7 @@ def losses(run: Path) -> list[float]:
     ("stage", "trained"),
     [
         (PROJECTOR, {"projector"}),
+        (WORDS, {"projector"}),
         (WHOLE, {"projector", "llm"}),
         (LORA, {"projector", "llm"}),
         (EVERYTHING, {"projector", "llm", "encoder"}),
@@ -113,7 +115,10 @@ def test_batching(model_folder, data_folder, tmp_path, batching) -> None:
     assert len(losses(tmp_path / "run")) == 4
 
 
-def test_packed_and_padded_batches_train_alike(model_folder, data_folder, tmp_path) -> None:
+@pytest.mark.parametrize("short", [0, 256])
+def test_packed_and_padded_batches_train_alike(model_folder, data_folder, tmp_path, monkeypatch, short) -> None:
+    """With the fused attention kernel and with the written-out one that short samples take on a CPU."""
+    monkeypatch.setattr("openvision.multimodal.train.SHORT_SAMPLE", short)
     for name in ("random", "packed"):
         train(recipe(WHOLE, batching=name), model_folder, data_folder, tmp_path / name)
     assert losses(tmp_path / "packed") == pytest.approx(losses(tmp_path / "random"), rel=1e-4)
@@ -158,7 +163,7 @@ train(load_vlm_recipe(recipe), model, data, run, say)
 """
 
 
-@pytest.mark.parametrize("stage", [LORA, pytest.param(WHOLE, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", [LORA, WORDS, pytest.param(WHOLE, marks=pytest.mark.slow)])
 def test_going_on_after_kill_9(model_folder, data_folder, tmp_path, stage) -> None:
     made = recipe(stage | {"samples": 40})
     file, run = tmp_path / "recipe.toml", tmp_path / "killed"
@@ -277,6 +282,7 @@ def test_recipes_say_what_the_papers_say() -> None:
         ("stages.0.aspect=anyres", "does not fit llava-1.5"),
         ("stages.0.conversations=none", "give either conversations (files) or hub"),
         ("stages.0.lora={rank=2}", "lora needs learning_rate.llm"),
+        ("stages.1.objective=words", "objective 'words' trains the projector only"),
         ("framework=blip", "framework"),
     ],
 )
@@ -356,7 +362,7 @@ train(load_vlm_recipe(recipe, sys.argv[6:]), model, data, run, lambda line: prin
 )
 def test_two_processes_train_as_one(model_folder, data_folder, tmp_path, how, override) -> None:
     """Sample 12 has no picture: one process of a step may see none."""
-    made = recipe(PROJECTOR, EVERYTHING, batching="random", cache_features="never", fsdp=False)
+    made = recipe(WORDS, PROJECTOR, EVERYTHING, batching="random", cache_features="never", fsdp=False)
     file, script = tmp_path / "recipe.toml", tmp_path / "two.py"
     file.write_text(dump_vlm_recipe(made))
     script.write_text(PROCESSES)
