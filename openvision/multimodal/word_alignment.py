@@ -20,8 +20,11 @@ from torch import Tensor, nn
 from openvision.errors import OpenVisionError
 from openvision.multimodal.conversation import IGNORED
 
-# The logit of a picture whose tokens equal a word, in units that no language model's scale of embeddings changes.
-_SHARPNESS = 80.0
+# The logit of a picture whose tokens all equal one word, whatever the scale of the language model's embeddings. A
+# higher one lets tokens say little each, which the language model reads less well (docs/experiments.md).
+_SHARPNESS = 10.0
+# Of the size term beside the words.
+_SIZE_WEIGHT = 0.1
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class _WordAlignment:
             pooled, size_loss = average @ tokens, average @ (size - 1).square()
             # Without a picture there is nothing to say.
             target = self._targets(labels) * average.sum(dim=-1, keepdim=True)
-            return (self._cross_entropy(pooled, target) + size_loss[:, 0]).mean()
+            return (self._cross_entropy(pooled, target) + _SIZE_WEIGHT * size_loss[:, 0]).mean()
 
     def _projected(self, pixel_values: Tensor, image_sizes: Tensor | None) -> Tensor:
         """(picture tokens of the batch, D), in the order of their places in `input_ids`."""

@@ -52,11 +52,11 @@ def slow_loss(model, dataset, indices, vocabulary, special) -> torch.Tensor:
         )
         tokens = torch.cat(list(found.pooler_output))
         closeness = torch.stack([tokens.mean(dim=0) @ word for word in words]) / (unit**2 * len(words[0]))
-        logits = 80 * closeness + vocabulary.log_share
+        logits = 10 * closeness + vocabulary.log_share
         said = {label for label in item["labels"] if label != -100} - set(special)
         logs = dict(zip(vocabulary.ids.tolist(), logits.log_softmax(dim=0), strict=True))
         total = total - sum(logs[word] for word in said) / len(said)
-        total = total + torch.stack([(token.square().mean().sqrt() / unit - 1) ** 2 for token in tokens]).mean()
+        total = total + 0.1 * torch.stack([(token.square().mean().sqrt() / unit - 1) ** 2 for token in tokens]).mean()
     return total / len(indices)
 
 
