@@ -109,10 +109,8 @@ def plan(
         if cost.stage.learning_rate.encoder is None:
             squares = geometry.squares(2 * vision.image_size, 2 * vision.image_size)
             size = cost.samples * squares * geometry.patches * geometry.width * 2
-            typer.echo(
-                f"{cost.stage.name}: cached features make a step {work.cached_speedup:.2f} times as fast and take "
-                f"{size / 1e9:,.0f} GB in bfloat16"
-            )
+            gain = f"make a step {work.cached_speedup:.2f} times as fast" if work.llm else "leave the projector alone"
+            typer.echo(f"{cost.stage.name}: cached features {gain} and take {size / 1e9:,.0f} GB in bfloat16")
 
 
 @app.command()

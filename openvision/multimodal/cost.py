@@ -36,8 +36,8 @@ class Work:
 
     @property
     def cached_speedup(self) -> float:
-        """How many times as fast a step is without the encoder, when operations decide."""
-        return self.total / self.llm
+        """How many times as fast a step is without the encoder, when operations decide; infinite without the LLM."""
+        return self.total / self.llm if self.llm else float("inf")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def stage_work(stage: Stage, vision: VisionConfig, geometry: Geometry, llm_param
     side = geometry.image_size * (2 if geometry.pinpoints else 1)
     visual = geometry.tokens(side, side)
     encoder = vision_flops(vision, vision.image_size, None) * geometry.squares(side, side)
-    llm = 2 * llm_parameters * (visual + text_tokens)
+    # Words are learnt in front of the language model, which is not run.
+    llm = 2 * llm_parameters * (visual + text_tokens) if stage.objective == "answers" else 0.0
     trains_llm = rates.llm is not None and stage.lora is None
     # The last block is run, but behind the layer that is read: nothing comes back through it.
     backward = (_TRAINED - _FROZEN) * (vision.depth - 1) / vision.depth if rates.encoder is not None else 0

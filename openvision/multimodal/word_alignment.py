@@ -3,7 +3,7 @@
 A sample's projected picture tokens are averaged. Their inner products with the language model's own word embeddings
 plus the logarithm of how often a word occurs are logits over the words of the stage's answers; the target is even over
 the sample's words. So what the language model reads in a picture's place lies, from its first step on, where its words
-for the picture lie. The language model is not run: a step costs what projector and a small product cost, a thousandth.
+for the picture lie. The language model is not run: a step costs what the projector and one small product cost.
 
 A second term keeps projected tokens near the size of word embeddings: the loss alone would grow them without end, and
 what a block of the language model adds to a large token hardly moves it.

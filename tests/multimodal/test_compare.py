@@ -65,10 +65,12 @@ def demonstrated(shards, llm_folder, encoder_folder, clip_folder, tmp_path_facto
     """A finished demonstration with four contestants."""
     out = tmp_path_factory.mktemp("demo") / "out"
     others = (Contestant("clip", str(clip_folder)),)
+    align, instruct = (stage.model_dump(exclude_none=True) for stage in recipe().stages)
+    words = align | {"objective": "words", "conversations": "captions.json"}
     demo = Demo(
         shards=shards,
         contestants=default_contestants(str(encoder_folder), others),
-        recipe=recipe(),
+        recipe=recipe(stages=[words, instruct]),
         llm=str(llm_folder),
         template=None,
         splits=("validation",),

@@ -57,6 +57,28 @@ def test_by_hand() -> None:
     assert work.cached_speedup == pytest.approx(1.011, abs=2e-3)
 
 
+def test_words_are_learnt_without_the_language_model() -> None:
+    vision = released("openvision-vit-small-patch16-224").vision
+    geometry = Geometry(224, 16, 1, 384, 12)
+    words = stage(projector=1.0).model_copy(update={"objective": "words"})
+    work = stage_work(words, vision, geometry, 1e9, 20)
+    assert work.total == work.encoder == stage_work(stage(projector=1.0), vision, geometry, 1e9, 20).encoder
+    done = run(
+        "recipes/vlm/demo.toml",
+        "--encoder",
+        "openvision-vit-small-patch16-224",
+        "--llm-parameters",
+        "1e8",
+        "--samples",
+        5,
+        "--samples",
+        5,
+    )
+    assert done.exit_code == 0, done.output
+    assert "words: cached features leave the projector alone" in done.output
+    assert "instruct: cached features make a step" in done.output
+
+
 def run(*arguments: object):
     return CliRunner().invoke(app, ["vlm", "plan", *map(str, arguments)])
 
