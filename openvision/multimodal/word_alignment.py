@@ -117,8 +117,8 @@ class _WordAlignment:
 
     def _cross_entropy(self, pooled: Tensor, target: Tensor) -> Tensor:
         """(B, D) and (B, W) -> (B,)."""
-        embeddings = self.model.get_input_embeddings().weight.detach()
-        words = embeddings[self.vocabulary.ids.to(embeddings.device)].float()
+        # Looked up by the module, which gathers its table where that is sharded.
+        words = self.model.get_input_embeddings()(self.vocabulary.ids.to(pooled.device)).detach().float()
         scale = _SHARPNESS / (words.shape[-1] * self.word_size**2)
         logits = scale * pooled @ words.T + self.vocabulary.log_share.to(pooled.device)
         return -(target * nn.functional.log_softmax(logits, dim=-1)).sum(dim=-1)
