@@ -40,7 +40,8 @@ def main() -> None:
     )
     result = demonstrate(demo, options.runs, lambda line: print(line, flush=True))
     day, threads = datetime.now(UTC).date().isoformat(), torch.get_num_threads()
-    result |= {"date": day, "threads": threads}
+    # Where the language model lay on this machine is nobody's business.
+    result |= {"date": day, "threads": threads, "llm": Path(result["llm"]).name}
     options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     head = f"{day}, {processor_name()}, {threads} threads, torch {torch.__version__}; intervals of 95 %.\n\n"
     text = f"# Encoders inside SmolLM2-135M-Instruct\n\n{head}{tables(result)}"
