@@ -3,8 +3,9 @@
     python benchmarks/vlm_demo.py --encoder runs/quickstart/model --other clip=runs/clip/model \
         --data runs/openmoji --runs runs/vlm_demo -o benchmarks/results/vlm_demo.json
 
-Does what `openvision vlm demo` does and writes the results where they are committed. A run that is finished is not
-repeated: the table can be made again from the folder.
+Does what `openvision vlm demo` does and writes the results where they are committed, and beside them how far the first
+encoder is ahead of each other, paired over the pictures of all sets. A run that is finished is not repeated: the table
+can be made again from the folder.
 """
 
 import argparse
@@ -12,12 +13,55 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from openvision.files import read_json_lines
+from openvision.multimodal.benchmarks.intervals import tabulate
+from openvision.multimodal.benchmarks.pictures import PICTURES
+from openvision.multimodal.benchmarks.question import Marks
 from openvision.multimodal.compare import parse_contestants, tables
 from openvision.multimodal.demo import HELD_OUT, Demo, default_contestants, demonstrate
 from openvision.multimodal.recipe import load_vlm_recipe
 from openvision.provenance import processor_name
+
+
+def read_marks(runs: Path, name: str, splits: tuple[str, ...]) -> Marks:
+    """Right and wrong of one encoder, all sets together."""
+    parts = []
+    for split in splits:
+        given = read_json_lines(runs / name / "scores" / split / "answers.jsonl")
+        said = {row["id"]: row["answer"] for row in given}
+        parts.append(tabulate(PICTURES, PICTURES.read(runs / "data" / split), said))
+    columns = {key: np.concatenate([part.columns[key] for part in parts]) for key in parts[0].columns}
+    starts = np.cumsum([0, *(part.clusters.max() + 1 for part in parts[:-1])])
+    clusters = np.concatenate([part.clusters + start for part, start in zip(parts, starts, strict=True)])
+    return Marks(columns, np.concatenate([part.groups for part in parts]), clusters)
+
+
+def ahead(first: Marks, other: Marks, resamples: int = 1000) -> dict[str, list[float]]:
+    """By how many points `first` is ahead, and the 95 % interval of a bootstrap over pictures, by headline metric."""
+    clusters = int(first.clusters.max()) + 1
+    draws = np.random.default_rng(0).multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
+    weights = [np.ones(len(first)), *(draw[first.clusters].astype(np.float64) for draw in draws)]
+    pairs = [(PICTURES.metrics(first, weight), PICTURES.metrics(other, weight)) for weight in weights]
+    found = {}
+    for metric in PICTURES.headline:
+        value, *samples = [a[metric] - b[metric] for a, b in pairs]
+        found[metric] = [float(value), *np.percentile(samples, (2.5, 97.5)).tolist()]
+    return found
+
+
+def paired_table(paired: dict[str, dict[str, list[float]]], first: str) -> str:
+    """Markdown, a row an encoder."""
+    lines = [
+        "| " + " | ".join([f"{first} ahead of", *PICTURES.headline]) + " |",
+        "|---" * (1 + len(PICTURES.headline)) + "|",
+    ]
+    for name, metrics in paired.items():
+        cells = [f"{value:.1f} ({low:.1f}, {high:.1f})" for value, low, high in metrics.values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "Points ahead, paired over the pictures of all sets:\n\n" + "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -42,9 +86,12 @@ def main() -> None:
     day, threads = datetime.now(UTC).date().isoformat(), torch.get_num_threads()
     # Where the language model lay on this machine is nobody's business.
     result |= {"date": day, "threads": threads, "llm": Path(result["llm"]).name}
+    first, *others = [row["name"] for row in result["rows"]]
+    marks = read_marks(options.runs, first, demo.splits)
+    result["ahead"] = {name: ahead(marks, read_marks(options.runs, name, demo.splits)) for name in others}
     options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     head = f"{day}, {processor_name()}, {threads} threads, torch {torch.__version__}; intervals of 95 %.\n\n"
-    text = f"# Encoders inside SmolLM2-135M-Instruct\n\n{head}{tables(result)}"
+    text = f"# Encoders inside SmolLM2-135M-Instruct\n\n{head}{tables(result)}\n{paired_table(result['ahead'], first)}"
     options.output.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -46,8 +46,8 @@ from openvision.multimodal.word_alignment import align_words, count_words
 from openvision.provenance import describe_run
 from openvision.training.precision import resolve_precision
 
-# Tokens of a sample up to which attention written out beats the fused kernel on a CPU: by a fifth of a step at 128, a
-# tenth at 256, where it also begins to need memory.
+# Tokens of a sample up to which attention is written out on a CPU (gain: benchmarks/vlm_attention.py); beyond, scores
+# need much memory.
 SHORT_SAMPLE = 256
 # Reads of a feature from which computing it beforehand pays.
 _READS = 1.5
@@ -233,8 +233,8 @@ class _Run:
         micro = min(stage.micro_batch or run.micro_batch, max(1, stage.batch_size // _world_size()))
         if stage.batch_size % (micro * _world_size()):
             raise OpenVisionError(
-                f"stage {stage.name}: batch_size {stage.batch_size} is no multiple of run.micro_batch {micro} times "
-                f"{_world_size()} processes; set run.micro_batch to a divisor"
+                f"stage {stage.name}: batch_size {stage.batch_size} is no multiple of micro_batch {micro} times "
+                f"{_world_size()} processes; set micro_batch, the stage's or run's, to a divisor"
             )
         fsdp = {"fsdp": True, "fsdp_config": {"version": 2}} if run.fsdp and _world_size() > 1 else {}
         arguments = transformers().TrainingArguments(

@@ -1,4 +1,4 @@
-"""A projector that learns the language model's words: its loss, what it moves, what it is worth."""
+"""A projector that learns the language model's words: its loss, and what comes of it."""
 
 import json
 import math
@@ -47,9 +47,7 @@ def slow_loss(model, dataset, indices, vocabulary, special) -> torch.Tensor:
             continue
         pixels = item["pixel_values"][None] if dataset.geometry.pinpoints else item["pixel_values"]
         sizes = {"image_sizes": torch.tensor(item["image_sizes"])} if dataset.geometry.pinpoints else {}
-        found = model.model.get_image_features(
-            pixels, vision_feature_layer=-2, vision_feature_select_strategy="default", **sizes
-        )
+        found = model.model.get_image_features(pixels, **READ, **sizes)
         tokens = torch.cat(list(found.pooler_output))
         closeness = torch.stack([tokens.mean(dim=0) @ word for word in words]) / (unit**2 * len(words[0]))
         logits = 10 * closeness + vocabulary.log_share
