@@ -25,13 +25,13 @@ from openvision.data.loader import Batch
 from openvision.models.openvision import OpenVision
 from openvision.models.variants import variant
 from openvision.provenance import processor_name
-from openvision.training.checkpoint import Checkpoints
-from openvision.training.checkpoint_files import Progress, checkpoints, read_manifest
-from openvision.training.draws import Draws
+from openvision.recipe.schema import Loss, Optimizer
+from openvision.runtime import resolve_precision
+from openvision.training.checkpoint.folders import Progress, checkpoints, read_manifest
+from openvision.training.checkpoint.manager import Checkpoints
 from openvision.training.objective import ImageTextObjective
 from openvision.training.optimizer import build_optimizer
-from openvision.training.precision import resolve_precision
-from openvision.training.recipe import Loss, Optimizer
+from openvision.training.randomness import Draws
 from openvision.training.step import Step
 
 

@@ -34,11 +34,11 @@ import torch
 import torchvision_operators as torchvision_operators
 from PIL import Image
 
-from openvision.data.augment import Augment
 from openvision.data.loader import Loader, Reading
-from openvision.data.shards import Sample, ShardDataset, ShardWriter
-from openvision.data.sources.openmoji import all_names, draw
+from openvision.data.shards.dataset import Sample, ShardDataset, ShardWriter
+from openvision.data.sources.openmoji.source import all_names, draw
 from openvision.errors import require
+from openvision.images.augment import Augment
 from openvision.provenance import processor_name
 from openvision.text.tokenizer import Tokenizer
 

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from openvision.data.images import normalize, prepare
-from openvision.evaluation.evaluators import parse_evaluators
-from openvision.evaluation.features import encode_texts, evaluating
-from openvision.evaluation.pictures import folder_of_classes
-from openvision.evaluation.subject import Subject
+from openvision.encoding import encode_texts, evaluating
+from openvision.evaluation.data.images import folder_of_classes
+from openvision.evaluation.evaluators.base import parse_evaluators
+from openvision.evaluation.evaluators.model import Subject
+from openvision.images.preprocess import normalize, prepare
 from openvision.models.openvision import OpenVision, unit
 from openvision.models.variants import variant
 from openvision.provenance import library_versions, processor_name

@@ -20,11 +20,11 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from openvision.data.images import normalize
-from openvision.data.shards import ShardDataset
-from openvision.evaluation.features import read_split
-from openvision.evaluation.suite import HELD_OUT
-from openvision.evaluation.zero_shot import candidates_of
+from openvision.data.shards.dataset import ShardDataset
+from openvision.evaluation.data.split import read_split
+from openvision.evaluation.evaluators.zero_shot import candidates_of
+from openvision.evaluation.suites.held_out import HELD_OUT
+from openvision.images.preprocess import normalize
 from openvision.provenance import processor_name
 from openvision.weights.export.onnx import Precision, open_session
 from openvision.weights.export.targets import ExportOptions, export

@@ -30,12 +30,12 @@ from openvision.models.openvision2 import ModelConfig, OpenVision2Config, build_
 from openvision.planning.memory import Setting, peak_bytes
 from openvision.planning.parameters import count_parameters
 from openvision.provenance import processor_name
-from openvision.training.draws import Draws
-from openvision.training.execution import prepare_blocks
-from openvision.training.meter import peak_flops, peak_memory
+from openvision.recipe.schema import Recipe, load_recipe
 from openvision.training.objective import build_objective
 from openvision.training.optimizer import build_optimizer
-from openvision.training.recipe import Recipe, load_recipe
+from openvision.training.randomness import Draws
+from openvision.training.run.throughput import peak_flops, peak_memory
+from openvision.training.setup.compile import prepare_blocks
 from openvision.training.step import Step
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -32,19 +32,19 @@ import torch.nn.functional as F
 import torchvision_operators as torchvision_operators
 from torch import Tensor
 
-from openvision.data.images import normalize
 from openvision.data.loader import Batch
 from openvision.errors import require
+from openvision.images.preprocess import normalize
 from openvision.models.decoder import ParallelCaptionDecoder, causal_mask
 from openvision.models.flops import training_flops
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.variants import variant
 from openvision.provenance import processor_name
-from openvision.training.draws import Draws
-from openvision.training.execution import Checkpointing, prepare_blocks
+from openvision.recipe.schema import Loss, Optimizer
 from openvision.training.objective import ImageTextObjective
 from openvision.training.optimizer import build_optimizer
-from openvision.training.recipe import Loss, Optimizer
+from openvision.training.randomness import Draws
+from openvision.training.setup.compile import Checkpointing, prepare_blocks
 from openvision.training.step import Step
 from openvision.weights.export.targets import ExportOptions, export
 from openvision.weights.load import Checkpoint

@@ -2,8 +2,8 @@
 
     python benchmarks/vlm_attention.py --llm SmolLM2-135M-Instruct.Q4_1.gguf -o benchmarks/results/vlm_attention.json
 
-What `SHORT_SAMPLE` in openvision/multimodal/train.py rests on: 1,024 tokens a step, in samples of several lengths, both
-ways in turn, best of several steps.
+What `SHORT_SAMPLE` in openvision/multimodal/training/run.py rests on: 1,024 tokens a step, in samples of several
+lengths, both ways in turn, best of several steps.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from openvision.multimodal.llm import load_llm
+from openvision.multimodal.model.llm import load_llm
 from openvision.provenance import processor_name
 
 LENGTHS, TOKENS, STEPS = (64, 128, 256, 512, 1024), 1024, 3

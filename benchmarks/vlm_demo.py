@@ -18,10 +18,10 @@ import torch
 
 from openvision.files import read_json_lines
 from openvision.multimodal.benchmarks.intervals import tabulate
-from openvision.multimodal.benchmarks.pictures import PICTURES
 from openvision.multimodal.benchmarks.question import Marks
-from openvision.multimodal.compare import parse_contestants, tables
-from openvision.multimodal.demo import HELD_OUT, Demo, default_contestants, demonstrate
+from openvision.multimodal.benchmarks.scorers.pictures import PICTURES
+from openvision.multimodal.experiments.compare import parse_contestants, tables
+from openvision.multimodal.experiments.demo import HELD_OUT, Demo, default_contestants, demonstrate
 from openvision.multimodal.recipe import load_vlm_recipe
 from openvision.provenance import processor_name
 

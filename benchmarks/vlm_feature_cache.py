@@ -28,12 +28,12 @@ from PIL import Image
 
 from openvision.models.variants import SIZES
 from openvision.models.vision import VisionConfig, VisionTransformer
-from openvision.multimodal.build import BuildOptions, assemble, save
 from openvision.multimodal.cost import stage_work
-from openvision.multimodal.llm import load_llm
+from openvision.multimodal.model.build import BuildOptions, assemble, save
+from openvision.multimodal.model.llm import load_llm
+from openvision.multimodal.model.towers import tower_of
 from openvision.multimodal.recipe import VlmRecipe, parse_vlm_recipe
-from openvision.multimodal.towers import tower_of
-from openvision.multimodal.train import train
+from openvision.multimodal.training.run import train
 from openvision.provenance import processor_name
 from openvision.weights.load import Checkpoint
 

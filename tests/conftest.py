@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from openvision.data.shards import ShardWriter
-from openvision.training.recipe import Recipe, parse_recipe
+from openvision.data.shards.dataset import ShardWriter
+from openvision.recipe.schema import Recipe, parse_recipe
 from openvision.training.trainer import Trainer
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -20,7 +20,7 @@ import typer.main
 from torch.distributed.run import get_args_parser
 
 from openvision.cli.main import app
-from openvision.data.shards import ShardDataset, ShardWriter
+from openvision.data.shards.dataset import ShardDataset, ShardWriter
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -1,0 +1,1 @@
+"""The command line: one thin file per command. May import everything; imports it when a command runs."""

@@ -16,7 +16,7 @@ def ls(run: Run) -> None:
     """List the checkpoints of a run, oldest first."""
     from rich.console import Console
 
-    from openvision.training.checkpoint_table import table_of
+    from openvision.training.checkpoint.folders import table_of
 
     for line in table_of(run):
         Console().print(line, markup=False, highlight=False, soft_wrap=True)
@@ -29,7 +29,7 @@ def verify(
     """Read checkpoints in full and compare every file with its hash."""
     from rich.console import Console
 
-    from openvision.training.checkpoint_table import verify_all
+    from openvision.training.checkpoint.folders import verify_all
 
     for line in verify_all(run, step):
         Console().print(line, markup=False, highlight=False, soft_wrap=True)
@@ -43,7 +43,7 @@ def export(
     average: Annotated[bool, typer.Option("--average", help="The averaged parameters (optimizer.ema).")] = False,
 ) -> None:
     """Write a checkpoint as a model folder that every other command reads."""
-    from openvision.training.checkpoint_export import export_checkpoint
+    from openvision.training.checkpoint.export import export_checkpoint
 
     export_checkpoint(run, step, output, average)
     typer.echo(f"model: {output}")

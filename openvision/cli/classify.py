@@ -17,7 +17,7 @@ def classify(
     squash: Squash = False,
 ) -> None:
     """Say which of your labels fits a picture, with probabilities."""
-    from openvision.inference.classify import clean_labels
+    from openvision.inference.encoder import clean_labels
     from openvision.inference.load import load
 
     chosen = clean_labels(labels.split(","))

@@ -16,9 +16,9 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
-    from openvision.evaluation.compare import compare as run
-    from openvision.evaluation.page import build_page, shown
-    from openvision.evaluation.results import distinct, read_result
+    from openvision.evaluation.report.comparison_page import build_page, shown
+    from openvision.evaluation.suites.compare import compare as run
+    from openvision.evaluation.suites.results import distinct, read_result
 
     results = distinct([read_result(first), read_result(second)])
     found = run(*results)

@@ -25,7 +25,7 @@ def openmoji(
     size: Annotated[int, typer.Option(help="Side of the pictures, pixels.", min=16, max=618)] = 96,
 ) -> None:
     """Draw the OpenMoji pictures with alt-texts and captions, split for training and held-out tests."""
-    from openvision.data.sources.openmoji import make_openmoji
+    from openvision.data.sources.openmoji.source import make_openmoji
 
     make_openmoji(folder, size)
     typer.echo(f"shards: {folder}")
@@ -37,7 +37,7 @@ def unpack(
     folder: Annotated[Path, typer.Argument(help="Folder to write the pictures into, a file each.")],
 ) -> None:
     """Write the pictures of shards as files, named by their name or key."""
-    from openvision.data.shards import ShardDataset, unpack_pictures
+    from openvision.data.shards.dataset import ShardDataset, unpack_pictures
 
     typer.echo(f"{unpack_pictures(ShardDataset(shards), folder)} pictures: {folder}")
 
@@ -48,8 +48,8 @@ def index(
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Index anew what is indexed, too.")] = False,
 ) -> None:
     """Read every shard once and write where its samples lie; goes on where it was stopped."""
-    from openvision.data.manifest import index_folder
-    from openvision.data.store import open_store
+    from openvision.data.shards.manifest import index_folder
+    from openvision.data.shards.store import open_store
 
     line = ProgressLine("shards")
     manifest = index_folder(open_store(shards), rebuild, lambda done, total: line(done, done / total))

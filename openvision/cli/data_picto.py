@@ -16,7 +16,7 @@ def picto(
     offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing; packages lie in their folder.")] = False,
 ) -> None:
     """Draw emoji of ten styles and clip art, with texts, split by vendor and by concept for held-out tests."""
-    from openvision.data.sources.picto import make_picto
+    from openvision.data.sources.picto.source import make_picto
 
     make_picto(folder, size, packages, offline, say=typer.echo)
     typer.echo(f"shards: {folder}")

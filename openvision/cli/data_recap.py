@@ -39,8 +39,8 @@ def recap(
 
     from rich.console import Console
 
-    from openvision.data.recap import RecapOptions, recap
-    from openvision.data.recap_report import print_report
+    from openvision.data.recap.join import RecapOptions, recap
+    from openvision.data.recap.report import print_report
     from openvision.files import atomic_write_text
 
     pairs = [text.partition("=") for text in caption or ("re_caption", "org_caption")]

@@ -9,13 +9,13 @@ import typer
 from openvision.cli.progress import ProgressLine
 
 if TYPE_CHECKING:
-    from openvision.data.make import Made
-    from openvision.data.make_sources import Rows
-    from openvision.data.preview import Feed
-    from openvision.data.shards import ShardDataset
-    from openvision.data.verify import Verified
+    from openvision.data.shards.dataset import ShardDataset
+    from openvision.data.tools.make import Made
+    from openvision.data.tools.preview import Feed
+    from openvision.data.tools.rows import Rows
+    from openvision.data.tools.verify import Verified
+    from openvision.recipe.schema import Recipe
     from openvision.text.tokenizer import Tokenizer
-    from openvision.training.recipe import Recipe
 
 Shards = Annotated[str, typer.Argument(help="Folder of shards, local or any URL that fsspec reads.")]
 TokenizerPath = Annotated[
@@ -46,8 +46,8 @@ def stats(
     """Sizes, formats and bytes of the pictures; lengths and variety of both kinds of text."""
     from rich.console import Console
 
-    from openvision.data.stats import gather
-    from openvision.data.stats_view import tables, write_plots
+    from openvision.data.tools.stats import gather
+    from openvision.data.tools.stats_view import tables, write_plots
     from openvision.errors import require
     from openvision.files import atomic_write_text
 
@@ -74,7 +74,7 @@ def verify(
     threads: Annotated[int, typer.Option(help="Threads that read and decode.", min=1)] = 2,
 ) -> None:
     """Read every sample against its hash, decode every picture; exit code 1 when anything is wrong."""
-    from openvision.data.verify import verify, write_findings
+    from openvision.data.tools.verify import verify, write_findings
 
     result = verify(shards, threads, ProgressLine("samples"))
     if rejects:
@@ -108,8 +108,8 @@ def preview(
     position: Annotated[int, typer.Option(help="First sample, counted from the beginning of the stage.", min=0)] = 0,
 ) -> None:
     """Write an HTML page of what the model is fed: augmented crops, and ids turned back into texts."""
-    from openvision.data.preview import build_preview
-    from openvision.training.recipe import load_recipe
+    from openvision.data.tools.preview import build_preview
+    from openvision.recipe.schema import load_recipe
 
     loaded = load_recipe(recipe) if recipe else None
     dataset = _open(shards, loaded.data.synthetic_key if loaded else "synthetic")
@@ -123,7 +123,7 @@ def preview(
 
 
 def _feed(recipe: "Recipe | None", stage: int, position: int) -> "Feed":
-    from openvision.data.preview import Feed
+    from openvision.data.tools.preview import Feed
     from openvision.errors import OpenVisionError
 
     if recipe is None:
@@ -146,8 +146,8 @@ def _preview_tokenizer(recipe: "Recipe | None", path: Path | None, dataset: "Sha
     """The tokenizer of a page, and what the page says of it."""
     from itertools import islice
 
-    from openvision.data.preview import learn_tokenizer
-    from openvision.data.shards import all_texts
+    from openvision.data.shards.dataset import all_texts
+    from openvision.data.tools.preview import learn_tokenizer
 
     path = path or (Path(recipe.data.tokenizer) if recipe and recipe.data.tokenizer else None)
     if path:
@@ -179,8 +179,8 @@ def make(
     threads: Annotated[int, typer.Option(help="Threads that read and decode.", min=1)] = 2,
 ) -> None:
     """Make shards from a table, a folder of pictures or a Hugging Face dataset."""
-    from openvision.data.make import make_shards
-    from openvision.data.make_sources import Columns
+    from openvision.data.tools.make import make_shards
+    from openvision.data.tools.rows import Columns
 
     columns = Columns(image_column, alt_column, synthetic_column)
     made = make_shards(
@@ -197,7 +197,7 @@ def make(
 
 
 def _rows(table: Path | None, folder: Path | None, dataset: str | None, split: str, columns: Any) -> "Rows":
-    from openvision.data.make_sources import folder_rows, hugging_face_rows, table_rows
+    from openvision.data.tools.rows import folder_rows, hugging_face_rows, table_rows
     from openvision.errors import OpenVisionError
 
     if sum(source is not None for source in (table, folder, dataset)) != 1:
@@ -219,7 +219,7 @@ def _report_made(made: "Made", out: Path) -> None:
 
 
 def _open(shards: str, synthetic_key: str) -> "ShardDataset":
-    from openvision.data.shards import ShardDataset
+    from openvision.data.shards.dataset import ShardDataset
 
     return ShardDataset(shards, synthetic_key=synthetic_key)
 

@@ -48,11 +48,10 @@ def evaluate(
         return
     if template:
         raise OpenVisionError("--template belongs to --suite heldout; a suite names its prompts in its file")
-    from openvision.evaluation.markdown import markdown_table
-    from openvision.evaluation.open_clip_csv import write_open_clip_table
-    from openvision.evaluation.page import build_page
-    from openvision.evaluation.run_suite import Settings, run_suite
-    from openvision.evaluation.suite_file import load_suite
+    from openvision.evaluation.report.comparison_page import build_page
+    from openvision.evaluation.report.tables import markdown_table, write_open_clip_table
+    from openvision.evaluation.suites.run import Settings, run_suite
+    from openvision.evaluation.suites.suite import load_suite
     from openvision.weights.load import Request
 
     results = run_suite(
@@ -91,8 +90,8 @@ class _Progress:
 
 
 def _held_out(runs: list[Path], data: Path, template: list[str] | None) -> None:
-    from openvision.evaluation.suite import evaluate_run, print_tables
-    from openvision.evaluation.zero_shot import PLAIN, check_templates
+    from openvision.encoding import PLAIN, check_templates
+    from openvision.evaluation.suites.held_out import evaluate_run, print_tables
 
     templates = tuple(template or PLAIN)
     check_templates(templates)

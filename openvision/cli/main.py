@@ -68,8 +68,8 @@ app.command(rich_help_panel="Checkpoints")(weights.verify)
 
 def main() -> None:
     """Entry point of the console script."""
-    from openvision.training.signals import Interrupted
-    from openvision.training.supervision import AlreadyToldError
+    from openvision.training.run.signals import Interrupted
+    from openvision.training.run.watchdog import AlreadyToldError
 
     try:
         app()
@@ -93,7 +93,7 @@ def _fail(message: str, code: int) -> None:
 def _leave(code: int) -> None:
     """End the process; one of several does not wait for threads that wait for the others."""
     if "RANK" in os.environ:
-        from openvision.training.supervision import leave_at_once
+        from openvision.training.run.watchdog import leave_at_once
 
         leave_at_once(code)
     sys.exit(code)

@@ -30,8 +30,9 @@ def plan(
     from openvision.planning.cost import DATASET_SAMPLES
     from openvision.planning.numbers import plan_numbers
     from openvision.planning.page import print_plan
-    from openvision.planning.plan import CAPTION_TOKENS, Assumptions, make_plan
-    from openvision.training.recipe import load_recipe
+    from openvision.planning.plan import make_plan
+    from openvision.planning.stage import CAPTION_TOKENS, Assumptions
+    from openvision.recipe.schema import load_recipe
 
     which = device_named(device)
     assumptions = Assumptions(

@@ -33,9 +33,9 @@ def profile(
     from rich.console import Console
 
     from openvision.files import make_folder
+    from openvision.recipe.schema import load_recipe
+    from openvision.recipe.smoke import prepare_smoke
     from openvision.training.profile import profile_recipe
-    from openvision.training.recipe import load_recipe
-    from openvision.training.smoke import prepare_smoke
 
     loaded = load_recipe(recipe, overrides)
     if smoke == (data is not None):

@@ -15,10 +15,10 @@ def quickstart(
     ] = None,
 ) -> None:
     """Train an encoder on drawn pictures in minutes, on any machine, and show what it learned."""
-    from openvision.data.sources.openmoji import make_openmoji
-    from openvision.evaluation.report import build_report
-    from openvision.evaluation.suite import evaluate_run, print_tables
-    from openvision.training.recipe import load_recipe
+    from openvision.data.sources.openmoji.source import make_openmoji
+    from openvision.evaluation.report.run_page import build_report
+    from openvision.evaluation.suites.held_out import evaluate_run, print_tables
+    from openvision.recipe.schema import load_recipe
     from openvision.training.trainer import Trainer
 
     console = Console()

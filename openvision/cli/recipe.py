@@ -25,7 +25,7 @@ def show(
     smoke: Smoke = False,
 ) -> None:
     """Print a recipe with every default filled in, as TOML, and list the values that no source gives."""
-    from openvision.training.recipe_view import show_recipe
+    from openvision.recipe.view import show_recipe
 
     typer.echo(show_recipe(recipe, overrides, smoke), nl=False)
 
@@ -36,7 +36,7 @@ def diff(
     second: Annotated[Path, typer.Argument(help="Another one.")],
 ) -> None:
     """Print the values in which two recipes differ, defaults filled in; a dash is a key that a recipe does not have."""
-    from openvision.training.recipe_view import diff_recipes
+    from openvision.recipe.view import diff_recipes
 
     differences = diff_recipes(first, second)
     if not differences:
@@ -55,7 +55,7 @@ def validate(
     recipes: Annotated[list[Path], typer.Argument(help="Recipe files.")],
 ) -> None:
     """Check recipes and build their models without memory; every broken one is named."""
-    from openvision.training.recipe_view import check_recipe
+    from openvision.recipe.view import check_recipe
 
     broken = 0
     for path in recipes:

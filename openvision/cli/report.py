@@ -13,6 +13,6 @@ def report(
     ),
 ) -> None:
     """Write one self-contained HTML page about a run: numbers, curves, galleries; works offline."""
-    from openvision.evaluation.report import build_report
+    from openvision.evaluation.report.run_page import build_report
 
     typer.echo(f"report: {build_report(run, data)}")

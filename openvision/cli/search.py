@@ -16,8 +16,8 @@ def search(
     squash: Squash = False,
 ) -> None:
     """Find the pictures in a folder that fit a text best."""
+    from openvision.inference.encoder import pictures_in, search
     from openvision.inference.load import load
-    from openvision.inference.search import pictures_in, search
 
     # Before the model: a wrong folder is told at once.
     pictures_in(folder)

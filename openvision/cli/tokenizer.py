@@ -15,7 +15,7 @@ def train(
     vocab_size: Annotated[int, typer.Option(help="Entries at most.", min=100)] = 32000,
 ) -> None:
     """Learn a vocabulary from the texts of training shards or of a text file."""
-    from openvision.data.shards import ShardDataset, all_texts
+    from openvision.data.shards.dataset import ShardDataset, all_texts
     from openvision.errors import OpenVisionError
     from openvision.files import make_folder
     from openvision.text.tokenizer import Tokenizer

@@ -30,9 +30,9 @@ def train(
 
     For several processes: torchrun --nproc-per-node 8 -m -- openvision.cli.main train ...
     """
+    from openvision.recipe.schema import load_recipe
+    from openvision.recipe.smoke import prepare_smoke
     from openvision.training.launch import launch
-    from openvision.training.recipe import load_recipe
-    from openvision.training.smoke import prepare_smoke
 
     loaded = load_recipe(recipe, overrides)
     if smoke:

@@ -31,9 +31,9 @@ def build(
     offline: Offline = False,
 ) -> None:
     """Put an encoder and a language model together; stock transformers loads the result."""
-    from openvision.multimodal.build import BuildOptions
-    from openvision.multimodal.build import build as run
-    from openvision.multimodal.llm import TokenizerOptions
+    from openvision.multimodal.model.build import BuildOptions
+    from openvision.multimodal.model.build import build as run
+    from openvision.multimodal.model.llm import TokenizerOptions
     from openvision.weights.load import Request
 
     options = BuildOptions(
@@ -66,7 +66,7 @@ def train(
 ) -> None:
     """Train a model by a recipe; the same command goes on with an interrupted run. Works under torchrun."""
     from openvision.multimodal.recipe import load_vlm_recipe
-    from openvision.multimodal.train import train as train_model
+    from openvision.multimodal.training.run import train as train_model
 
     folder = train_model(load_vlm_recipe(recipe, overrides), model, data, run, typer.echo)
     typer.echo(f"trained model: {folder}")
@@ -89,7 +89,7 @@ def plan(
 
     from openvision.hardware import device_named
     from openvision.multimodal.cost import plan_stages
-    from openvision.multimodal.geometry import Geometry, anyres_pinpoints
+    from openvision.multimodal.model.geometry import Geometry, anyres_pinpoints
     from openvision.multimodal.recipe import load_vlm_recipe
     from openvision.weights.registry import released
 
@@ -122,8 +122,8 @@ def chat(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest word each time.", min=0)] = 0.0,
 ) -> None:
     """Talk about a picture; an empty line or Ctrl-D ends, /new starts anew."""
-    from openvision.multimodal.chat import converse, open_picture
-    from openvision.multimodal.generate import Decoding, load_assistant
+    from openvision.multimodal.model.chat import converse, open_picture
+    from openvision.multimodal.model.generate import Decoding, load_assistant
 
     picture = open_picture(image)
     assistant = load_assistant(model)

@@ -39,7 +39,7 @@ def evaluate(
 ) -> None:
     """Score a model on local copies of benchmarks, greedily; the same command goes on where it stopped."""
     from openvision.multimodal.benchmarks import find_benchmark
-    from openvision.multimodal.benchmarks.mmvet import judged
+    from openvision.multimodal.benchmarks.scorers.mmvet import judged
 
     found = [find_benchmark(name) for name in benchmark]
     for one in found:
@@ -78,7 +78,7 @@ def _print_metrics(title: str, result: Mapping[str, Any]) -> None:
 
 
 def _print_reported(benchmark: str, text: str | None) -> None:
-    from openvision.multimodal.reported import find_reported
+    from openvision.multimodal.benchmarks.reported import find_reported
 
     if text is not None:
         for row in find_reported(benchmark, text):
@@ -113,10 +113,10 @@ def compare(
     ] = None,
 ) -> None:
     """Train the same model around each encoder and print one table; the same command goes on where it stopped."""
-    from openvision.multimodal.build import BuildOptions
-    from openvision.multimodal.compare import TABLE, Comparison, parse_benchmarks, parse_contestants
-    from openvision.multimodal.compare import compare as run
-    from openvision.multimodal.llm import TokenizerOptions
+    from openvision.multimodal.experiments.compare import TABLE, Comparison, parse_benchmarks, parse_contestants
+    from openvision.multimodal.experiments.compare import compare as run
+    from openvision.multimodal.model.build import BuildOptions
+    from openvision.multimodal.model.llm import TokenizerOptions
     from openvision.multimodal.recipe import load_vlm_recipe
 
     loaded = load_vlm_recipe(recipe, overrides)
@@ -158,8 +158,8 @@ def demo(
     ] = None,
 ) -> None:
     """Teach a small language model to see through an encoder, and compare with no encoder and an untrained one."""
-    from openvision.multimodal.compare import TABLE, parse_contestants
-    from openvision.multimodal.demo import HELD_OUT, Demo, default_contestants, demonstrate
+    from openvision.multimodal.experiments.compare import TABLE, parse_contestants
+    from openvision.multimodal.experiments.demo import HELD_OUT, Demo, default_contestants, demonstrate
     from openvision.multimodal.recipe import load_vlm_recipe
 
     others = parse_contestants(other) if other else ()

@@ -1,4 +1,8 @@
-"""Shards, pictures, augmentation and the stream of batches."""
+"""Training data: WebDataset shards and the stream of batches read from them.
+
+`shards` reads and writes tar shards, `tools` makes and inspects them, `recap` joins Recap-DataComp-1B, `sources` draws
+data sets that need no download. May import `text` and `images`.
+"""
 
 import logging
 

@@ -23,13 +23,13 @@ import torch
 from absl import flags
 from torch import Tensor
 
-from openvision.data.augment import Augment, apply_jitter, draw_jitter, random_crop
-from openvision.data.decode import Picture, Pixels, open_picture
-from openvision.data.images import BadSampleError, to_batch
 from openvision.data.mixture import GLOBAL, Mixture, Ordering
-from openvision.data.shards import Sample, ShardDataset
+from openvision.data.shards.dataset import Sample, ShardDataset
 from openvision.errors import OpenVisionError
 from openvision.files import append_text, read_json_lines
+from openvision.images.augment import Augment, apply_jitter, draw_jitter, random_crop
+from openvision.images.decode import Picture, Pixels, open_picture
+from openvision.images.preprocess import BadSampleError, to_batch
 from openvision.text.captions import Captions, sample_captions
 from openvision.text.tokenizer import Tokenizer
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from openvision.data.order import BlockShuffle, GlobalShuffle, Interleaved, Order
-from openvision.data.shards import ShardDataset, all_texts
+from openvision.data.shards.dataset import ShardDataset, all_texts
 from openvision.errors import OpenVisionError
 
 OrderName = Literal["global", "blocks"]

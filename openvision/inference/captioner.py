@@ -10,9 +10,9 @@ from typing import Self
 
 from torch import nn
 
-from openvision.data.images import Preprocessing, Size
+from openvision.encoding import write_captions
 from openvision.errors import OpenVisionError
-from openvision.evaluation.captioning import write_captions
+from openvision.images.preprocess import Preprocessing, Size
 from openvision.inference.vision import ImageInput, VisionEncoder
 from openvision.models.openvision2 import OpenVision2
 from openvision.text.tokenizer import Tokenizer

@@ -21,13 +21,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
-from openvision.data.bad_sample import BadSampleError
-from openvision.data.images import decode_image
-from openvision.data.shards import ShardDataset
+from openvision.data.shards.dataset import ShardDataset
+from openvision.encoding import evaluating
 from openvision.errors import OpenVisionError, require
-from openvision.evaluation.features import evaluating
 from openvision.files import atomic_write_bytes, atomic_write_text, make_folder
-from openvision.inference.search import pictures_in
+from openvision.images.decode import BadSampleError
+from openvision.images.preprocess import decode_image
+from openvision.inference.encoder import pictures_in
 from openvision.inference.vision import UnreadableImageError, VisionEncoder
 
 PART = 2048

@@ -7,16 +7,18 @@ encoder.classify("cat.png", ["a cat", "a dog"])
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from openvision.data.images import Preprocessing, Size
+from openvision.encoding import PLAIN, class_embeddings, encode_texts
 from openvision.errors import OpenVisionError
-from openvision.evaluation.features import encode_texts
-from openvision.inference.vision import ImageInput, VisionEncoder
+from openvision.images.preprocess import Preprocessing, Size
+from openvision.inference.vision import ImageInput, UnreadableImageError, VisionEncoder
 from openvision.models.openvision import OpenVision
 from openvision.text.tokenizer import Tokenizer
 from openvision.weights.load import Checkpoint, load_checkpoint
@@ -83,12 +85,97 @@ class Encoder(VisionEncoder):
 
     def classify(self, image: ImageInput, labels: Sequence[str]) -> list[tuple[str, float]]:
         """Labels with probabilities (softmax over the labels of the scaled cosine), most probable first."""
-        from openvision.inference.classify import classify
+        from openvision.inference.encoder import classify
 
         return classify(self, image, labels)
 
     def search(self, folder: str | os.PathLike[str], query: str, top: int = 5) -> list[tuple[Path, float]]:
         """The `top` pictures below `folder` nearest to `query`: path and cosine; unreadable files are skipped."""
-        from openvision.inference.search import search
+        from openvision.inference.encoder import search
 
         return search(self, Path(folder), query, top).hits
+
+
+def classify(
+    encoder: Encoder, image: ImageInput, labels: Sequence[str], templates: Sequence[str] = PLAIN
+) -> list[tuple[str, float]]:
+    """Labels with their probabilities, most probable first; of equal ones the earlier label first.
+
+    The probabilities sum to 1 over the given labels: they say which label fits best, not whether any does.
+    """
+    distinct = clean_labels(labels)
+    classes = class_embeddings(lambda texts: encoder.encode_texts(texts).numpy(), distinct, templates)
+    cosines = classes.astype(np.float64) @ encoder.encode_images([image])[0].numpy().astype(np.float64)
+    logits = encoder.scale * cosines
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    order = np.argsort(-shares, kind="stable")
+    return [(distinct[i], float(shares[i])) for i in order]
+
+
+def clean_labels(labels: Sequence[str]) -> list[str]:
+    """Labels stripped, without empty ones and repetitions; raises OpenVisionError when none is left."""
+    if isinstance(labels, str):
+        raise OpenVisionError(f"labels must be a list of texts, not the one text {labels!r}; split it first")
+    distinct = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
+    if not distinct:
+        raise OpenVisionError('there are no labels to choose from; give some, e.g. --labels "a cat,a dog,a car"')
+    return distinct
+
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Pictures that fit best, and what could not be searched."""
+
+    hits: list[tuple[Path, float]]
+    """Path and cosine, best first."""
+    skipped: list[tuple[Path, str]]
+    """Files with a picture's suffix that could not be read, and why."""
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Pictures below `folder` by suffix, sorted; raises OpenVisionError when the folder or pictures are missing."""
+    if not folder.is_dir():
+        raise OpenVisionError(f"{folder} is not a folder; give a folder of pictures")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise OpenVisionError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}); give another folder")
+    return found
+
+
+def search(encoder: Encoder, folder: Path, query: str, top: int = 5, batch_size: int = 64) -> SearchResult:
+    """The `top` pictures below `folder` nearest to the text `query`.
+
+    Unreadable pictures are skipped and listed; OpenVisionError when none can be read or the query is empty.
+    """
+    if not query.strip():
+        raise OpenVisionError('the query is empty; say what to look for, e.g. "a red car"')
+    if top < 1:
+        raise OpenVisionError(f"top must be at least 1, not {top}")
+    paths, images, skipped = _read(encoder, pictures_in(folder))
+    if not paths:
+        raise OpenVisionError(f"none of the {len(skipped)} pictures in {folder} can be read; first: {skipped[0][1]}")
+    text = encoder.encode_texts([query])[0]
+    vectors = encoder.encode_prepared(torch.stack(images), batch_size)
+    scores = (vectors @ text).numpy()
+    order = np.argsort(-scores, kind="stable")[:top]
+    return SearchResult([(paths[i], float(scores[i])) for i in order], skipped)
+
+
+def _read(
+    encoder: Encoder, candidates: Sequence[Path]
+) -> tuple[list[Path], list[torch.Tensor], list[tuple[Path, str]]]:
+    """Paths and prepared pictures that could be read, and the rest with reasons."""
+    paths: list[Path] = []
+    images: list[torch.Tensor] = []
+    skipped: list[tuple[Path, str]] = []
+    for path in candidates:
+        try:
+            images.append(encoder.prepare(path))
+            paths.append(path)
+        except UnreadableImageError as error:
+            skipped.append((path, str(error)))
+    return paths, images, skipped

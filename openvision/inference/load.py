@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from openvision.data.images import Preprocessing, Size
+from openvision.images.preprocess import Preprocessing, Size
 from openvision.inference.captioner import Captioner
 from openvision.inference.encoder import Encoder
 from openvision.inference.vision import VisionEncoder

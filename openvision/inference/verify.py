@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from openvision.data.sources.openmoji import draw
+from openvision.data.sources.openmoji.source import draw
 from openvision.inference.encoder import Encoder
 from openvision.weights.load import Request, load_checkpoint
 from openvision.weights.registry import available_models, released

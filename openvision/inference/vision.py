@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from openvision.data.images import (
+from openvision.encoding import encode_images
+from openvision.errors import OpenVisionError
+from openvision.images.preprocess import (
     BadSampleError,
     Preprocessing,
     Size,
@@ -26,8 +28,6 @@ from openvision.data.images import (
     to_batch,
     to_rgb,
 )
-from openvision.errors import OpenVisionError
-from openvision.evaluation.features import encode_images
 from openvision.models.vision import VisionFeatures, VisionTransformer
 from openvision.weights.load import Checkpoint
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openvision.models.cpu_kernels import Linear, eager_training_on_cpu, head_attention, norm_mlp, packed_attention
+from openvision.models.kernels.cpu import Linear, eager_training_on_cpu, head_attention, norm_mlp, packed_attention
 
 LAYER_NORM_EPS = 1e-6
 Gelu = Literal["none", "tanh"]

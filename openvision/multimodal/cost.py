@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from openvision.hardware import Device
 from openvision.models.flops import vision_flops
 from openvision.models.vision import VisionConfig
-from openvision.multimodal.geometry import Geometry
+from openvision.multimodal.model.geometry import Geometry
 from openvision.multimodal.recipe import Stage, VlmRecipe
 
 # Products of a step for each of forward: a trained module needs gradients of inputs and weights, one that only passes

@@ -12,9 +12,9 @@ import tomli_w
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from openvision.errors import OpenVisionError
-from openvision.multimodal.geometry import Framework
-from openvision.training.recipe import Section, read_recipe_text
-from openvision.training.recipe_text import apply_override, describe_problem
+from openvision.multimodal.model.geometry import Framework
+from openvision.recipe.schema import Section, read_recipe_text
+from openvision.recipe.text import apply_override, describe_problem
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

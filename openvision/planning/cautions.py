@@ -1,17 +1,14 @@
 """What a plan's reader must not overlook, one sentence each, with the remedy."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
-from openvision.training.recipe import Recipe
-
-if TYPE_CHECKING:
-    from openvision.planning.plan import Assumptions, StagePlan
+from openvision.planning.stage import Assumptions, StagePlan
+from openvision.recipe.schema import Recipe
 
 YEAR = 365 * 24
 
 
-def warnings_of(recipe: Recipe, stages: "Sequence[StagePlan]", assumptions: "Assumptions") -> Iterator[str]:
+def warnings_of(recipe: Recipe, stages: Sequence[StagePlan], assumptions: Assumptions) -> Iterator[str]:
     """All warnings of a plan."""
     if recipe.run.precision == "float32":
         yield (
@@ -26,7 +23,7 @@ def warnings_of(recipe: Recipe, stages: "Sequence[StagePlan]", assumptions: "Ass
         yield f"at best {hours / YEAR:,.1f} years: this is no plan but a reason for more devices or a smaller recipe"
 
 
-def _of_stage(recipe: Recipe, plan: "StagePlan", assumptions: "Assumptions") -> Iterator[str]:
+def _of_stage(recipe: Recipe, plan: StagePlan, assumptions: Assumptions) -> Iterator[str]:
     stage, device, devices = plan.stage, assumptions.device, assumptions.devices
     if stage.batch_size % devices:
         yield (
@@ -44,7 +41,7 @@ def _of_stage(recipe: Recipe, plan: "StagePlan", assumptions: "Assumptions") -> 
     yield from _speed(plan, assumptions)
 
 
-def _layout(recipe: Recipe, plan: "StagePlan") -> Iterator[str]:
+def _layout(recipe: Recipe, plan: StagePlan) -> Iterator[str]:
     """Whether the recipe's own layout is one that fits."""
     assert plan.chosen is not None
     run, mode = recipe.run, "replicated" if recipe.parallel.mode == "ddp" else "sharded"
@@ -61,7 +58,7 @@ def _layout(recipe: Recipe, plan: "StagePlan") -> Iterator[str]:
     yield f"the layout written in the recipe {smallest}; see how to run it below"
 
 
-def _speed(plan: "StagePlan", assumptions: "Assumptions") -> Iterator[str]:
+def _speed(plan: StagePlan, assumptions: Assumptions) -> Iterator[str]:
     device, devices = assumptions.device, assumptions.devices
     cores = device.host_cores * devices
     if plan.decode_cores[1] > cores:

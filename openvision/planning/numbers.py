@@ -4,7 +4,8 @@ from dataclasses import asdict
 from typing import Any
 
 from openvision.planning.memory import state_bytes
-from openvision.planning.plan import Fit, Plan, StagePlan
+from openvision.planning.plan import Plan
+from openvision.planning.stage import Fit, StagePlan
 
 
 def plan_numbers(plan: Plan) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from openvision.hardware import GIB, PRICES_ASSUMED, Range
 from openvision.models.openvision2 import OpenVision2Config
 from openvision.planning.cost import DECODED_PER_CORE, ENERGY_OF_LIMIT, LOADER_OVERHEAD, SAMPLE_KILOBYTES
 from openvision.planning.memory import Setting, state_bytes
-from openvision.planning.plan import Fit, Plan, StagePlan
+from openvision.planning.plan import Plan
+from openvision.planning.stage import Fit, StagePlan
 from openvision.planning.units import count, number, percent, span
 
 PLAIN_WIDTH = 118

@@ -3,18 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from openvision.errors import OpenVisionError
 from openvision.hardware import Device, Range, model_flops_utilisation
 from openvision.models.flops import TowerFlops, contrastive_flops, patches_of, sample_flops
 from openvision.models.openvision2 import ModelConfig, OpenVision2Config
 from openvision.planning.cautions import warnings_of
 from openvision.planning.cost import (
-    DATASET_SAMPLES,
     LOADER_OVERHEAD,
     SAMPLE_KILOBYTES,
     Cost,
     StepTime,
-    Stretch,
     cost,
     decode_rate,
     step_time,
@@ -22,7 +19,6 @@ from openvision.planning.cost import (
 )
 from openvision.planning.memory import (
     Checkpointing,
-    LossMemory,
     Setting,
     Sharding,
     activation_bytes,
@@ -31,86 +27,10 @@ from openvision.planning.memory import (
     state_bytes,
 )
 from openvision.planning.parameters import Parameters, count_parameters
-from openvision.training.recipe import Recipe, Stage
+from openvision.planning.stage import Assumptions, Fit, StagePlan
+from openvision.recipe.schema import Recipe, Stage
 
 CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full")
-CAPTION_TOKENS = 60.0
-"""Mean target tokens of a caption: Recap-DataComp-1B's captions have 49 words on average."""
-
-
-@dataclass(frozen=True)
-class Assumptions:
-    """What the plan takes for granted; ranges are lowest and highest."""
-
-    device: Device
-    devices: int
-    mfu: Range
-    """Utilisation of forward and backward; update and unhidden traffic come on top."""
-    price: Range
-    caption_tokens: float = CAPTION_TOKENS
-    dataset_samples: int = DATASET_SAMPLES
-
-    def __post_init__(self) -> None:
-        for name, (low, high) in (("mfu", self.mfu), ("price", self.price)):
-            if not 0 <= low <= high:
-                raise OpenVisionError(f"{name} {low}-{high} is no range; give the lower value first, e.g. 0.3-0.45")
-        if not 0 < self.mfu[0] <= self.mfu[1] <= 1:
-            raise OpenVisionError(f"mfu {self.mfu[0]}-{self.mfu[1]} must be above 0 and at most 1, e.g. 0.3-0.45")
-
-
-@dataclass(frozen=True)
-class Fit:
-    """One way to lay out a stage on a device, and the most samples that fit at a time."""
-
-    setting: Setting
-    state: float
-    """Bytes of parameters, gradients, moments and copies."""
-    per_sample: Range
-    """Bytes of activations a sample."""
-    micro_batch: int
-    """Most samples at a time that fit by the high estimate; 0 when not even one does."""
-    hopeful: int
-    """Most that fit by the low one."""
-    parts: int
-    """Chunks that the device's share of the batch is computed in."""
-    peak: Range
-    """Bytes at `micro_batch`, or at one sample when that does not fit."""
-    stretch: Stretch
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """One stage."""
-
-    stage: Stage
-    local_batch: int
-    patches: int
-    towers: tuple[TowerFlops, ...]
-    contrastive: int
-    """Forward operations of a sample's contrastive logits, which no MFU counts."""
-    losses: LossMemory
-    fits: tuple[Fit, ...]
-    chosen: Fit | None
-    """The layout of the run; None when none fits in all stages, and then times are as if memory were no matter."""
-    time: StepTime
-    cost: Cost
-    mfu: Range
-    """Of the whole step."""
-    images_per_second: Range
-    """All devices together."""
-    decode_cores: Range
-    """Processor cores that decoding keeps busy at `images_per_second`, all devices together."""
-    terabytes_read: Range
-
-    @property
-    def training(self) -> int:
-        """Operations of one training sample."""
-        return sum(tower.training for tower in self.towers)
-
-    @property
-    def forward(self) -> int:
-        """Operations of one forward pass."""
-        return sum(tower.forward for tower in self.towers)
 
 
 @dataclass(frozen=True)

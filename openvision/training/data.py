@@ -7,9 +7,9 @@ import torch
 
 from openvision.data.loader import Batch
 from openvision.data.mixture import Mixture, Ordering
-from openvision.data.shards import ShardDataset
-from openvision.data.store import join_folder
-from openvision.training.recipe import Recipe, Source
+from openvision.data.shards.dataset import ShardDataset
+from openvision.data.shards.store import join_folder
+from openvision.recipe.schema import Recipe, Source
 
 
 def open_training_data(recipe: Recipe, folder: str | Path) -> Mixture:

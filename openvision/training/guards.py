@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from openvision.errors import OpenVisionError
-from openvision.training.checkpoint_files import Progress
+from openvision.recipe.schema import Guards
+from openvision.runtime import SINGLE_PROCESS, Processes
+from openvision.training.checkpoint.folders import Progress
 from openvision.training.losses import Losses
-from openvision.training.parallel import ALONE, Processes
-from openvision.training.recipe import Guards
 
 # The median absolute deviation of a normal distribution is its standard deviation divided by this.
 _NORMAL = 1.4826
@@ -78,7 +78,7 @@ def refuse_together(reason: str, processes: Processes) -> None:
 
     All processes must call it once one of them is known to have one.
     """
-    reasons = processes.gathered(reason)
+    reasons = processes.all_gather(reason)
     told = [f"{why} (process {rank})" if len(reasons) > 1 else why for rank, why in enumerate(reasons) if why]
     if told:
         raise OpenVisionError(f"{told[0]}; nothing was updated. Lower the learning rate or look at the batch")
@@ -86,7 +86,7 @@ def refuse_together(reason: str, processes: Processes) -> None:
 
 def refuse_broken(losses: Losses, gradient_norm: Tensor) -> bool:
     """Raise OpenVisionError when a loss or the gradient of this process is not finite; else the update may be made."""
-    refuse_together(why_broken(losses, gradient_norm), ALONE)
+    refuse_together(why_broken(losses, gradient_norm), SINGLE_PROCESS)
     return True
 
 

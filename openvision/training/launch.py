@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from openvision.files import make_folder
-from openvision.training.parallel import join_processes
-from openvision.training.recipe import Recipe
-from openvision.training.supervision import clear_failure, told_once
+from openvision.recipe.schema import Recipe
+from openvision.runtime import join_processes
+from openvision.training.run.watchdog import clear_failure, told_once
 from openvision.training.trainer import Trainer
 
 
@@ -15,10 +15,10 @@ def launch(recipe: Recipe, data_folder: str | Path, run_folder: Path, force: boo
     Raises Interrupted when the run was asked to stop and has saved its state.
     """
     make_folder(run_folder)
-    with join_processes(recipe.parallel) as processes:
+    with join_processes(recipe.parallel.start_seconds, recipe.parallel.replicate) as processes:
         if processes.is_main:
             clear_failure(run_folder)
-        processes.wait()
+        processes.barrier()
         trainer: Trainer | None = None
 
         def how_far() -> str:

@@ -11,17 +11,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from openvision.data.images import normalize
 from openvision.data.loader import Batch
+from openvision.images.preprocess import normalize
 from openvision.models.autoregressive import teacher_forcing_ids
 from openvision.models.layers import Block
 from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config, random_patches
 from openvision.objectives.caption import caption_loss
 from openvision.objectives.contrastive import contrastive_losses
-from openvision.training.draws import Draws
+from openvision.recipe.schema import Loss, Recipe
 from openvision.training.losses import Losses, Terms
-from openvision.training.recipe import Loss, Recipe
+from openvision.training.randomness import Draws
 
 Embeds = tuple[Tensor, ...]
 

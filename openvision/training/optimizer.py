@@ -1,13 +1,15 @@
-"""Adam as the original runs it: decoupled decay on matrices only, first moment stored in bfloat16 (spec section 5).
+"""Adam and the learning-rate schedule of the original (spec section 5).
 
+- Decoupled weight decay on matrices only; the first moment is stored in bfloat16.
 - The first moment is rounded for storage only: the step uses the float32 value before rounding.
 - Decay covers every kernel (patch convolution, attention, MLP, heads, decoder projections) and spares biases,
-  norms, embeddings, positions, class token, queries and temperature.
+  norms, embeddings, positions, class token, queries and logit scale.
 - Tensors are updated together by fused list operations: a small model has hundreds of tiny tensors. On a CPU large
   ones are cut, so that the dozen operations on a piece find it in the cache; no number changes by it.
 - Off by default: a limit on the gradient's norm, and an average of the parameters (EMA) kept beside the moments.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from openvision.errors import OpenVisionError
-from openvision.training.recipe import Optimizer as OptimizerRecipe
+from openvision.recipe.schema import Optimizer as OptimizerRecipe
+from openvision.recipe.schema import Stage
+
+
+def learning_rate(stage: Stage, step: int) -> float:
+    """Learning rate of the update after `step` finished updates of `stage`; the first one is 0 under warm-up."""
+    total, warmup = stage.steps, stage.warmup_steps
+    progress = min(max((step - warmup) / (total - warmup), 0.0), 1.0)
+    ramp = min(1.0, step / warmup) if warmup else 1.0
+    return stage.peak_learning_rate * ramp * 0.5 * (1 + math.cos(math.pi * progress))
+
 
 # Elements updated at a time on a CPU, few enough to stay near its caches between the operations on them.
 PIECE_ON_CPU = 2**17

@@ -17,10 +17,10 @@ from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torch_profile
 
 from openvision.errors import OpenVisionError
+from openvision.recipe.schema import Recipe
 from openvision.training.data import to_device
-from openvision.training.draws import Draws
-from openvision.training.recipe import Recipe
-from openvision.training.schedule import learning_rate
+from openvision.training.optimizer import learning_rate
+from openvision.training.randomness import Draws
 from openvision.training.step import Step
 from openvision.training.trainer import Trainer
 

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from openvision.data.loader import Batch
 from openvision.objectives.gather import all_sum
-from openvision.training.accumulate import accumulate_gradients
-from openvision.training.draws import Draws, stochastic_depth
+from openvision.runtime import autocast
+from openvision.training.gradient_caching import accumulate_gradients
 from openvision.training.guards import refuse_broken
 from openvision.training.losses import Losses
 from openvision.training.objective import Objective, total, vision_blocks
 from openvision.training.optimizer import Adam
-from openvision.training.parallel import Spread
-from openvision.training.precision import autocast
+from openvision.training.randomness import Draws, stochastic_depth
+from openvision.training.setup.parallel import Spread
 
 Admit = Callable[[Losses, Tensor], bool]
 

@@ -18,30 +18,28 @@ from torch import Tensor
 
 from openvision.data.loader import Batch, Loader, Reading
 from openvision.errors import OpenVisionError
-from openvision.evaluation.in_training import check_evaluators, due, less_is_better, measure_in_training
+from openvision.evaluation.evaluators.in_training import check_evaluators, due, less_is_better, measure_in_training
 from openvision.files import make_folder
 from openvision.provenance import describe_run
-from openvision.training import reporting
-from openvision.training.build import build_spread, whole_model
-from openvision.training.checkpoint import Checkpoints
-from openvision.training.checkpoint_files import checkpoints
+from openvision.recipe.schema import Recipe, Stage, dump_recipe
+from openvision.runtime import SINGLE_PROCESS, Processes, resolve_precision
+from openvision.training.checkpoint.folders import checkpoints
+from openvision.training.checkpoint.manager import Checkpoints
 from openvision.training.data import open_training_data, open_validation_data, ordering_of, to_device
-from openvision.training.draws import Draws
 from openvision.training.guards import Jump, refuse_together, watch_loss, why_broken
 from openvision.training.losses import Losses
-from openvision.training.meter import Meter
-from openvision.training.metrics import RunLog
 from openvision.training.objective import build_objective
-from openvision.training.optimizer import build_optimizer
-from openvision.training.parallel import ALONE, Processes
-from openvision.training.precision import resolve_precision
-from openvision.training.recipe import Recipe, Stage, dump_recipe
-from openvision.training.record import Record
-from openvision.training.run_folder import claim_data, claim_recipe, claim_tokenizer
-from openvision.training.schedule import learning_rate
-from openvision.training.signals import Interrupted, StopRequest, clear_requeue, mark_requeue
+from openvision.training.optimizer import build_optimizer, learning_rate
+from openvision.training.randomness import Draws
+from openvision.training.run import messages as reporting
+from openvision.training.run.folder import claim_data, claim_recipe, claim_tokenizer
+from openvision.training.run.log import RunLog
+from openvision.training.run.sessions import Record
+from openvision.training.run.signals import Interrupted, StopRequest, clear_requeue, mark_requeue
+from openvision.training.run.throughput import Meter
+from openvision.training.run.watchdog import Watchdog
+from openvision.training.setup.model import build_spread, whole_model
 from openvision.training.step import Step
-from openvision.training.supervision import Watchdog
 from openvision.training.validation import headline, validate
 from openvision.weights.folder import save_folder
 
@@ -56,7 +54,7 @@ class Trainer:
         recipe: Recipe,
         data_folder: str | Path,
         run_folder: Path,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
         force: bool = False,
     ) -> None:
         """Open the data, the tokenizer and the newest checkpoint, if the run was begun before.
@@ -189,7 +187,7 @@ class Trainer:
         minutes = self.recipe.run.checkpoint_minutes
         late = minutes is not None and time.monotonic() - self._last_save > 60 * minutes
         flags = [bool(broken), self.stop.wanted, self.stop.requeue, late]
-        any_broken, self._leaving, requeue, self._save_due = self.processes.any(flags)
+        any_broken, self._leaving, requeue, self._save_due = self.processes.any_rank(flags)
         if any_broken:
             refuse_together(broken, self.processes)
         if self._leaving:
@@ -331,7 +329,7 @@ class Trainer:
     def _first(self, work: Any) -> Any:
         """`work` done by the main process before the others go on; None in those."""
         result = work() if self.processes.is_main else None
-        self.processes.wait()
+        self.processes.barrier()
         return result
 
     def _say(self, message: str, main_only: bool = False) -> None:

@@ -9,14 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from openvision.data.shards import ShardDataset
-from openvision.evaluation.captioning import caption_nats
-from openvision.evaluation.features import read_split
-from openvision.evaluation.suite import evaluate_split
+from openvision.data.shards.dataset import ShardDataset
+from openvision.evaluation.data.split import read_split
+from openvision.evaluation.evaluators.captioning import caption_nats
+from openvision.evaluation.suites.held_out import evaluate_split
 from openvision.models.openvision2 import OpenVision2
 from openvision.objectives.gather import gather
+from openvision.runtime import SINGLE_PROCESS, Processes
 from openvision.text.tokenizer import Tokenizer
-from openvision.training.parallel import ALONE, Processes, Spread
+from openvision.training.setup.parallel import Spread
 
 
 def validate(
@@ -61,7 +62,7 @@ def caption_loss_of(
     dataset: ShardDataset,
     resolution: int,
     batch_size: int = 16,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> float:
     """Mean cross-entropy of all target tokens of the split, nats; the decoder reads all patches.
 

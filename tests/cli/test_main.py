@@ -41,7 +41,7 @@ def test_one_sentence_and_exit_code_1(arguments, message, tmp_path, monkeypatch)
 
 
 def test_train_from_the_command_line(tiny_recipe, shapes_folder, tmp_path):
-    from openvision.training.recipe import dump_recipe
+    from openvision.recipe.schema import dump_recipe
 
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(dump_recipe(tiny_recipe))

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openvision.data.augment import Augment
 from openvision.data.loader import Batch, Loader, Reading
 from openvision.data.mixture import Mixture, Ordering
-from openvision.data.shards import ShardDataset, ShardWriter
+from openvision.data.shards.dataset import ShardDataset, ShardWriter
 from openvision.errors import OpenVisionError
 from openvision.files import read_json_lines
+from openvision.images.augment import Augment
 from openvision.text.tokenizer import Tokenizer
 
 

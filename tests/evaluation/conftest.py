@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openvision.data.shards import ShardWriter
+from openvision.data.shards.dataset import ShardWriter
 from openvision.models.decoder import DecoderConfig
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.text import TextConfig

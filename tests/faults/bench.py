@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from openvision.files import read_json_lines
-from openvision.training.checkpoint_files import checkpoints, step_of
-from openvision.training.recipe import dump_recipe, parse_recipe
+from openvision.recipe.schema import dump_recipe, parse_recipe
+from openvision.training.checkpoint.folders import checkpoints, step_of
 
 FOLDER = Path(__file__).parent
 KILLED = -9

@@ -10,7 +10,7 @@ import pytest
 from bench import KILLED, REQUEUE, Bench, assert_same, events
 from promise import promise
 
-from openvision.training.record import read_sessions
+from openvision.training.run.sessions import read_sessions
 
 
 @promise(

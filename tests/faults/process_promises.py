@@ -15,7 +15,7 @@ from grain.experimental import index_shuffle
 from promise import promise
 
 from openvision.data.order import GlobalShuffle
-from openvision.training.record import read_sessions
+from openvision.training.run.sessions import read_sessions
 
 
 @promise(

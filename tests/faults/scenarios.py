@@ -84,7 +84,9 @@ def _kill_in_save(call: int) -> None:
 
         return call_or_die
 
-    from openvision.training import checkpoint, checkpoint_files, checkpoint_tensors
+    from openvision.training.checkpoint import folders as checkpoint_files
+    from openvision.training.checkpoint import manager as checkpoint
+    from openvision.training.checkpoint import tensors as checkpoint_tensors
 
     checkpoint_tensors.dcp.save = counting(checkpoint_tensors.dcp.save)
     for name in ("write_state", "write_durably", "sync_folder", "prune", "describe"):
@@ -96,7 +98,8 @@ def _kill_in_save(call: int) -> None:
 
 def _kill_in_load(call: int) -> None:
     """kill -9 while a checkpoint is being read: after so many files were hashed, or before the tensors are."""
-    from openvision.training import checkpoint_files, checkpoint_tensors
+    from openvision.training.checkpoint import folders as checkpoint_files
+    from openvision.training.checkpoint import tensors as checkpoint_tensors
 
     counted = [0]
     describe, load = checkpoint_files.describe, checkpoint_tensors.dcp.load

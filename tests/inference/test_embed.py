@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from openvision.cli.main import app
-from openvision.data.shards import ShardWriter
+from openvision.data.shards.dataset import ShardWriter
 from openvision.errors import OpenVisionError
 from openvision.inference import embed as module
 from openvision.inference.embed import embed, read_features

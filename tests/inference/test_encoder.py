@@ -8,9 +8,7 @@ import torch
 from PIL import Image
 
 from openvision.errors import OpenVisionError
-from openvision.inference.classify import classify, clean_labels
-from openvision.inference.encoder import Encoder
-from openvision.inference.search import search
+from openvision.inference.encoder import Encoder, classify, clean_labels, search
 from openvision.inference.vision import UnreadableImageError
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from openvision.data.images import normalize, resize_center_crop, squash
 from openvision.errors import OpenVisionError
+from openvision.images.preprocess import normalize, resize_center_crop, squash
 from openvision.inference.encoder import Encoder
 from openvision.inference.vision import VisionEncoder
 from openvision.models.vision import VisionConfig, VisionTransformer

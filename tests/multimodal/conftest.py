@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from openvision.multimodal.toy import write_toy_llm
+from openvision.multimodal.model.toy import write_toy_llm
 from tests.multimodal import tiny
 
 

@@ -6,14 +6,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from openvision.cli.main import app
-from openvision.multimodal.answer_logits import answer_logits_only
-from openvision.multimodal.collate import Collator
-from openvision.multimodal.conversation import encode, parse_sample
 from openvision.multimodal.cost import stage_work
-from openvision.multimodal.generate import load_assistant
-from openvision.multimodal.geometry import Geometry
-from openvision.multimodal.modules import choose_trained
+from openvision.multimodal.data.collate import Collator
+from openvision.multimodal.data.conversation import encode, parse_sample
+from openvision.multimodal.model.generate import load_assistant
+from openvision.multimodal.model.geometry import Geometry
 from openvision.multimodal.recipe import LearningRates, Stage
+from openvision.multimodal.training.answer_logits import answer_logits_only
+from openvision.multimodal.training.modules import choose_trained
 from openvision.weights.registry import released
 from tests.multimodal import tiny
 

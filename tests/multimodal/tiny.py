@@ -1,4 +1,4 @@
-"""An encoder, models and pictures small enough for every test; the language model is `openvision.multimodal.toy`'s."""
+"""An encoder, models and images small enough for every test; the language model is `multimodal.model.toy`'s."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from openvision.models.vision import VisionConfig, VisionTransformer
-from openvision.multimodal.build import BuildOptions, Built, assemble, save
-from openvision.multimodal.llm import LanguageModel, load_llm
-from openvision.multimodal.towers import Tower, tower_of
+from openvision.multimodal.model.build import BuildOptions, Built, assemble, save
+from openvision.multimodal.model.llm import LanguageModel, load_llm
+from openvision.multimodal.model.towers import Tower, tower_of
 from openvision.weights.load import Checkpoint
 
 VISION = VisionConfig(width=48, depth=3, mlp_dim=96, heads=3, patch_size=8, image_size=44)

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from openvision.errors import OpenVisionError
-from openvision.evaluation.clip_benchmark import load_openvision
-from openvision.evaluation.evaluators import measure_all, parse_evaluators
-from openvision.evaluation.subject import Subject
+from openvision.evaluation.evaluators.base import measure_all, parse_evaluators
+from openvision.evaluation.evaluators.model import Subject
+from openvision.evaluation.suites.clip_benchmark import load_openvision
 from openvision.models.openvision import OpenVision
 from openvision.models.vision import VisionTransformer
 from openvision.text.tokenizer import Tokenizer
@@ -82,7 +82,7 @@ def test_its_command_gives_our_accuracy(checkpoint, data, tmp_path) -> None:
     words += ["--dataset", "wds/set", "--dataset_root", str(data), "--task", "zeroshot_classification"]
     words += ["--output", str(tmp_path / "result.json"), "--num_workers", "0", "--no_amp"]
     done = subprocess.run(
-        [sys.executable, "-m", "openvision.evaluation.clip_benchmark", *words],
+        [sys.executable, "-m", "openvision.evaluation.suites.clip_benchmark", *words],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,

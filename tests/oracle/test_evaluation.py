@@ -14,12 +14,12 @@ from open_clip_train import zero_shot as open_clip_zero_shot
 from open_clip_train.train import get_clip_metrics
 from safetensors.torch import save_file
 
-from openvision.data.images import normalize
-from openvision.evaluation.features import encode_images, text_encoder
-from openvision.evaluation.metrics import retrieval_ranks
-from openvision.evaluation.prompts import class_names, classifier, protocol
-from openvision.evaluation.retrieval import retrieval
-from openvision.evaluation.zero_shot_evaluator import answers, summarize
+from openvision.encoding import encode_images, text_encoder
+from openvision.evaluation.data.prompts import class_names, classifier, protocol
+from openvision.evaluation.evaluators.retrieval import retrieval
+from openvision.evaluation.evaluators.zero_shot import answers, summarize
+from openvision.evaluation.metrics.ranks import retrieval_ranks
+from openvision.images.preprocess import normalize
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.text import TextConfig
 from openvision.models.vision import VisionConfig

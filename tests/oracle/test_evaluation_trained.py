@@ -15,12 +15,13 @@ from open_clip_train import zero_shot as open_clip_zero_shot
 from open_clip_train.train import get_clip_metrics
 from safetensors.torch import save_file
 
-from openvision.data.images import normalize
-from openvision.data.shards import ShardDataset
-from openvision.evaluation.features import encode_images, read_split, text_encoder
-from openvision.evaluation.prompts import classifier, protocol
-from openvision.evaluation.retrieval import retrieval
-from openvision.evaluation.zero_shot_evaluator import answers, summarize
+from openvision.data.shards.dataset import ShardDataset
+from openvision.encoding import encode_images, text_encoder
+from openvision.evaluation.data.prompts import classifier, protocol
+from openvision.evaluation.data.split import read_split
+from openvision.evaluation.evaluators.retrieval import retrieval
+from openvision.evaluation.evaluators.zero_shot import answers, summarize
+from openvision.images.preprocess import normalize
 from openvision.text.captions import sentences
 from openvision.weights.load import load_checkpoint
 from openvision.weights.open_clip import CONFIG_FILE, config_to_open_clip, to_open_clip

@@ -11,9 +11,10 @@ from openvision.cli.main import app
 from openvision.errors import OpenVisionError
 from openvision.hardware import DEVICES
 from openvision.planning.page import print_plan
-from openvision.planning.plan import Assumptions, make_plan
+from openvision.planning.plan import make_plan
+from openvision.planning.stage import Assumptions
 from openvision.planning.units import count, number, percent, span
-from openvision.training.recipe import load_recipe
+from openvision.recipe.schema import load_recipe
 
 L14 = str(Path(__file__).parents[2] / "recipes/openvision/l14.toml")
 

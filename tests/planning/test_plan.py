@@ -12,8 +12,9 @@ from openvision.hardware import DEVICES, GIB
 from openvision.models.flops import training_flops
 from openvision.models.openvision2 import OpenVision2Config
 from openvision.planning.numbers import plan_numbers
-from openvision.planning.plan import Assumptions, Plan, make_plan, texts_of
-from openvision.training.recipe import Recipe, load_recipe, parse_recipe
+from openvision.planning.plan import Plan, make_plan, texts_of
+from openvision.planning.stage import Assumptions
+from openvision.recipe.schema import Recipe, load_recipe, parse_recipe
 from tests.conftest import TINY_RECIPE
 
 ROOT = Path(__file__).parents[2]

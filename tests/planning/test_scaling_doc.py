@@ -7,9 +7,10 @@ import pytest
 
 from openvision.hardware import DEVICES
 from openvision.planning.memory import Setting, state_bytes
-from openvision.planning.plan import Assumptions, Plan, make_plan
+from openvision.planning.plan import Plan, make_plan
+from openvision.planning.stage import Assumptions
 from openvision.planning.units import count, number, span
-from openvision.training.recipe import load_recipe
+from openvision.recipe.schema import load_recipe
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")

@@ -6,12 +6,13 @@ import torch
 from safetensors.torch import save_file
 
 from openvision.data.loader import Batch
-from openvision.training.build import build_spread
-from openvision.training.draws import Draws
+from openvision.recipe.schema import Parallel, Recipe, parse_recipe
+from openvision.runtime import Processes, join_processes
 from openvision.training.objective import build_objective
 from openvision.training.optimizer import build_optimizer
-from openvision.training.parallel import Processes, join_processes, whole
-from openvision.training.recipe import Parallel, Recipe, parse_recipe
+from openvision.training.randomness import Draws
+from openvision.training.setup.model import build_spread
+from openvision.training.setup.parallel import whole
 from openvision.training.step import Step
 
 GLOBAL = 16
@@ -66,7 +67,7 @@ def run(out: str, parallel: dict[str, Any]) -> None:
     """Write the first values, the losses and the gradients of every case."""
     torch.set_num_threads(1)
     written: dict[str, torch.Tensor] = {}
-    with join_processes(Parallel(**parallel)) as processes:
+    with join_processes(Parallel(**parallel).start_seconds, Parallel(**parallel).replicate) as processes:
         for name, parts in CASES:
             recipe = recipe_of(name, parallel)
             spread = build_spread(recipe, processes, fresh=True)

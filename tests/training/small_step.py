@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 from openvision.data.loader import Batch
-from openvision.training.draws import Draws
+from openvision.recipe.schema import Recipe, parse_recipe
 from openvision.training.objective import build_objective
 from openvision.training.optimizer import Adam
-from openvision.training.recipe import Recipe, parse_recipe
+from openvision.training.randomness import Draws
 from openvision.training.step import Step
 
 SAMPLES = 8

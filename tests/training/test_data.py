@@ -5,8 +5,8 @@ import copy
 import pytest
 
 from openvision.errors import OpenVisionError
+from openvision.recipe.schema import Recipe, load_recipe, parse_recipe
 from openvision.training.data import open_training_data, ordering_of
-from openvision.training.recipe import Recipe, load_recipe, parse_recipe
 from openvision.training.trainer import Trainer
 from tests.conftest import TINY_RECIPE
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from openvision.errors import OpenVisionError
-from openvision.training.checkpoint_files import Progress
+from openvision.recipe.schema import Guards
+from openvision.training.checkpoint.folders import Progress
 from openvision.training.guards import refuse_broken, watch_loss
 from openvision.training.losses import Losses
-from openvision.training.recipe import Guards
 
 
 def losses_of(value: float) -> Losses:

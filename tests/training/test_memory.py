@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import json, resource, sys
 from pathlib import Path
-from openvision.training.recipe import load_recipe
+from openvision.recipe.schema import load_recipe
 from openvision.training.trainer import Trainer
 
 recipe = load_recipe(Path(sys.argv[1]), ["stages.0.samples=256", "stages.1.samples=256", "stages.2.samples=768",

@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 
-from openvision.data.shards import ShardDataset
+from openvision.data.shards.dataset import ShardDataset
 from openvision.errors import OpenVisionError
 from openvision.files import read_json_lines
 from openvision.models.openvision2 import OpenVision2
-from openvision.training.recipe import Recipe, parse_recipe
+from openvision.recipe.schema import Recipe, parse_recipe
 from openvision.training.trainer import Interrupted, Trainer
 from openvision.training.validation import caption_loss_of, headline
 

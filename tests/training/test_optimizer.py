@@ -11,9 +11,9 @@ from openvision.errors import OpenVisionError
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.text import TextConfig
 from openvision.models.vision import VisionConfig
+from openvision.recipe.schema import Optimizer
 from openvision.training import optimizer as optimizer_module
 from openvision.training.optimizer import Adam, build_optimizer
-from openvision.training.recipe import Optimizer
 
 
 def bfloat16(x: np.ndarray | float) -> np.ndarray:

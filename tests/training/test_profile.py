@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from openvision.cli.main import app
 from openvision.errors import OpenVisionError
+from openvision.recipe.schema import dump_recipe, parse_recipe
 from openvision.training.profile import Phases, profile_recipe
-from openvision.training.recipe import dump_recipe, parse_recipe
 from tests.conftest import TINY_RECIPE
 
 

@@ -2,8 +2,8 @@
 
 import math
 
-from openvision.training.recipe import Stage
-from openvision.training.schedule import learning_rate
+from openvision.recipe.schema import Stage
+from openvision.training.optimizer import learning_rate
 
 IMAGENET = 1_281_167
 PRETRAIN = Stage(

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from openvision.errors import OpenVisionError
 from openvision.files import read_json_lines
-from openvision.training.checkpoint import checkpoints
-from openvision.training.metrics import MetricsLog
-from openvision.training.recipe import dump_recipe, load_recipe
+from openvision.recipe.schema import dump_recipe, load_recipe
+from openvision.training.checkpoint.manager import checkpoints
+from openvision.training.run.log import MetricsLog
 from openvision.training.trainer import Interrupted, Trainer
 
 

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 import openvision
 from openvision.cli.main import app
-from openvision.data.images import normalize
 from openvision.errors import OpenVisionError
+from openvision.images.preprocess import normalize
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.text import TextConfig
 from openvision.models.variants import SIZES

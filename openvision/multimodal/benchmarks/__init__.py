@@ -4,17 +4,17 @@ One file a benchmark. `BENCHMARKS` lists them by the name the command line takes
 """
 
 from openvision.errors import OpenVisionError
-from openvision.multimodal.benchmarks.chartqa import CHARTQA
-from openvision.multimodal.benchmarks.gqa import GQA
-from openvision.multimodal.benchmarks.mme import MME
-from openvision.multimodal.benchmarks.mmvet import MMVET
-from openvision.multimodal.benchmarks.ocrbench import OCRBENCH
-from openvision.multimodal.benchmarks.pictures import PICTURES
-from openvision.multimodal.benchmarks.pope import POPE
 from openvision.multimodal.benchmarks.question import Benchmark, Question
-from openvision.multimodal.benchmarks.scienceqa import SCIENCEQA
-from openvision.multimodal.benchmarks.seed import SEED
-from openvision.multimodal.benchmarks.textvqa import TEXTVQA
+from openvision.multimodal.benchmarks.scorers.chartqa import CHARTQA
+from openvision.multimodal.benchmarks.scorers.gqa import GQA
+from openvision.multimodal.benchmarks.scorers.mme import MME
+from openvision.multimodal.benchmarks.scorers.mmvet import MMVET
+from openvision.multimodal.benchmarks.scorers.ocrbench import OCRBENCH
+from openvision.multimodal.benchmarks.scorers.pictures import PICTURES
+from openvision.multimodal.benchmarks.scorers.pope import POPE
+from openvision.multimodal.benchmarks.scorers.scienceqa import SCIENCEQA
+from openvision.multimodal.benchmarks.scorers.seed import SEED
+from openvision.multimodal.benchmarks.scorers.textvqa import TEXTVQA
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from openvision.multimodal.benchmarks.runner import Answerer
-from openvision.multimodal.generate import Assistant, Decoding, Question, load_assistant
+from openvision.multimodal.model.generate import Assistant, Decoding, Question, load_assistant
 
 
 def answerer_of(assistant: Assistant, blind: bool = False) -> Answerer:

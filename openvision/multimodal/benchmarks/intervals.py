@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from openvision.evaluation.metrics import wilson_interval
+from openvision.evaluation.metrics.ranks import wilson_interval
 from openvision.multimodal.benchmarks.question import Benchmark, Marks, Question
 
 _RESAMPLES = 1000

@@ -14,8 +14,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from openvision.multimodal.generate import Decoding, Question, load_assistant
-from openvision.multimodal.llm import IMAGE_TOKEN
+from openvision.multimodal.model.generate import Decoding, Question, load_assistant
+from openvision.multimodal.model.llm import IMAGE_TOKEN
 
 MODEL_ID = "openvision"
 _DEFAULT_NEW_TOKENS = 1024

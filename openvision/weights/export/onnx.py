@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openvision.data.images import IMAGENET_MEAN, IMAGENET_STD
 from openvision.errors import require
+from openvision.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from openvision.models.layers import sincos_position_table
 from openvision.models.openvision import unit
 from openvision.models.text import TextTransformer

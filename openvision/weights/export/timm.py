@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openvision.data.images import IMAGENET_MEAN, IMAGENET_STD
 from openvision.errors import require
+from openvision.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from openvision.models.layers import sincos_position_table
 from openvision.models.vision import VisionTransformer
 from openvision.weights.export.parity import Parity, compare, example_images

@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openvision.data.images import IMAGENET_MEAN, IMAGENET_STD
 from openvision.errors import require
+from openvision.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from openvision.models.layers import LAYER_NORM_EPS, sincos_position_table
 from openvision.models.openvision import unit
 from openvision.models.vision import VisionTransformer

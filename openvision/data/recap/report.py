@@ -1,0 +1,135 @@
+"""What a join found: one dictionary for the JSON file, and the same as tables on the terminal."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from openvision.data.recap.table import EXAMPLES
+from openvision.data.shards.store import Store
+
+# Reason -> what the terminal says.
+SAMPLE_REASONS = {
+    "no_row": "no usable row in the table",
+    "no_join_value": "nothing to join by in its json",
+    "placeholder": "error picture, by its repeated hash",
+    "another_picture": "the row of its key is of another picture",
+    "differing_captions": "several rows with differing captions",
+    "duplicate_key": "key came before in its shard",
+    "bad_json": "json member broken",
+}
+ROW_REASONS = {
+    "not_on_disk": "picture not on disk",
+    "no_join_value": "nothing to join by",
+    "empty_caption": "caption empty",
+    "placeholder": "error picture, by its repeated hash",
+}
+_MOST = 20
+
+
+def make_report(
+    samples: Sequence[Path],
+    rows: Sequence[Path],
+    on_disk: np.ndarray,
+    in_table: np.ndarray,
+    threshold: int,
+    store: Store,
+) -> dict[str, Any]:
+    """Sum the reports of shards (`samples`) and of parts of the table (`rows`)."""
+    sample_counts, sample_examples = _sum(samples)
+    row_counts, row_examples = _sum(rows)
+    return {
+        "samples": {
+            "total": sample_counts["samples"],
+            "joined": sample_counts["joined"],
+            "join_rate": _share(sample_counts["joined"], sample_counts["samples"]),
+            "dropped": {reason: sample_counts[reason] for reason in SAMPLE_REASONS},
+            "examples": sample_examples,
+            "with_several_rows": sample_counts["several_rows"],
+        },
+        "rows": {
+            "total": row_counts["rows"],
+            "on_disk": row_counts["on_disk"],
+            "on_disk_rate": _share(row_counts["on_disk"], row_counts["rows"]),
+            "dropped": {reason: row_counts[reason] for reason in ROW_REASONS},
+            "examples": row_examples,
+        },
+        "captions_mended": sample_counts["mended"],
+        "placeholders": {
+            "threshold": threshold,
+            "on_disk": _placeholders(on_disk),
+            "in_table": _placeholders(in_table),
+        },
+        "download": _download(store),
+    }
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _sum(paths: Sequence[Path]) -> tuple[Counter[str], dict[str, list[str]]]:
+    counts: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {}
+    for path in paths:
+        part = json.loads(path.read_text(encoding="utf-8"))
+        counts.update(part["counts"])
+        for reason, found in part["examples"].items():
+            examples[reason] = (examples.get(reason, []) + found)[:EXAMPLES]
+    return counts, {reason: found for reason, found in examples.items() if found}
+
+
+def _placeholders(found: np.ndarray) -> dict[str, Any]:
+    most = found[np.argsort(found[:, 1], kind="stable")[::-1][:_MOST]].tolist()
+    return {
+        "pictures": len(found),
+        "copies": int(found[:, 1].sum()),
+        "most_copied": [{"sha256_begins": f"{digest:016x}", "copies": copies} for digest, copies in most],
+    }
+
+
+def _download(store: Store) -> dict[str, int] | None:
+    """Sums of img2dataset's statistics of the shards; None where it left none."""
+    sums: Counter[str] = Counter()
+    for name in store.sizes("_stats.json"):
+        try:
+            stats = json.loads(store.read(name))
+        except ValueError:
+            # Cut short when a download was stopped: the shard itself tells what came of it.
+            sums["unreadable_files"] += 1
+            continue
+        for field in ("count", "successes", "failed_to_download", "failed_to_resize"):
+            sums[field] += int(stats.get(field, 0))
+    return dict(sums) if sums else None
+
+
+def print_report(report: dict[str, Any], console: Console) -> None:
+    """The report as tables."""
+    samples, rows, placeholders = report["samples"], report["rows"], report["placeholders"]
+    console.print(_table("samples on disk", samples, samples["joined"], "joined", SAMPLE_REASONS))
+    console.print(_table("rows of the table", rows, rows["on_disk"], "picture on disk", ROW_REASONS))
+    for place, found in (("on disk", placeholders["on_disk"]), ("in the table", placeholders["in_table"])):
+        console.print(
+            f"pictures that come {placeholders['threshold']} times or more {place}: {found['pictures']:,} "
+            f"({found['copies']:,} copies)",
+            highlight=False,
+        )
+    console.print(f"captions mended: {report['captions_mended']:,}", highlight=False)
+    if report["download"]:
+        parts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in report["download"].items())
+        console.print(f"img2dataset said: {parts}", highlight=False)
+
+
+def _table(title: str, part: dict[str, Any], good: int, label: str, reasons: dict[str, str]) -> Table:
+    table = Table("", "count", "share", title=title, title_justify="left")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    lines = [("all", part["total"]), (label, good)]
+    lines += [(text, part["dropped"][reason]) for reason, text in reasons.items() if part["dropped"][reason]]
+    for text, count in lines:
+        table.add_row(text, f"{count:,}", f"{_share(count, part['total']):.1%}")
+    return table

@@ -1,0 +1,248 @@
+"""Write one joined shard: which row captions which sample, and the captions tar or new shard that results.
+
+Captions that were decoded wrongly on their way into the table are fixed where there is no doubt. Two kinds occur in the
+release. UTF-8 bytes written out as text (`CLR\\xc2\\xae`): nobody writes that, it is fixed wherever the bytes make
+characters. UTF-8 read as Windows-1252 (`cafÃ©`): here correct texts look alike (`NESCAFÉ®` and `AMANHÃ…` are valid
+UTF-8 when read backwards), so a text is fixed only if it holds a sequence that no correct text has and the whole of it
+can be decoded again.
+"""
+
+import io
+import json
+import os
+import re
+import shutil
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from openvision.data.recap.index import JOIN_FIELDS, TarSample, digest, identity, tar_samples
+from openvision.data.recap.table import EXAMPLES, ORIGINAL_CAPTION
+from openvision.data.shards.dataset import ShardWriter
+from openvision.data.shards.index import captions_name, index_name
+from openvision.data.shards.store import LocalStore, Store
+from openvision.errors import OpenVisionError
+from openvision.files import atomic_write_text
+
+_ESCAPED = re.compile(r"(?:\\x[89A-Fa-f][0-9A-Fa-f])+")
+
+
+def _windows_bytes() -> dict[str, int]:
+    table = {chr(code): code for code in range(256)}
+    for code in range(0x80, 0xA0):
+        # Five codes have no character in Windows-1252; programs leave them as the control characters they are.
+        table[bytes([code]).decode("cp1252", errors="ignore") or chr(code)] = code
+    return table
+
+
+_BYTES = _windows_bytes()
+_TAIL = "[" + re.escape("".join(character for character, code in _BYTES.items() if 0x80 <= code < 0xC0)) + "]"
+# A euro sign or low quote after a-circumflex, eth before Y-diaeresis, a capital in a small word, a control character.
+_PROOF = re.compile(rf"â[€‚„]{_TAIL}|ðŸ{_TAIL}{_TAIL}|[a-z][ÂÃ]{_TAIL}|[À-ô][\x80-\x9f]")
+
+
+def mend(text: str) -> str:
+    """The text with what is provably mis-decoded put right; anything else comes back as it is."""
+    if "\\x" in text:
+        text = _ESCAPED.sub(_unescape, text)
+    if text.isascii() or not _PROOF.search(text):
+        return text
+    codes = [_BYTES.get(character) for character in text]
+    try:
+        return bytes(code for code in codes if code is not None).decode("utf-8") if None not in codes else text
+    except UnicodeDecodeError:
+        return text
+
+
+def _unescape(match: re.Match[str]) -> str:
+    try:
+        return bytes.fromhex(match[0].replace("\\x", "")).decode("utf-8")
+    except UnicodeDecodeError:
+        return match[0]
+
+
+Mode = Literal["sidecar", "shards", "dry-run"]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What the joining of every shard needs to know."""
+
+    by: str
+    captions: tuple[tuple[str, str], ...]
+    """Column of the table and the name it gets."""
+    mode: Mode
+    output: Path | None
+    """Folder of the new shards."""
+    disk_placeholders: frozenset[int]
+    table_placeholders: frozenset[int]
+
+
+@dataclass
+class ShardReport:
+    """Counts of one shard, and the first keys of each reason."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def drop(self, reason: str, key: str) -> None:
+        """Count a sample that gets no caption."""
+        self.counts[reason] += 1
+        if len(listed := self.examples.setdefault(reason, [])) < EXAMPLES:
+            listed.append(key)
+
+
+def write_shard(writing: Writing, store: Store, name: str, places: np.ndarray, rows: list[Row], report: Path) -> None:
+    """Join one shard and write what is asked for; `report` is written last and says that the shard is finished.
+
+    `rows` are the rows put aside for the shard, and `places` the positions in it they belong to, sorted.
+    """
+    result = ShardReport()
+    joined = _joined(writing, store, name, places, rows, result)
+    if writing.mode == "shards":
+        assert writing.output is not None
+        _write_new(writing.output, name, joined)
+    else:
+        captions = {sample.key: texts for sample, _, texts in joined}
+        if writing.mode == "sidecar":
+            _write_sidecar(store, name, captions, [caption for _, caption in writing.captions])
+    atomic_write_text(report, json.dumps({"counts": result.counts, "examples": result.examples}))
+
+
+def _joined(
+    writing: Writing, store: Store, name: str, places: np.ndarray, rows: list[Row], report: ShardReport
+) -> Iterator[tuple[TarSample, dict[str, Any], dict[str, str]]]:
+    """Samples with their json and the captions they get; all others are counted."""
+    seen: set[str] = set()
+    for position, sample in enumerate(tar_samples(store, name)):
+        report.counts["samples"] += 1
+        start, end = np.searchsorted(places, [position, position + 1])
+        meta = sample.meta()
+        if sample.key in seen:
+            report.drop("duplicate_key", sample.key)
+        elif meta is None:
+            report.drop("bad_json", sample.key)
+        else:
+            row = _choose(writing, sample, meta, rows[start:end])
+            if isinstance(row, str):
+                report.drop(row, sample.key)
+            else:
+                report.counts["joined"] += 1
+                report.counts["several_rows"] += int(end - start > 1)
+                yield sample, meta, _captions(writing, row, report)
+        seen.add(sample.key)
+
+
+def _choose(writing: Writing, sample: TarSample, meta: dict[str, Any], rows: list[Row]) -> Row | str:
+    """The row that captions the sample, or the reason why there is none."""
+    own = sample.identities(meta)
+    if own[writing.by] is None:
+        return "no_join_value"
+    if digest(own["hash"] or "", "hash") in writing.disk_placeholders:
+        return "placeholder"
+    # 64 bits found them; the values decide.
+    rows = [row for row in rows if _of(row, writing.by) == own[writing.by]]
+    if not rows:
+        return "no_row"
+    # The caption of such a row was made from an error picture, whatever picture the address gives today.
+    rows = [row for row in rows if digest(_of(row, "hash") or "", "hash") not in writing.table_placeholders]
+    if not rows:
+        return "placeholder"
+    if writing.by == "key":
+        # img2dataset numbers what it downloads: another download gives the same key to another picture.
+        rows = [row for row in rows if not _contradicts(row, own)]
+        if not rows:
+            return "another_picture"
+    return _agreeing(writing, rows, own, sample.texts.get("txt", b"").decode("utf-8", errors="replace"))
+
+
+def _of(row: Row, by: str) -> str | None:
+    return identity(row.get(JOIN_FIELDS[by]), by)
+
+
+def _contradicts(row: Row, own: dict[str, str | None]) -> bool:
+    """Whether hash and url say that this is another picture: something is known, and nothing known is equal."""
+    compared = [_of(row, by) == own[by] for by in ("hash", "url") if _of(row, by) and own[by]]
+    return bool(compared) and not any(compared)
+
+
+def _agreeing(writing: Writing, rows: list[Row], own: dict[str, str | None], alt: str) -> Row | str:
+    """Of several rows the one that agrees most with the sample; a reason when captions differ and nothing decides."""
+
+    def agreement(row: Row) -> int:
+        same = sum(_of(row, by) == own[by] is not None for by in JOIN_FIELDS)
+        return same + (bool(alt) and mend(row.get(ORIGINAL_CAPTION) or "").strip() == mend(alt).strip())
+
+    best = max(agreement(row) for row in rows)
+    rows = [row for row in rows if agreement(row) == best]
+    main = writing.captions[0][0]
+    return rows[0] if len({mend(row[main]) for row in rows}) == 1 else "differing_captions"
+
+
+def _captions(writing: Writing, row: Row, report: ShardReport) -> dict[str, str]:
+    captions = {}
+    for column, name in writing.captions:
+        text = row.get(column) or ""
+        if text.strip():
+            captions[name] = mend(text)
+            report.counts["mended"] += captions[name] != text
+    return captions
+
+
+def _write_sidecar(store: Store, name: str, captions: dict[str, dict[str, str]], names: list[str]) -> None:
+    """Write the captions tar beside a shard; captions of other names that it holds already stay."""
+    target = captions_name(name)
+    kept = _read_sidecar(store, target) if store.exists(target) else {}
+    for key, texts in kept.items():
+        others = {caption: text for caption, text in texts.items() if caption not in names}
+        captions[key] = others | captions.get(key, {})
+    if isinstance(store, LocalStore):
+        # It describes the captions of before; without it the shard is indexed anew.
+        Path(store.join(index_name(name))).unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for key in sorted(key for key, texts in captions.items() if texts):
+            data = json.dumps(captions[key], ensure_ascii=False, sort_keys=True).encode("utf-8")
+            # A fresh TarInfo has time, user and mode fixed: the same captions give the same bytes.
+            info = tarfile.TarInfo(f"{key}.json")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    store.write(target, buffer.getvalue())
+
+
+def _read_sidecar(store: Store, name: str) -> dict[str, dict[str, str]]:
+    captions = {}
+    try:
+        with store.open(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                data = tar.extractfile(member)
+                captions[member.name.removesuffix(".json")] = json.loads(data.read() if data else b"{}")
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise OpenVisionError(f"captions {store.join(name)} cannot be read ({error}); remove the file") from error
+    return captions
+
+
+def _write_new(output: Path, name: str, joined: Iterator[tuple[TarSample, dict[str, Any], dict[str, str]]]) -> None:
+    """Write the joined samples as the shard `name` of the folder `output`; none when nothing joined."""
+    stem = name.removesuffix(".tar")
+    folder = output / f".{stem}.tmp"
+    # What an attempt that was killed left behind.
+    shutil.rmtree(folder, ignore_errors=True)
+    # One tar in, one tar out: the writer's own limit must not cut it.
+    with ShardWriter(folder, samples_per_shard=2**62) as writer:
+        for sample, meta, captions in joined:
+            alt = sample.texts.get("txt", b"").decode("utf-8", errors="replace")
+            # A folder inside the tar is part of the key, which the writer keeps flat.
+            key = sample.key.replace("/", "-")
+            writer.write(key, sample.image(), sample.extension, alt, meta | captions)
+    if (folder / "000000.tar").exists():
+        (output / index_name(name)).unlink(missing_ok=True)
+        os.replace(folder / "000000.tar", output / name)
+        os.replace(folder / index_name("000000.tar"), output / index_name(name))
+    shutil.rmtree(folder)

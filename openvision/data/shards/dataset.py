@@ -1,0 +1,321 @@
+"""Tar shards in the webdataset layout, written and read at random without unpacking.
+
+    000000.tar     KEY.png (or .jpg, .jpeg, .webp), KEY.txt, KEY.json, one after the other
+    000000.index   where each member lies and its hash (shard_index.py)
+    shards.json    all shards of the folder (manifest.py)
+
+The alt-text is the txt member, the synthetic caption a field of the json member, unless other names are asked for.
+"""
+
+import io
+import json
+import os
+import re
+import tarfile
+import threading
+from bisect import bisect_right
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from openvision.data.shards.index import (
+    CAPTIONS,
+    IMAGE_EXTENSIONS,
+    ShardIndex,
+    build_index,
+    index_name,
+    read_members,
+)
+from openvision.data.shards.manifest import index_folder, open_manifest
+from openvision.data.shards.read_ahead import ReadAhead
+from openvision.data.shards.store import LocalStore, RemoteStore, Store, open_store
+from openvision.errors import OpenVisionError
+from openvision.files import atomic_write_bytes, make_folder
+from openvision.images.decode import BadSampleError
+
+ALT_MEMBER = "txt"
+"""Name of the caption that is the txt member."""
+# Samples that are looked at to learn which captions a folder holds.
+_LOOKED_AT = 64
+_OPEN_INDICES = 256
+# The longest name that the plain tar format holds without a folder.
+_NAME_BYTES = 100
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture with its texts; `image` is the encoded file."""
+
+    key: str
+    image: bytes
+    extension: str
+    """Of the picture, which names its format: png, jpg, jpeg or webp."""
+    alt: str | list[str]
+    synthetic: str | list[str] | None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class ShardWriter:
+    """Writes samples into `folder/000000.tar`, `000001.tar`, ... with their indices.
+
+    A shard appears under its name when it is complete. The bytes depend on the samples alone.
+    """
+
+    def __init__(self, folder: Path, samples_per_shard: int = 10_000) -> None:
+        """Open `folder`, made when missing; raises OpenVisionError when it already holds shards."""
+        self.folder = make_folder(folder)
+        # Shards of an earlier and longer writing would stay behind and be read as part of this one.
+        if any(folder.glob("*.tar")):
+            raise OpenVisionError(f"folder {folder} already holds shards; remove them or choose another folder")
+        self.samples_per_shard = samples_per_shard
+        self._shards = 0
+        self._samples = 0
+        self._keys: set[str] = set()
+        self._tar: tarfile.TarFile | None = None
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        elif self._tar is not None:
+            self._tar.close()
+            self._temporary().unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Finish the last shard and write the manifest."""
+        self._finish_shard()
+        if self._shards:
+            index_folder(LocalStore(self.folder))
+
+    def write(self, key: str, image: bytes, extension: str, text: str, meta: dict[str, Any]) -> None:
+        """Append one sample; `meta` is the json member and holds the synthetic caption among its fields.
+
+        Raises OpenVisionError for a key that was written before or that a shard cannot hold.
+        """
+        self._check_key(key)
+        with self._clear_errors():
+            if self._tar is None:
+                self._tar = tarfile.open(self._temporary(), "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+            self._add(f"{key}.{extension}", image)
+            self._add(f"{key}.txt", text.encode("utf-8"))
+            self._add(f"{key}.json", json.dumps(meta, ensure_ascii=False).encode("utf-8"))
+        self._keys.add(key)
+        self._samples += 1
+        if self._samples == self.samples_per_shard:
+            self._finish_shard()
+
+    def _check_key(self, key: str) -> None:
+        if not key or "/" in key or "." in key:
+            raise OpenVisionError(f"key {key!r} must be a name without '/' and '.'")
+        if len(f"{key}.json".encode()) > _NAME_BYTES:
+            raise OpenVisionError(f"key {key!r} is too long: with its extension it may have {_NAME_BYTES} bytes")
+        if key in self._keys:
+            raise OpenVisionError(f"key {key!r} is written twice; every sample needs its own")
+
+    def _add(self, name: str, data: bytes) -> None:
+        assert self._tar is not None
+        # A fresh TarInfo has time, user and mode fixed: the same samples give the same bytes.
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        self._tar.addfile(info, io.BytesIO(data))
+
+    def _temporary(self) -> Path:
+        return self.folder / f".{self._shards:06d}.tar.tmp"
+
+    def _finish_shard(self) -> None:
+        if self._tar is None:
+            return
+        path = self.folder / f"{self._shards:06d}.tar"
+        with self._clear_errors():
+            self._tar.close()
+            # One left by an earlier writing must not pass for this shard's if we are stopped between the two.
+            (self.folder / index_name(path.name)).unlink(missing_ok=True)
+            os.replace(self._temporary(), path)
+        store = LocalStore(self.folder)
+        store.write(index_name(path.name), build_index(store, path.name))
+        self._tar, self._samples, self._shards = None, 0, self._shards + 1
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OpenVisionError(f"cannot write shards into {self.folder}: {error.strerror or error}") from error
+
+
+class ShardDataset:
+    """Random access to the samples of a folder of shards, in the order of shard names and members.
+
+    The folder is local or any URL fsspec reads. Holds no open file between processes: it can be sent to others, and
+    read from many threads.
+    """
+
+    def __init__(self, folder: str | Path, synthetic_key: str = "synthetic", alt_key: str = ALT_MEMBER) -> None:
+        """Open `folder`; raises OpenVisionError naming the folder or the shard that cannot be read.
+
+        `alt_key` and `synthetic_key` name the captions a sample's texts are taken from: "txt" is the txt member, any
+        other name a field of the json member or of the captions tar.
+        """
+        self.store = open_store(folder)
+        self.folder = self.store.name
+        self.synthetic_key = synthetic_key
+        self.alt_key = alt_key
+        self._manifest = open_manifest(self.store)
+        self._ends = list(accumulate(shard.samples for shard in self._manifest.shards))
+        if not len(self):
+            raise OpenVisionError(f"the shards of {self.folder} hold no sample")
+        self._indices = _Indices(self.store)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @property
+    def rejected(self) -> Counter[str]:
+        """What the shards hold and no sample is made of, by reason."""
+        return self._manifest.rejected
+
+    def _locate(self, index: int) -> tuple[str, int]:
+        """Shard and row of a sample."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        shard = bisect_right(self._ends, index)
+        return self._manifest.shards[shard].name, index - (self._ends[shard - 1] if shard else 0)
+
+    def key(self, index: int) -> str:
+        """Key of a sample, without reading it."""
+        shard, row = self._locate(index)
+        return self._indices[shard].key(row)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample `index`; raises BadSampleError when its json is broken, OpenVisionError when its shard is."""
+        shard, row = self._locate(index)
+        entry = self._indices[shard][row]
+        if index in self._manifest.duplicates:
+            raise BadSampleError("duplicate_key", f"{shard}: an earlier shard holds the key {entry.key} too")
+        members = read_members(self.store, shard, entry)
+        extension = next(extension for extension in IMAGE_EXTENSIONS if extension in members)
+        meta = _parse_meta(members.get("json", b"{}"), entry.key, self.store.join(shard))
+        if CAPTIONS in members:
+            meta |= _parse_meta(members[CAPTIONS], entry.key, self.store.join(shard))
+        txt = members.get("txt", b"").decode("utf-8", errors="replace")
+        alt = txt if self.alt_key == ALT_MEMBER else meta.pop(self.alt_key, None) or ""
+        synthetic = txt if self.synthetic_key == ALT_MEMBER else meta.pop(self.synthetic_key, None)
+        return Sample(entry.key, members[extension], extension, alt, synthetic, meta)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def caption_names(self) -> list[str]:
+        """Names under which texts were found in the first samples: "txt" and fields that hold texts."""
+        names: set[str] = set()
+        for index in range(min(len(self), _LOOKED_AT)):
+            shard, row = self._locate(index)
+            members = read_members(self.store, shard, self._indices[shard][row])
+            names |= {ALT_MEMBER} & members.keys()
+            for kind in {"json", CAPTIONS} & members.keys():
+                names |= _text_fields(members[kind])
+        return sorted(names)
+
+    def require_captions(self, *names: str) -> None:
+        """Raise OpenVisionError that lists the known names when one of `names` is in none of the first samples."""
+        known = self.caption_names()
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise OpenVisionError(
+                f"{self.folder} holds no captions named {unknown[0]!r}; known are {', '.join(known) or 'none'}"
+            )
+
+    def read_ahead(self) -> None:
+        """Read a remote folder in large pieces, for an order that keeps neighbours together."""
+        if isinstance(self.store, RemoteStore):
+            self.store = ReadAhead(self.store)
+
+    def manifest_hash(self) -> str:
+        """SHA-256 over the indices, which hold the hash of every member: the identity of the data."""
+        return self._manifest.sha256()
+
+    def shard_hashes(self) -> dict[str, str]:
+        """Shard -> SHA-256 of its index, of which `manifest_hash` is made."""
+        return {shard.name: shard.index_sha256 for shard in self._manifest.shards}
+
+
+class _Indices:
+    """Indices of shards, opened when first asked for; a bounded number stays open."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._open: OrderedDict[str, ShardIndex] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getitem__(self, shard: str) -> ShardIndex:
+        with self._lock:
+            index = self._open.pop(shard, None) or ShardIndex(self.store, shard)
+            self._open[shard] = index
+            if len(self._open) > _OPEN_INDICES:
+                self._open.popitem(last=False)
+        return index
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"store": self.store}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["store"])
+
+
+def _text_fields(data: bytes) -> set[str]:
+    try:
+        content = json.loads(data)
+    except ValueError:
+        return set()
+    fields = content.items() if isinstance(content, dict) else ()
+    return {name for name, value in fields if isinstance(value, str) or _is_texts(value)}
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
+
+
+def all_texts(dataset: ShardDataset) -> Iterator[str]:
+    """Every alt-text and synthetic caption, for learning a vocabulary; the loader counts the bad samples."""
+    for index in range(len(dataset)):
+        try:
+            sample = dataset[index]
+        except BadSampleError:
+            continue
+        for text in (sample.alt, sample.synthetic):
+            if text is not None:
+                yield from [text] if isinstance(text, str) else text
+
+
+def unpack_pictures(dataset: ShardDataset, folder: Path) -> int:
+    """Write every picture into `folder` as the file it is, named by the field `name` of its json or by its key.
+
+    Returns the number of pictures; of several of one name the later ones carry their key too.
+    """
+    make_folder(folder)
+    taken: set[str] = set()
+    for sample in dataset:
+        name = re.sub(r"[^\w.-]+", "-", str(sample.meta.get("name", sample.key))).strip("-.") or sample.key
+        name = f"{name}-{sample.key}" if name in taken else name
+        taken.add(name)
+        atomic_write_bytes(folder / f"{name}.{sample.extension}", sample.image)
+    return len(taken)
+
+
+def _parse_meta(data: bytes, key: str, path: str) -> dict[str, Any]:
+    try:
+        meta = json.loads(data)
+    except ValueError as error:
+        raise BadSampleError("bad_json", f"{path}: {key}.json is not JSON: {error}") from error
+    if not isinstance(meta, dict):
+        raise BadSampleError("bad_json", f"{path}: {key}.json is not an object")
+    return meta

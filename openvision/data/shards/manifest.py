@@ -1,0 +1,198 @@
+"""The manifest of a folder of shards, `shards.json`: every shard with its size, samples and the hash of its index.
+
+Opening a hundred thousand shards is reading this one file. In a local folder whatever is not indexed yet is indexed on
+the way; a remote one is indexed once, by `openvision data index`.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from openvision.data.shards.index import (
+    CAPTIONS_SUFFIX,
+    INDEX_SUFFIX,
+    ShardIndex,
+    build_index,
+    captions_name,
+    index_name,
+    read_members,
+)
+from openvision.data.shards.store import LocalStore, Store
+from openvision.errors import OpenVisionError
+
+FILE_NAME = "shards.json"
+_VERSION = 2
+# Beyond this the hashes of all keys would not fit comfortably into memory; `openvision data verify` says so.
+_MOST_COMPARED_KEYS = 100_000_000
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar of the folder."""
+
+    name: str
+    tar_bytes: int
+    captions_bytes: int | None
+    samples: int
+    rejected: dict[str, int]
+    """What the tar holds and no sample is made of, by reason."""
+    index_sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All shards of a folder, in the order of their names."""
+
+    shards: tuple[Shard, ...]
+    duplicates: frozenset[int]
+    """Numbers of samples whose key an earlier sample has."""
+
+    @property
+    def rejected(self) -> Counter[str]:
+        """What was kept out while indexing, by reason."""
+        counts = sum((Counter(shard.rejected) for shard in self.shards), Counter())
+        return counts + Counter({"duplicate_key": len(self.duplicates)} if self.duplicates else {})
+
+    def sha256(self) -> str:
+        """Identity of the data: over the indices, which hold the hash of every member."""
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            digest.update(f"{shard.name} {shard.index_sha256}\n".encode())
+        return digest.hexdigest()
+
+
+def open_manifest(store: Store) -> Manifest:
+    """The manifest of a folder; raises OpenVisionError when it does not fit the tars or a remote folder has none."""
+    manifest = _read(store)
+    if not isinstance(store, LocalStore):
+        if manifest is None:
+            raise OpenVisionError(f"{store.name} has no index; make it once with `openvision data index {store.name}`")
+        return manifest
+    known = {shard.name: shard for shard in manifest.shards} if manifest else {}
+    sizes = _tars(store)
+    _check_present(store, known, sizes)
+    captions, indices = store.sizes(CAPTIONS_SUFFIX), store.sizes(INDEX_SUFFIX)
+    if manifest is not None and all(
+        name in known
+        and index_name(name) in indices
+        and known[name].captions_bytes == captions.get(captions_name(name))
+        for name in sizes
+    ):
+        return manifest
+    return index_folder(store)
+
+
+def index_folder(store: Store, rebuild: bool = False, progress: Callable[[int, int], None] | None = None) -> Manifest:
+    """Index every shard that has no index yet (all with `rebuild`) and write the manifest.
+
+    `progress` is told how many of how many shards are done. Finished indices are kept when it is stopped.
+    """
+    sizes = _tars(store)
+    if not sizes:
+        raise OpenVisionError(f"shard folder {store.name} holds no .tar file")
+    shards = []
+    for number, name in enumerate(sizes, start=1):
+        shards.append(_index_shard(store, name, rebuild))
+        if progress:
+            progress(number, len(sizes))
+    manifest = Manifest(tuple(shards), _duplicates(store, shards))
+    content = {
+        "version": _VERSION,
+        "shards": [asdict(shard) for shard in manifest.shards],
+        "duplicates": sorted(manifest.duplicates),
+    }
+    store.write(FILE_NAME, (json.dumps(content, separators=(",", ":")) + "\n").encode())
+    return manifest
+
+
+def _tars(store: Store) -> dict[str, int]:
+    return {name: size for name, size in store.sizes(".tar").items() if not name.endswith(CAPTIONS_SUFFIX)}
+
+
+def _index_shard(store: Store, name: str, rebuild: bool) -> Shard:
+    captions = captions_name(name)
+    captions_bytes = store.size(captions) if store.exists(captions) else None
+    if not rebuild and store.exists(index_name(name)):
+        index = ShardIndex(store, name)
+        _check_size(store, name, index.info.tar_bytes, store.size(name))
+        if index.info.captions_bytes == captions_bytes:
+            _check_age(store, name, index)
+            return _shard(name, index, store.read(index_name(name)))
+    data = build_index(store, name)
+    store.write(index_name(name), data)
+    return _shard(name, ShardIndex(store, name), data)
+
+
+def _shard(name: str, index: ShardIndex, data: bytes) -> Shard:
+    info = index.info
+    return Shard(
+        name=name,
+        tar_bytes=info.tar_bytes,
+        captions_bytes=info.captions_bytes,
+        samples=info.samples,
+        rejected=dict(Counter(reason for _, reason in info.rejected)),
+        index_sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def _check_present(store: LocalStore, known: dict[str, Shard], sizes: dict[str, int]) -> None:
+    gone = sorted(known.keys() - sizes.keys())
+    if gone:
+        raise OpenVisionError(
+            f"shard {store.join(gone[0])} is in {FILE_NAME} but not there any more"
+            + (f", and {len(gone) - 1} more" if len(gone) > 1 else "")
+            + f"; restore it, or accept what is left with `openvision data index {store.name} --rebuild`"
+        )
+    for name, shard in known.items():
+        _check_size(store, name, shard.tar_bytes, sizes[name])
+
+
+def _check_size(store: Store, name: str, indexed: int, found: int) -> None:
+    if indexed != found:
+        raise OpenVisionError(
+            f"shard {store.join(name)} has {found} bytes but its index was made from {indexed}: the shard was cut or "
+            f"changed; restore it, or accept it as it is with `openvision data index {store.name} --rebuild`"
+        )
+
+
+def _check_age(store: Store, name: str, index: ShardIndex) -> None:
+    """A tar younger than its index is looked into: copying changes times, writing anew changes members too."""
+    if not isinstance(store, LocalStore) or not len(index) or not store.is_newer(name, index_name(name)):
+        return
+    for row in {0, len(index) - 1}:
+        read_members(store, name, index[row])
+
+
+def _duplicates(store: Store, shards: list[Shard]) -> frozenset[int]:
+    """Numbers of the samples whose key came before, found by 64-bit hashes of all keys."""
+    total = sum(shard.samples for shard in shards)
+    if total > _MOST_COMPARED_KEYS or len(shards) == 1:
+        return frozenset()
+    keys = [key for shard in shards for key in ShardIndex(store, shard.name).keys()]  # noqa: SIM118
+    hashes = np.array(
+        [int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") for key in keys],
+        dtype=np.uint64,
+    )
+    order = np.argsort(hashes, kind="stable")
+    repeated = np.flatnonzero(np.diff(hashes[order]) == 0) + 1
+    return frozenset(int(index) for index in order[repeated])
+
+
+def _read(store: Store) -> Manifest | None:
+    if not store.exists(FILE_NAME):
+        return None
+    try:
+        content: dict[str, Any] = json.loads(store.read(FILE_NAME))
+        if content["version"] != _VERSION:
+            return None
+        return Manifest(tuple(Shard(**shard) for shard in content["shards"]), frozenset(content["duplicates"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise OpenVisionError(
+            f"{store.join(FILE_NAME)} cannot be read ({error}); remove it, or make it again with "
+            f"`openvision data index {store.name} --rebuild`"
+        ) from error

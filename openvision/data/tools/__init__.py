@@ -1,0 +1,1 @@
+"""The commands `openvision data make`, `verify`, `stats` and `preview`."""

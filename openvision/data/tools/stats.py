@@ -1,0 +1,237 @@
+"""What a set of shards holds: sizes, formats and bytes of the pictures, lengths and variety of both kinds of text.
+
+Sizes come from the headers of the pictures; nothing is decoded, so a stored picture may still turn out to be broken
+(verify.py). A limit takes samples evenly over all shards, the same ones every time.
+"""
+
+import hashlib
+import io
+import re
+import warnings
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from openvision.data.shards.dataset import Sample, ShardDataset
+from openvision.images.decode import BadSampleError
+from openvision.text.captions import sentences
+from openvision.text.tokenizer import Tokenizer
+
+# Positions of the released text tower and caption decoder.
+TOWER_LENGTH, DECODER_LENGTH = 80, 128
+# What is left of them for tokens: the tower also reads [bos], [eos] and the class token, the decoder the first two.
+TOWER_TOKENS, DECODER_TOKENS = TOWER_LENGTH - 3, DECODER_LENGTH - 2
+
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
+_EXIF_ORIENTATION = 0x0112
+_CHUNK = 256
+
+
+@dataclass
+class Pictures:
+    """One entry a picture."""
+
+    widths: array = field(default_factory=lambda: array("q"))
+    heights: array = field(default_factory=lambda: array("q"))
+    sizes: array = field(default_factory=lambda: array("q"))
+    """Bytes of the encoded file."""
+    formats: Counter[str] = field(default_factory=Counter)
+    distinct: set[bytes] = field(default_factory=set)
+
+    def add(self, data: bytes) -> None:
+        """Count one encoded picture; raises BadSampleError when its header cannot be read."""
+        width, height, kind = read_header(data)
+        self.widths.append(width)
+        self.heights.append(height)
+        self.sizes.append(len(data))
+        self.formats[kind] += 1
+        self.distinct.add(_short_hash(data))
+
+
+@dataclass
+class Texts:
+    """Lengths and variety of one kind of text."""
+
+    words: array = field(default_factory=lambda: array("q"))
+    tokens: array = field(default_factory=lambda: array("q"))
+    distinct: set[bytes] = field(default_factory=set)
+    known_words: set[str] = field(default_factory=set)
+    known_tokens: set[int] = field(default_factory=set)
+    missing: int = 0
+    """Samples without a text of this kind."""
+
+    def add(self, texts: Sequence[str], tokenizer: Tokenizer | None) -> None:
+        """Count many texts."""
+        for text in texts:
+            words = _WORD.findall(text.lower())
+            self.words.append(len(words))
+            self.known_words.update(words)
+            self.distinct.add(_short_hash(text.encode("utf-8", errors="replace")))
+        for ids in tokenizer.tokens(texts) if tokenizer else ():
+            self.tokens.append(len(ids))
+            self.known_tokens.update(ids)
+
+
+@dataclass
+class Statistics:
+    """Everything gathered from the samples that were read."""
+
+    shards: str
+    samples: int
+    """Samples the shards hold."""
+    read: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    pictures: Pictures = field(default_factory=Pictures)
+    texts: dict[str, Texts] = field(default_factory=lambda: {kind: Texts() for kind in TEXT_KINDS})
+    vocab_size: int | None = None
+    """Entries of the tokenizer; None when lengths are in words only."""
+
+    def summary(self) -> dict[str, Any]:
+        """Numbers as JSON holds them; shares are between 0 and 1."""
+        return {
+            "shards": self.shards,
+            "samples": self.samples,
+            "read": self.read,
+            "rejected": dict(sorted(self.rejected.items())),
+            "vocab_size": self.vocab_size,
+            "pictures": _summarise_pictures(self.pictures),
+            "texts": {kind: self._summarise_texts(texts) for kind, texts in self.texts.items()},
+        }
+
+    def _summarise_texts(self, texts: Texts) -> dict[str, Any]:
+        summary: dict[str, Any] = {
+            "texts": len(texts.words),
+            "samples_without": texts.missing,
+            "distinct": len(texts.distinct),
+            "distinct_words": len(texts.known_words),
+            "words": _lengths(texts.words),
+        }
+        if self.vocab_size is not None:
+            cut = {
+                "cut_at_80": _share_over(texts.tokens, TOWER_TOKENS),
+                "cut_at_128": _share_over(texts.tokens, DECODER_TOKENS),
+            }
+            summary |= {"distinct_tokens": len(texts.known_tokens), "tokens": {**_lengths(texts.tokens), **cut}}
+        return summary
+
+
+TEXT_KINDS = ("alt", "synthetic", "sentence")
+"""The alt-text, the whole synthetic caption, and its sentences, one of which the text tower reads in a step."""
+
+
+def gather(
+    dataset: ShardDataset,
+    tokenizer: Tokenizer | None = None,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Statistics:
+    """Read every sample of `dataset`, or `limit` of them spread evenly; samples that cannot be used are counted.
+
+    `progress` is told how many of how many are read. Raises OpenVisionError for a shard that was harmed.
+    """
+    found = Statistics(str(dataset.folder), len(dataset), vocab_size=tokenizer.vocab_size if tokenizer else None)
+    indices = even_sample(len(dataset), limit)
+    for start in range(0, len(indices), _CHUNK):
+        samples = []
+        for index in indices[start : start + _CHUNK]:
+            try:
+                sample = dataset[index]
+                found.pictures.add(sample.image)
+                samples.append(sample)
+            except BadSampleError as bad:
+                found.rejected[bad.reason] += 1
+        found.read += len(samples)
+        _add_texts(found, samples, tokenizer)
+        if progress:
+            progress(found.read + found.rejected.total(), len(indices))
+    return found
+
+
+def even_sample(count: int, limit: int | None) -> Sequence[int]:
+    """At most `limit` of `count` indices, at equal distances: every shard gives its share."""
+    if limit is None or limit >= count:
+        return range(count)
+    return [(2 * place + 1) * count // (2 * limit) for place in range(limit)]
+
+
+def read_header(data: bytes) -> tuple[int, int, str]:
+    """Width, height (upright) and format of an encoded picture, from its header; raises BadSampleError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                width, height = image.size
+                # Asked of a picture that has none, Pillow would decode a PNG to look for it behind the pixels.
+                turned = "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+                if turned:
+                    width, height = height, width
+                return width, height, str(image.format).lower()
+    except Image.DecompressionBombError as error:
+        raise BadSampleError("too_large", str(error)) from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, TypeError) as error:
+        raise BadSampleError("undecodable", f"the picture's header cannot be read: {error}") from error
+
+
+def as_texts(text: str | Sequence[str] | None) -> list[str]:
+    """The texts of one field that are not blank."""
+    texts = [text] if isinstance(text, str) else list(text or ())
+    return [text for text in texts if text.strip()]
+
+
+def _add_texts(found: Statistics, samples: Iterable[Sample], tokenizer: Tokenizer | None) -> None:
+    by_kind: dict[str, list[list[str]]] = {kind: [] for kind in TEXT_KINDS}
+    for sample in samples:
+        # Several strings are one synthetic caption in parts, as training reads them.
+        whole = as_texts(" ".join(as_texts(sample.synthetic)))
+        by_kind["alt"].append(as_texts(sample.alt))
+        by_kind["synthetic"].append(whole)
+        by_kind["sentence"].append([piece for text in whole for piece in sentences(text) if piece.strip()])
+    for kind, lists in by_kind.items():
+        found.texts[kind].missing += sum(not texts for texts in lists)
+        found.texts[kind].add(list(chain.from_iterable(lists)), tokenizer)
+
+
+def _summarise_pictures(pictures: Pictures) -> dict[str, Any]:
+    widths, heights = np.asarray(pictures.widths, np.float64), np.asarray(pictures.heights, np.float64)
+    return {
+        "formats": dict(pictures.formats.most_common()),
+        "distinct": len(pictures.distinct),
+        "width": spread(widths),
+        "height": spread(heights),
+        "shorter_side": spread(np.minimum(widths, heights)),
+        "aspect": spread(widths / np.maximum(heights, 1)),
+        "bytes": spread(np.asarray(pictures.sizes, np.float64)),
+        "total_bytes": int(sum(pictures.sizes)),
+    }
+
+
+def spread(values: Sequence[float] | np.ndarray) -> dict[str, float] | None:
+    """Least, mean, quantiles and greatest of some numbers; None when there are none."""
+    if not len(values):
+        return None
+    numbers = np.asarray(values, np.float64)
+    low, middle, high = np.quantile(numbers, (0.05, 0.5, 0.95))
+    named = {"min": numbers.min(), "p5": low, "median": middle, "mean": numbers.mean(), "p95": high}
+    return {name: round(float(value), 4) for name, value in {**named, "max": numbers.max()}.items()}
+
+
+def _lengths(values: array) -> dict[str, float | None]:
+    return {
+        **(spread(values) or {}),
+        "over_80": _share_over(values, TOWER_LENGTH),
+        "over_128": _share_over(values, DECODER_LENGTH),
+    }
+
+
+def _share_over(values: array, length: int) -> float | None:
+    return round(float((np.asarray(values) > length).mean()), 6) if len(values) else None
+
+
+def _short_hash(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=12).digest()

@@ -1,0 +1,207 @@
+"""Evaluators: what can be measured, named in a recipe or a suite as tables `[[evaluate]]`.
+
+    [[evaluate]]
+    kind = "zero_shot"             # which evaluator
+    name = "validation"            # under which its numbers stand: "validation/top1"
+    data = "validation"            # folder relative to the data folder, a URL of shards, or "hf:NAME"
+    every = 500                    # in training: steps between measurements; run.evaluate_every by default
+
+An evaluator is a frozen pydantic model whose fields are its options, so a misspelt one is an error that names it. Other
+packages add kinds through the entry point group `openvision.evaluators` (name = kind, value = the class); nothing is
+imported that a recipe or suite names by path.
+
+Every process of a run calls the same evaluators; each works on its slice of the pictures (`processes`).
+"""
+
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt, SerializeAsAny, ValidationError
+
+from openvision.errors import OpenVisionError
+from openvision.evaluation.evaluators.model import Subject
+from openvision.evaluation.metrics.bootstrap import Outcomes, interval
+
+GROUP = "openvision.evaluators"
+_BUILT_IN = {
+    "zero_shot": "openvision.evaluation.evaluators.zero_shot:ZeroShot",
+    "retrieval": "openvision.evaluation.evaluators.retrieval:Retrieval",
+    "knn": "openvision.evaluation.evaluators.probes:Knn",
+    "linear_probe": "openvision.evaluation.evaluators.probes:LinearProbe",
+    "few_shot": "openvision.evaluation.evaluators.probes:FewShot",
+    "patch_probe": "openvision.evaluation.evaluators.patch_probe:PatchProbe",
+}
+
+
+@dataclass
+class Measured:
+    """What an evaluator found."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    """Name of the metric -> value; shares are 0 to 1."""
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """95 % intervals of those that have one."""
+    outcomes: dict[str, Outcomes] = field(default_factory=dict)
+    """Per picture, for comparing models in pairs."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Protocol and counts: what a reader needs to measure the same again."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """Per class, curves, confusions: JSON."""
+    arrays: dict[str, NDArray] = field(default_factory=dict)
+    """Answers per picture, for the galleries."""
+    data: dict[str, str] = field(default_factory=dict)
+    """Data set -> its identity (SHA-256)."""
+
+    def add(self, metric: str, outcomes: Outcomes) -> None:
+        """A metric that is the mean of outcomes, with its bootstrap interval."""
+        self.values[metric] = outcomes.mean
+        self.intervals[metric] = interval(outcomes)
+        self.outcomes[metric] = outcomes
+
+
+class Evaluator(BaseModel):
+    """One measurement; subclasses are the kinds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    needs_text: ClassVar[bool] = True
+    """Whether it can only be measured on a model with a text tower."""
+
+    kind: str
+    name: str = ""
+    """Under which the numbers stand; the kind by default."""
+    data: str
+    """Folder relative to the data folder, URL of shards, or "hf:NAME" of a Hugging Face dataset."""
+    every: PositiveInt | None = None
+    """In training: steps between measurements; `run.evaluate_every` by default."""
+    limit: PositiveInt | None = None
+    """Measure on about so many pictures, evenly spread; all by default."""
+    reported: dict[str, str] = {}
+    """Metric -> name of the published number it reproduces (reported.toml)."""
+    open_clip: dict[str, str] = {}
+    """Metric -> column of open_clip's tables of results."""
+
+    @property
+    def title(self) -> str:
+        """Name, or the kind of an evaluator without one."""
+        return self.name or self.kind
+
+    def measure(self, subject: Subject, root: str | Path) -> Measured:
+        """Measure `subject` on data below `root`; raises OpenVisionError for data that cannot be measured on."""
+        raise NotImplementedError
+
+    def missing(self, root: str | Path) -> str | None:
+        """The local folder or file that it needs and that is not there."""
+        if self.data.startswith("hf:") or "://" in self.data or "://" in str(root):
+            return None
+        path = Path(root) / self.data
+        return None if path.exists() else str(path)
+
+
+def kinds() -> list[str]:
+    """Every kind that is known, built in or from an installed package."""
+    return sorted({*_BUILT_IN, *(point.name for point in entry_points(group=GROUP))})
+
+
+def evaluator_class(kind: str) -> type[Evaluator]:
+    """The class of a kind; raises ValueError that names the nearest one."""
+    if kind in _BUILT_IN:
+        module, _, name = _BUILT_IN[kind].partition(":")
+        return getattr(import_module(module), name)
+    for point in entry_points(group=GROUP):
+        if point.name == kind:
+            found = point.load()
+            if not (isinstance(found, type) and issubclass(found, Evaluator)):
+                raise ValueError(f"the package that brings the kind {kind!r} gives no Evaluator")
+            return found
+    near = difflib.get_close_matches(kind, kinds(), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(kinds())}"
+    raise ValueError(f"unknown kind of evaluator {kind!r}; {hint}")
+
+
+def _parse(value: Any) -> Evaluator:
+    """A table of options -> the evaluator it describes; ValueError in words for a user."""
+    if isinstance(value, Evaluator):
+        return value
+    if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+        raise ValueError(f"an evaluator needs a kind; there are {', '.join(kinds())}")
+    chosen = evaluator_class(value["kind"])
+    try:
+        return chosen.model_validate(value)
+    except ValidationError as error:
+        raise ValueError("; ".join(_explain(problem, chosen) for problem in error.errors())) from error
+
+
+def _explain(problem: Any, chosen: type[Evaluator]) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(place, chosen.model_fields, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(chosen.model_fields)}"
+        return f"unknown key {place} ({hint})"
+    if problem["type"] == "missing":
+        return f"key {place} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
+
+
+AnyEvaluator = Annotated[SerializeAsAny[Evaluator], BeforeValidator(_parse)]
+"""Field type of a recipe: any evaluator, parsed by its kind."""
+
+
+def parse_evaluators(tables: Sequence[Any], source: str) -> list[Evaluator]:
+    """Evaluators from tables; `source` names them in errors. Raises OpenVisionError, also when there are none."""
+    if not tables:
+        raise OpenVisionError(f"{source} names no evaluator: the suite is empty; add tables [[evaluate]]")
+    found = []
+    for number, table in enumerate(tables):
+        try:
+            found.append(_parse(table))
+        except ValueError as error:
+            raise OpenVisionError(f"{source}, evaluate.{number}: {error}") from error
+    check_titles(found, source)
+    return found
+
+
+def check_titles(evaluators: Sequence[Evaluator], source: str) -> None:
+    """Raise OpenVisionError when two evaluators would write their numbers under one name."""
+    titles = [evaluator.title for evaluator in evaluators]
+    for title in titles:
+        if titles.count(title) > 1:
+            raise OpenVisionError(f"{source} has two evaluators named {title!r}; give each its own name")
+        if "/" in title:
+            raise OpenVisionError(f"{source}: the name {title!r} must not hold a '/'")
+
+
+def due(evaluators: Sequence[Evaluator], step: int, default_every: int, last: bool) -> list[Evaluator]:
+    """Those to be measured after `step`: by their own period or the default one, all after the last step."""
+    return [one for one in evaluators if last or step % (one.every or default_every) == 0]
+
+
+def measure_all(
+    evaluators: Sequence[Evaluator], subject: Subject, root: str | Path
+) -> Iterator[tuple[Evaluator, Measured]]:
+    """Measure one after the other; an error names the evaluator."""
+    for evaluator in evaluators:
+        try:
+            measured = evaluator.measure(subject, root)
+        except OpenVisionError as error:
+            raise OpenVisionError(f"evaluator {evaluator.title!r}: {error}") from error
+        broken = [metric for metric, value in measured.values.items() if not math.isfinite(value)]
+        if broken:
+            raise OpenVisionError(f"evaluator {evaluator.title!r}: {broken[0]} is not a finite number")
+        yield evaluator, measured
+
+
+def metrics_line(results: Sequence[tuple[Evaluator, Measured]]) -> dict[str, float]:
+    """Numbers for a line of the metrics stream: "name/metric" -> value."""
+    return {
+        f"{evaluator.title}/{metric}": value
+        for evaluator, measured in results
+        for metric, value in measured.values.items()
+    }

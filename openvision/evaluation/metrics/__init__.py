@@ -1,0 +1,1 @@
+"""Metrics on plain arrays: ranks, bootstrap intervals, calibration, probes, patch tokens."""

@@ -1,0 +1,140 @@
+"""Accuracy, recall and their intervals, from score matrices or embeddings alone.
+
+- Ties are ranked pessimistically: a wrong candidate that scores the same as the right one stands before it. A model
+  that gives every candidate the same score is therefore always wrong, not always right.
+- Similarities of embeddings are summed in float64 and rounded to float32: equal vectors tie exactly, whatever the
+  shape of the block they were computed in, so no number depends on a chunk size.
+- Every share carries its 95 % Wilson interval.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openvision.encoding import check_features
+from openvision.errors import OpenVisionError
+
+# Two-sided 95 % quantile of the normal distribution.
+Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Rate:
+    """`hits` out of `total`."""
+
+    hits: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        """The share itself, 0 to 1."""
+        return self.hits / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval."""
+        return wilson_interval(self.hits, self.total)
+
+
+def wilson_interval(hits: int, total: int, z: float = Z95) -> tuple[float, float]:
+    """Score interval of a binomial share: keeps its level for small samples and shares near 0 or 1."""
+    if not 0 <= hits <= total or total == 0:
+        raise OpenVisionError(f"cannot give an interval for {hits} hits out of {total}: measure at least one sample")
+    share = hits / total
+    centre = share + z * z / (2 * total)
+    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    # The ends are exact: rounding must not leave 0 hits outside their own interval.
+    low = (centre - spread) / scale if hits else 0.0
+    high = (centre + spread) / scale if hits < total else 1.0
+    return low, high
+
+
+def target_ranks(scores: NDArray[np.floating], targets: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Rank, from 0, of column `targets[i]` in row i of `scores` (n, c), ties counted against it: int64 (n,)."""
+    check_features(scores, "rows of scores")
+    if targets.shape != (len(scores),) or targets.min() < 0 or targets.max() >= scores.shape[1]:
+        raise OpenVisionError(f"targets must be {len(scores)} column numbers below {scores.shape[1]}")
+    right = scores[np.arange(len(scores)), targets]
+    # The target itself is among those that reach its score.
+    return (scores >= right[:, None]).sum(axis=1).astype(np.int64) - 1
+
+
+def similarity(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Dot products (n, E) x (m, E) -> float32 (n, m), independent of how the rows are cut into blocks."""
+    return (a.astype(np.float64) @ b.astype(np.float64).T).astype(np.float32)
+
+
+def retrieval_ranks(
+    queries: NDArray[np.floating],
+    gallery: NDArray[np.floating],
+    query_ids: NDArray[np.integer] | None = None,
+    gallery_ids: NDArray[np.integer] | None = None,
+    chunk: int = 2048,
+) -> NDArray[np.int64]:
+    """Rank, from 0, of each query's best right answer among the wrong ones: int64 (Q,).
+
+    `queries` (Q, E) and `gallery` (G, E) are unit vectors; an answer is right when the ids agree. Without ids there is
+    one caption an image and row i belongs to row i. With several captions an image, give the image's number of every
+    caption as the ids of the captions and `arange` as the ids of the images. At most `chunk` x `chunk` similarities
+    are held at a time.
+    """
+    check_features(queries, "query features")
+    check_features(gallery, "gallery features")
+    query_ids = np.arange(len(queries)) if query_ids is None else query_ids
+    gallery_ids = np.arange(len(gallery)) if gallery_ids is None else gallery_ids
+    if len(query_ids) != len(queries) or len(gallery_ids) != len(gallery):
+        raise OpenVisionError("there must be one id for every query and for every gallery row")
+    orphans = ~np.isin(query_ids, gallery_ids)
+    if orphans.any():
+        raise OpenVisionError(f"query {int(orphans.argmax())} has no right answer in the gallery: check the pairs")
+    ranks = np.empty(len(queries), dtype=np.int64)
+    for start in range(0, len(queries), chunk):
+        rows = slice(start, start + chunk)
+        ranks[rows] = _ranks_of_block(queries[rows], gallery, query_ids[rows], gallery_ids, chunk)
+    return ranks
+
+
+def _ranks_of_block(
+    queries: NDArray[np.floating],
+    gallery: NDArray[np.floating],
+    query_ids: NDArray[np.integer],
+    gallery_ids: NDArray[np.integer],
+    chunk: int,
+) -> NDArray[np.int64]:
+    """Two passes over the gallery: the best right score, then how many wrong ones reach it."""
+    columns = [slice(start, start + chunk) for start in range(0, len(gallery), chunk)]
+    best = np.full(len(queries), -np.inf, dtype=np.float32)
+    for column in columns:
+        right = query_ids[:, None] == gallery_ids[column]
+        if right.any():
+            scores = np.where(right, similarity(queries, gallery[column]), -np.inf)
+            best = np.maximum(best, scores.max(axis=1))
+    ranks = np.zeros(len(queries), dtype=np.int64)
+    for column in columns:
+        wrong = query_ids[:, None] != gallery_ids[column]
+        ranks += (wrong & (similarity(queries, gallery[column]) >= best[:, None])).sum(axis=1)
+    return ranks
+
+
+def within(ranks: NDArray[np.integer], k: int) -> Rate:
+    """Share of ranks (from 0) below `k`: top-k accuracy or recall at k."""
+    return Rate(int((ranks < k).sum()), len(ranks))
+
+
+def within_by_group(ranks: NDArray[np.integer], groups: Sequence[Hashable], k: int) -> dict[Hashable, Rate]:
+    """`within` for every distinct value of `groups` (one a rank), in order of first appearance."""
+    if len(groups) != len(ranks):
+        raise OpenVisionError(f"there are {len(ranks)} ranks but {len(groups)} group labels")
+    members: dict[Hashable, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    return {group: within(ranks[indices], k) for group, indices in members.items()}
+
+
+def with_interval(name: str, rate: Rate) -> dict[str, float | list[float]]:
+    """The two entries a result has for a share: `name` and `name_ci` (low, high)."""
+    return {name: rate.value, f"{name}_ci": list(rate.interval)}

@@ -1,0 +1,1 @@
+"""Reports: the page of a run, the page that compares checkpoints, figures, galleries, tables."""

@@ -1,0 +1,1 @@
+"""Suites: named lists of evaluators, run on checkpoints; results as files, comparisons, published numbers."""

@@ -1,0 +1,1 @@
+"""Bytes to pixels: decoding, preprocessing for evaluation, augmentation for training."""

@@ -1,0 +1,165 @@
+"""Decode images: bytes to RGB pixels, at the smallest scale that still covers the crop.
+
+A JPEG holds 8 x 8 blocks of frequencies; with the high ones left out it decodes straight to a half, a quarter or an
+eighth of its size, in a fraction of the time. So the crop is chosen first, on the size in the header, and the image
+decoded at the smallest scale that still covers the crop at the resolution wanted. JPEGs go through simplejpeg; what it
+does not take (other formats, CMYK, a rotation in the EXIF data, damage) goes through Pillow. An image that cannot be
+used raises `BadSampleError`: counted by reason and replaced, not fatal.
+"""
+
+import functools
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from openvision.errors import OpenVisionError
+
+
+class BadSampleError(OpenVisionError):
+    """A sample that cannot be used; `reason` is the short name it is counted by."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+# A picture of more pixels is refused before it is decoded: a small file can unfold to gigabytes.
+MAX_PIXELS = 50_000_000
+# Pillow opens more, some of them by starting other programs (Ghostscript for EPS): nothing for bytes from the web.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "ICO")
+Box = tuple[int, int, int, int]
+"""Top, left, height and width of a crop, pixels."""
+_SCALES = (8, 4, 2)
+_JPEG_START = b"\xff\xd8\xff"
+# An EXIF segment stands at the beginning of the file if anywhere.
+_EXIF_WITHIN = 4096
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A decoded picture, uint8 (H, W, 3)."""
+
+    array: np.ndarray
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return self.array.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return self.array.shape[1]
+
+    def crop(self, box: Box, size: int) -> np.ndarray:
+        """The pixels of `box`; `size` is what they are to be resized to."""
+        top, left, height, width = box
+        return self.array[top : top + height, left : left + width]
+
+
+@dataclass(frozen=True)
+class Jpeg:
+    """A JPEG that is decoded when a crop of it is asked for."""
+
+    data: bytes
+    height: int
+    width: int
+
+    def crop(self, box: Box, size: int) -> np.ndarray:
+        """The pixels of `box`, at the smallest scale of 1/8, 1/4, 1/2 and 1 that gives `size` of them a side.
+
+        At a smaller scale the edges of the box fall between pixels and are rounded, by half a pixel at most.
+        """
+        top, left, height, width = box
+        scale = next((scale for scale in _SCALES if min(height, width) >= scale * size), 1)
+        array = self._decode(scale)
+        rows, columns = array.shape[0] / self.height, array.shape[1] / self.width
+        first_row, first_column = round(top * rows), round(left * columns)
+        last_row, last_column = round((top + height) * rows), round((left + width) * columns)
+        return array[first_row:last_row, first_column:last_column]
+
+    def _decode(self, scale: int) -> np.ndarray:
+        rows, columns = -(-self.height // scale), -(-self.width // scale)
+        try:
+            return simplejpeg.decode_jpeg(self.data, min_height=rows, min_width=columns)
+        except ValueError:
+            # Pillow reads some files that simplejpeg calls damaged; it says why when it cannot either.
+            full = _decode_by_pillow(self.data, MAX_PIXELS)
+            return np.asarray(Image.fromarray(full).reduce(scale)) if scale > 1 else full
+
+
+Picture = Pixels | Jpeg
+
+
+def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
+    """An encoded picture, its size known and a JPEG's pixels not decoded yet.
+
+    Raises BadSampleError for bytes that are no picture or hold more than `max_pixels`; a JPEG that is cut short raises
+    it when it is cropped.
+    """
+    if data.startswith(_JPEG_START) and b"Exif\x00\x00" not in data[:_EXIF_WITHIN]:
+        try:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        except ValueError:
+            return Pixels(_decode_by_pillow(data, max_pixels))
+        if colours in ("YCbCr", "Gray", "RGB"):
+            _check_size(int(width), int(height), max_pixels)
+            return Jpeg(data, int(height), int(width))
+    return Pixels(_decode_by_pillow(data, max_pixels))
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Encoded picture -> RGB uint8 (H, W, 3), upright, transparency on white.
+
+    Raises BadSampleError for bytes that are no picture, are cut short, or hold more than `max_pixels`.
+    """
+    picture = open_picture(data, max_pixels)
+    return picture.crop((0, 0, picture.height, picture.width), max(picture.height, picture.width))
+
+
+def _decode_by_pillow(data: bytes, max_pixels: int) -> np.ndarray:
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns above its own limit; ours is checked here, before any pixel is decoded.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=_known_formats()) as image:
+                _check_size(image.width, image.height, max_pixels)
+                return to_rgb(image)
+    except BadSampleError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadSampleError("too_large", str(error)) from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise BadSampleError("undecodable", f"the picture cannot be decoded: {error}") from error
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of the formats that Pillow was built with."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise BadSampleError("too_large", f"the picture has {width} x {height} pixels, more than {max_pixels}")
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Any Pillow image -> RGB uint8 (H, W, 3): EXIF rotation applied, transparency on white, 16 bits scaled."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        # 16-bit grey: Pillow's own conversion would clip it to white. Other modes do not say how many bits they use.
+        sixteen = image.mode.startswith("I;16") or values.max(initial=0) > 255
+        scaled = values / 257 if sixteen else values
+        return np.repeat(scaled.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        canvas = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return np.array(Image.alpha_composite(canvas, layer).convert("RGB"))
+    return np.array(image.convert("RGB"))

@@ -1,0 +1,1 @@
+"""Scorers: one module per benchmark, each with the official metric."""

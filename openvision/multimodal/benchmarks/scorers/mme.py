@@ -1,0 +1,82 @@
+"""MME (Fu et al. 2023): two yes-or-no questions a picture; accuracy plus the share of pictures with both right."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openvision.errors import OpenVisionError
+from openvision.multimodal.benchmarks.question import SINGLE_WORD, Benchmark, Marks, Question, picture
+from openvision.multimodal.benchmarks.scorers.normalise import starts_yes_or_no
+
+PERCEPTION = (
+    "existence",
+    "count",
+    "position",
+    "color",
+    "posters",
+    "celebrity",
+    "scene",
+    "landmark",
+    "artwork",
+    "OCR",
+)
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+LAYOUT = (
+    "one folder a task (existence, count, ...), pictures and texts side by side or in images and questions_answers_YN"
+)
+_OFFICIAL_INSTRUCTION = " Please answer yes or no."
+
+
+def read(data: Path) -> list[Question]:
+    """All tasks that are there; one missing is an error, because sums over fewer mean nothing."""
+    root = data / "MME_Benchmark_release_version"
+    root = root if root.is_dir() else data
+    root = root / "MME_Benchmark" if (root / "MME_Benchmark").is_dir() else root
+    missing = [task for task in (*PERCEPTION, *COGNITION) if not (root / task).is_dir()]
+    if missing:
+        raise OpenVisionError(f"{root} lacks the tasks {', '.join(missing)}; it must hold {LAYOUT}")
+    return [question for task in (*PERCEPTION, *COGNITION) for question in _read_task(root / task)]
+
+
+def _read_task(folder: Path) -> list[Question]:
+    split = (folder / "images").is_dir()
+    texts, images = (folder / "questions_answers_YN", folder / "images") if split else (folder, folder)
+    questions = []
+    for path in sorted(texts.glob("*.txt")):
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        pairs = [line.split("\t") for line in lines]
+        if len(pairs) != 2 or any(len(pair) != 2 for pair in pairs):
+            raise OpenVisionError(f"{path} does not hold two lines of a question, a tab and an answer; fetch MME again")
+        image, cluster = picture(images, path.stem), f"{folder.name}/{path.stem}"
+        for number, (text, truth) in enumerate(pairs):
+            prompt = text.strip().replace(_OFFICIAL_INSTRUCTION, "") + SINGLE_WORD
+            right = truth.strip().lower()
+            questions.append(Question(f"{cluster}/{number}", image, prompt, (right,), folder.name, cluster))
+    return questions
+
+
+def mark(question: Question, answer: str) -> dict[str, float]:
+    """1 for an answer that begins with the right word."""
+    return {"right": float(starts_yes_or_no(answer) == question.truth[0])}
+
+
+def metrics(marks: Marks, weights: NDArray[np.float64]) -> dict[str, float]:
+    """Points of every task (0 to 200) and the sums: perception (to 2000) and cognition (to 800)."""
+    right, clusters = marks.columns["right"], marks.clusters
+    both = np.bincount(clusters, right)[clusters] == np.bincount(clusters)[clusters]
+    points = {}
+    for task in np.unique(marks.groups):
+        rows = marks.groups == task
+        total = weights[rows].sum()
+        # Weights belong to pictures, so the mean over questions is the mean over pictures.
+        points[str(task)] = float(100 * ((right + both) * weights)[rows].sum() / total) if total else float("nan")
+    sums = {
+        "perception": sum(points[task] for task in PERCEPTION if task in points),
+        "cognition": sum(points[task] for task in COGNITION if task in points),
+    }
+    return {**sums, **{f"points/{task}": value for task, value in points.items()}}
+
+
+_TOP = {"perception": 2000.0, "cognition": 800.0} | {f"points/{task}": 200.0 for task in (*PERCEPTION, *COGNITION)}
+MME = Benchmark("mme", "MME", LAYOUT, read, mark, metrics, 16, ("perception", "cognition"), _TOP)

@@ -1,0 +1,1 @@
+"""Experiments: the same model around several encoders, and a demonstration that runs on a CPU."""

@@ -1,0 +1,128 @@
+"""A vision tower for a language model: OpenVision as an exact `ViTModel`, or a stock CLIP, SigLIP or ViT."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openvision.errors import OpenVisionError
+from openvision.models.vision import VisionTransformer
+from openvision.multimodal.model.geometry import Geometry
+from openvision.multimodal.model.stock import quiet, transformers
+from openvision.weights.export.targets import ExportOptions, export
+from openvision.weights.load import Checkpoint, Request, load_checkpoint
+
+# Tokens before the patches, by the model type of a stock vision tower.
+PREFIX_TOKENS = {"vit": 1, "clip_vision_model": 1, "siglip_vision_model": 0}
+_WHOLE = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+_CLASSES = {
+    "vit": ("ViTModel", {"add_pooling_layer": True}),
+    "clip_vision_model": ("CLIPVisionModel", {}),
+    "siglip_vision_model": ("SiglipVisionModel", {}),
+}
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A stock vision model in eval mode, float32 on CPU, and how pictures are prepared for it."""
+
+    model: Any
+    geometry: Geometry
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    resample: int
+    """Pillow's number of the filter."""
+    source: str
+
+
+def load_tower(source: str | Path, request: Request | None = None, check: bool = True) -> Tower:
+    """Load whatever `source` names as a vision tower.
+
+    A folder in transformers' form of type vit, clip or siglip is taken as it is; everything else is an OpenVision
+    checkpoint and becomes a `ViTModel`, compared with it unless `check` is False. Raises OpenVisionError.
+    """
+    kind = _stock_type(Path(source))
+    if kind is not None:
+        return _stock_tower(Path(source), kind)
+    loaded = load_checkpoint(source, request or Request(vision_only=True))
+    return tower_of(loaded, check)
+
+
+def tower_of(checkpoint: Checkpoint, check: bool = True) -> Tower:
+    """A loaded OpenVision checkpoint as a tower."""
+    vision = Checkpoint(checkpoint.vision, None, None, checkpoint.source, checkpoint.provenance)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "vit"
+        export(vision, "transformers", folder, ExportOptions(check=check))
+        tower = _stock_tower(folder, "vit")
+    _agree(tower, checkpoint.vision)
+    return Tower(tower.model, tower.geometry, tower.image_mean, tower.image_std, tower.resample, checkpoint.source)
+
+
+def _agree(tower: Tower, vision: VisionTransformer) -> None:
+    config = vision.config
+    expected = (config.image_size, config.patch_size, config.width, config.depth, config.grid()[0] * config.grid()[1])
+    geometry = tower.geometry
+    found = (geometry.image_size, geometry.patch_size, geometry.width, geometry.depth, geometry.patches)
+    if expected != found:
+        raise OpenVisionError(f"the exported tower has (pixels, patch, width, depth, tokens) {found}, not {expected}")
+
+
+def _stock_type(path: Path) -> str | None:
+    """Model type of a vision tower in transformers' form, or None for anything else."""
+    try:
+        content = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    kind = content.get("model_type")
+    kind = _WHOLE.get(kind, kind)
+    if kind is not None and kind not in PREFIX_TOKENS:
+        raise OpenVisionError(
+            f"{path} holds a model of type {kind!r}; a vision tower is an OpenVision checkpoint or one of "
+            f"{', '.join(PREFIX_TOKENS)}"
+        )
+    return kind
+
+
+def _stock_tower(path: Path, kind: str) -> Tower:
+    name, settings = _CLASSES[kind]
+    with quiet():
+        model, report = getattr(transformers(), name).from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, **settings
+        )
+    missing = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
+    if missing or report["mismatched_keys"]:
+        raise OpenVisionError(f"{path} lacks tensors of a {name}: {missing or report['mismatched_keys']}")
+    config = model.eval().config
+    # Where it lay says nothing to whoever loads the result.
+    config._name_or_path = ""
+    if kind == "vit":
+        # Nobody reads the pooler, and the exact export has none: zeros, not whatever it was drawn as.
+        for parameter in model.pooler.parameters():
+            parameter.data.zero_()
+    geometry = Geometry(
+        config.image_size, config.patch_size, PREFIX_TOKENS[kind], config.hidden_size, config.num_hidden_layers
+    )
+    with torch.inference_mode():
+        blank = torch.zeros(1, 3, geometry.image_size, geometry.image_size)
+        found = model(pixel_values=blank).last_hidden_state.shape[1]
+    if found != geometry.tower_tokens:
+        raise OpenVisionError(
+            f"{path} returns {found} tokens for a picture; its configuration says {geometry.tower_tokens}"
+        )
+    return Tower(model, geometry, *_preparation(path), str(path))
+
+
+def _preparation(path: Path) -> tuple[tuple[float, ...], tuple[float, ...], int]:
+    try:
+        with quiet():
+            found = transformers().AutoImageProcessor.from_pretrained(path)
+        return tuple(found.image_mean), tuple(found.image_std), int(found.resample)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise OpenVisionError(
+            f"{path} does not say how pictures are prepared for it ({error}); copy preprocessor_config.json from where "
+            "the tower came from"
+        ) from error

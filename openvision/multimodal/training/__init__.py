@@ -1,0 +1,1 @@
+"""Training a LLaVA-style model in stages through `transformers.Trainer`."""

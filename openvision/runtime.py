@@ -1,0 +1,204 @@
+"""What a command runs on: device, precision, and the processes of a distributed run.
+
+- torchrun starts the processes and says who is who; without it a run is one process and nothing here communicates.
+- Small decisions (stop, save, skip) are taken by all processes together, over a gloo group of their own.
+- Work on rows is shared evenly: every process makes the same calls in the same order on its own slice, and all get the
+  whole result.
+- Parameters, heads and losses stay float32; the rest may be bfloat16 under autocast.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from openvision.errors import OpenVisionError
+
+T = TypeVar("T")
+
+
+def autocast(device: str, precision: torch.dtype) -> torch.autocast:
+    """Autocast to `precision`; float32 switches it off."""
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == torch.bfloat16)
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """The compute dtype; "auto" is bfloat16 where the hardware multiplies it faster than float32."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported()
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def local_device(local_rank: int = 0) -> torch.device:
+    """The CUDA device of this process on its machine, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run, seen from one of them."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    group: dist.ProcessGroup | None = None
+    """For tensors of the model; None in a run of one process."""
+    control: dist.ProcessGroup | None = None
+    """For small decisions, on CPU tensors; None: `group`."""
+    saving: dist.ProcessGroup | None = None
+    """For the thread that writes checkpoints."""
+
+    @staticmethod
+    def current() -> "Processes":
+        """The processes of the default group, or this one alone."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return SINGLE_PROCESS
+        nccl = dist.get_backend() == "nccl"
+        device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+        return Processes(dist.get_rank(), dist.get_world_size(), device, dist.group.WORLD)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that talks, logs and writes what is written once."""
+        return self.rank == 0
+
+    def any_rank(self, flags: Sequence[bool]) -> list[bool]:
+        """Each flag, raised when any process raised it; the same answer everywhere."""
+        if self.group is None:
+            return list(flags)
+        votes = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._small)
+        return [bool(vote) for vote in votes]
+
+    def mean(self, values: Sequence[float]) -> list[float]:
+        """The mean of each value over the processes."""
+        if self.group is None:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total, group=self._small)
+        return (total / self.size).tolist()
+
+    def broadcast(self, value: T) -> T:
+        """`value` of the main process, in every process."""
+        if self.group is None:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, group_src=0, group=self._small)
+        return values[0]
+
+    def all_gather(self, value: T) -> list[T]:
+        """`value` of every process, by rank."""
+        return all_gather_object(value, self._small)
+
+    def barrier(self) -> None:
+        """Return when all processes have come this far."""
+        if self.group is not None:
+            dist.barrier(group=self._small)
+
+    def rows(self, total: int) -> range:
+        """The rows of this process among `total`: every `size`-th."""
+        return range(self.rank, total, self.size)
+
+    def gather_rows(self, mine: NDArray, total: int) -> NDArray:
+        """Rows of all processes in order, (total, ...), from this process's, those of `rows(total)`."""
+        if self.group is None:
+            return mine
+        if mine.dtype == np.bool_:
+            return self.gather_rows(mine.astype(np.uint8), total).astype(np.bool_)
+        longest = -(-total // self.size)
+        sent = torch.zeros(longest, *mine.shape[1:], dtype=torch.from_numpy(mine[:0]).dtype, device=self.device)
+        sent[: len(mine)] = torch.from_numpy(np.ascontiguousarray(mine)).to(self.device)
+        parts = [torch.empty_like(sent) for _ in range(self.size)]
+        dist.all_gather(parts, sent, group=self.group)
+        # Row r of process p is row r * size + p of the whole.
+        return torch.stack(parts, dim=1).flatten(0, 1)[:total].cpu().numpy()
+
+    def shorten_timeouts(self, seconds: float) -> None:
+        """From now on a collective operation that takes longer fails: a lost or hung process is noticed soon."""
+        for group in (self.group, self.control):
+            if group is not None:
+                # The public constructor argument cannot be changed later; torchtitan shortens its timeouts likewise.
+                dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+
+    @property
+    def _small(self) -> dist.ProcessGroup | None:
+        """The group for small decisions."""
+        return self.control or self.group
+
+
+SINGLE_PROCESS = Processes()
+
+
+def all_gather_object(value: T, group: dist.ProcessGroup | None) -> list[T]:
+    """`value` of every process of `group`, by rank; None is a group of one."""
+    if group is None:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+@contextmanager
+def join_processes(start_seconds: float, replicate: int = 1) -> Iterator[Processes]:
+    """The processes that torchrun started, this one among them; `SINGLE_PROCESS` without torchrun.
+
+    A collective operation may take `start_seconds` until `Processes.shorten_timeouts`. Raises OpenVisionError when
+    `replicate` groups do not divide the processes.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        _check(replicate, 1)
+        yield SINGLE_PROCESS
+        return
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    _check(replicate, size)
+    device = local_device(int(os.environ.get("LOCAL_RANK", rank)))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=start_seconds)
+    dist.init_process_group(backend, store=_store(rank, size, timeout), rank=rank, world_size=size, timeout=timeout)
+    # Writing a checkpoint may take as long as the file system likes.
+    saving = _gloo_group(hours=2)
+    control = _gloo_group(seconds=start_seconds)
+    yield Processes(rank, size, device, dist.group.WORLD, control, saving)
+    # Not after an error: shutting down with processes that are gone may never return.
+    dist.destroy_process_group()
+
+
+def _store(rank: int, size: int, timeout: timedelta) -> dist.Store:
+    """Where the processes find each other.
+
+    torchrun keeps one store for all lives of a run: after a restart the addresses of dead processes would still be in
+    it. On one machine its count of restarts tells the lives apart. On several the counts may differ, and torchrun has
+    to be told to make a new store each time (docs/reliability.md).
+    """
+    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return store
+    return dist.PrefixStore(f"life-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _gloo_group(**timeout: float) -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo", timeout=timedelta(**timeout))
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
+def _check(replicate: int, size: int) -> None:
+    if size % replicate:
+        raise OpenVisionError(
+            f"parallel.replicate {replicate} does not divide the {size} processes; "
+            "choose a divisor of their number, or start with torchrun --nproc-per-node"
+        )

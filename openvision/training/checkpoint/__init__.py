@@ -1,0 +1,1 @@
+"""Checkpoints of a run: folders, tensors, saving in the background, restoring, export."""

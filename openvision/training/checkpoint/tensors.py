@@ -1,0 +1,194 @@
+"""The tensors of a checkpoint: gathered, copied, written and read through torch.distributed.checkpoint.
+
+It plans who writes what and puts slices together again, so a checkpoint of two processes opens in one or in four, of
+DDP in FSDP. Files are safetensors: nothing is pickled. Importing this takes a second, so that is left until needed.
+"""
+
+import errno
+import json
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from openvision.errors import OpenVisionError
+from openvision.training.checkpoint.folders import State
+from openvision.training.optimizer import AVERAGE
+
+# Files of about this size: when a run goes on, its processes check the hashes of different files.
+FILE_BYTES = 2**28
+# Saving without torchrun is meant.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+_MODEL, _OPTIMIZER = "model.", "optimizer."
+
+
+def gather_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, dict[str, int | float]]]:
+    """Tensors of parameters and of their optimizer states by name, and the numbers among the states."""
+    tensors = {f"{_MODEL}{name}": tensor.detach() for name, tensor in model.named_parameters()}
+    numbers: dict[str, dict[str, int | float]] = {}
+    for name, parameter in model.named_parameters():
+        for entry, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{_OPTIMIZER}{entry}.{name}"] = value
+            else:
+                numbers.setdefault(entry, {})[name] = value
+    return tensors, numbers
+
+
+def load_tensors(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    group: dist.ProcessGroup | None = None,
+) -> None:
+    """Fill `model` and a fresh `optimizer` from a checkpoint, whatever wrote it.
+
+    Raises OpenVisionError when the tensors are not those of this model.
+    """
+    reader = HuggingFaceStorageReader(str(path))
+    stored = reader.read_metadata().state_dict_metadata
+    wanted = {f"{_MODEL}{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    _check_shapes(path, wanted, stored)
+    for name, parameter in model.named_parameters():
+        moments = _moments_of(name, parameter, stored)
+        wanted |= {f"{_OPTIMIZER}{entry}.{name}": tensor for entry, tensor in moments.items()}
+        numbers = {entry: values[name] for entry, values in state.optimizer.items() if name in values}
+        if moments or numbers:
+            optimizer.state[parameter] = {**numbers, **moments}
+    dcp.load(wanted, storage_reader=reader, process_group=group, no_dist=group is None)
+
+
+def load_parameters(path: Path, model: nn.Module, average: bool = False) -> None:
+    """Fill a whole model from a checkpoint; `average` takes the averaged parameters.
+
+    Raises OpenVisionError when the checkpoint is of another model or holds no average.
+    """
+    reader = HuggingFaceStorageReader(str(path))
+    stored = reader.read_metadata().state_dict_metadata
+    prefix = f"{_OPTIMIZER}{AVERAGE}." if average else _MODEL
+    if average and not any(name.startswith(prefix) for name in stored):
+        raise OpenVisionError(f"checkpoint {path} holds no averaged parameters: its recipe has no optimizer.ema")
+    wanted = {f"{prefix}{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    _check_shapes(path, wanted, stored)
+    dcp.load(wanted, storage_reader=reader, no_dist=True)
+
+
+def _moments_of(name: str, parameter: Tensor, stored: dict[str, Any]) -> dict[str, Tensor]:
+    """Empty tensors for the states that were stored of a parameter, cut as the parameter is."""
+    ending, found = f".{name}", {}
+    for key, metadata in stored.items():
+        if key.startswith(_OPTIMIZER) and key.endswith(ending):
+            entry = key.removeprefix(_OPTIMIZER).removesuffix(ending)
+            if "." not in entry:
+                found[entry] = torch.zeros_like(parameter, dtype=metadata.properties.dtype)
+    return found
+
+
+def _check_shapes(path: Path, wanted: dict[str, Tensor], stored: dict[str, Any]) -> None:
+    there = {name: tuple(entry.size) for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
+    for name, tensor in wanted.items():
+        if there.get(name) != tuple(tensor.shape):
+            raise OpenVisionError(
+                f"checkpoint {path} is of another model: {name.removeprefix(_MODEL)} is {there.get(name)} there and "
+                f"{tuple(tensor.shape)} in the recipe; choose another run folder"
+            )
+
+
+class _Writer(HuggingFaceStorageWriter):
+    """Writes tensors from the memory that they are in.
+
+    The stock writer puts a file together in memory first, holding the interpreter's lock; a training step beside it
+    waits. The files are those of the stock writer, and are read by the stock reader.
+    """
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write the items of this process, and wait for the disk."""
+        numbers: dict[str, int] = plan.storage_data["fqn_to_index_mapping"] if plan.items else {}
+        files: dict[int, list[WriteItem]] = {}
+        for item in plan.items:
+            files.setdefault(numbers[item.index.fqn], []).append(item)
+        for number, items in files.items():
+            rank, last = plan.storage_data["shard_index"], max(numbers.values())
+            name = f"shard-{rank:05d}-model-{number:05d}-of-{last:05d}.safetensors"
+            _write_file(Path(self.path) / name, items, planner)
+        done: Future[list[WriteResult]] = Future()
+        done.set_result([])
+        return done
+
+
+def _write_file(path: Path, items: list[WriteItem], planner: SavePlanner) -> None:
+    tensors, offsets = {}, {}
+    for item in items:
+        assert item.tensor_data is not None
+        data = planner.resolve_data(item)
+        assert isinstance(data, Tensor)
+        tensors[item.index.fqn] = data.detach().contiguous()
+        offsets[item.index.fqn] = {"saved_offsets": list(item.tensor_data.chunk.offsets)}
+    described = {"DCP_SHARDING_INFO": json.dumps(offsets), "DCP_VERSION": "1.0", "format": "pt"}
+    try:
+        save_file(tensors, path, metadata=described)
+    except SafetensorError as error:
+        raise _system_error(error) from error
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _system_error(error: SafetensorError) -> OSError:
+    """What the operating system said, which safetensors tells in words."""
+    number = re.search(r"os error (\d+)", str(error))
+    code = int(number[1]) if number else errno.EIO
+    return OSError(code, os.strerror(code))
+
+
+def write_tensors(folder: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
+    """Write tensors into `folder`, every process its share; raises OSError when any of them cannot."""
+    writer = _Writer(str(folder), _files_of(tensors), save_distributed=True)
+    try:
+        dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
+    except CheckpointException as error:
+        raise _cause(error) from None
+
+
+def _cause(error: CheckpointException) -> Exception:
+    """What went wrong in the first process that failed."""
+    found = next(iter(error.failures.values()))[0]
+    return found if isinstance(found, Exception) else RuntimeError(repr(found))
+
+
+def _files_of(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Tensor -> number of the file it goes into, from 1 on."""
+    numbers, number, room = {}, 1, FILE_BYTES
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        if size > room and room < FILE_BYTES:
+            number, room = number + 1, FILE_BYTES
+        numbers[name] = number
+        room -= size
+    return numbers
+
+
+def make_stager() -> DefaultStager:
+    """Copies a state to the CPU, into the same memory every time."""
+    pinned = torch.cuda.is_available()
+    options = StagingOptions(
+        use_pinned_memory=pinned, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=pinned
+    )
+    return DefaultStager(options)

@@ -1,0 +1,1 @@
+"""Making the model of a run: build, initialise, warm-start, compile, distribute over processes."""

@@ -1,0 +1,202 @@
+"""The drawn data: pictures, true captions, and a split that tests what it says it tests."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from openvision.data.shards.dataset import ShardDataset
+from openvision.data.sources.openmoji.captions import alt_text, synthetic_caption
+from openvision.data.sources.openmoji.measure import measure
+from openvision.data.sources.openmoji.names import clean_name
+from openvision.data.sources.openmoji.source import DEFAULT_SIZE, _font_path, all_names, draw_all, make_openmoji
+from openvision.data.sources.openmoji.split import COMPOSITIONAL, RANDOM, VALIDATION, committed_split, make_split
+from openvision.errors import OpenVisionError
+from openvision.images.preprocess import decode_image
+from openvision.text.captions import sentences
+
+
+@pytest.fixture(scope="module")
+def drawings():
+    return list(draw_all(DEFAULT_SIZE, _font_path()))
+
+
+@pytest.fixture(scope="module")
+def captions(drawings):
+    return {drawing.name.text: synthetic_caption(drawing.name, measure(drawing.pixels)) for drawing in drawings}
+
+
+@pytest.fixture(scope="module")
+def by_name(drawings):
+    return {drawing.name.text: drawing for drawing in drawings}
+
+
+@pytest.fixture(scope="module")
+def split():
+    return committed_split()
+
+
+def test_no_picture_is_empty_and_none_stands_twice(drawings):
+    assert len(drawings) > 3700
+    assert all((drawing.pixels < 200).any() for drawing in drawings)
+    assert len({drawing.pixels.tobytes() for drawing in drawings}) == len(drawings)
+    assert len({drawing.name.text for drawing in drawings}) == len(drawings)
+    assert len({drawing.key for drawing in drawings}) == len(drawings)
+
+
+def test_no_drawing_is_cut_off(drawings):
+    # Only what is drawn up to the edge of the glyph itself, like the sea under a ferry, may come near the border.
+    for drawing in drawings:
+        pixels = drawing.pixels
+        rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        assert (rim.min(axis=1) > 200).all(), drawing.name.text
+
+
+def test_of_equal_pictures_the_best_known_name_stays(by_name):
+    for name in ("flag france", "flag spain", "flag norway", "flag australia"):
+        assert name in by_name
+    assert "flag clipperton island" not in by_name
+
+
+def test_names_the_font_has_no_drawing_for_are_left_out(by_name):
+    # Two glyphs in a row, and one yellow picture for all skin tones.
+    assert "leftwards thumb sign light skin tone" not in by_name
+    assert "people wrestling light skin tone dark skin tone" not in by_name
+    assert "people wrestling" in by_name or "men wrestling" in by_name
+
+
+def test_the_committed_split_is_the_one_the_function_makes(drawings, split):
+    # Made at the default size: at another size a few more pictures can look alike.
+    made = make_split(drawing.name for drawing in drawings)
+    assert made == split
+
+
+def test_sizes_of_the_split(split):
+    counts = {part: list(split.values()).count(part) for part in (VALIDATION, COMPOSITIONAL, RANDOM)}
+    assert all(370 <= count <= 420 for count in counts.values())
+
+
+def test_parts_of_compositional_names_are_seen_apart_and_never_together(drawings, split):
+    training = [drawing.name for drawing in drawings if drawing.name.text not in split]
+    held = [drawing.name for drawing in drawings if split.get(drawing.name.text) == COMPOSITIONAL]
+    words = {word for name in training for word in name.text.split()}
+    roles = {(name.role, name.faces_right, name.hair) for name in training}
+    bare = {name.bare for name in training}
+    for name in held:
+        assert set(name.text.split()) <= words, name.text
+        if name.gender:
+            assert (name.role, name.faces_right, name.hair) in roles, name.text
+    assert not {name.text for name in held} & {name.text for name in training}
+    beyond_tone = [name for name in held if name.bare not in bare]
+    assert len(beyond_tone) > len(held) / 2
+
+
+@pytest.mark.parametrize(
+    ("emoji", "english", "expected"),
+    [
+        ("👩🏿‍🔬", ":woman_scientist_dark_skin_tone:", ("woman", "scientist", ("dark",), None, "person")),
+        ("🧑🏼‍🦰", ":person_medium-light_skin_tone_red_hair:", ("person", "", ("medium-light",), "red hair", "person")),
+        ("🇰🇪", ":Kenya:", (None, "flag kenya", (), None, "flag")),
+        ("🕐", ":one_o’clock:", (None, "one o'clock", (), None, "clock")),
+        ("🐸", ":frog:", (None, "frog", (), None, "animal")),
+        ("👢", ":woman’s_boot:", (None, "woman's boot", (), None, "thing")),
+        ("🧑‍🔬", ":scientist:", (None, "scientist", (), None, "person")),
+        ("👍🏽", ":thumbs_up_medium_skin_tone:", (None, "thumbs up", ("medium",), None, "body")),
+    ],
+)
+def test_names_are_taken_apart(emoji, english, expected):
+    name = clean_name(emoji, english)
+    assert (name.gender, name.role, name.tones, name.hair, name.kind) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        ("red heart", ["red", "as wide as tall and symmetric"]),
+        ("black heart", ["black"]),
+        ("white heart", ["mostly white"]),
+        ("baseball", ["mostly white"]),
+        ("flag kenya", ["kenya", "flag", "black", "green", "red", "wider than tall"]),
+        ("flag poland", ["poland", "red and white"]),
+        ("flag japan", ["japan"]),
+        ("frog", ["animal", "green"]),
+        ("man scientist dark skin tone", ["man", "scientist", "dark"]),
+        ("woman running facing right", ["woman", "running", "facing right"]),
+        ("blue circle", ["blue", "symmetric"]),
+    ],
+)
+def test_captions_state_what_is_true(captions, name, facts):
+    caption = captions[name].lower()
+    assert all(fact in caption for fact in facts), caption
+
+
+def test_colours_are_measured_not_read_from_the_name(drawings):
+    picture = np.full((32, 32, 3), 255, dtype=np.uint8)
+    picture[8:24, 4:28] = (92, 158, 49)
+    measured = measure(picture)
+    assert measured.colours == ("green",)
+    assert measured.leading_share == 1
+    assert not measured.round
+    assert (measured.width, measured.height, measured.symmetry) == (0.75, 0.5, 1.0)
+    caption = synthetic_caption(clean_name("❤", ":red_heart:"), measured)
+    assert "green" in caption
+
+
+def test_white_inside_an_outline_is_a_colour_and_paper_is_not():
+    picture = np.full((32, 32, 3), 255, dtype=np.uint8)
+    picture[4:28, 4:28] = 0
+    picture[6:26, 6:26] = 255
+    assert measure(picture).colours[0] == "white"
+    picture[15:17, 26:28] = 255  # A gap in the outline lets the paper in.
+    assert measure(picture).colours == ("black",)
+
+
+def test_every_caption_has_three_to_six_sentences(captions):
+    for caption in captions.values():
+        pieces = sentences(caption)
+        assert 3 <= len(pieces) <= 6, caption
+        assert all(2 <= len(piece.split()) <= 18 for piece in pieces), caption
+        assert len(caption.split()) <= 60, caption
+
+
+def test_a_sentence_tells_its_picture_from_most_others(captions):
+    """A sentence shared by many pictures would make them false negatives of each other in a batch."""
+    shared = Counter(piece.strip() for caption in captions.values() for piece in sentences(caption))
+    # The skin tones of one name, two people of five tones each and the yellow one, may share a sentence.
+    assert max(shared.values()) <= 26, shared.most_common(3)
+
+
+def test_alt_texts_are_messy_and_lose_no_word(drawings):
+    forms = set()
+    for drawing in drawings:
+        alt = alt_text(drawing.name)
+        letters = "".join(character for character in alt.lower() if character.isalnum())
+        for word in drawing.name.text.split():
+            assert "".join(filter(str.isalnum, word)) in letters
+        forms.add(alt.lower() == drawing.name.text)
+    assert forms == {True, False}
+
+
+def test_shards_are_made_once_and_never_over_other_files(tmp_path, split):
+    folder = make_openmoji(tmp_path / "openmoji", size=24)
+    stamp = (folder / "train/000000.tar").stat().st_mtime_ns
+    assert make_openmoji(folder, size=24) == folder
+    assert (folder / "train/000000.tar").stat().st_mtime_ns == stamp
+    sample = ShardDataset(folder / COMPOSITIONAL)[0]
+    assert decode_image(sample.image).shape == (24, 24, 3)
+    assert split[sample.meta["name"]] == COMPOSITIONAL
+    assert isinstance(sample.synthetic, str)
+    assert sample.meta["hexcode"] == sample.key.upper()
+    assert "CC BY-SA 4.0" in (folder / "DATA.md").read_text()
+    assert json.loads((folder / "openmoji.json").read_text())["size"] == 24
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").write_text("keep")
+    with pytest.raises(OpenVisionError, match="holds other files"):
+        make_openmoji(other)
+
+
+def test_names_are_unique():
+    names = all_names()
+    assert len({name.text for name in names}) == len(names) > 3900

@@ -1,0 +1,316 @@
+"""Evaluators: parsed from tables, measured on pictures, alone and by several processes, in training."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from openvision.data.shards.dataset import ShardDataset
+from openvision.encoding import evaluating
+from openvision.errors import OpenVisionError
+from openvision.evaluation.data.images import Pictures, labelled_shards
+from openvision.evaluation.evaluators import base as registry
+from openvision.evaluation.evaluators.base import Evaluator, due, measure_all, metrics_line, parse_evaluators
+from openvision.evaluation.evaluators.in_training import check_evaluators, less_is_better, measure_in_training
+from openvision.evaluation.evaluators.model import Subject, prepared_batches
+from openvision.evaluation.evaluators.zero_shot import answers, per_class, summarize
+from openvision.evaluation.metrics.calibration import calibration, confidences
+from openvision.evaluation.metrics.ranks import similarity
+from openvision.evaluation.suites.held_out import evaluate_split
+from openvision.images.preprocess import BadSampleError
+from openvision.recipe.schema import dump_recipe, parse_recipe
+from openvision.weights.folder import load_folder
+
+ALL = [
+    {"kind": "zero_shot", "name": "names", "data": "heldout_compositional"},
+    {"kind": "zero_shot", "name": "shapes", "data": "heldout_compositional", "label": "category", "prompts": "short"},
+    {"kind": "retrieval", "name": "alt", "data": "heldout_compositional"},
+    {
+        "kind": "retrieval",
+        "name": "sentences",
+        "data": "heldout_compositional",
+        "text": "synthetic",
+        "sentences": True,
+    },
+    {"kind": "knn", "data": "heldout_compositional", "train": "train", "label": "category", "k": 3},
+    {"kind": "linear_probe", "data": "heldout_compositional", "train": "train", "label": "category"},
+    {"kind": "few_shot", "data": "heldout_compositional", "train": "train", "label": "category", "shots": [1, 2]},
+    {"kind": "patch_probe", "data": "heldout_compositional", "train": "train"},
+]
+
+
+@pytest.fixture
+def subject(fake_run) -> Subject:
+    model, tokenizer, _ = load_folder(fake_run / "model")
+    return Subject(model.vision, model, tokenizer, batch_size=5)
+
+
+def measured(subject, root, *tables) -> dict:
+    found = measure_all(parse_evaluators(list(tables), "test"), subject, root)
+    return {evaluator.title: result for evaluator, result in found}
+
+
+def test_every_kind_measures_with_intervals_round_its_values(subject, fake_data) -> None:
+    results = measured(subject, fake_data, *ALL)
+    assert list(results) == ["names", "shapes", "alt", "sentences", "knn", "linear_probe", "few_shot", "patch_probe"]
+    for result in results.values():
+        assert result.facts["pictures"] == 12
+        for metric, (low, high) in result.intervals.items():
+            assert 0 <= low <= high <= 1
+            if metric != "ece":
+                assert low <= result.values[metric] <= high
+        for metric, outcomes in result.outcomes.items():
+            assert result.values[metric] == outcomes.mean
+    assert set(results["few_shot"].values) == {"top1_1shot", "top1_2shot"}
+    # The shapes are told apart by where their pixels are, whatever the random tower does with them.
+    assert results["patch_probe"].values["miou"] > results["patch_probe"].facts["miou_majority"]
+    assert results["sentences"].facts["texts"] == 24
+
+
+def test_zero_shot_and_retrieval_agree_with_the_quickstarts_evaluation(subject, fake_data) -> None:
+    dataset = ShardDataset(fake_data / "heldout_compositional")
+    old = evaluate_split(subject.model, subject.tokenizer, dataset, 32)
+    results = measured(subject, fake_data, *ALL[:3])
+    assert results["names"].values["top1"] == old["top1"]
+    assert results["names"].values["top5"] == old["top5"]
+    for way in ("t2i_r1", "t2i_r5", "i2t_r1", "i2t_r10"):
+        assert results["alt"].values[way] == old[f"alt_{way}"]
+
+
+def test_batches_and_threads_change_nothing(subject, fake_data) -> None:
+    first = measured(subject, fake_data, *ALL[:5])
+    other = Subject(subject.vision, subject.model, subject.tokenizer, batch_size=64, threads=1)
+    second = measured(other, fake_data, *ALL[:5])
+    for name, result in first.items():
+        # Accuracies and ranks to the last digit; how sure the model is, to rounding.
+        assert result.values == pytest.approx(second[name].values, abs=1e-6)
+        assert result.values.get("top1") == second[name].values.get("top1")
+
+
+def test_answers_against_the_plain_way() -> None:
+    generator = np.random.default_rng(0)
+    images, classes = (generator.normal(size=(n, 6)).astype(np.float32) for n in (50, 9))
+    labels = generator.integers(0, 9, 50)
+    ranks, predicted = answers(images, classes, labels)
+    scores = similarity(images, classes)
+    assert np.array_equal(predicted, scores.argmax(axis=1))
+    assert np.array_equal(ranks, [(row > row[own]).sum() for row, own in zip(scores, labels, strict=True)])
+
+
+def test_ties_count_against_the_model() -> None:
+    images, classes = np.ones((3, 2), dtype=np.float32), np.ones((4, 2), dtype=np.float32)
+    ranks, predicted = answers(images, classes, np.array([0, 1, 3]))
+    assert ranks.tolist() == [3, 3, 3]
+    assert all(answer != own for answer, own in zip(predicted, [0, 1, 3], strict=True))
+
+
+def test_mean_per_class_weighs_classes_alike_and_confusions_are_counted() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1])
+    predicted = np.array([0, 0, 0, 1, 0, 0])
+    ranks = np.where(labels == predicted, 0, 1)
+    result = summarize(ranks, labels, np.arange(6), top5=False)
+    assert result.values["top1"] == pytest.approx(0.5)
+    assert result.values["mean_per_class"] == pytest.approx((3 / 4 + 0) / 2)
+    details = per_class(ranks, predicted, labels, ["a", "b"])
+    assert details["per_class"] == [[3, 4], [0, 2]]
+    assert details["confusions"] == [[1, 0, 2], [0, 1, 1]]
+
+
+def test_calibration_by_hand() -> None:
+    sure = np.array([0.95, 0.95, 0.95, 0.95, 0.5, 0.5])
+    hits = np.array([True, True, False, False, True, False])
+    found = calibration(sure, hits)
+    assert found.error == pytest.approx((4 * 0.45 + 0) / 6)
+    assert found.count == [2, 4]
+    assert found.accuracy == [0.5, 0.5]
+    assert found.interval[0] <= found.error <= found.interval[1]
+    images, classes = np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32)
+    assert confidences(images, classes, 3.0) == pytest.approx(np.exp(3) / (np.exp(3) + 1))
+
+
+def test_what_a_user_may_write_wrongly() -> None:
+    for tables, message in [
+        ([], "names no evaluator: the suite is empty"),
+        ([{"kind": "zero_shoot", "data": "x"}], "did you mean 'zero_shot'"),
+        ([{"data": "x"}], "an evaluator needs a kind"),
+        ([{"kind": "knn", "data": "x"}], "key train is missing"),
+        ([{"kind": "zero_shot", "data": "x", "promts": "short"}], "unknown key promts .did you mean prompts"),
+        ([{"kind": "zero_shot", "data": "x"}] * 2, "two evaluators named 'zero_shot'"),
+        ([{"kind": "zero_shot", "name": "a/b", "data": "x"}], "must not hold a '/'"),
+    ]:
+        with pytest.raises(OpenVisionError, match=message):
+            parse_evaluators(tables, "suite s")
+
+
+def test_packages_may_bring_kinds(monkeypatch) -> None:
+    class Other(Evaluator):
+        kind: str = "other"
+
+    points = [SimpleNamespace(name="other", load=lambda: Other), SimpleNamespace(name="wrong", load=lambda: dict)]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == registry.GROUP else [])
+    (found,) = parse_evaluators([{"kind": "other", "data": "x"}], "test")
+    assert type(found) is Other
+    with pytest.raises(OpenVisionError, match="gives no Evaluator"):
+        parse_evaluators([{"kind": "wrong", "data": "x"}], "test")
+    with pytest.raises(OpenVisionError, match="did you mean 'other'"):
+        parse_evaluators([{"kind": "othr", "data": "x"}], "test")
+
+
+def test_features_that_are_no_numbers_name_the_evaluator(subject, fake_data) -> None:
+    with torch.no_grad():
+        subject.vision.head.weight[0, 0] = float("nan")
+    with pytest.raises(OpenVisionError, match="evaluator 'names': 12 of 12 image features hold NaN"):
+        measured(subject, fake_data, ALL[0])
+
+
+def test_a_tower_alone_is_probed_and_not_asked_for_texts(subject, fake_data) -> None:
+    tower = Subject(subject.vision)
+    assert measured(tower, fake_data, ALL[4])["knn"].values
+    with pytest.raises(OpenVisionError, match="vision tower without a text tower"):
+        measured(tower, fake_data, ALL[0])
+
+
+def broken_pictures(count: int, bad: set[int]) -> Pictures:
+    def load(index: int):
+        if index in bad:
+            raise BadSampleError("undecodable", "no picture")
+        return np.full((40, 40, 3), 10 * index, dtype=np.uint8)
+
+    return Pictures("set", [str(index) for index in range(count)], load, f"{count} {bad}")
+
+
+def test_a_bad_picture_is_left_out_and_many_are_an_error(subject) -> None:
+    encoded = subject.encode(broken_pictures(7, {2}))
+    assert encoded.rows.tolist() == [0, 1, 3, 4, 5, 6]
+    assert encoded.rejected == 1
+    whole = subject.encode(broken_pictures(7, set()))
+    assert np.allclose(whole.pooled[encoded.rows], encoded.pooled, atol=1e-6)
+    with pytest.raises(OpenVisionError, match="2 of 7 pictures of set cannot be decoded"):
+        subject.encode(broken_pictures(7, {2, 3}))
+
+
+def test_pictures_are_prepared_ahead_in_order(subject) -> None:
+    batches = list(prepared_batches(broken_pictures(13, set()), range(13), subject))
+    assert [len(batch) for _, batch in batches] == [5, 5, 3]
+    shades = torch.cat([batch for _, batch in batches])[:, 0, 0, 0].tolist()
+    # Resizing truncates, by one grey level at most.
+    assert shades == pytest.approx([10 * index for index in range(13)], abs=1)
+
+
+WORKER = """
+import json, sys
+import torch.distributed as dist
+from pathlib import Path
+from openvision.evaluation.evaluators.in_training import measure_in_training
+from openvision.evaluation.evaluators.base import parse_evaluators
+from openvision.weights.folder import load_folder
+rank, world, store, model, data, tables = sys.argv[1:]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(world))
+loaded, tokenizer, _ = load_folder(Path(model))
+evaluators = parse_evaluators(json.loads(tables), "test")
+print(json.dumps(measure_in_training(evaluators, loaded, tokenizer, data, 32, batch_size=3)))
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_measure_what_one_does(fake_run, fake_data, tmp_path) -> None:
+    model, tokenizer, _ = load_folder(fake_run / "model")
+    alone = measure_in_training(parse_evaluators(ALL, "test"), model, tokenizer, fake_data, 32)
+    arguments = [str(tmp_path / "store"), str(fake_run / "model"), str(fake_data), json.dumps(ALL)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(rank), "2", *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]
+    printed = [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]
+    assert printed[0] == printed[1]
+    assert printed[0] == pytest.approx(alone, abs=1e-6)
+    assert {name: value for name, value in printed[0].items() if "ece" not in name} == {
+        name: value for name, value in alone.items() if "ece" not in name
+    }
+
+
+def test_when_evaluators_are_due() -> None:
+    often, usual = parse_evaluators(
+        [{"kind": "zero_shot", "name": "a", "data": "x", "every": 2}, {"kind": "zero_shot", "name": "b", "data": "x"}],
+        "test",
+    )
+    assert due([often, usual], 4, 5, last=False) == [often]
+    assert due([often, usual], 5, 5, last=False) == [usual]
+    assert due([often, usual], 7, 5, last=False) == []
+    assert due([often, usual], 7, 5, last=True) == [often, usual]
+
+
+def test_in_training_the_mode_stays_and_lines_are_flat(fake_run, fake_data) -> None:
+    model, tokenizer, _ = load_folder(fake_run / "model")
+    model.train()
+    beats = []
+    numbers = measure_in_training(
+        parse_evaluators([ALL[0], ALL[4]], "test"), model, tokenizer, fake_data, 16, beat=beats.append
+    )
+    assert model.training
+    assert beats == ["measuring names", "measuring knn"]
+    assert {"names/top1", "names/ece", "knn/top1"} <= numbers.keys()
+    assert all(isinstance(value, float) for value in numbers.values())
+    with evaluating(model):
+        assert not model.training
+
+
+def test_before_training_missing_data_are_told(fake_data) -> None:
+    missing = parse_evaluators([{"kind": "knn", "data": "train", "train": "nowhere"}], "test")
+    with pytest.raises(OpenVisionError, match=r"evaluator 'knn': .*nowhere is missing"):
+        check_evaluators(missing, fake_data, has_text=False)
+    with pytest.raises(OpenVisionError, match=r"'zero_shot' .* needs a text tower"):
+        check_evaluators(parse_evaluators([{"kind": "zero_shot", "data": "train"}], "t"), fake_data, has_text=False)
+    check_evaluators(parse_evaluators(ALL, "test"), fake_data, has_text=True)
+
+
+def test_which_way_is_better() -> None:
+    assert [less_is_better(name) for name in ("a/ece", "loss", "a/t2i_median", "a/top1", "loss/top1")] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_metrics_line_prefixes(subject, fake_data) -> None:
+    results = list(measure_all(parse_evaluators([ALL[4]], "t"), subject, fake_data))
+    assert metrics_line(results) == {f"knn/{name}": value for name, value in results[0][1].values.items()}
+
+
+def test_a_class_the_probe_never_saw(subject, fake_data, tmp_path) -> None:
+    table = {"kind": "knn", "data": "heldout_compositional", "train": "train", "label": "name"}
+    assert labelled_shards(fake_data / "train", "name").classes
+    with pytest.raises(OpenVisionError, match="is not among those of train"):
+        measured(subject, fake_data, table)
+
+
+def test_evaluators_in_a_recipe(tiny_recipe) -> None:
+    content = {**tomllib.loads(dump_recipe(tiny_recipe)), "evaluate": [ALL[4], {**ALL[0], "every": 3}]}
+    recipe = parse_recipe(content, "r")
+    assert recipe.evaluate is not None
+    assert [(one.title, one.every) for one in recipe.evaluate] == [("knn", None), ("names", 3)]
+    # A resolved recipe is read back as it was; one without evaluators says nothing of them.
+    assert parse_recipe(tomllib.loads(dump_recipe(recipe)), "again") == recipe
+    assert "evaluate" not in tomllib.loads(dump_recipe(tiny_recipe))
+    for wrong, message in [
+        ([{**ALL[4], "kay": 3}], r"evaluate\.0: unknown key kay"),
+        ([ALL[0], ALL[0]], "two evaluators named 'names'"),
+    ]:
+        with pytest.raises(OpenVisionError, match=message):
+            parse_recipe({**content, "evaluate": wrong}, "r")
+    run = {**content["run"], "checkpoint_best": "nmes/top1"}
+    with pytest.raises(OpenVisionError, match="no evaluator is named 'nmes'"):
+        parse_recipe({**content, "run": run}, "r")

@@ -1,0 +1,133 @@
+"""Pixels against the original's, and pictures of every kind."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from openvision.images.preprocess import BadSampleError, decode_image, normalize, resize, resize_center_crop, squash
+
+
+@pytest.fixture(scope="module")
+def golden(golden_folder):
+    with np.load(golden_folder / "image_ops.npz") as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("size", [64, 160])
+def test_evaluation_crop_equals_the_original(golden, size):
+    ours = resize_center_crop(golden["image"], size).astype(int)
+    difference = np.abs(ours - golden[f"small{size}"].astype(int))
+    assert ours.shape == (size, size, 3)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() <= 1e-4
+
+
+def test_resize_truncates(golden):
+    name = next(name for name in golden if name.startswith("rs_float"))
+    expected = golden[name]
+    ours = resize(golden["image"], *expected.shape[:2])
+    assert (ours != expected.astype(np.uint8)).mean() <= 1e-4
+    assert ours.mean() < np.round(expected).mean()
+
+
+def test_normalize_equals_the_original(golden):
+    names = [name for name in golden if name.startswith("vgg")]
+    assert names
+    for name in names:
+        size = golden[name].shape[0]
+        image = torch.from_numpy(golden[f"small{size}"]).permute(2, 0, 1)[None]
+        ours = normalize(image)[0].permute(1, 2, 0).numpy()
+        assert np.abs(ours - golden[name]).max() < 1e-5
+
+
+def test_squash_ignores_the_aspect():
+    image = np.zeros((10, 40, 3), dtype=np.uint8)
+    image[:, 20:] = 200
+    assert squash(image, 8).shape == (8, 8, 3)
+    assert (squash(image, 8)[:, 5:] >= 199).all()
+    assert (squash(image, 8)[:, :3] == 0).all()
+
+
+def reason_of(data: bytes) -> str:
+    with pytest.raises(BadSampleError) as caught:
+        decode_image(data)
+    return caught.value.reason
+
+
+def colour(mode: str, size=(6, 4)) -> Image.Image:
+    return Image.new("RGB", size, (200, 100, 50)).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "RGBA", "CMYK", "L", "LA", "1"])
+def test_every_mode_becomes_rgb(mode):
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    pixels = decode_image(encoded(colour(mode), kind))
+    assert pixels.shape == (4, 6, 3)
+    assert pixels.dtype == np.uint8
+    if mode in ("RGB", "P", "RGBA", "CMYK"):
+        assert np.abs(pixels[0, 0].astype(int) - (200, 100, 50)).max() <= 30
+
+
+def test_transparency_lies_on_white():
+    image = Image.new("RGBA", (2, 1), (255, 0, 0, 0))
+    image.putpixel((1, 0), (255, 0, 0, 255))
+    assert decode_image(encoded(image)).tolist() == [[[255, 255, 255], [255, 0, 0]]]
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    values = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
+    assert decode_image(encoded(Image.fromarray(values)))[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_a_dark_picture_of_sixteen_bits_stays_dark():
+    assert decode_image(encoded(Image.fromarray(np.full((1, 1), 200, dtype=np.uint16)))).tolist() == [[[0, 0, 0]]]
+
+
+def test_a_strip_too_long_for_a_square_is_refused():
+    with pytest.raises(BadSampleError, match="20000 x 1"):
+        resize_center_crop(np.zeros((1, 20_000, 3), dtype=np.uint8), 224)
+
+
+def test_exif_rotation_is_applied():
+    image = Image.new("RGB", (6, 4))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    assert decode_image(encoded(image, "JPEG", exif=exif)).shape == (6, 4, 3)
+
+
+def test_one_pixel():
+    assert (
+        resize_center_crop(decode_image(encoded(Image.new("RGB", (1, 1), (9, 9, 9)))), 4).tolist()
+        == [[[9, 9, 9]] * 4] * 4
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "undecodable"),
+        (b"<html>not found</html>", "undecodable"),
+        (encoded(Image.new("RGB", (64, 64)))[:60], "undecodable"),
+        (encoded(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG")[:-900], "undecodable"),
+    ],
+)
+def test_bytes_that_are_no_picture(data, reason):
+    assert reason_of(data) == reason
+
+
+def test_large_pictures_are_refused_from_their_header():
+    data = encoded(Image.new("1", (30_000, 30_000)))
+    assert len(data) < 1_000_000
+    assert reason_of(data) == "too_large"
+    assert reason_of(encoded(Image.new("1", (9000, 9000)))) == "too_large"
+    with pytest.raises(BadSampleError, match="20 x 20"):
+        decode_image(encoded(colour("RGB", (20, 20))), max_pixels=399)

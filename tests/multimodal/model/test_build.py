@@ -1,0 +1,278 @@
+"""Models around encoders of every shape: tokens, prefix, stock loading, and what is refused."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from openvision.cli.main import app
+from openvision.errors import OpenVisionError
+from openvision.models.vision import VisionConfig
+from openvision.multimodal.model.build import BuildOptions, assemble, build
+from openvision.multimodal.model.geometry import Geometry, anyres_pinpoints, check_processor
+from openvision.multimodal.model.llm import TokenizerOptions, load_llm
+from openvision.multimodal.model.towers import load_tower, tower_of
+from openvision.multimodal.model.toy import TEMPLATE, write_toy_llm
+from openvision.weights.folder import save_folder
+from openvision.weights.registry import available_models, released
+from tests.multimodal import tiny
+
+# Tokens of one square by the papers' tables (papers.md section 1.1).
+TOKENS = {
+    ("16", 160): 100, ("16", 224): 196, ("16", 384): 576, ("8", 160): 400, ("8", 224): 784, ("8", 384): 2304,
+    ("14", 84): 36, ("14", 224): 256, ("14", 336): 576, ("14", 384): 729, ("14", 448): 1024,
+}  # fmt: skip
+
+
+def ask(model, processor, image):
+    """Ids and pictures of one question, by the stock processor alone."""
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "What is it?"}]
+    return processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        tokenize=True,
+        return_dict=True,
+        add_generation_prompt=True,
+        return_tensors="pt",
+    )
+
+
+@pytest.mark.parametrize("name", available_models())
+def test_every_released_shape_builds_and_runs(llm_folder, name) -> None:
+    entry = released(name)
+    # One block is read, one lies behind it; full width, resolution and patches.
+    config = replace(entry.vision, depth=2)
+    built = assemble(tower_of(tiny.encoder(config), check=False), load_llm(llm_folder), BuildOptions())
+    patch = name.split("patch")[1].split("-")[0]
+    expected = TOKENS[patch, config.image_size]
+    assert built.geometry == Geometry(config.image_size, config.patch_size, 1, config.width, 2)
+    assert built.geometry.patches == entry.tokens == expected
+    inputs = ask(built.model, built.processor, Image.new("RGB", (50, 40), "red"))
+    assert (inputs["input_ids"] == built.model.config.image_token_id).sum() == expected
+    with torch.inference_mode():
+        logits = built.model(**inputs).logits
+    assert logits.shape[:2] == inputs["input_ids"].shape
+    assert torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("framework", ["llava-1.5", "llava-next"])
+def test_stock_classes_load_the_folder(llm_folder, tmp_path, framework) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    checkpoint = tiny.encoder()
+    save_folder(tmp_path / "encoder", checkpoint.vision, None, "", {})
+    geometry = build(tmp_path / "encoder", llm_folder, tmp_path / "vlm", BuildOptions(framework=framework))  # pyright: ignore[reportArgumentType]
+    content = json.loads((tmp_path / "vlm" / "config.json").read_text())
+    assert "auto_map" not in content
+    assert str(tmp_path) not in json.dumps(content)
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(tmp_path / "vlm", output_loading_info=True)
+    model, report = loaded
+    assert not any(report.values())
+    processor = AutoProcessor.from_pretrained(tmp_path / "vlm")
+    seen = []
+    model.model.multi_modal_projector.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    inputs = ask(model, processor, Image.new("RGB", (60, 31), "blue"))
+    with torch.inference_mode():
+        model(**inputs)
+        pixels = inputs["pixel_values"].flatten(0, -4)
+        ours = checkpoint.vision.forward_features(pixels, layers=[-2]).layers[0].patch_tokens
+    torch.testing.assert_close(seen[0], ours, atol=1e-5, rtol=1e-5)
+    assert (inputs["input_ids"] == model.config.image_token_id).sum() == geometry.tokens(31, 60)
+    assert len(seen[0]) == geometry.squares(31, 60)
+
+
+@pytest.mark.parametrize("layer", [-1, -3, 1])
+def test_the_feature_layer_is_the_one_asked_for(llm_folder, layer) -> None:
+    checkpoint = tiny.encoder()
+    built = assemble(tower_of(checkpoint), load_llm(llm_folder), BuildOptions(feature_layer=layer))
+    seen = []
+    built.model.model.multi_modal_projector.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    pixels = torch.randn(1, 3, 44, 44)
+    with torch.inference_mode():
+        built.model.model.get_image_features(pixels)
+        ours = checkpoint.vision.forward_features(pixels, layers=[layer]).layers[0].patch_tokens
+    torch.testing.assert_close(seen[0], ours, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [0, 4, -4])
+def test_a_feature_layer_that_does_not_exist(llm_folder, layer) -> None:
+    with pytest.raises(OpenVisionError, match="encoder has 3 blocks"):
+        assemble(tiny.tiny_tower(), load_llm(llm_folder), BuildOptions(feature_layer=layer))
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_stock_towers(llm_folder, tmp_path, kind) -> None:
+    import transformers
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    name, prefix = {"clip": ("CLIP", 1), "siglip": ("Siglip", 0)}[kind]
+    config = getattr(transformers, f"{name}VisionConfig")(**sizes, image_size=32, patch_size=8)
+    getattr(transformers, f"{name}VisionModel")(config).save_pretrained(tmp_path / kind)
+    preparation = {"image_processor_type": "CLIPImageProcessor", "image_mean": [0.1] * 3, "image_std": [0.2] * 3}
+    (tmp_path / kind / "preprocessor_config.json").write_text(json.dumps(preparation | {"resample": 3}))
+    tower = load_tower(tmp_path / kind)
+    assert (tower.geometry.prefix_tokens, tower.geometry.patches) == (prefix, 16)
+    built = assemble(tower, load_llm(llm_folder), BuildOptions())
+    assert built.processor.image_processor.image_mean == (0.1, 0.1, 0.1)
+    assert built.processor.image_processor.resample == 3
+    inputs = ask(built.model, built.processor, Image.new("RGB", (50, 40)))
+    assert (inputs["input_ids"] == built.model.config.image_token_id).sum() == 16
+    with torch.inference_mode():
+        assert torch.isfinite(built.model(**inputs).logits).all()
+
+
+def test_another_model_is_no_tower(llm_folder) -> None:
+    with pytest.raises(OpenVisionError, match="model of type 'llama'"):
+        load_tower(llm_folder)
+
+
+@pytest.mark.parametrize("size", [(40, 40), (31, 200), (200, 31), (64, 90), (500, 499), (10, 30), (44, 132)])
+def test_anyres_tokens_are_the_stock_ones(next_folder, size) -> None:
+    from transformers import AutoConfig, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(next_folder)
+    geometry = check_processor(processor, AutoConfig.from_pretrained(next_folder), "model")
+    inputs = processor(text="<image>", images=Image.new("RGB", size[::-1]), return_tensors="pt")
+    assert (inputs["input_ids"] == processor.image_token_id).sum() == geometry.tokens(*size)
+    assert inputs["pixel_values"].shape[1] == geometry.squares(*size)
+
+
+def test_anyres_grids_follow_the_resolution() -> None:
+    assert anyres_pinpoints(336) == ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_the_language_model_is_unchanged(tmp_path, tie) -> None:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    llm_folder = write_toy_llm(tmp_path / "llm", tie=tie)
+    tiny.write_model(llm_folder, tmp_path / "model")
+    built = tiny.build_tiny(llm_folder)
+    stored = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    assert (stored.lm_head.weight is stored.get_input_embeddings().weight) == tie
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.inference_mode():
+        alone = AutoModelForCausalLM.from_pretrained(llm_folder)(ids).logits
+        inside = built.model(ids).logits
+    # One row more: the image token's.
+    torch.testing.assert_close(inside[..., : alone.shape[-1]], alone)
+    assert inside.shape[-1] == alone.shape[-1] + 1
+
+
+def test_answers_stop_where_the_template_stops(llm_folder) -> None:
+    built = tiny.build_tiny(llm_folder)
+    end = built.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end in built.model.generation_config.eos_token_id
+    assert built.model.generation_config.suppress_tokens == [built.model.config.image_token_id]
+
+
+def test_the_projector_is_drawn_from_the_seed(llm_folder) -> None:
+    def drawn(seed):
+        built = assemble(tiny.tiny_tower(), load_llm(llm_folder), BuildOptions(seed=seed, framework="llava-next"))
+        return torch.cat(
+            [built.model.model.multi_modal_projector.linear_1.weight.flatten(), built.model.model.image_newline]
+        )
+
+    assert torch.equal(drawn(3), drawn(3))
+    assert not torch.equal(drawn(3), drawn(4))
+
+
+TEMPLATES = {
+    "no_stop": ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+                "{% if add_generation_prompt %}assistant: {% endif %}", "never learn to stop"),
+    "no_prompt": ("{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+                  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}", "prompt followed by the answer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        ({"pad": None}, "no pad token"),
+        ({"template": None}, "no chat template"),
+        *(({"template": template}, message) for template, message in TEMPLATES.values()),
+    ],
+)
+def test_tokenizers_that_cannot_be_trained_on(tmp_path, tokenizer, message) -> None:
+    write_toy_llm(tmp_path / "llm", **tokenizer)
+    with pytest.raises(OpenVisionError, match=message):
+        load_llm(tmp_path / "llm")
+
+
+def test_what_a_tokenizer_lacks_can_be_given(tmp_path) -> None:
+    write_toy_llm(tmp_path / "llm", pad=None, template=None)
+    (tmp_path / "chat.jinja").write_text(TEMPLATE)
+    loaded = load_llm(tmp_path / "llm", TokenizerOptions("<pad>", tmp_path / "chat.jinja"))
+    assert loaded.tokenizer.pad_token == "<pad>"
+    with pytest.raises(OpenVisionError, match="is not a token"):
+        load_llm(tmp_path / "llm", TokenizerOptions("<nothing>", tmp_path / "chat.jinja"))
+    with pytest.raises(OpenVisionError, match="cannot be read"):
+        load_llm(tmp_path / "llm", TokenizerOptions("<pad>", tmp_path / "none.jinja"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"crop_size": {"height": 40, "width": 40}}, "crops pictures to 40 px, but the encoder takes 44 px"),
+        ({"size": {"shortest_edge": 48}}, "resizes pictures to 48 px"),
+    ],
+)
+def test_a_processor_for_another_resolution(model_folder, tmp_path, change, message) -> None:
+    import shutil
+
+    from openvision.multimodal.model.generate import load_assistant
+
+    shutil.copytree(model_folder, tmp_path / "model")
+    file = tmp_path / "model" / "processor_config.json"
+    content = json.loads(file.read_text())
+    content["image_processor"] |= change
+    file.write_text(json.dumps(content))
+    with pytest.raises(OpenVisionError, match=message):
+        load_assistant(tmp_path / "model")
+
+
+# The command.
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, ["vlm", *(str(argument) for argument in arguments)])
+
+
+def test_build_from_the_command_line(llm_folder, tmp_path) -> None:
+    save_folder(tmp_path / "encoder", tiny.encoder().vision, None, "", {})
+    arguments = ("build", "--encoder", tmp_path / "encoder", "--llm", llm_folder, "-o", tmp_path / "vlm")
+    result = run(*arguments, "--framework", "llava-next")
+    assert result.exit_code == 0, result.output
+    assert "5 x 5 = 25 tokens a square, up to 135 a picture in tiles" in result.output
+    assert "not empty" in str(run(*arguments).exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--framework", "blip"), "unknown framework 'blip'"),
+        (("--dtype", "int8"), "unknown dtype 'int8'"),
+        (("--llm", "./no/such"), "no/such does not exist"),
+        (("--llm", "no.gguf"), "language model no.gguf does not exist"),
+        (("--encoder", "openvision-vit-hugh-patch14-224"), "did you mean"),
+        (("--feature-layer", "9"), "feature layer 9 does not exist"),
+    ],
+)
+def test_bad_input(llm_folder, tmp_path, arguments, message) -> None:
+    save_folder(tmp_path / "encoder", tiny.encoder().vision, None, "", {})
+    given = {"--encoder": tmp_path / "encoder", "--llm": llm_folder, "-o": tmp_path / "vlm"}
+    given |= dict(zip(arguments[::2], arguments[1::2], strict=True))
+    result = run("build", *(part for pair in given.items() for part in pair))
+    assert isinstance(result.exception, OpenVisionError)
+    assert message in str(result.exception)
+    assert not (tmp_path / "vlm").exists()
+
+
+def test_the_shape_decides_not_the_name() -> None:
+    geometry = Geometry(384, 14, 1, 1152, 27)
+    # 27 patches fill 378 of 384 pixels.
+    assert (geometry.grid, geometry.patches, geometry.tower_tokens) == (27, 729, 730)
+    assert VisionConfig(8, 1, 8, 1, 14, 384).grid() == (27, 27)

@@ -1,0 +1,377 @@
+"""Runs of tiny models: what trains, at which rate, going on after kill -9, LoRA, features cached or not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from openvision.cli.main import app
+from openvision.errors import OpenVisionError
+from openvision.multimodal.model.generate import load_assistant
+from openvision.multimodal.recipe import LearningRates, dump_vlm_recipe, load_vlm_recipe, parse_vlm_recipe
+from openvision.multimodal.training.modules import choose_trained, module_of, parameter_groups
+from openvision.multimodal.training.run import train
+
+RECIPES = sorted((Path(__file__).parents[3] / "recipes" / "vlm").glob("*.toml"))
+
+
+def recipe(*stages: dict, framework: str = "llava-1.5", **run):
+    """A recipe of short stages; a stage says what differs."""
+    aspect = "anyres" if framework == "llava-next" else "pad"
+    common = {"conversations": "train.json", "images": "images", "samples": 16, "batch_size": 4, "max_length": 400}
+    return parse_vlm_recipe(
+        {
+            "name": "test",
+            "framework": framework,
+            "stages": [
+                common | {"aspect": aspect, "name": f"s{number}"} | stage for number, stage in enumerate(stages)
+            ],
+            "run": {"precision": "float32", "micro_batch": 2, "log_every": 1, "checkpoint_every": 2} | run,
+        },
+        "test",
+    )
+
+
+PROJECTOR = {"learning_rate": {"projector": 1e-2}}
+WHOLE = {"learning_rate": {"projector": 1e-2, "llm": 1e-2}}
+EVERYTHING = {"learning_rate": {"projector": 1e-2, "llm": 1e-2, "encoder": 1e-2}}
+LORA = WHOLE | {"lora": {"rank": 4, "alpha": 8}}
+WORDS = PROJECTOR | {"objective": "words"}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    """Modules in which a weight differs."""
+    old, new = weights(before), weights(after)
+    assert old.keys() == new.keys()
+    return {module_of(name) for name in old if not torch.equal(old[name], new[name])}
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("stage", "trained"),
+    [
+        (PROJECTOR, {"projector"}),
+        (WORDS, {"projector"}),
+        (WHOLE, {"projector", "llm"}),
+        (LORA, {"projector", "llm"}),
+        (EVERYTHING, {"projector", "llm", "encoder"}),
+        ({"learning_rate": {"encoder": 1e-2}}, {"encoder"}),
+    ],
+)
+def test_a_stage_trains_what_has_a_learning_rate(model_folder, data_folder, tmp_path, stage, trained) -> None:
+    folder = train(recipe(stage), model_folder, data_folder, tmp_path / "run")
+    assert changed(model_folder, folder) == trained
+    assert len(losses(tmp_path / "run")) == 4
+    assert load_assistant(folder, "cpu").model.config.model_type == "llava"
+
+
+def test_anyres_trains_the_newline_too(next_folder, data_folder, tmp_path) -> None:
+    folder = train(recipe(EVERYTHING, framework="llava-next"), next_folder, data_folder, tmp_path / "run")
+    assert changed(next_folder, folder) == {"projector", "llm", "encoder"}
+    old, new = weights(next_folder), weights(folder)
+    newline = next(name for name in old if "image_newline" in name)
+    assert not torch.equal(old[newline], new[newline])
+
+
+def test_the_loss_goes_down(model_folder, data_folder, tmp_path) -> None:
+    train(recipe(WHOLE | {"samples": 120}), model_folder, data_folder, tmp_path / "run")
+    seen = losses(tmp_path / "run")
+    assert len(seen) == 30
+    assert sum(seen[-5:]) < 0.6 * sum(seen[:5])
+
+
+def test_stages_follow_each_other(model_folder, data_folder, tmp_path) -> None:
+    told: list[str] = []
+    folder = train(recipe(PROJECTOR, WHOLE), model_folder, data_folder, tmp_path / "run", told.append)
+    first = tmp_path / "run" / "stages" / "0-s0" / "model"
+    assert changed(model_folder, first) == {"projector"}
+    assert changed(first, folder) == {"projector", "llm"}
+    assert any("s1  step 4/4" in line and "samples/s" in line and "left" in line for line in told)
+    made = json.loads((folder / "openvision_vlm.json").read_text())
+    assert made["built"]["built"]["tokens_of_a_square"] == 25
+    # The same command has nothing left to do.
+    again: list[str] = []
+    assert train(recipe(PROJECTOR, WHOLE), model_folder, data_folder, tmp_path / "run", again.append) == folder
+    assert again == []
+
+
+@pytest.mark.parametrize("batching", ["random", "length", "packed"])
+def test_batching(model_folder, data_folder, tmp_path, batching) -> None:
+    train(recipe(WHOLE, batching=batching), model_folder, data_folder, tmp_path / "run")
+    assert len(losses(tmp_path / "run")) == 4
+
+
+@pytest.mark.parametrize("short", [0, 256])
+def test_packed_and_padded_batches_train_alike(model_folder, data_folder, tmp_path, monkeypatch, short) -> None:
+    """With the fused attention kernel and with the written-out one that short samples take on a CPU."""
+    monkeypatch.setattr("openvision.multimodal.training.run.SHORT_SAMPLE", short)
+    for name in ("random", "packed"):
+        train(recipe(WHOLE, batching=name), model_folder, data_folder, tmp_path / name)
+    assert losses(tmp_path / "packed") == pytest.approx(losses(tmp_path / "random"), rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", [PROJECTOR, WHOLE, LORA])
+def test_cached_features_train_to_the_same_losses(model_folder, data_folder, tmp_path, stage) -> None:
+    for name in ("never", "always"):
+        train(recipe(stage, cache_features=name), model_folder, data_folder, tmp_path / name)
+    assert (tmp_path / "always" / "features").is_dir()
+    assert not (tmp_path / "never" / "features").exists()
+    assert losses(tmp_path / "always") == pytest.approx(losses(tmp_path / "never"), rel=1e-5)
+
+
+def test_anyres_features_too(next_folder, data_folder, tmp_path) -> None:
+    for name in ("never", "always"):
+        made = recipe(WHOLE, framework="llava-next", cache_features=name)
+        train(made, next_folder, data_folder, tmp_path / name)
+    assert losses(tmp_path / "always") == pytest.approx(losses(tmp_path / "never"), rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_accumulation_changes_no_loss(model_folder, data_folder, tmp_path, accumulate) -> None:
+    run = recipe(WHOLE, micro_batch=4 // accumulate, batching="random")
+    train(run, model_folder, data_folder, tmp_path / "run")
+    train(recipe(WHOLE, batching="random"), model_folder, data_folder, tmp_path / "two")
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "two"), rel=1e-4)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from openvision.multimodal.recipe import load_vlm_recipe
+from openvision.multimodal.training.run import train
+
+def say(line):
+    if "step 5/10" in line:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+recipe, model, data, run = map(Path, sys.argv[1:])
+train(load_vlm_recipe(recipe), model, data, run, say)
+"""
+
+
+@pytest.mark.parametrize("stage", [LORA, WORDS, pytest.param(WHOLE, marks=pytest.mark.slow)])
+def test_going_on_after_kill_9(model_folder, data_folder, tmp_path, stage) -> None:
+    made = recipe(stage | {"samples": 40})
+    file, run = tmp_path / "recipe.toml", tmp_path / "killed"
+    file.write_text(dump_vlm_recipe(made))
+    command = [sys.executable, "-c", KILLED, *map(str, (file, model_folder, data_folder, run))]
+    assert subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode == -signal.SIGKILL
+    assert len(losses(run)) == 5
+    # What it was writing when it died.
+    (run / "stages" / "0-s0" / "checkpoints" / "checkpoint-999").mkdir()
+    told: list[str] = []
+    folder = train(made, model_folder, data_folder, run, told.append)
+    assert any("going on from checkpoint-4" in line for line in told)
+    whole = train(made, model_folder, data_folder, tmp_path / "whole")
+    assert len(losses(run)) == 10
+    assert losses(run) == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(weights(folder)[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_stopping_saves_and_the_same_command_goes_on(model_folder, data_folder, tmp_path) -> None:
+    from openvision.training.trainer import Interrupted
+
+    made = recipe(WHOLE | {"samples": 40}, checkpoint_every=100)
+
+    def stop(line: str) -> None:
+        if "step 3/10" in line:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="stopped after step"):
+        train(made, model_folder, data_folder, tmp_path / "run", stop)
+    train(made, model_folder, data_folder, tmp_path / "run")
+    train(made, model_folder, data_folder, tmp_path / "whole")
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
+
+
+# Modules.
+
+
+def test_learning_rates_by_module_and_no_decay_of_vectors(model_folder) -> None:
+    model = load_assistant(model_folder, "cpu").model
+    rates = LearningRates(projector=1e-3, llm=2e-5, encoder=2e-6)
+    choose_trained(model, rates, None)
+    groups = parameter_groups(model, rates, 0.1)
+    assert {group["module"]: group["lr"] for group in groups} == {"projector": 1e-3, "llm": 2e-5, "encoder": 2e-6}
+    for group in groups:
+        assert {parameter.ndim > 1 for parameter in group["params"]} == {group["weight_decay"] > 0}
+    trained = sum(parameter.requires_grad for parameter in model.parameters())
+    assert sum(len(group["params"]) for group in groups) == trained
+
+
+@pytest.mark.parametrize("framework", ["model_folder", "next_folder"])
+def test_everything_that_is_trained_gets_a_gradient(request, data_folder, framework) -> None:
+    """Distributed training waits for every parameter: what lies behind the feature layer must be frozen."""
+    from openvision.multimodal.data.collate import Collator
+    from openvision.multimodal.data.dataset import ConversationDataset, read_llava_json
+
+    assistant = load_assistant(request.getfixturevalue(framework), "cpu")
+    aspect = "anyres" if assistant.geometry.pinpoints else "pad"
+    records = read_llava_json([data_folder / "train.json"], data_folder / "images").records
+    data = ConversationDataset(records, assistant.processor, assistant.geometry, aspect, 600)
+    collator = Collator(
+        assistant.processor.tokenizer.pad_token_id, assistant.processor.image_token_id, assistant.geometry
+    )
+    model = assistant.model
+    choose_trained(model, LearningRates(projector=1.0, llm=1.0, encoder=1.0), None)
+    model(**collator([data[0], data[1]])).loss.backward()
+    without = {
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None
+    }
+    assert without == set()
+    # And nothing more is frozen: the last block, the norm behind it, the pooler.
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert all(".layers.2." in name or ".layernorm." in name or ".pooler." in name for name in frozen), frozen
+    assert frozen
+
+
+# Recipes.
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_published_recipes_parse_and_write_themselves_back(path, tmp_path) -> None:
+    read = load_vlm_recipe(path)
+    (tmp_path / "again.toml").write_text(dump_vlm_recipe(read))
+    assert load_vlm_recipe(tmp_path / "again.toml") == read
+
+
+def published(name: str):
+    return load_vlm_recipe(next(path for path in RECIPES if path.stem == name))
+
+
+def test_recipes_say_what_the_papers_say() -> None:
+    """papers.md section 4."""
+    llava, open_next, smol = published("llava-1.5"), published("open-llava-next"), published("smollm-150m")
+    assert [stage.batch_size for stage in llava.stages] == [256, 128]
+    assert [stage.learning_rate.model_dump(exclude_none=True) for stage in llava.stages] == [
+        {"projector": 1e-3},
+        {"projector": 2e-5, "llm": 2e-5},
+    ]
+    assert [stage.aspect for stage in llava.stages] == ["crop", "pad"]
+    assert [stage.max_length for stage in llava.stages] == [2048, 2048]
+    assert open_next.stages[1].learning_rate.model_dump() == {"projector": 2e-5, "llm": 2e-5, "encoder": 2e-6}
+    assert {stage.aspect for stage in open_next.stages} == {"anyres"}
+    assert [stage.learning_rate.llm for stage in smol.stages] == [None, 5e-5, 5e-4]
+    assert all(stage.learning_rate.encoder is None for stage in smol.stages)
+    for made in (llava, open_next, smol):
+        assert {(stage.schedule, stage.warmup_ratio, stage.weight_decay) for stage in made.stages} == {
+            ("cosine", 0.03, 0)
+        }
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.0.bach_size=3", "unknown key stages.0.bach_size (did you mean batch_size?)"),
+        ("stages.0.learning_rate={}", "learning_rate is empty"),
+        ("stages.0.aspect=anyres", "does not fit llava-1.5"),
+        ("stages.0.conversations=none", "give either conversations (files) or hub"),
+        ("stages.0.lora={rank=2}", "lora needs learning_rate.llm"),
+        ("stages.1.objective=words", "objective 'words' trains the projector only"),
+        ("framework=blip", "framework"),
+    ],
+)
+def test_bad_recipes(override, message) -> None:
+    path = next(path for path in RECIPES if path.stem == "llava-1.5")
+    with pytest.raises(OpenVisionError) as error:
+        load_vlm_recipe(path, [override])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ({"micro_batch": 3}, "batch_size 4 is no multiple of"),
+        ({}, "run of another recipe"),
+    ],
+)
+def test_runs_that_are_refused(model_folder, data_folder, tmp_path, run, message) -> None:
+    (tmp_path / "run").mkdir()
+    if not run:
+        (tmp_path / "run" / "recipe.toml").write_text(dump_vlm_recipe(recipe(WHOLE)))
+    with pytest.raises(OpenVisionError, match=message):
+        train(recipe(PROJECTOR, **run), model_folder, data_folder, tmp_path / "run")
+
+
+def test_a_model_of_another_framework(next_folder, data_folder, tmp_path) -> None:
+    with pytest.raises(OpenVisionError, match=r"--framework llava-1\.5"):
+        train(recipe(PROJECTOR), next_folder, data_folder, tmp_path / "run")
+
+
+def test_lora_targets_that_do_not_exist(model_folder, data_folder, tmp_path) -> None:
+    stage = WHOLE | {"lora": {"targets": ["qkv"]}}
+    with pytest.raises(OpenVisionError, match="name no linear layer"):
+        train(recipe(stage), model_folder, data_folder, tmp_path / "run")
+
+
+def test_train_from_the_command_line(model_folder, data_folder, tmp_path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(dump_vlm_recipe(recipe(PROJECTOR)))
+    arguments = ["vlm", "train", file, "--model", model_folder, "--data", data_folder, "--run", tmp_path / "run"]
+    result = CliRunner().invoke(app, [*map(str, arguments), "--set", "stages.0.samples=8"])
+    assert result.exit_code == 0, result.output
+    assert "trained model:" in result.output
+    assert len(losses(tmp_path / "run")) == 2
+
+
+# Several processes.
+
+PROCESSES = """
+import sys
+from pathlib import Path
+
+if sys.argv[5] == "fsdp":
+    # accelerate shards on accelerators only; told that the CPU is one, it does the same here.
+    import accelerate.state as state
+
+    known = state.DistributedType
+
+    class Told:
+        def __getattr__(self, name):
+            return known.MULTI_CPU if name == "MULTI_NEURON" else getattr(known, name)
+
+    state.DistributedType = Told()
+
+from openvision.multimodal.recipe import load_vlm_recipe
+from openvision.multimodal.training.run import train
+
+recipe, model, data, run = map(Path, sys.argv[1:5])
+train(load_vlm_recipe(recipe, sys.argv[6:]), model, data, run, lambda line: print(line, flush=True))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "override"),
+    [("ddp", "run.cache_features=never"), ("ddp", "run.cache_features=always"), ("fsdp", "run.fsdp=true")],
+)
+def test_two_processes_train_as_one(model_folder, data_folder, tmp_path, how, override) -> None:
+    """Sample 12 has no picture: one process of a step may see none."""
+    made = recipe(WORDS, PROJECTOR, EVERYTHING, batching="random", cache_features="never", fsdp=False)
+    file, script = tmp_path / "recipe.toml", tmp_path / "two.py"
+    file.write_text(dump_vlm_recipe(made))
+    script.write_text(PROCESSES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command += [*map(str, (file, model_folder, data_folder, tmp_path / "two")), how, override]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert ("sharded" in done.stdout) == (how == "fsdp")
+    folder = train(made, model_folder, data_folder, tmp_path / "one")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    for name, tensor in weights(folder).items():
+        torch.testing.assert_close(weights(tmp_path / "two" / "model")[name], tensor, rtol=1e-3, atol=1e-4)

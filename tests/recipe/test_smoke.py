@@ -1,0 +1,75 @@
+"""Every recipe runs in its smoke form, and the model that comes out can be used."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import openvision
+from openvision.cli.main import app
+from openvision.data.shards.dataset import ShardDataset
+from openvision.errors import OpenVisionError
+from openvision.models.openvision2 import OpenVision2, OpenVision2Config
+from openvision.recipe.schema import load_recipe
+from openvision.recipe.smoke import prepare_smoke, write_smoke_data
+from openvision.weights.folder import load_any_folder
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+FAST = ("openvision/ti16", "openvision/s16", "openvision2/l14")
+SLOW = sorted(
+    name
+    for folder in ("", "openvision", "openvision2", "clips")
+    for path in (RECIPES / folder).glob("*.toml")
+    if (name := f"{folder}/{path.stem}".lstrip("/")) not in FAST
+)
+
+
+def runs(name: str, folder: Path) -> None:
+    run = folder / "run"
+    done = CliRunner().invoke(app, ["train", str(RECIPES / f"{name}.toml"), "--smoke", "--run", str(run)])
+    assert done.exit_code == 0, done.output
+    recipe = load_recipe(RECIPES / f"{name}.toml")
+    model, _, provenance = load_any_folder(run / "model")
+    assert isinstance(model, OpenVision2) == isinstance(recipe.model, OpenVision2Config)
+    assert model.config.vision.image_size == recipe.stages[-1].resolution
+    assert provenance["samples_seen"] == 2 * (1 + len(recipe.stages))
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_smoke(name, tmp_path):
+    runs(name, tmp_path)
+    if name.startswith("openvision2"):
+        # Untrained, so any words will do; what counts is that the folder can caption.
+        captioner = openvision.load_captioner(tmp_path / "run" / "model")
+        assert len(captioner.caption([torch.zeros(40, 40, 3, dtype=torch.uint8).numpy()], max_length=3)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_smoke_of_the_others(name, tmp_path):
+    runs(name, tmp_path)
+
+
+def test_drawn_data_have_the_captions_the_recipe_asks_for(tmp_path):
+    recipe = load_recipe(RECIPES / "openvision2" / "l14.toml", ["data.alt_key=web"])
+    smoke, folder = prepare_smoke(recipe, tmp_path)
+    train = ShardDataset(f"{folder}/train", smoke.data.synthetic_key, smoke.data.alt_key)
+    assert smoke.data.synthetic_key == "llava_llama3_condition_True_dense_weighted_topk"
+    assert train[0].alt == "a red square"
+    assert str(train[0].synthetic).startswith("A square on white. The square is red.")
+    before = sorted(path.stat().st_mtime_ns for path in Path(folder).rglob("*"))
+    write_smoke_data(smoke, Path(folder))
+    assert sorted(path.stat().st_mtime_ns for path in Path(folder).rglob("*")) == before, "drawn once"
+
+
+def test_data_or_smoke_but_not_both(tmp_path):
+    recipe = str(RECIPES / "quickstart.toml")
+    run = CliRunner().invoke
+    neither = run(app, ["train", recipe, "--run", str(tmp_path / "run")])
+    assert isinstance(neither.exception, OpenVisionError)
+    assert "with --data, or try the recipe with --smoke" in str(neither.exception)
+    both = run(app, ["train", recipe, "--smoke", "--data", "x", "--run", str(tmp_path / "run")])
+    assert "leave --data out" in str(both.exception)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,70 @@
+"""Signals ask a run to stop; who asked decides the exit code."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from openvision.training.run.signals import (
+    EXIT_INTERRUPTED,
+    EXIT_REQUEUE,
+    Interrupted,
+    StopRequest,
+    clear_requeue,
+    mark_requeue,
+)
+from openvision.training.trainer import Trainer
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, EXIT_INTERRUPTED), (signal.SIGTERM, EXIT_REQUEUE), (signal.SIGUSR1, EXIT_REQUEUE)],
+)
+def test_a_signal_is_noted_and_its_handler_comes_back(number, code):
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop.wanted
+        os.kill(os.getpid(), number)
+        assert stop.wanted
+        assert stop.exit_code == code
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    with StopRequest():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_in_another_thread_leaves_signals_alone():
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def inside():
+        with StopRequest():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_a_scheduler_finds_the_marker_and_a_person_does_not(tiny_recipe, shapes_folder, tmp_path):
+    for requeue, code in ((True, EXIT_REQUEUE), (False, EXIT_INTERRUPTED)):
+        trainer = Trainer(tiny_recipe, shapes_folder, tmp_path / "run")
+        trainer.stop.ask(requeue)
+        with pytest.raises(Interrupted) as stopped:
+            trainer.run()
+        assert stopped.value.exit_code == code
+        assert (tmp_path / "run/REQUEUE").exists() == requeue
+
+
+def test_the_marker_goes(tmp_path):
+    clear_requeue(tmp_path)
+    mark_requeue(tmp_path, 3)
+    assert "after step 3" in (tmp_path / "REQUEUE").read_text()
+    clear_requeue(tmp_path)
+    assert not (tmp_path / "REQUEUE").exists()
