@@ -1,4 +1,4 @@
-"""Files of which a reader never sees half: temporary name, flush, rename; and reading what a crash cut short."""
+"""Atomic files: written under a temporary name, flushed, renamed; and reading what a crash cut short."""
 
 import json
 import os
@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from openvision.errors import OpenVisionError
+
+JsonObject = dict[str, Any]
+"""An object as it was read from JSON or TOML, before anything of it was checked."""
 
 
 def _temporary_sibling(path: Path) -> Path:
@@ -57,7 +60,7 @@ def append_text(path: Path, text: str) -> None:
         raise OpenVisionError(f"cannot write {path}: {error.strerror}") from error
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path) -> list[JsonObject]:
     """All complete lines of a file of JSON lines; one cut short by a crash at the end is left out."""
     try:
         rows = path.read_text(encoding="utf-8").splitlines()
