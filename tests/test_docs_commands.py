@@ -118,6 +118,22 @@ def test_python_compiles(block):
     compile(block.text, str(block.document), "exec")
 
 
+def anchors(document: Path) -> set[str]:
+    """Names of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_links_lead_somewhere(document):
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        if "://" not in link:
+            path, _, anchor = link.partition("#")
+            target = document.parent / path if path else document
+            assert target.exists(), f"{document.name} links to {link}"
+            assert not anchor or anchor in anchors(target), f"{document.name} links to {link}"
+
+
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory, tiny_run, shapes_folder) -> Path:
     """A folder that looks like a checkout after the quickstart, with the tiny run in its place."""
@@ -128,7 +144,7 @@ def workshop(tmp_path_factory, tiny_run, shapes_folder) -> Path:
     for split in ("validation", "heldout_random"):
         shutil.copytree(shapes_folder / "validation", data / split)
     with ShardWriter(data / "heldout_compositional") as writer:
-        # One picture has a name of the real data, which README uses.
+        # One image has a name of the real data, which README uses.
         for number, sample in enumerate(ShardDataset(shapes_folder / "validation")):
             meta = {**sample.meta, "synthetic": sample.synthetic, **({} if number else {"name": "man pilot"})}
             writer.write(sample.key, sample.image, sample.extension, str(sample.alt), meta)
