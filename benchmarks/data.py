@@ -1,14 +1,14 @@
-"""Images a second of the loader beside open_clip's webdataset pipeline: the same JPEGs, the same number of workers.
+"""Loader throughput against open_clip's webdataset pipeline: the same JPEGs, the same number of workers.
 
     .venv-oracle/bin/python benchmarks/data.py -o benchmarks/results/data.json
 
-Shards of 512 px JPEGs of 70 to 100 kB are made first: OpenMoji drawings on shaded grounds with noise as of a sensor,
-since flat drawings decode faster than photographs do. Both sides decode, crop at random and resize; open_clip's also
-normalises in float32, which ours leaves to the device, and ours reads two texts and a caption target a sample where
-open_clip's reads one text of constant cost. "with jitter" adds the recipe's colour jitter and grayscale on our side
-only. Each run has a process of its own; runs take turns, and the median of the turns counts.
+The shards hold 512 px JPEGs of 70 to 100 kB: OpenMoji glyphs on shaded backgrounds with sensor noise, since flat
+drawings decode faster than photographs. Both sides decode, crop at random and resize. open_clip also normalises in
+float32, which we leave to the device; we tokenize two texts and a caption target a sample, open_clip one text of
+constant cost. "with jitter" adds the recipe's colour jitter and grayscale on our side only. Each run has its own
+process; runs alternate, and the median counts.
 
-Then two numbers of ours alone: resident memory over 200,000 samples, and the cost of starting at position 10^9 of a
+Two more numbers are ours alone: resident memory over 200,000 samples, and the cost of starting at position 10^9 of a
 billion samples.
 """
 
@@ -27,16 +27,16 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torchvision_operators as torchvision_operators
 from PIL import Image
 
-from openvision.data.loader import Loader, Reading
+from openvision.data.loader import InputSpec, Loader, LoaderOptions
 from openvision.data.shards.dataset import Sample, ShardDataset, ShardWriter
-from openvision.data.sources.openmoji.source import all_names, draw
+from openvision.data.sources.openmoji.glyphs import all_names, render_glyph
 from openvision.errors import require
 from openvision.images.augment import Augment
 from openvision.provenance import processor_name
@@ -48,8 +48,9 @@ CAPTION = "A drawing on a shaded ground. The colours are bright. It was taken wi
 
 
 def photograph(character: str, side: int, rng: np.random.Generator) -> bytes:
-    """A drawing on a shaded ground with sensor noise, as JPEG bytes."""
-    glyph = np.asarray(Image.fromarray(draw(character, 256)).resize((side, side), Image.Resampling.BICUBIC), np.float32)
+    """A glyph on a shaded background with sensor noise, as JPEG bytes."""
+    drawing = Image.fromarray(render_glyph(character, 256))
+    glyph = np.asarray(drawing.resize((side, side), Image.Resampling.BICUBIC), np.float32)
     corners = Image.fromarray(rng.integers(60, 255, (3, 3, 3), dtype=np.uint8))
     ground = np.asarray(corners.resize((side, side), Image.Resampling.BICUBIC), np.float32)
     scene = glyph * ground / 255 + rng.normal(0, 10, glyph.shape)
@@ -79,13 +80,10 @@ def our_batches(folder: Path, size: int, workers: int, jitter: bool) -> Iterator
     with Loader(
         ShardDataset(folder),
         Tokenizer.train(["a photo", CAPTION], 200),
-        resolution=size,
+        InputSpec(size, context_length=80, caption_length=128, augment=augment),
         batch_size=BATCH,
-        context_length=80,
-        caption_length=128,
-        augment=augment,
         seed=0,
-        reading=Reading(workers=workers),
+        options=LoaderOptions(workers=workers),
     ) as loader:
         yield iter(loader)
 
@@ -140,7 +138,7 @@ def memory_over(folder: Path, samples: int) -> list[tuple[int, int]]:
 
 
 class Billion:
-    """A billion samples that all are the same one: what a stream costs without its pictures."""
+    """A billion copies of one sample: the cost of a stream without its images."""
 
     folder = "a billion samples"
 
@@ -163,18 +161,9 @@ def restore(folder: Path) -> dict[str, float]:
     sample = ShardDataset(folder)[0]
     tokenizer = Tokenizer.train(["a photo", CAPTION], 200)
     before, start = _resident(), time.perf_counter()
-    data: Any = Billion(sample)
-    loader = Loader(
-        data,
-        tokenizer,
-        resolution=84,
-        batch_size=BATCH,
-        context_length=80,
-        caption_length=128,
-        augment=Augment(),
-        seed=0,
-        start=10**9,
-    )
+    data = cast(ShardDataset, Billion(sample))
+    inputs = InputSpec(84, context_length=80, caption_length=128)
+    loader = Loader(data, tokenizer, inputs, batch_size=BATCH, seed=0, start=10**9)
     next(loader)
     result = {"seconds": time.perf_counter() - start, "mebibytes": _resident() - before}
     loader.close()
@@ -187,7 +176,7 @@ def _resident() -> int:
 
 
 def in_own_process(*arguments: object) -> Any:
-    """Run this script with `--one` and give what its last line says."""
+    """Run this script with `--one` and return its last line, parsed."""
     command = [sys.executable, __file__, "--one", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -195,7 +184,7 @@ def in_own_process(*arguments: object) -> Any:
 
 
 def one(task: str, folder: Path, *rest: str) -> Any:
-    """What a process of its own does."""
+    """The task of one process."""
     if task == "memory":
         return memory_over(folder, int(rest[0]))
     if task == "restore":
@@ -216,7 +205,7 @@ def table(report: dict[str, Any]) -> str:
     restored = report["restore"]
     lines += [
         "",
-        f"Pictures: {report['kilobytes']:.0f} kB each, {report['workers']} workers.",
+        f"Images: {report['kilobytes']:.0f} kB each, {report['workers']} workers.",
         f"Resident memory over {report['memory'][-1][0]:,} samples: {settled[0]} MiB after the first twentieth, "
         f"{settled[-1]} MiB at the end ({growth:+.1%}).",
         f"First batch at position 10^9 of 10^9 samples: {restored['seconds']:.2f} s, {restored['mebibytes']} MiB.",
@@ -229,10 +218,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", type=int, default=[84, 224])
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--pictures", type=int, default=1200)
-    parser.add_argument("--seconds", type=float, default=12.0, help="of each turn")
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=200_000, help="of the memory measurement")
+    parser.add_argument("--images", type=int, default=1200, help="images in the shards")
+    parser.add_argument("--seconds", type=float, default=12.0, help="duration of each run")
+    parser.add_argument("--turns", type=int, default=3, help="runs of each side")
+    parser.add_argument("--samples", type=int, default=200_000, help="samples of the memory measurement")
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
@@ -242,7 +231,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "shards"
-        kilobytes = make_shards(folder, arguments.pictures)
+        kilobytes = make_shards(folder, arguments.images)
         rates: dict[int, dict[str, list[float]]] = {size: {side: [] for side in SIDES} for size in arguments.sizes}
         for _ in range(arguments.turns):
             for size, sides in rates.items():

@@ -55,7 +55,7 @@ def draw(colour: str, shape: str, size: int = 32) -> bytes:
 
 
 def write_shapes(folder: Path) -> None:
-    """Sixteen pictures of coloured shapes with alt-text, synthetic caption, name and category."""
+    """Sixteen images of coloured shapes with alt-text, synthetic caption, name and category."""
     with ShardWriter(folder) as writer:
         for colour in COLOURS:
             for shape in SHAPES:
@@ -67,7 +67,7 @@ def write_shapes(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def shapes_folder(tmp_path_factory) -> Path:
-    """A data folder with the shards `train` and `validation`, the same sixteen pictures in both."""
+    """A data folder with the shards `train` and `validation`, the same sixteen images in both."""
     folder = tmp_path_factory.mktemp("shapes")
     for split in ("train", "validation"):
         write_shapes(folder / split)

@@ -1,4 +1,4 @@
-"""`openvision data`: make shards, look into them."""
+"""`openvision data`: make and inspect training data."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ import typer
 from openvision.cli import data_picto, data_recap, data_tools
 from openvision.cli.progress import ProgressLine
 
-app = typer.Typer(help="Make data to train on; look into it.", no_args_is_help=True)
+app = typer.Typer(help="Make and inspect training data.", no_args_is_help=True)
 data_tools.register(app)
 app.command()(data_picto.picto)
 app.command()(data_recap.recap)
@@ -16,16 +16,16 @@ app.command()(data_recap.recap)
 
 @app.callback()
 def _group() -> None:
-    """Make data to train on; look into it."""
+    """Make and inspect training data."""
 
 
 @app.command()
 def openmoji(
     folder: Annotated[Path, typer.Argument(help="Folder to write the shards into.")],
-    size: Annotated[int, typer.Option(help="Side of the pictures, pixels.", min=16, max=618)] = 96,
+    size: Annotated[int, typer.Option(help="Side of the images, pixels.", min=16, max=618)] = 96,
 ) -> None:
-    """Draw the OpenMoji pictures with alt-texts and captions, split for training and held-out tests."""
-    from openvision.data.sources.openmoji.source import make_openmoji
+    """Render OpenMoji with alt-texts and captions, split for training and held-out tests."""
+    from openvision.data.sources.openmoji.make import make_openmoji
 
     make_openmoji(folder, size)
     typer.echo(f"shards: {folder}")
@@ -34,20 +34,20 @@ def openmoji(
 @app.command()
 def unpack(
     shards: Annotated[Path, typer.Argument(help="Folder of shards.")],
-    folder: Annotated[Path, typer.Argument(help="Folder to write the pictures into, a file each.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write the image files into.")],
 ) -> None:
-    """Write the pictures of shards as files, named by their name or key."""
-    from openvision.data.shards.dataset import ShardDataset, unpack_pictures
+    """Write the images of shards as files, named by their name or key."""
+    from openvision.data.shards.dataset import ShardDataset, unpack_images
 
-    typer.echo(f"{unpack_pictures(ShardDataset(shards), folder)} pictures: {folder}")
+    typer.echo(f"{unpack_images(ShardDataset(shards), folder)} images: {folder}")
 
 
 @app.command()
 def index(
-    shards: Annotated[str, typer.Argument(help="Folder of shards, local or any URL that fsspec reads.")],
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Index anew what is indexed, too.")] = False,
+    shards: Annotated[str, typer.Argument(help="Folder of shards, local or any fsspec URL.")],
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Index all shards again.")] = False,
 ) -> None:
-    """Read every shard once and write where its samples lie; goes on where it was stopped."""
+    """Read every shard once and write its index; resumes where it was stopped."""
     from openvision.data.shards.manifest import index_folder
     from openvision.data.shards.store import open_store
 

@@ -1,4 +1,4 @@
-"""`openvision data recap`: join Recap-DataComp-1B with what img2dataset wrote."""
+"""`openvision data recap`: join Recap-DataComp-1B with the shards that img2dataset wrote."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,29 +11,32 @@ def recap(
     table: Annotated[Path, typer.Argument(help="Recaption table: a parquet file or a folder of them.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write new shards here; without it captions tars beside the shards."),
+        typer.Option(
+            "--output", "-o", help="Write new shards into this folder; default: captions tars beside the shards."
+        ),
     ] = None,
-    by: Annotated[str, typer.Option(help="What to join by: hash, key or url.")] = "hash",
+    by: Annotated[str, typer.Option(help="Join key: hash, key or url.")] = "hash",
     caption: Annotated[
         list[str] | None,
         typer.Option(
-            help="Column to take, or COLUMN=NAME to store it under another name; repeatable, the first must not be "
-            "empty. By default re_caption and org_caption."
+            help="Caption column, or COLUMN=NAME to store it under another name; repeatable. Rows whose first one "
+            "is empty are dropped. Default: re_caption and org_caption."
         ),
     ] = None,
     placeholders: Annotated[
-        int, typer.Option(help="A picture whose hash comes this often is an error picture and dropped.")
+        int, typer.Option(help="An image whose hash occurs this often is a placeholder and dropped.")
     ] = 10,
-    report: Annotated[Path | None, typer.Option(help="Write the report as JSON here.")] = None,
+    report: Annotated[Path | None, typer.Option(help="JSON file to write the report into.")] = None,
     work: Annotated[
-        Path | None, typer.Option(help="Folder for what is between, kept; otherwise in the output and removed.")
+        Path | None,
+        typer.Option(help="Folder for intermediate files, kept; default: in the output, removed at the end."),
     ] = None,
-    processes: Annotated[int, typer.Option(help="Processes to work in.", min=1)] = 1,
+    processes: Annotated[int, typer.Option(help="Number of processes.", min=1)] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Report without writing captions.")] = False,
 ) -> None:
-    """Join recaption tables with shards: captions tars beside them, or new shards that hold all captions.
+    """Join a recaption table with shards: write captions tars beside them, or new shards with all captions.
 
-    Stopped at any point, the same command goes on.
+    If stopped at any point, the same command resumes.
     """
     import json
 
@@ -56,7 +59,7 @@ def recap(
     console = Console()
 
     def show(step: str, done: int, of: int) -> None:
-        # A hundred lines a step at most, and the first and last of it.
+        # At most a hundred lines a step, including the last.
         if done == of or done % max(1, of // 100) == 0:
             console.print(f"{step}: {done} of {of}", highlight=False)
 

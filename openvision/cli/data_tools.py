@@ -1,8 +1,9 @@
-"""`openvision data stats, verify, preview, make`: look into shards, and make them from what is there."""
+"""`openvision data make`, `stats`, `verify` and `preview`: write shards from other formats, and inspect them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,22 +11,22 @@ from openvision.cli.progress import ProgressLine
 
 if TYPE_CHECKING:
     from openvision.data.shards.dataset import ShardDataset
-    from openvision.data.tools.make import Made
-    from openvision.data.tools.preview import Feed
-    from openvision.data.tools.rows import Rows
-    from openvision.data.tools.verify import Verified
+    from openvision.data.tools.make import MakeResult
+    from openvision.data.tools.preview import PreviewOptions
+    from openvision.data.tools.readers import Columns, Rows
+    from openvision.data.tools.verify import VerifyResult
     from openvision.recipe.schema import Recipe
     from openvision.text.tokenizer import Tokenizer
 
-Shards = Annotated[str, typer.Argument(help="Folder of shards, local or any URL that fsspec reads.")]
+Shards = Annotated[str, typer.Argument(help="Folder of shards, local or any fsspec URL.")]
 TokenizerPath = Annotated[
     Path | None, typer.Option("--tokenizer", help="tokenizer.json, a folder that holds one, or a vocab.txt.")
 ]
 SyntheticKey = Annotated[str, typer.Option(help="Field of a sample's json that holds the synthetic caption.")]
 
-# What is shown of a long list on the screen; the file has all of it.
+# Findings printed on the terminal; the file lists all of them.
 _LISTED = 10
-# Entries of a vocabulary learnt for a preview, and texts it is learnt from.
+# Size of a vocabulary learnt for a preview, and number of texts it is learnt from.
 _LEARNT, _LEARNT_FROM = 8192, 20_000
 
 
@@ -38,16 +39,16 @@ def register(app: typer.Typer) -> None:
 def stats(
     shards: Shards,
     tokenizer: TokenizerPath = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write the numbers into.")] = None,
-    plots: Annotated[Path | None, typer.Option(help="Folder to write captions.png and pictures.png into.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Folder to write captions.png and images.png into.")] = None,
     limit: Annotated[int | None, typer.Option(help="Read this many samples, spread evenly.", min=1)] = None,
     synthetic_key: SyntheticKey = "synthetic",
 ) -> None:
-    """Sizes, formats and bytes of the pictures; lengths and variety of both kinds of text."""
+    """Sizes, formats and bytes of the images; lengths and variety of alt-texts and captions."""
     from rich.console import Console
 
     from openvision.data.tools.stats import gather
-    from openvision.data.tools.stats_view import tables, write_plots
+    from openvision.data.tools.stats_report import tables, write_plots
     from openvision.errors import require
     from openvision.files import atomic_write_text
 
@@ -70,10 +71,10 @@ def stats(
 
 def verify(
     shards: Annotated[Path, typer.Argument(help="Folder of shards.")],
-    rejects: Annotated[Path | None, typer.Option(help="File to list what is wrong in, one JSON object a line.")] = None,
+    rejects: Annotated[Path | None, typer.Option(help="File to list the findings in, one JSON object a line.")] = None,
     threads: Annotated[int, typer.Option(help="Threads that read and decode.", min=1)] = 2,
 ) -> None:
-    """Read every sample against its hash, decode every picture; exit code 1 when anything is wrong."""
+    """Check the hash of every sample and decode every image; exit code 1 when there are findings."""
     from openvision.data.tools.verify import verify, write_findings
 
     result = verify(shards, threads, ProgressLine("samples"))
@@ -84,7 +85,7 @@ def verify(
         raise typer.Exit(1)
 
 
-def _report_findings(result: "Verified", rejects: Path | None) -> None:
+def _report_findings(result: "VerifyResult", rejects: Path | None) -> None:
     for finding in result.findings[:_LISTED]:
         typer.echo(f"{finding.reason}: {finding.detail}", err=True)
     if len(result.findings) > _LISTED:
@@ -100,50 +101,45 @@ def _report_findings(result: "Verified", rejects: Path | None) -> None:
 def preview(
     shards: Shards,
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
-    recipe: Annotated[Path | None, typer.Option(help="Recipe whose crops, lengths and seed are shown.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Recipe that sets augmentation, lengths and seed.")] = None,
     tokenizer: TokenizerPath = None,
     count: Annotated[int, typer.Option(help="Samples to show.", min=1)] = 64,
-    views: Annotated[int, typer.Option(help="Views of each: the run's own and those of later epochs.", min=1)] = 4,
+    views: Annotated[int, typer.Option(help="Views of each sample: that of the run, then later epochs.", min=1)] = 4,
     stage: Annotated[int, typer.Option(help="Stage of the recipe, from 0.", min=0)] = 0,
-    position: Annotated[int, typer.Option(help="First sample, counted from the beginning of the stage.", min=0)] = 0,
+    position: Annotated[int, typer.Option(help="Position of the first sample within the stage.", min=0)] = 0,
 ) -> None:
-    """Write an HTML page of what the model is fed: augmented crops, and ids turned back into texts."""
+    """Write an HTML page of model inputs: augmented crops, and decoded token ids."""
     from openvision.data.tools.preview import build_preview
     from openvision.recipe.schema import load_recipe
 
     loaded = load_recipe(recipe) if recipe else None
     dataset = _open(shards, loaded.data.synthetic_key if loaded else "synthetic")
-    feed = _feed(loaded, stage, position)
     words, origin = _preview_tokenizer(loaded, tokenizer, dataset)
     facts = {"shards": shards, "samples": f"{len(dataset):,}", "vocabulary": origin}
     if loaded:
         facts = {"recipe": f"{loaded.name}, stage {stage}", **facts}
-    shown = build_preview(dataset, words, feed, output, facts, count, views)
+    options = replace(_preview_options(loaded, stage, position), count=count, views=views)
+    shown = build_preview(dataset, words, options, output, facts)
     typer.echo(f"{len(shown.cards)} samples: {output}")
 
 
-def _feed(recipe: "Recipe | None", stage: int, position: int) -> "Feed":
-    from openvision.data.tools.preview import Feed
+def _preview_options(recipe: "Recipe | None", stage: int, position: int) -> "PreviewOptions":
+    from openvision.data.loader import InputSpec
+    from openvision.data.tools.preview import PreviewOptions
     from openvision.errors import OpenVisionError
 
     if recipe is None:
-        return Feed(position=position)
+        return PreviewOptions(position=position)
     if stage >= len(recipe.stages):
         raise OpenVisionError(f"recipe {recipe.name} has the stages 0 to {len(recipe.stages) - 1}, no stage {stage}")
     begin = sum(earlier.steps * earlier.batch_size for earlier in recipe.stages[:stage])
-    return Feed(
-        resolution=recipe.stages[stage].resolution,
-        # OpenVision 2 reads no alt-text; the page shows it all the same.
-        context_length=recipe.context_length or Feed.context_length,
-        caption_length=recipe.caption_length,
-        augment=recipe.augment,
-        seed=recipe.seed,
-        position=begin + position,
-    )
+    resolution = recipe.stages[stage].resolution
+    inputs = InputSpec(resolution, recipe.context_length, recipe.caption_length, recipe.augment)
+    return PreviewOptions(inputs, seed=recipe.seed, position=begin + position)
 
 
 def _preview_tokenizer(recipe: "Recipe | None", path: Path | None, dataset: "ShardDataset") -> "tuple[Tokenizer, str]":
-    """The tokenizer of a page, and what the page says of it."""
+    """The tokenizer of a page, and its description for the page."""
     from itertools import islice
 
     from openvision.data.shards.dataset import all_texts
@@ -155,32 +151,34 @@ def _preview_tokenizer(recipe: "Recipe | None", path: Path | None, dataset: "Sha
         return loaded, f"{loaded.vocab_size:,} entries, {path}"
     if recipe and recipe.data.vocab_size:
         learnt = learn_tokenizer(list(all_texts(dataset)), recipe.data.vocab_size)
-        return learnt, f"{learnt.vocab_size:,} entries, learnt from these shards as the recipe says"
+        return learnt, f"{learnt.vocab_size:,} entries, learnt from these shards, as in the recipe"
     learnt = learn_tokenizer(list(islice(all_texts(dataset), _LEARNT_FROM)), _LEARNT)
-    return learnt, f"{learnt.vocab_size:,} entries, learnt for this page: with another one, texts are cut elsewhere"
+    return learnt, f"{learnt.vocab_size:,} entries, learnt for this page: another vocabulary truncates texts elsewhere"
 
 
 def make(
     out: Annotated[Path, typer.Argument(help="Folder to write: train/ and, with --holdout, validation/.")],
-    table: Annotated[Path | None, typer.Option(help=".csv, .tsv or .jsonl with paths of pictures and texts.")] = None,
+    table: Annotated[Path | None, typer.Option(help=".csv, .tsv or .jsonl with image paths and texts.")] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="Folder of pictures: a .txt beside each, or subfolders named by class.")
+        Path | None, typer.Option(help="Folder of images: a .txt beside each, or subfolders named by class.")
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Hugging Face dataset: a folder written by save_to_disk, or a name on the Hub.")
     ] = None,
     split: Annotated[str, typer.Option(help="Split of --dataset.")] = "train",
-    image_column: Annotated[str | None, typer.Option(help="Column with the picture.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column with the image.")] = None,
     alt_column: Annotated[str | None, typer.Option(help="Column with the alt-text.")] = None,
     synthetic_column: Annotated[str | None, typer.Option(help="Column with the synthetic caption.")] = None,
-    max_side: Annotated[int | None, typer.Option(help="Longest side; larger pictures are made smaller.", min=1)] = None,
-    holdout: Annotated[float, typer.Option(help="Share of pictures for validation.", min=0, max=0.99)] = 0.0,
+    max_side: Annotated[
+        int | None, typer.Option(help="Longest side, pixels; larger images are downscaled.", min=1)
+    ] = None,
+    holdout: Annotated[float, typer.Option(help="Share of images for validation.", min=0, max=0.99)] = 0.0,
     samples_per_shard: Annotated[int, typer.Option(help="Samples in a shard.", min=1)] = 10_000,
     threads: Annotated[int, typer.Option(help="Threads that read and decode.", min=1)] = 2,
 ) -> None:
-    """Make shards from a table, a folder of pictures or a Hugging Face dataset."""
+    """Write shards from a table, a folder of images or a Hugging Face dataset."""
     from openvision.data.tools.make import make_shards
-    from openvision.data.tools.rows import Columns
+    from openvision.data.tools.readers import Columns
 
     columns = Columns(image_column, alt_column, synthetic_column)
     made = make_shards(
@@ -196,8 +194,8 @@ def make(
     _report_made(made, out)
 
 
-def _rows(table: Path | None, folder: Path | None, dataset: str | None, split: str, columns: Any) -> "Rows":
-    from openvision.data.tools.rows import folder_rows, hugging_face_rows, table_rows
+def _rows(table: Path | None, folder: Path | None, dataset: str | None, split: str, columns: "Columns") -> "Rows":
+    from openvision.data.tools.readers import folder_rows, hugging_face_rows, table_rows
     from openvision.errors import OpenVisionError
 
     if sum(source is not None for source in (table, folder, dataset)) != 1:
@@ -207,7 +205,7 @@ def _rows(table: Path | None, folder: Path | None, dataset: str | None, split: s
     return folder_rows(folder) if folder is not None else hugging_face_rows(str(dataset), split, columns)
 
 
-def _report_made(made: "Made", out: Path) -> None:
+def _report_made(made: "MakeResult", out: Path) -> None:
     for reason, count in sorted(made.reasons.items()):
         typer.echo(f"left out, {reason}: {count}")
     for change, count in sorted(made.changed.items()):

@@ -15,7 +15,7 @@ def quickstart(
     ] = None,
 ) -> None:
     """Train an encoder on drawn pictures in minutes, on any machine, and show what it learned."""
-    from openvision.data.sources.openmoji.source import make_openmoji
+    from openvision.data.sources.openmoji.make import make_openmoji
     from openvision.evaluation.report.run_page import build_report
     from openvision.evaluation.suites.held_out import evaluate_run, print_tables
     from openvision.recipe.schema import load_recipe

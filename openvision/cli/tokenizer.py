@@ -1,18 +1,18 @@
-"""`openvision tokenizer`: learn a vocabulary, look at ids."""
+"""`openvision tokenizer`: learn a vocabulary, show token ids."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Learn a WordPiece vocabulary; look at ids.", no_args_is_help=True)
+app = typer.Typer(help="Learn a WordPiece vocabulary; show token ids.", no_args_is_help=True)
 
 
 @app.command()
 def train(
     source: Annotated[Path, typer.Argument(help="Folder of shards, or a text file with one text a line.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write tokenizer.json into.")],
-    vocab_size: Annotated[int, typer.Option(help="Entries at most.", min=100)] = 32000,
+    vocab_size: Annotated[int, typer.Option(help="Largest size of the vocabulary.", min=100)] = 32000,
 ) -> None:
     """Learn a vocabulary from the texts of training shards or of a text file."""
     from openvision.data.shards.dataset import ShardDataset, all_texts
@@ -25,7 +25,7 @@ def train(
     elif source.is_file():
         texts = source.read_text(encoding="utf-8", errors="replace").splitlines()
     else:
-        raise OpenVisionError(f"{source} is neither a folder of shards nor a text file")
+        raise OpenVisionError(f"{source} is neither a folder of shards nor a text file; check the path")
     tokenizer = Tokenizer.train(texts, vocab_size)
     tokenizer.save(make_folder(output))
     typer.echo(f"{tokenizer.vocab_size} entries from {len(texts)} texts: {output / 'tokenizer.json'}")
@@ -33,11 +33,11 @@ def train(
 
 @app.command()
 def encode(
-    text: Annotated[str, typer.Argument(help="Text to look at.")],
+    text: Annotated[str, typer.Argument(help="Text to encode.")],
     tokenizer: Annotated[Path, typer.Option(help="tokenizer.json, a folder that holds one, or a vocab.txt.")],
-    length: Annotated[int, typer.Option(help="Ids in all, the class token included.", min=4)] = 80,
+    length: Annotated[int, typer.Option(help="Number of ids, including the class token.", min=4)] = 80,
 ) -> None:
-    """Show the ids of a text as a text tower reads them."""
+    """Show the token ids of a text as the text tower reads them."""
     from openvision.text.tokenizer import Tokenizer
 
     loaded = Tokenizer.from_vocabulary(tokenizer) if tokenizer.suffix == ".txt" else Tokenizer.load(tokenizer)

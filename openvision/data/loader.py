@@ -1,21 +1,20 @@
-"""Batches of pictures and ids whose order is a pure function of (seed, position).
+"""Batches of images and token ids whose order is a pure function of (seed, position).
 
-- Position p of a run is sample `stream[p]` (order.py), computed and not stored, so a run continues anywhere at once.
-- Crops, colours and the choice of captions come from a generator keyed by (seed, p): the same whatever the number of
-  threads, workers and processes, and however often the run was stopped.
+- Position p of a run is sample `stream[p]` (mixture.py, order.py): computed, not stored, so a run resumes anywhere at
+  once.
+- Crop, colour jitter and choice of captions come from a generator keyed by (seed, p): identical for any number of
+  threads, workers and processes, and however often the run was resumed.
 - Process r of W takes rows r*B/W to (r+1)*B/W of every global batch of B: the global batches do not depend on W.
-- Samples that cannot be used are replaced by the next one, counted by reason, listed, and end the run when they are
-  many.
+- A sample that cannot be used is replaced by the next one, counted by reason and listed; too many of them stop the run.
 """
 
 import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import grain
 import numpy as np
@@ -23,26 +22,58 @@ import torch
 from absl import flags
 from torch import Tensor
 
-from openvision.data.mixture import GLOBAL, Mixture, Ordering
+from openvision.data.mixture import Mixture, Ordering
 from openvision.data.shards.dataset import Sample, ShardDataset
 from openvision.errors import OpenVisionError
 from openvision.files import append_text, read_json_lines
-from openvision.images.augment import Augment, apply_jitter, draw_jitter, random_crop
-from openvision.images.decode import Picture, Pixels, open_picture
-from openvision.images.preprocess import BadSampleError, to_batch
+from openvision.images.augment import Augment, Jitter, apply_jitter, draw_jitter, random_crop
+from openvision.images.decode import BadSampleError, Picture, Pixels, open_picture
+from openvision.images.preprocess import to_batch
 from openvision.text.captions import Captions, sample_captions
 from openvision.text.tokenizer import Tokenizer
 
-# A run that loses more than this share of its samples trains on something else than it was told to.
+# A run that loses more than this share of its samples trains on other data than its recipe names.
 REJECT_BUDGET = 0.01
 _BUDGET_COUNTS_FROM = 1000
-_REPLACEMENTS = 100
+_MAX_REPLACEMENTS = 100
 _CACHE_BYTES = 512 * 2**20
+# As many batches as 64-bit positions allow: the stream has no end, its state is one number.
+_ENDLESS = 2**40
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Shapes and augmentation of what a model reads of a sample."""
+
+    resolution: int = 224
+    """Side of the square image, pixels."""
+    context_length: int | None = 80
+    """Ids of a text for the text tower; None without a text tower."""
+    caption_length: int | None = 128
+    """Positions of the caption decoder's target; None without a decoder."""
+    augment: Augment = field(default_factory=Augment)
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How batches are read. Apart from `ordering`, nothing here changes what is in them."""
+
+    ordering: Ordering = field(default_factory=Ordering)
+    threads: int = 1
+    """Decoding threads in each worker."""
+    workers: int = 0
+    """Decoding processes; 0 decodes in this process."""
+    rank: int = 0
+    world_size: int = 1
+    reject_budget: float = REJECT_BUDGET
+    """Largest share of rejected samples, 0 to 1."""
+    rejects_file: Path | None = None
+    """File that lists rejected samples, one JSON object a line."""
 
 
 @dataclass(frozen=True)
 class Reject:
-    """A sample that was passed over."""
+    """A sample that was skipped."""
 
     key: str
     reason: str
@@ -56,72 +87,52 @@ class Batch:
     images: Tensor
     """uint8 (B, 3, H, W)."""
     alt_ids: Tensor
-    """int64 (B, context_length), the alt-text; no column without a context length (no text tower)."""
+    """int64 (B, context_length), the alt-text; (B, 0) without a text tower."""
     sentence_ids: Tensor
-    """int64 (B, context_length), one sentence of the synthetic caption; no column likewise."""
+    """int64 (B, context_length), one sentence of the synthetic caption; (B, 0) without a text tower."""
     labels: Tensor
-    """int64 (B, caption_length), the whole synthetic caption, shifted; no column without a caption length."""
+    """int64 (B, caption_length), the whole synthetic caption, shifted; (B, 0) without a decoder."""
     label_mask: Tensor
     """bool (B, caption_length), True where a label counts."""
     positions: Tensor
-    """int64 (B,), the samples' places in the global stream: what else is random about a sample is keyed by them."""
+    """int64 (B,), positions in the global stream; they key all further randomness of a sample."""
     keys: list[str]
     rejects: tuple[Reject, ...]
-    """Samples passed over while this batch was made."""
+    """Samples skipped while this batch was built."""
     texts_cut: int
-    """Alt-texts and sentences longer than the context, which lost their end."""
+    """Alt-texts and sentences truncated to the context length."""
     captions_missing: int
-    """Samples without a synthetic caption, for which their alt-text stands in (spec section 4)."""
+    """Samples without a synthetic caption, whose alt-text takes its place (spec section 4)."""
 
     @property
     def rejected(self) -> Counter[str]:
-        """Samples passed over, by reason."""
+        """Skipped samples by reason."""
         return Counter(reject.reason for reject in self.rejects)
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How batches are read; none of it changes what is in them but the order."""
-
-    ordering: Ordering = GLOBAL
-    threads: int = 1
-    """Threads that decode, in each worker."""
-    workers: int = 0
-    """Processes that decode; 0 decodes in this one."""
-    rank: int = 0
-    world_size: int = 1
-    reject_budget: float = REJECT_BUDGET
-    rejects_file: Path | None = None
-    """Where rejected samples are listed, a JSON line each."""
-
-
 class Loader:
-    """Iterates batches without end, from sample position `start` of the global stream on."""
+    """Endless iterator over batches, starting at position `start` of the global stream."""
 
     def __init__(
         self,
         data: ShardDataset | Mixture,
         tokenizer: Tokenizer,
+        inputs: InputSpec,
         *,
-        resolution: int,
         batch_size: int,
-        context_length: int | None,
-        caption_length: int | None,
-        augment: Augment,
         seed: int,
         start: int = 0,
-        reading: Reading | None = None,
+        options: LoaderOptions | None = None,
     ) -> None:
         """Open the stream of global batches of `batch_size`.
 
-        An epoch ends where it ends, also inside a batch, and the next begins there; data smaller than a batch are
-        repeated within it. Raises OpenVisionError when the processes do not divide the batch.
+        An epoch may end inside a batch, where the next one begins; data smaller than a batch repeat within it.
+        Raises OpenVisionError when the batch size is no multiple of the number of processes.
         """
-        self.reading = reading or Reading()
-        mixture = data if isinstance(data, Mixture) else Mixture([data])
-        if batch_size % self.reading.world_size:
+        self.options = options or LoaderOptions()
+        if batch_size % self.options.world_size:
             raise OpenVisionError(
-                f"a batch of {batch_size} cannot be divided among {self.reading.world_size} processes; "
+                f"a batch of {batch_size} cannot be divided among {self.options.world_size} processes; "
                 "choose a multiple of their number"
             )
         self.batch_size = batch_size
@@ -130,40 +141,33 @@ class Loader:
         self.rejected: Counter[str] = Counter()
         self.texts_cut = 0
         self.captions_missing = 0
-        self._mixture = mixture
-        self._listed = _listed(self.reading.rejects_file)
-        self._share = batch_size // self.reading.world_size
-        self._maker = _BatchMaker(
-            mixture, tokenizer, resolution, context_length, caption_length, augment, seed, self.reading.ordering
-        )
-        self._iterator: Any = iter(self._batches())
+        self._mixture = data if isinstance(data, Mixture) else Mixture([data])
+        self._listed = _listed_keys(self.options.rejects_file)
+        self._builder = _BatchBuilder(self._mixture, tokenizer, inputs, batch_size, seed, start, self.options)
+        self._iterator = iter(self._batches())
 
-    def _batches(self) -> Any:
-        first = self.start + self.reading.rank * self._share
-        # As many batches as 64-bit positions allow: the stream has no end, its state is one number.
-        make = _MakeBatch(self._maker, first, self.batch_size, self._share, apart=self.reading.workers > 0)
-        batches = grain.MapDataset.range(2**40).map(make)
-        threads = self.reading.threads
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-        stream = batches.to_iter_dataset(options)
-        if self.reading.workers:
-            # Grain asks absl for a flag of its own before it starts workers, and absl wants to have read sys.argv.
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()
-            stream = stream.mp_prefetch(grain.MultiprocessingOptions(self.reading.workers, per_worker_buffer_size=2))
-        return stream
+    def _batches(self) -> "grain.IterDataset[Batch | _ArrayBatch]":
+        threads, workers = self.options.threads, self.options.workers
+        read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        batches = grain.MapDataset.range(_ENDLESS).map(self._builder).to_iter_dataset(read)
+        if not workers:
+            return batches
+        # Grain reads an absl flag of its own before it starts workers, and absl wants sys.argv parsed first.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        return batches.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2))
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        made: Batch | _Sent = next(self._iterator)
-        batch = made if isinstance(made, Batch) else _received(made)
+        item = next(self._iterator)
+        batch = item if isinstance(item, Batch) else _from_arrays(item)
         self.position += self.batch_size
         self.rejected.update(batch.rejected)
         self.texts_cut += batch.texts_cut
         self.captions_missing += batch.captions_missing
-        self._list(batch.rejects)
+        self._list_rejects(batch.rejects)
         self._check_budget()
         return batch
 
@@ -180,198 +184,182 @@ class Loader:
         self._iterator.close()
 
     def sample_at(self, position: int) -> tuple[int, int]:
-        """Source and number of the sample at `position` of the stream."""
-        return self._maker.stream[position]
+        """Source and sample index at `position` of the stream."""
+        return self._builder.stream[position]
 
-    def _list(self, rejects: tuple[Reject, ...]) -> None:
-        """Append to the rejects file what is not in it yet."""
+    def _list_rejects(self, rejects: tuple[Reject, ...]) -> None:
+        """Append to the rejects file what it does not list yet."""
         new = {reject.key: reject for reject in rejects if reject.key not in self._listed}
-        if self.reading.rejects_file is None or not new:
+        if self.options.rejects_file is None or not new:
             return
         self._listed |= new.keys()
         lines = [json.dumps(reject.__dict__, ensure_ascii=False) + "\n" for reject in new.values()]
-        append_text(self.reading.rejects_file, "".join(lines))
+        append_text(self.options.rejects_file, "".join(lines))
 
     def _check_budget(self) -> None:
         bad = self.rejected.total()
-        seen = (self.position - self.start) // self.reading.world_size + bad
-        if seen >= _BUDGET_COUNTS_FROM and bad > self.reading.reject_budget * seen:
-            reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(self.rejected.items()))
-            listed = f", listed in {self.reading.rejects_file}" if self.reading.rejects_file else ""
+        seen = (self.position - self.start) // self.options.world_size + bad
+        if seen >= _BUDGET_COUNTS_FROM and bad > self.options.reject_budget * seen:
+            listed = f", listed in {self.options.rejects_file}" if self.options.rejects_file else ""
             raise OpenVisionError(
-                f"{self._mixture.name}: {bad} of {seen} samples cannot be used ({reasons}{listed}), more than "
-                f"{self.reading.reject_budget:.1%}; mend the shards"
+                f"{self._mixture.name}: {bad} of {seen} samples cannot be used ({_counts(self.rejected)}{listed}), "
+                f"more than {self.options.reject_budget:.1%}; fix or regenerate the shards"
             )
 
 
-def _listed(path: Path | None) -> set[str]:
-    """Keys that an earlier part of the run has listed."""
+def _listed_keys(path: Path | None) -> set[str]:
+    """Keys that the run listed before it was resumed."""
     return {line["key"] for line in read_json_lines(path)} if path is not None and path.exists() else set()
 
 
-@dataclass(frozen=True)
-class _MakeBatch:
-    """Number of a batch -> this process's share of it."""
-
-    maker: "_BatchMaker"
-    first: int
-    stride: int
-    share: int
-    apart: bool
-    """Whether batches go to another process."""
-
-    def __call__(self, number: int) -> "Batch | _Sent":
-        begin = self.first + number * self.stride
-        batch = self.maker(range(begin, begin + self.share))
-        return _sent(batch) if self.apart else batch
+def _counts(reasons: Counter[str]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
 
 
-# Between processes a batch goes as arrays: Grain puts large ones into shared memory. Tensors would go as descriptors,
-# which die with the worker that made them, so that a loader with batches on their way could not be closed.
-_Sent = tuple[np.ndarray, dict[str, Any]]
+# Workers send batches as arrays, and Grain puts large ones into shared memory. Tensors would go as descriptors that die
+# with the worker that made them, and a loader with batches in flight could not be closed.
+_ArrayBatch = tuple[dict[str, np.ndarray], list[str], tuple[Reject, ...], int, int]
+_TENSORS = ("images", "alt_ids", "sentence_ids", "labels", "label_mask", "positions")
 
 
-def _sent(batch: Batch) -> _Sent:
-    rest = {name: _array(value) for name, value in batch.__dict__.items() if name != "images"}
-    return batch.images.numpy(), rest
+def _to_arrays(batch: Batch) -> _ArrayBatch:
+    arrays: dict[str, np.ndarray] = {name: getattr(batch, name).numpy() for name in _TENSORS}
+    return arrays, batch.keys, batch.rejects, batch.texts_cut, batch.captions_missing
 
 
-def _array(value: Any) -> Any:
-    return value.numpy() if isinstance(value, Tensor) else value
+def _from_arrays(sent: _ArrayBatch) -> Batch:
+    arrays, keys, rejects, texts_cut, captions_missing = sent
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return Batch(**tensors, keys=keys, rejects=rejects, texts_cut=texts_cut, captions_missing=captions_missing)
 
 
-def _received(sent: _Sent) -> Batch:
-    images, rest = sent
-    values: dict[str, Any] = {
-        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in rest.items()
-    }
-    return Batch(images=torch.from_numpy(images), **values)
-
-
-class _BatchMaker:
-    """Positions -> batch; can be sent to other processes."""
+class _BatchBuilder:
+    """Number of a batch -> this process's rows of it; picklable, for workers."""
 
     def __init__(
         self,
         mixture: Mixture,
         tokenizer: Tokenizer,
-        resolution: int,
-        context_length: int | None,
-        caption_length: int | None,
-        augment: Augment,
+        inputs: InputSpec,
+        batch_size: int,
         seed: int,
-        ordering: Ordering,
+        start: int,
+        options: LoaderOptions,
     ) -> None:
         self.mixture = mixture
         self.tokenizer = tokenizer
-        self.resolution = resolution
-        self.context_length = context_length
-        self.caption_length = caption_length
-        self.augment = augment
+        self.inputs = inputs
+        self.batch_size = batch_size
         self.seed = seed
-        self.stream = mixture.stream(seed, ordering)
-        self._samples = [_Samples(source) for source in mixture.sources]
+        self.local_batch_size = batch_size // options.world_size
+        self.first = start + options.rank * self.local_batch_size
+        self.as_arrays = options.workers > 0
+        self.stream = mixture.stream(seed, options.ordering)
+        self._caches = [_ImageCache(source) for source in mixture.sources]
 
-    def __call__(self, positions: range) -> Batch:
+    def __call__(self, number: int) -> Batch | _ArrayBatch:
+        begin = self.first + number * self.batch_size
+        batch = self._build(range(begin, begin + self.local_batch_size))
+        return _to_arrays(batch) if self.as_arrays else batch
+
+    def _build(self, positions: range) -> Batch:
         rejects: list[Reject] = []
-        images, jitters, captions, keys = [], [], [], []
+        images: list[np.ndarray] = []
+        jitters: list[Jitter] = []
+        captions: list[Captions] = []
+        keys: list[str] = []
         missing = 0
         for position in positions:
-            # A counter-based generator: any position's numbers without drawing those before it.
+            # A counter-based generator: the numbers of any position without drawing those before it.
             rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
             source, sample, image = self._usable(*self.stream[position], rng, rejects)
             images.append(image)
-            jitters.append(draw_jitter(rng, self.augment))
+            jitters.append(draw_jitter(rng, self.inputs.augment))
             captions.append(sample_captions(sample.alt, sample.synthetic, rng))
             missing += not sample.synthetic
-            keys.append(self.mixture.named(source, sample.key))
-        pixels = apply_jitter(to_batch(images), jitters)
-        batch = self._with_texts(pixels, captions, torch.arange(positions.start, positions.stop), keys)
-        return replace(batch, rejects=tuple(rejects), captions_missing=missing)
+            keys.append(self.mixture.qualified_key(source, sample.key))
+        alt_ids, alts_cut = self._encode([caption.alt for caption in captions])
+        sentence_ids, sentences_cut = self._encode([caption.sentence for caption in captions])
+        labels, mask = self._encode_targets([caption.full for caption in captions])
+        return Batch(
+            images=apply_jitter(to_batch(images), jitters),
+            alt_ids=alt_ids,
+            sentence_ids=sentence_ids,
+            labels=labels,
+            label_mask=mask,
+            positions=torch.arange(positions.start, positions.stop),
+            keys=keys,
+            rejects=tuple(rejects),
+            texts_cut=alts_cut + sentences_cut,
+            captions_missing=missing,
+        )
 
     def _usable(
         self, source: int, index: int, rng: np.random.Generator, rejects: list[Reject]
     ) -> tuple[int, Sample, np.ndarray]:
-        """Sample `index` of a source and its crop, or the first usable one after it."""
+        """Sample `index` of a source with its crop, or the first usable sample after it."""
         length = len(self.mixture.sources[source])
-        for offset in range(_REPLACEMENTS):
-            number = (index + offset) % length
+        for offset in range(_MAX_REPLACEMENTS):
+            candidate = (index + offset) % length
             try:
-                sample, picture = self._samples[source][number]
-                return source, sample, random_crop(picture, rng, self.resolution, self.augment)
+                sample, image = self._caches[source][candidate]
+                return source, sample, random_crop(image, rng, self.inputs.resolution, self.inputs.augment)
             except BadSampleError as error:
-                rejects.append(Reject(self.mixture.key(source, number), error.reason, str(error)))
-        reasons = Counter(reject.reason for reject in rejects)
-        told = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
-        raise OpenVisionError(f"{self.mixture.names[source]}: {_REPLACEMENTS} samples in a row cannot be used ({told})")
-
-    def _with_texts(self, images: Tensor, captions: list[Captions], positions: Tensor, keys: list[str]) -> Batch:
-        alt, alt_cut = self._encoded([caption.alt for caption in captions])
-        sentence, cut = self._encoded([caption.sentence for caption in captions])
-        if self.caption_length is None:
-            labels, mask = np.zeros((len(captions), 0), np.int64), np.zeros((len(captions), 0), bool)
-        else:
-            labels, mask = self.tokenizer.encode_target([caption.full for caption in captions], self.caption_length)
-        return Batch(
-            images=images,
-            alt_ids=torch.from_numpy(alt),
-            sentence_ids=torch.from_numpy(sentence),
-            labels=torch.from_numpy(labels),
-            label_mask=torch.from_numpy(mask),
-            positions=positions,
-            keys=keys,
-            rejects=(),
-            texts_cut=alt_cut + cut,
-            captions_missing=0,
+                rejects.append(Reject(self.mixture.key(source, candidate), error.reason, str(error)))
+        reasons = _counts(Counter(reject.reason for reject in rejects))
+        raise OpenVisionError(
+            f"{self.mixture.names[source]}: {_MAX_REPLACEMENTS} samples in a row cannot be used ({reasons}); "
+            "fix or regenerate the shards"
         )
 
-    def _encoded(self, texts: list[str]) -> tuple[np.ndarray, int]:
-        """Ids for the text tower, and how many texts were cut; no column where there is no text tower."""
-        if self.context_length is None:
-            return np.zeros((len(texts), 0), np.int64), 0
-        return self.tokenizer.encode_counting(texts, self.context_length)
+    def _encode(self, texts: list[str]) -> tuple[Tensor, int]:
+        """Ids for the text tower, int64 (n, context_length), and the number of truncated texts."""
+        if self.inputs.context_length is None:
+            return torch.zeros(len(texts), 0, dtype=torch.int64), 0
+        ids, cut = self.tokenizer.encode_counting(texts, self.inputs.context_length)
+        return torch.from_numpy(ids), cut
+
+    def _encode_targets(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Labels int64 and mask bool for the caption decoder, both (n, caption_length)."""
+        if self.inputs.caption_length is None:
+            return torch.zeros(len(texts), 0, dtype=torch.int64), torch.zeros(len(texts), 0, dtype=torch.bool)
+        labels, mask = self.tokenizer.encode_target(texts, self.inputs.caption_length)
+        return torch.from_numpy(labels), torch.from_numpy(mask)
 
 
-class _Samples:
-    """Samples with their pictures. What cannot be decoded in part is decoded once and kept while it fits.
+class _ImageCache:
+    """Samples of a dataset with their images; decoded images are kept while they fit into `_CACHE_BYTES`.
 
-    JPEGs are not kept: decoding the part that a crop needs is fast, and what is in memory must not decide at which
-    scale a picture is decoded. For many threads; every process keeps its own.
+    JPEGs are not kept: decoding the part that a crop needs is fast, and the state of a cache must not decide at which
+    scale an image is decoded. Thread-safe; every process keeps its own.
     """
 
     def __init__(self, dataset: ShardDataset) -> None:
         self.dataset = dataset
-        self._open()
-
-    def _open(self) -> None:
-        self.bytes_left = _CACHE_BYTES
-        self.kept: dict[int, tuple[Sample, Pixels]] = {}
+        self._bytes_left = _CACHE_BYTES
+        self._kept: dict[int, tuple[Sample, Pixels]] = {}
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"dataset": self.dataset}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.dataset = state["dataset"]
-        self._open()
+    def __reduce__(self) -> tuple[type["_ImageCache"], tuple[ShardDataset]]:
+        return _ImageCache, (self.dataset,)
 
     def __getitem__(self, index: int) -> tuple[Sample, Picture]:
         """Raises BadSampleError for a sample that cannot be used."""
-        found = self.kept.get(index)
+        found = self._kept.get(index)
         if found is not None:
             return found
         sample = self.dataset[index]
         texts = [sample.alt] if isinstance(sample.alt, str) else sample.alt
         if not any(text.strip() for text in texts):
             raise BadSampleError("empty_text", f"{sample.key} has no alt-text")
-        picture = open_picture(sample.image)
-        if isinstance(picture, Pixels):
-            self._keep(index, sample, picture)
-        return sample, picture
+        image = open_picture(sample.image)
+        if isinstance(image, Pixels):
+            self._keep(index, sample, image)
+        return sample, image
 
-    def _keep(self, index: int, sample: Sample, picture: Pixels) -> None:
-        # Two threads may have decoded the same picture: it is kept and paid for once.
+    def _keep(self, index: int, sample: Sample, image: Pixels) -> None:
+        # Two threads may have decoded the same image: it is kept and counted once.
         with self._lock:
-            if index not in self.kept and picture.array.nbytes <= self.bytes_left:
-                self.bytes_left -= picture.array.nbytes
-                self.kept[index] = (replace(sample, image=b""), picture)
+            if index not in self._kept and image.array.nbytes <= self._bytes_left:
+                self._bytes_left -= image.array.nbytes
+                self._kept[index] = (replace(sample, image=b""), image)

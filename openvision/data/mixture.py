@@ -1,9 +1,9 @@
-"""What a run reads: one folder of shards, or several by weight."""
+"""The data of a run: one folder of shards, or several mixed by weight, in a shuffled order."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from openvision.data.order import BlockShuffle, GlobalShuffle, Interleaved, Order
@@ -15,32 +15,30 @@ OrderName = Literal["global", "blocks"]
 
 @dataclass(frozen=True)
 class Ordering:
-    """How positions become samples."""
+    """How the samples of an epoch are shuffled."""
 
     name: OrderName = "global"
     block: int = 64
-    """Samples side by side in a shard that are read together (order "blocks")."""
+    """Neighbouring samples of a shard that stay together (order "blocks")."""
     window: int = 4096
-    """Samples among which blocks are shuffled once more (order "blocks")."""
+    """Samples within which blocks are shuffled a second time (order "blocks")."""
 
-    def of(self, length: int, seed: int) -> Order:
+    def over(self, length: int, seed: int) -> Order:
         """The order of `length` samples."""
         if self.name == "global":
             return GlobalShuffle(length, seed)
         return BlockShuffle(length, seed, self.block, self.window)
 
 
-GLOBAL = Ordering()
-
-
 @dataclass
 class Mixture:
-    """Sources with weights; a single folder is a mixture of one."""
+    """Sources with sampling weights; a single folder is a mixture of one."""
 
     sources: Sequence[ShardDataset]
     weights: Sequence[float] = ()
-    names: Sequence[str] = field(default=())
-    """What keys of several sources begin with; the folders by default."""
+    """Equal by default."""
+    names: Sequence[str] = ()
+    """Prefixes of keys where there are several sources; the folders by default."""
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -51,7 +49,7 @@ class Mixture:
             raise OpenVisionError(f"{len(self.sources)} sources have {len(self.weights)} weights; give one each")
         repeated = [name for name, count in Counter(self.names).items() if count > 1]
         if repeated:
-            raise OpenVisionError(f"source {repeated[0]!r} is named twice; give it once with the sum of its weights")
+            raise OpenVisionError(f"source {repeated[0]!r} is named twice; name it once with the sum of its weights")
         Interleaved(self.weights)
 
     def __len__(self) -> int:
@@ -59,28 +57,28 @@ class Mixture:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name for messages."""
         return " + ".join(self.names)
 
     def stream(self, seed: int, ordering: Ordering) -> "Stream":
-        """The endless sequence of samples of a run."""
+        """The endless sequence of a run's samples."""
         return Stream(self, seed, ordering)
 
     def key(self, source: int, index: int) -> str:
-        """Key of a sample, without reading it."""
-        return self.named(source, self.sources[source].key(index))
+        """Qualified key of sample `index` of a source, without reading the sample."""
+        return self.qualified_key(source, self.sources[source].key(index))
 
-    def named(self, source: int, key: str) -> str:
-        """The key of a sample of a source, told apart from those of the others."""
+    def qualified_key(self, source: int, key: str) -> str:
+        """`key` with the name of its source in front where there are several sources."""
         return key if len(self.sources) == 1 else f"{self.names[source]}/{key}"
 
     def texts(self) -> Iterator[str]:
-        """Every alt-text and synthetic caption, for learning a vocabulary."""
+        """Every alt-text and synthetic caption, to learn a vocabulary from."""
         for source in self.sources:
             yield from all_texts(source)
 
     def manifest_hash(self) -> str:
-        """Identity of the data: that of the one source, or over all of them with their weights."""
+        """Identity of the data: the manifest hash of a single source, or a SHA-256 over all with their weights."""
         hashes = [source.manifest_hash() for source in self.sources]
         if len(hashes) == 1:
             return hashes[0]
@@ -91,12 +89,12 @@ class Mixture:
 
 
 class Stream:
-    """Position -> source and sample."""
+    """Position -> (source, sample index)."""
 
     def __init__(self, mixture: Mixture, seed: int, ordering: Ordering) -> None:
         self._interleaved = Interleaved(mixture.weights)
-        self._orders = [ordering.of(len(source), seed) for source in mixture.sources]
+        self._orders = [ordering.over(len(source), seed) for source in mixture.sources]
 
     def __getitem__(self, position: int) -> tuple[int, int]:
-        source, own = self._interleaved[position]
-        return source, self._orders[source][own]
+        source, position_in_source = self._interleaved[position]
+        return source, self._orders[source][position_in_source]

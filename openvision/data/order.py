@@ -1,9 +1,9 @@
-"""Which sample stands at which position of an endless run: pure functions, nothing stored, any position at once.
+"""Shuffles: the sample at a position of an endless stream, as pure functions. Nothing is stored, any position is O(1).
 
-- `GlobalShuffle`: every epoch its own permutation of all samples. For local disks.
-- `BlockShuffle`: blocks of neighbouring samples in shuffled order, then shuffled again within windows of several
-  blocks, so that what is read next lies near what was read last. For shards behind a network.
-- `Interleaved`: several sources by weight, each visited in an order and epochs of its own.
+- `GlobalShuffle`: a new permutation of all samples every epoch. For local disks.
+- `BlockShuffle`: shuffled blocks of neighbouring samples, shuffled again within windows of several blocks, so that
+  consecutive reads are close to each other. For object stores.
+- `Interleaved`: several sources by weight, each with its own order and epochs.
 
 Every order visits each sample exactly once an epoch. An epoch may end inside a batch: the next one begins there.
 """
@@ -11,29 +11,30 @@ Every order visits each sample exactly once an epoch. An epoch may end inside a 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import grain
 from grain.experimental import index_shuffle
 
 from openvision.errors import OpenVisionError
 
-# Positions one source can have inside a mixture: far more than any run takes.
+# Positions of one source inside a mixture: far more than any run takes.
 _SPAN = 2**44
 _ROUNDS = 4
 
 
 class Order(Protocol):
-    """Position -> number of a sample."""
+    """Position -> sample index."""
 
     def __getitem__(self, position: int) -> int: ...
 
 
 class GlobalShuffle:
-    """A permutation of all `length` samples an epoch."""
+    """A new permutation of all `length` samples every epoch."""
 
     def __init__(self, length: int, seed: int) -> None:
-        self._samples: Any = grain.MapDataset.range(length).seed(seed).shuffle().repeat()
+        # Grain allows for datasets that leave elements out; these have every one.
+        self._samples = cast(Order, grain.MapDataset.range(length).seed(seed).shuffle().repeat())
 
     def __getitem__(self, position: int) -> int:
         return int(self._samples[position])
@@ -50,7 +51,7 @@ class BlockShuffle:
 
     def __post_init__(self) -> None:
         if self.block < 1 or self.window < 1:
-            raise OpenVisionError(f"block {self.block} and window {self.window} must be at least 1")
+            raise OpenVisionError(f"data.block {self.block} and data.window {self.window} must be at least 1")
 
     def __getitem__(self, position: int) -> int:
         epoch, place = divmod(position, self.length)
@@ -62,7 +63,7 @@ class BlockShuffle:
     def _in_blocks(self, place: int, epoch: int) -> int:
         """The sample at `place` of the epoch's shuffled blocks.
 
-        The last block may be shorter than the others: it stands anywhere among them, and they are permuted.
+        The last block may be shorter than the others: it is inserted anywhere among them, and they are permuted.
         """
         full = (self.length - 1) // self.block
         short = self.length - full * self.block
@@ -75,12 +76,12 @@ class BlockShuffle:
 
 
 def _permuted(index: int, size: int, seed: int, epoch: int, stream: int) -> int:
-    """`index` under a permutation of `size` numbers, another one for every (seed, epoch, stream)."""
+    """Image of `index` under a permutation of `size` numbers, a different one for every (seed, epoch, stream)."""
     return index_shuffle(index, size - 1, _mix(seed, epoch, stream), _ROUNDS) if size > 1 else 0
 
 
 def _mix(*numbers: int) -> int:
-    """One 32-bit number from several, well spread (the finaliser of splitmix64)."""
+    """Hash numbers into one 32-bit number (the finaliser of splitmix64)."""
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) % 2**64
@@ -91,18 +92,18 @@ def _mix(*numbers: int) -> int:
 
 
 class Interleaved:
-    """Position -> (source, position within it), so that sources come up by their weights, evenly spread."""
+    """Position -> (source, position in that source); sources are spread evenly, in proportion to their weights."""
 
     def __init__(self, weights: Sequence[float]) -> None:
         """Raises OpenVisionError for weights that are negative or sum to zero."""
         if any(not math.isfinite(weight) or weight < 0 for weight in weights) or sum(weights) <= 0:
             raise OpenVisionError(f"weights of sources must be at least 0 and not all 0, not {list(weights)}")
         self._used = [number for number, weight in enumerate(weights) if weight > 0]
-        # Each source counts in a range of its own, so that a number says both source and position.
+        # Each source counts in its own range, so that a number encodes both source and position.
         ranges = [grain.MapDataset.range(number * _SPAN, (number + 1) * _SPAN) for number in self._used]
-        self._mixed: Any = ranges[0]
         if len(ranges) > 1:
-            self._mixed = grain.MapDataset.mix(ranges, [weights[number] for number in self._used])
+            ranges = [grain.MapDataset.mix(ranges, [weights[number] for number in self._used])]
+        self._mixed = cast(Order, ranges[0])
 
     def __getitem__(self, position: int) -> tuple[int, int]:
         source, own = divmod(int(self._mixed[position]), _SPAN)

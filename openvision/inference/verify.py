@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from openvision.data.sources.openmoji.source import draw
+from openvision.data.sources.openmoji.glyphs import render_glyph
 from openvision.inference.encoder import Encoder
 from openvision.weights.load import Request, load_checkpoint
 from openvision.weights.registry import available_models, released
@@ -89,4 +89,4 @@ def _answers(encoder: Encoder) -> list[tuple[str, str, float]]:
 
 
 def _drawn(character: str) -> NDArray[np.uint8]:
-    return draw(character, _SIZE)
+    return render_glyph(character, _SIZE)

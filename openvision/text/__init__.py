@@ -1,1 +1,1 @@
-"""Texts to ids: the tokenizer, its vocabulary, and which texts of a sample are read. Imports nothing of the package."""
+"""Tokenizer, learning of its vocabulary, and the choice of a sample's texts. Imports nothing else of the package."""

@@ -1,4 +1,4 @@
-"""Which texts a training step sees of a sample (spec section 4).
+"""The texts of a sample in a training step (spec section 4).
 
 The web alt-text, one random sentence of the synthetic caption, and the whole synthetic caption as target.
 """
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# As the original splits: runs of full stops and exclamation marks, and the bar that it uses as a marker. Decimal
-# points split too; question marks do not.
+# The original's rule: runs of full stops and exclamation marks, and the bar that it uses as a marker. Decimal points
+# split too; question marks do not.
 _SENTENCE_END = re.compile(r"[.!]+|\|")
 
 
@@ -24,17 +24,23 @@ class Captions:
 
 
 def sentences(caption: str | Sequence[str]) -> list[str]:
-    """Split a synthetic caption into the pieces one of which is drawn; pieces of zero length are dropped."""
+    """Split a synthetic caption into sentences, without empty ones."""
     text = caption if isinstance(caption, str) else " ".join(caption)
     return [piece for piece in _SENTENCE_END.split(text) if piece]
+
+
+def non_blank(text: str | Sequence[str] | None) -> list[str]:
+    """The texts of a field, which may hold one, several or none, without blank ones."""
+    texts = [text] if isinstance(text, str) else list(text or ())
+    return [text for text in texts if text.strip()]
 
 
 def sample_captions(
     alt: str | Sequence[str], synthetic: str | Sequence[str] | None, rng: np.random.Generator
 ) -> Captions:
-    """Draw the alt-text if there are several, and one sentence of the synthetic caption.
+    """Draw one of several alt-texts, and one sentence of the synthetic caption.
 
-    A sample without a synthetic caption takes its alt-text for the sentence and for the whole.
+    Without a synthetic caption, the alt-text takes the place of the sentence and of the whole caption.
     """
     chosen = alt if isinstance(alt, str) else alt[int(rng.integers(len(alt)))]
     pieces = sentences(synthetic) if synthetic else []

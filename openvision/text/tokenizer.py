@@ -1,9 +1,9 @@
-"""The WordPiece tokenizer and the layout of ids that the towers and the decoder read (spec sections 2 and 4).
+"""The WordPiece tokenizer and the layout of token ids for text tower and decoder (spec sections 2 and 4).
 
-- A text for a tower: [bos], tokens, [eos], pads, and the class token in the last column.
-- A caption target: tokens, [eos], pads, shifted so that query i predicts token i + 1; no class token.
+- A text for the text tower: [bos], tokens, [eos], padding, and the class token in the last column.
+- A caption target: tokens, [eos], padding, shifted so that query i predicts token i + 1; no class token.
 - Strings such as "[CLS]" inside a text are ordinary characters.
-- Text is folded like the original's tokenizer does it, as far as the library allows; tests/text lists the rest.
+- Text is normalised as by the original's tokenizer, as far as the library allows; tests/text lists the rest.
 """
 
 import hashlib
@@ -30,17 +30,17 @@ _RENAMED = {"[unused0]": BOS, "[unused1]": EOS}
 
 
 def _normalizer() -> normalizers.Normalizer:
-    """Fold text as TF-text's BertTokenizer does: NFKC case folding, NFD, accents stripped.
+    """Normalise text as TF-text's BertTokenizer: NFKC case folding, NFD, accents stripped.
 
-    NFKC case folding makes full-width letters ASCII, opens ligatures, drops invisible characters and writes sharp s
-    as ss; control characters split words instead of vanishing.
+    NFKC case folding maps full-width letters to ASCII, splits ligatures, drops invisible characters and maps sharp s to
+    ss; control characters split words instead of vanishing.
     """
     steps = [
         normalizers.Replace(Regex(r"\p{Default_Ignorable_Code_Point}"), ""),
         normalizers.Replace(Regex(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"), " "),
         normalizers.NFKC(),
         normalizers.BertNormalizer(clean_text=False, handle_chinese_chars=True, strip_accents=True, lowercase=True),
-        # The two common letters whose case folding is not their lower case.
+        # The two common letters whose case folding differs from lower case.
         normalizers.Replace("ß", "ss"),
         normalizers.Replace("ς", "σ"),
     ]
@@ -48,15 +48,15 @@ def _normalizer() -> normalizers.Normalizer:
 
 
 class Tokenizer:
-    """Texts to ids in the layout of the towers and of the decoder's target, and back."""
+    """Texts to ids, in the layouts of the text tower and the decoder's target, and back."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        """Wrap a WordPiece tokenizer of the `tokenizers` library that holds the five special tokens."""
+        """Wrap a WordPiece tokenizer of the `tokenizers` library that has the five special tokens."""
         self._backend = backend
         ids = {token: backend.get_vocab().get(token, -1) for token in SPECIAL}
         missing = [token for token, index in ids.items() if index < 0]
         if missing:
-            raise OpenVisionError(f"the tokenizer has no {', '.join(missing)}: it was not made for OpenVision")
+            raise OpenVisionError(f"the tokenizer has no {', '.join(missing)}; use a tokenizer made for OpenVision")
         self.pad_id, self.bos_id, self.eos_id, self.unk_id, self.cls_id = ids.values()
 
     @classmethod
@@ -69,16 +69,16 @@ class Tokenizer:
 
     @classmethod
     def from_vocabulary(cls, path: Path) -> "Tokenizer":
-        """Read a vocab.txt, one entry a line, or the vocabulary inside a tokenizer.json of the `tokenizers` library.
+        """Read a vocab.txt (one entry a line), or the vocabulary in a tokenizer.json of the `tokenizers` library.
 
-        bert-base-uncased's becomes the released models' vocabulary. Everything else such a json says is left aside:
-        how text is folded and laid out is what the models were trained with, not what another library makes of it.
+        That of bert-base-uncased becomes the released models' vocabulary. Everything else in such a json is ignored:
+        normalisation and layout are those the models were trained with. Raises OpenVisionError for an unreadable file.
         """
         try:
             content = path.read_text(encoding="utf-8")
             entries = _entries_of_json(content) if path.suffix == ".json" else content.split("\n")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise OpenVisionError(f"vocabulary {path} cannot be read: {error}") from error
+            raise OpenVisionError(f"vocabulary {path} cannot be read: {error}; name a vocab.txt") from error
         if entries and not entries[-1]:
             entries.pop()
         renamed = [_RENAMED.get(entry, entry) for entry in entries] if BOS not in entries else entries
@@ -93,7 +93,9 @@ class Tokenizer:
         tokenizer = cls.from_vocabulary(path or _download_vocabulary())
         if tokenizer.vocabulary_sha256() != RELEASED_SHA256:
             source = path or RELEASED_REPOSITORY
-            raise OpenVisionError(f"{source} is not the vocabulary of bert-base-uncased: its hash differs")
+            raise OpenVisionError(
+                f"{source} is not the vocabulary of bert-base-uncased: its hash differs; download it again"
+            )
         return tokenizer
 
     @classmethod
@@ -101,17 +103,17 @@ class Tokenizer:
         """Read a tokenizer.json, or the one in a folder."""
         file = path / FILE_NAME if path.is_dir() else path
         if not file.is_file():
-            raise OpenVisionError(f"{file} does not exist; a tokenizer belongs to every model folder")
+            raise OpenVisionError(f"{file} does not exist; every model folder has a tokenizer, so check the path")
         try:
             return cls(tokenizers.Tokenizer.from_file(str(file)))
         except OpenVisionError:
             raise
         except Exception as error:  # The library raises bare Exception.
-            raise OpenVisionError(f"{file} is not a tokenizer file: {error}") from error
+            raise OpenVisionError(f"{file} is not a tokenizer file: {error}; save the tokenizer again") from error
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Learn a WordPiece vocabulary of at most `vocab_size` entries; the same texts give the same result."""
+        """Learn a WordPiece vocabulary of at most `vocab_size` entries; deterministic."""
         normalizer, splitter = _normalizer(), pre_tokenizers.BertPreTokenizer()
         words: Counter[str] = Counter()
         for text in texts:
@@ -126,32 +128,32 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Entries of the vocabulary."""
+        """Number of entries in the vocabulary."""
         return self._backend.get_vocab_size()
 
     def vocabulary_sha256(self) -> str:
-        """Hash of the vocabulary written one entry a line."""
+        """SHA-256 of the vocabulary as text, one entry a line."""
         vocabulary = self._backend.get_vocab()
         lines = sorted(vocabulary, key=vocabulary.__getitem__)
         return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Plain WordPiece ids of each text, without any special token."""
+        """WordPiece ids of each text, without special tokens."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode(self, texts: Sequence[str], length: int = 80) -> np.ndarray:
-        """Ids for a text tower, int64 (n, length): [bos], tokens, [eos], pads, class token last."""
+        """Ids for the text tower, int64 (n, length): [bos], tokens, [eos], padding, class token last."""
         return self.encode_counting(texts, length)[0]
 
     def encode_counting(self, texts: Sequence[str], length: int = 80) -> tuple[np.ndarray, int]:
-        """Ids as `encode` gives them, and how many texts were too long and lost their end."""
+        """Ids as from `encode`, and the number of truncated texts."""
         ids, cut = self._pad(texts, length - 1)
         return np.concatenate([ids, np.full((len(ids), 1), self.cls_id, dtype=np.int64)], axis=1), cut
 
     def encode_target(self, texts: Sequence[str], length: int = 128) -> tuple[np.ndarray, np.ndarray]:
-        """Targets of the caption decoder: labels int64 (n, length) and the mask of those that count, bool.
+        """Targets of the caption decoder: labels int64 (n, length), and a bool mask of the labels that count.
 
-        Position i holds token i + 1 of the caption; a caption of n tokens has n + 1 counted targets, [eos] last.
+        Position i holds token i + 1 of the caption; a caption of n tokens has n + 1 targets, [eos] last.
         """
         ids, _ = self._pad(texts, length)
         labels = np.concatenate([ids[:, 1:], np.zeros((len(ids), 1), dtype=np.int64)], axis=1)
@@ -159,7 +161,7 @@ class Tokenizer:
         return labels, mask
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of ids up to the first [eos], special tokens left out."""
+        """Text of the ids up to the first [eos], without special tokens."""
         kept: list[int] = []
         for index in map(int, ids):
             if index == self.eos_id:
@@ -169,9 +171,9 @@ class Tokenizer:
         return self._backend.decode(kept, skip_special_tokens=False)
 
     def _pad(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, int]:
-        """[bos], tokens, [eos], pads to (n, length), cut texts ending with [eos] too; and the number cut."""
+        """[bos], tokens, [eos], padding, (n, length), and the number of truncated texts, which end with [eos] too."""
         if length < 3:
-            raise ValueError(f"a length of {length} holds no text between [bos] and [eos]")
+            raise ValueError(f"length {length} leaves no room for text between [bos] and [eos]")
         rows = np.full((len(texts), length), self.pad_id, dtype=np.int64)
         cut = 0
         for row, ids in zip(rows, self.tokens(texts), strict=True):
@@ -194,6 +196,6 @@ def _download_vocabulary() -> Path:
         return Path(hub.hf_hub_download(RELEASED_REPOSITORY, "vocab.txt"))
     except Exception as error:
         raise OpenVisionError(
-            f"the vocabulary could not be fetched from the Hub ({RELEASED_REPOSITORY}): {error}; "
+            f"the vocabulary cannot be downloaded from the Hub ({RELEASED_REPOSITORY}): {error}; "
             "give the path of bert-base-uncased's vocab.txt instead"
         ) from error

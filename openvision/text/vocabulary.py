@@ -1,7 +1,7 @@
-"""Learning a WordPiece vocabulary: the most frequent pair of neighbouring pieces becomes one piece, again and again.
+"""Learn a WordPiece vocabulary by merging the most frequent pair of neighbouring pieces repeatedly (BPE merges).
 
-The `tokenizers` library's own trainer breaks ties by the order of a randomly seeded hash map: two runs over the same
-texts give two vocabularies (tokenizers 0.23.3). A training run must be repeatable, so this one breaks ties by name.
+The trainer of the `tokenizers` library breaks ties by the order of a randomly seeded hash map, so two runs over the
+same texts give two vocabularies (tokenizers 0.23.3). Training must be reproducible, so this one breaks ties by name.
 """
 
 from collections import Counter, defaultdict
@@ -16,8 +16,7 @@ Pair = tuple[str, str]
 def learn_pieces(words: Mapping[str, int], size: int) -> list[str]:
     """Learn at most `size` pieces from words with their counts: single characters first, then merged pieces.
 
-    The characters of all words are always among the pieces, so a size below their number is exceeded by nothing but
-    leaves out the rarest of them.
+    If `size` is smaller than the number of characters, the rarest characters are left out.
     """
     split = [[word[0], *(CONTINUATION + character for character in word[1:])] for word in words]
     counts = list(words.values())
@@ -51,10 +50,10 @@ class _Pairs:
         heapify(self.heap)
 
     def most_frequent(self) -> Pair | None:
-        """The pair that occurs most; of equals the first by name; None when every word is one piece."""
+        """The most frequent pair, ties broken by name; None when every word is one piece."""
         while self.heap:
             negative, pair = heappop(self.heap)
-            # Entries are not removed when a count changes: one that no longer tells the truth is passed over.
+            # Entries are not removed when a count changes: outdated ones are skipped.
             if self.counts[pair] == -negative > 0:
                 return pair
         return None

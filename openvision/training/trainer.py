@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from openvision.data.loader import Batch, Loader, Reading
+from openvision.data.loader import Batch, InputSpec, Loader, LoaderOptions
 from openvision.errors import OpenVisionError
 from openvision.evaluation.evaluators.in_training import check_evaluators, due, less_is_better, measure_in_training
 from openvision.files import make_folder
@@ -217,17 +217,17 @@ class Trainer:
 
     def _loader(self, stage: Stage) -> Loader:
         rank = self.processes.rank
+        inputs = InputSpec(
+            stage.resolution, self.recipe.context_length, self.recipe.caption_length, self.recipe.augment
+        )
         return Loader(
             self.dataset,
             self.tokenizer,
-            resolution=stage.resolution,
+            inputs,
             batch_size=stage.batch_size,
-            context_length=self.recipe.context_length,
-            caption_length=self.recipe.caption_length,
-            augment=self.recipe.augment,
             seed=self.recipe.seed,
             start=self.progress.position,
-            reading=Reading(
+            options=LoaderOptions(
                 ordering=ordering_of(self.recipe),
                 threads=self.recipe.run.loader_threads,
                 workers=self.recipe.run.loader_workers,

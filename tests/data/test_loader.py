@@ -9,12 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openvision.data.loader import Batch, Loader, Reading
+from openvision.data.loader import Batch, InputSpec, Loader, LoaderOptions
 from openvision.data.mixture import Mixture, Ordering
 from openvision.data.shards.dataset import ShardDataset, ShardWriter
 from openvision.errors import OpenVisionError
 from openvision.files import read_json_lines
-from openvision.images.augment import Augment
 from openvision.text.tokenizer import Tokenizer
 
 
@@ -28,18 +27,15 @@ def tokenizer(dataset) -> Tokenizer:
     return Tokenizer.train([text for sample in dataset for text in (sample.alt, sample.synthetic)], 120)
 
 
-def loader(dataset, tokenizer, start=0, threads=1, seed=3, batch_size=6, **reading) -> Loader:
+def loader(dataset, tokenizer, start=0, threads=1, seed=3, batch_size=6, **options) -> Loader:
     return Loader(
         dataset,
         tokenizer,
-        resolution=16,
+        InputSpec(resolution=16, context_length=12, caption_length=20),
         batch_size=batch_size,
-        context_length=12,
-        caption_length=20,
-        augment=Augment(),
         seed=seed,
         start=start,
-        reading=Reading(threads=threads, **reading),
+        options=LoaderOptions(threads=threads, **options),
     )
 
 
@@ -68,7 +64,7 @@ def test_shapes_and_layout(dataset, tokenizer):
 
 @settings(max_examples=12, deadline=None)
 @given(start=st.integers(0, 60), threads=st.sampled_from([1, 2, 4]))
-def test_a_stopped_stream_goes_on_at_any_position_and_thread_count(dataset, tokenizer, start, threads):
+def test_a_stream_resumes_at_any_position_and_thread_count(dataset, tokenizer, start, threads):
     position = 6 * (start // 6)
     whole = take(position // 6 + 2, dataset, tokenizer)
     resumed = take(2, dataset, tokenizer, start=position, threads=threads)
@@ -112,7 +108,7 @@ def spoiled(folder, dataset, bad: dict[str, tuple[bytes | None, str | None]]) ->
 
 
 def test_bad_samples_are_replaced_and_counted_by_reason(tmp_path, dataset, tokenizer):
-    data = spoiled(tmp_path, dataset, {"red-bar": (b"no picture", None), "blue-pole": (None, "  ")})
+    data = spoiled(tmp_path, dataset, {"red-bar": (b"not an image", None), "blue-pole": (None, "  ")})
     with loader(data, tokenizer, batch_size=16) as stream:
         batch = next(stream)
         assert stream.rejected == {"undecodable": 1, "empty_text": 1}
@@ -121,7 +117,7 @@ def test_bad_samples_are_replaced_and_counted_by_reason(tmp_path, dataset, token
 
 
 def test_too_many_bad_samples_end_the_run(tmp_path, dataset, tokenizer):
-    data = spoiled(tmp_path, dataset, {"red-bar": (b"no picture", None)})
+    data = spoiled(tmp_path, dataset, {"red-bar": (b"not an image", None)})
     with (
         loader(data, tokenizer, batch_size=64) as stream,
         pytest.raises(OpenVisionError, match=r"\d+ of \d+ samples cannot be used \(undecodable \d+\), more than 1.0%"),
@@ -197,8 +193,8 @@ def test_worker_processes_change_nothing(dataset, tokenizer, workers):
 
 
 def test_a_loader_closes_while_its_workers_still_send(dataset, tokenizer):
-    with loader(dataset, tokenizer, workers=2) as reading:
-        next(reading)
+    with loader(dataset, tokenizer, workers=2) as stream:
+        next(stream)
         # The workers have filled their queues, and end with batches in them.
         time.sleep(0.5)
 
@@ -233,7 +229,7 @@ def test_mixtures_that_mean_nothing(dataset):
 
 
 def test_rejects_are_listed_once_with_their_reason(tmp_path, dataset, tokenizer):
-    data = spoiled(tmp_path / "data", dataset, {"red-bar": (b"no picture", None), "blue-pole": (None, "  ")})
+    data = spoiled(tmp_path / "data", dataset, {"red-bar": (b"not an image", None), "blue-pole": (None, "  ")})
     path = tmp_path / "rejects.jsonl"
     for _ in range(2):
         with loader(data, tokenizer, batch_size=16, rejects_file=path) as stream:
@@ -244,7 +240,7 @@ def test_rejects_are_listed_once_with_their_reason(tmp_path, dataset, tokenizer)
 
 
 def test_the_budget_is_what_was_asked_for(tmp_path, dataset, tokenizer):
-    data = spoiled(tmp_path, dataset, {"red-bar": (b"no picture", None)})
+    data = spoiled(tmp_path, dataset, {"red-bar": (b"not an image", None)})
     with loader(data, tokenizer, batch_size=64, reject_budget=0.2) as stream:
         for _ in range(30):
             next(stream)

@@ -97,7 +97,7 @@ def truncated_shard(bench: Bench) -> str:
     shard.write_bytes(content[: len(content) // 2])
     outcome = bench.run(run, data=data)
     assert outcome.codes == [1]
-    assert f"{shard.name} has {len(content) // 2} bytes but its index was made from {len(content)}" in outcome.log
+    assert f"{shard.name} has {len(content) // 2} bytes but its index was built from {len(content)}" in outcome.log
     shard.write_bytes(content)
     assert bench.run(run, data=data).codes == [0]
     assert_same(run, bench.reference())

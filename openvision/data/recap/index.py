@@ -1,7 +1,7 @@
-"""What lies in the shards, as sorted arrays on disk: 24 bytes a sample, searched in place and never held in memory.
+"""Index of the samples on disk by hash, key or url: sorted arrays of 24 bytes a sample, searched in place.
 
-A group of shards gives sorted runs; the runs are merged range by range of the digests, so that memory is bounded by the
-range and not by the number of samples.
+Each group of shards gives a sorted run; runs are merged one range of digests at a time, so that memory is bounded by
+the range, not by the number of samples.
 """
 
 import hashlib
@@ -13,37 +13,36 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from openvision.data.shards.index import CAPTIONS_SUFFIX, IMAGE_EXTENSIONS
+from openvision.data.shards.index import CAPTIONS_SUFFIX, IMAGE_EXTENSIONS, split_member_name
 from openvision.data.shards.store import Store
 from openvision.errors import OpenVisionError
-from openvision.files import atomic_write_bytes
+from openvision.files import JsonObject, atomic_write_bytes
 
-# Join key of the command line -> column of the table and field of the json member.
+# Join key on the command line -> column of the table and field of the json member.
 JOIN_FIELDS = {"hash": "sha256", "key": "key", "url": "url"}
 _HASH = re.compile(r"[0-9a-f]{64}")
 _RANGE = 8_000_000
 
 
 def shard_names(store: Store) -> list[str]:
-    """The shards of a folder without its captions tars, sorted; raises OpenVisionError when there is none."""
+    """The shards of a folder, sorted, without captions tars; raises OpenVisionError when there is none."""
     names = sorted(name for name in store.sizes(".tar") if not name.endswith(CAPTIONS_SUFFIX))
     if not names:
-        raise OpenVisionError(f"shard folder {store.name} holds no .tar file; name the folder img2dataset wrote")
+        raise OpenVisionError(f"shard folder {store.name} holds no .tar file; name the folder that img2dataset wrote")
     return names
 
 
-def identity(value: Any, by: str) -> str | None:
-    """A value as it is compared: trimmed text, hashes in small letters; None when there is none."""
+def identity(value: object, by: str) -> str | None:
+    """Normalised join value: stripped text, hashes in lower case; None when it is empty."""
     text = "" if value is None else str(value).strip()
     return (text.lower() if by == "hash" else text) or None
 
 
 def digest(value: str, by: str) -> int:
-    """64 bits of an identity: of a hash its first 16 hexadecimal digits, which a report can show."""
+    """64 bits of a join value; of a SHA-256 its first 16 hexadecimal digits, which reports show."""
     if by == "hash" and _HASH.fullmatch(value):
         return int(value[:16], 16)
     return int.from_bytes(hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
@@ -51,20 +50,20 @@ def digest(value: str, by: str) -> int:
 
 @dataclass
 class TarSample:
-    """One sample of a tar that is being read: its small members, and its picture on request."""
+    """One sample of a tar being read: its small members, and its image on request."""
 
     key: str
     texts: dict[str, bytes]
     tar: tarfile.TarFile
-    picture: tarfile.TarInfo | None = None
+    image_member: tarfile.TarInfo | None = None
     extension: str = ""
 
     def image(self) -> bytes:
-        """The encoded picture; to be asked for before the next sample is taken."""
-        assert self.picture is not None
-        return _read(self.tar, self.picture)
+        """The encoded image; call it before reading the next sample."""
+        assert self.image_member is not None
+        return _read(self.tar, self.image_member)
 
-    def meta(self) -> dict[str, Any] | None:
+    def meta(self) -> JsonObject | None:
         """The json member, empty when missing, None when it is not a JSON object."""
         try:
             meta = json.loads(self.texts.get("json", b"{}"))
@@ -72,35 +71,35 @@ class TarSample:
             return None
         return meta if isinstance(meta, dict) else None
 
-    def identities(self, meta: dict[str, Any]) -> dict[str, str | None]:
+    def identities(self, meta: JsonObject) -> dict[str, str | None]:
         """Hash, key and url of the sample.
 
-        The hash is that of the picture as it was downloaded, which img2dataset notes before it resizes; without a
-        note that of the picture as it lies here.
+        The hash is that of the downloaded image, which img2dataset records before it resizes; if it is not recorded,
+        that of the image in the shard.
         """
-        noted = identity(meta.get("sha256"), "hash")
+        recorded = identity(meta.get("sha256"), "hash")
         return {
-            "hash": noted or hashlib.sha256(self.image()).hexdigest(),
+            "hash": recorded or hashlib.sha256(self.image()).hexdigest(),
             "key": identity(meta.get("key"), "key") or self.key,
             "url": identity(meta.get("url"), "url"),
         }
 
 
 def tar_samples(store: Store, name: str) -> Iterator[TarSample]:
-    """Samples with a picture, in order, of one shard; raises OpenVisionError for a tar that is cut short."""
+    """Samples with an image of one shard, in order; raises OpenVisionError for a truncated tar."""
     try:
         size = store.size(name)
         with store.open(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             sample = TarSample("", {}, tar)
             for member in tar:
                 if member.isfile():
-                    key, extension = _split(member.name)
+                    key, extension = split_member_name(member.name)
                     if key != sample.key:
-                        if sample.picture:
+                        if sample.image_member:
                             yield sample
                         sample = TarSample(key, {}, tar)
                     _add(sample, extension, member)
-            if sample.picture:
+            if sample.image_member:
                 yield sample
             if size < tar.offset + 2 * tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("the end marker is missing")
@@ -110,16 +109,9 @@ def tar_samples(store: Store, name: str) -> Iterator[TarSample]:
         ) from error
 
 
-def _split(name: str) -> tuple[str, str]:
-    # As webdataset does it: the key ends at the first dot of the file name and keeps its folder.
-    folder, slash, file = name.removeprefix("./").rpartition("/")
-    stem, _, extension = file.partition(".")
-    return folder + slash + stem, extension.lower()
-
-
 def _add(sample: TarSample, extension: str, member: tarfile.TarInfo) -> None:
-    if extension in IMAGE_EXTENSIONS and sample.picture is None:
-        sample.picture, sample.extension = member, extension
+    if extension in IMAGE_EXTENSIONS and sample.image_member is None:
+        sample.image_member, sample.extension = member, extension
     elif extension in ("txt", "json"):
         sample.texts.setdefault(extension, _read(sample.tar, member))
 
@@ -133,10 +125,10 @@ def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def index_group(store: Store, names: Sequence[str], first: int, by: str, run: Path) -> None:
-    """Write the sorted run of some shards, the first of them shard number `first` of all.
+    """Write the sorted run of a group of shards, which begins with shard number `first`.
 
     Files: `run`.digests.npy and `run`.places.npy (uint64 each; a place is shard << 32 | position in it), and
-    `run`.hashes.npy, the sorted digests of all pictures.
+    `run`.hashes.npy, the sorted digests of all image hashes.
     """
     digests, places, hashes = [], [], []
     for shard, name in enumerate(names, start=first):
@@ -151,7 +143,7 @@ def index_group(store: Store, names: Sequence[str], first: int, by: str, run: Pa
                 digests.append(digest(value, by))
                 places.append(shard << 32 | position)
     order = np.argsort(np.array(digests, dtype=np.uint64), kind="stable")
-    # The last of the three to be written is the one that says that the run is complete.
+    # Written last: its existence marks a complete run.
     save_array(run.with_suffix(".places.npy"), np.array(places, dtype=np.uint64)[order])
     save_array(run.with_suffix(".hashes.npy"), np.sort(np.array(hashes, dtype=np.uint64)))
     save_array(run.with_suffix(".digests.npy"), np.array(digests, dtype=np.uint64)[order])
@@ -188,7 +180,7 @@ def merge_runs(runs: Sequence[Path], target: Path, span: int = _RANGE) -> None:
 
 
 def repeated(runs: Sequence[Path], threshold: int, span: int = _RANGE) -> np.ndarray:
-    """Digests that sorted arrays hold at least `threshold` times, with their numbers: uint64 (n, 2), sorted."""
+    """Digests that occur at least `threshold` times in sorted arrays, with their counts: uint64 (n, 2), sorted."""
     arrays = [np.load(run, mmap_mode="r") for run in runs]
     found = [np.zeros((0, 2), dtype=np.uint64)]
     for slices in _ranges(arrays, span):
@@ -200,11 +192,11 @@ def repeated(runs: Sequence[Path], threshold: int, span: int = _RANGE) -> np.nda
 
 
 def _ranges(arrays: Sequence[np.ndarray], span: int) -> Iterator[list[slice]]:
-    """Cut sorted arrays at the same digests into pieces of about `span` entries in all."""
+    """Cut sorted arrays at the same digests into ranges of about `span` entries in all."""
     pieces = max(1, -(-sum(map(len, arrays)) // span))
     starts = [0] * len(arrays)
     for piece in range(1, pieces + 1):
-        # Digests are evenly spread, so equal steps of the digest are nearly equal numbers of entries.
+        # Digests are uniform, so equal steps hold nearly equal numbers of entries.
         ends = (
             [len(array) for array in arrays]
             if piece == pieces

@@ -1,21 +1,21 @@
-"""Recap-DataComp-1B: the recaption table joined with the shards img2dataset wrote.
+"""Join the recaption table of Recap-DataComp-1B with the shards that img2dataset wrote: an external, resumable join.
 
-The table has 1.24 billion rows in 3,550 parquet files (710 GB of text), the pictures lie in more than 100,000 tars, and
-the two are in unrelated order. So nothing is held but what one step needs, and all text is read once, in order:
+The table has 1.24 billion rows in 3,550 parquet files (710 GB of text), the images are in more than 100,000 tars, and
+the two are in unrelated order. So memory holds one unit of work, and all text is read once, sequentially:
 
-1. Index. The shards' identities, 24 bytes a sample, become sorted arrays on disk (recap_index.py). For 1.24 billion
-   samples that is 30 GB of files that are searched in place. Sorting the captions instead would write all text twice.
-2. Scan. The table is read once, a few row groups at a time (recap_table.py). A row is looked up by the 64-bit digest of
-   its hash, key or url; what matches is put aside for its group of shards, with everything needed to decide later.
-3. Join. Group by group, shard by shard (recap_write.py): digests are checked against the values, several rows for one
-   picture are told apart, the captions are written.
+1. Index (index.py). The join values of all samples become sorted arrays on disk, 24 bytes a sample: for 1.24 billion
+   samples 30 GB of files, searched in place. Sorting the captions instead would write all text twice.
+2. Scan (table.py). The table is read once, a few row groups at a time. A row is looked up by the 64-bit digest of its
+   hash, key or url; matches are spilled to disk for their group of shards.
+3. Join (write.py). Group by group and shard by shard: whole values are compared, one of several rows for an image is
+   chosen, the captions are written.
 
-Each unit of a step ends with a file that says so, written last under a temporary name and renamed: after kill -9 the
-same command goes on and redoes at most one unit a process. Units do not depend on each other, so processes share them.
+Each unit of a step ends with a marker file, written last and atomically: after kill -9 the same command resumes and
+redoes at most one unit per process. Units are independent, so processes share them.
 
-By hash is the surest way: keys number a download, and another download gives them to other pictures; urls lose a part
-of the rows to redirects. A picture whose hash comes often is the error picture of some site, and its caption is about
-that: such pictures and rows are dropped and listed.
+The hash is the most reliable join key: keys number a download, and another download gives them to other images; urls
+lose some rows to redirects. An image whose hash occurs often is the placeholder of some site, and its caption describes
+that: such images and rows are dropped and listed.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVarTuple
 
 import numpy as np
 
@@ -41,34 +41,37 @@ from openvision.data.recap.index import (
 )
 from openvision.data.recap.report import make_report
 from openvision.data.recap.table import Scan, Unit, scan_unit, spilled_rows, table_units
-from openvision.data.recap.write import Mode, Writing, write_shard
+from openvision.data.recap.write import JoinSpec, Mode, write_shard
 from openvision.data.shards.manifest import index_folder
 from openvision.data.shards.store import LocalStore, Store, open_store
 from openvision.errors import OpenVisionError, require
-from openvision.files import atomic_write_text, make_folder
+from openvision.files import JsonObject, atomic_write_text, make_folder
+
+Arguments = TypeVarTuple("Arguments")
 
 # Shards joined at a time: with 10,000 samples each about 600 MB of captions.
 GROUP_SHARDS = 128
 WORK_NAME = ".recap"
 Progress = Callable[[str, int, int], None]
+"""Called with the step, the number of units done and their total."""
 
 
 @dataclass(frozen=True)
 class RecapOptions:
-    """How to join."""
+    """Options of the join."""
 
     by: str = "hash"
     """"hash", "key" or "url"."""
     captions: tuple[tuple[str, str], ...] = (("re_caption", "re_caption"), ("org_caption", "org_caption"))
-    """Columns of the table and the names they get. A row whose first is empty is dropped."""
+    """Columns of the table and the names under which they are stored. Rows whose first one is empty are dropped."""
     placeholders: int = 10
-    """A picture whose hash comes this often, on disk or in the table, is an error picture."""
+    """An image whose hash occurs this often, on disk or in the table, is a placeholder."""
     output: Path | None = None
-    """Folder of new shards; None writes captions tars beside the shards."""
+    """Folder for new shards; None writes captions tars beside the shards."""
     work: Path | None = None
-    """Folder of what is between; kept when named, else inside the output or the shards and removed at the end."""
+    """Folder for intermediate files, kept; None uses one inside the output or the shards, removed at the end."""
     dry_run: bool = False
-    """Write nothing but the report (and the work folder, if named)."""
+    """Write only the report (and the work folder, if named)."""
     processes: int = 1
     group_shards: int = GROUP_SHARDS
 
@@ -80,11 +83,11 @@ class RecapOptions:
 
 def recap(
     shards: str | Path, table: Path, options: RecapOptions, progress: Progress = lambda step, done, of: None
-) -> dict[str, Any]:
+) -> JsonObject:
     """Join the folder `shards` with `table` and return the report.
 
-    `progress` is told the step and how many of how many units are done. Raises OpenVisionError for input that is
-    missing, does not fit, or would be overwritten. The same call goes on where one was stopped.
+    The same call resumes a join that was stopped. Raises OpenVisionError for input that is missing or does not match
+    the options, and for output that would be overwritten.
     """
     require("pyarrow", extra="parquet")
     _check(shards, options)
@@ -105,14 +108,14 @@ def recap(
 
 def _check(shards: str | Path, options: RecapOptions) -> None:
     if options.by not in JOIN_FIELDS:
-        raise OpenVisionError(f"unknown join key {options.by!r}; it is one of {', '.join(JOIN_FIELDS)}")
+        raise OpenVisionError(f"unknown join key {options.by!r}; use one of {', '.join(JOIN_FIELDS)}")
     names = [name for _, name in options.captions]
     if not names or len(set(names)) < len(names):
         raise OpenVisionError(f"captions {', '.join(names) or '(none)'}: name at least one, and each once")
     if options.placeholders < 2:
-        raise OpenVisionError(f"placeholders is {options.placeholders}: every picture comes once; give 2 or more")
+        raise OpenVisionError(f"placeholders is {options.placeholders}: every image occurs once; give 2 or more")
     if options.output and Path(shards).resolve() == options.output.resolve():
-        raise OpenVisionError(f"output {options.output} is the folder of the shards; choose another, or write sidecars")
+        raise OpenVisionError(f"output {options.output} is the folder of the shards; choose another, or leave it out")
 
 
 def _work_folder(store: Store, options: RecapOptions, scratch: Path) -> Path:
@@ -123,12 +126,12 @@ def _work_folder(store: Store, options: RecapOptions, scratch: Path) -> Path:
     if options.output:
         return options.output / WORK_NAME
     if not isinstance(store, LocalStore):
-        raise OpenVisionError(f"{store.name} is not a local folder; name a folder for the work with --work")
+        raise OpenVisionError(f"{store.name} is not a local folder; name a folder for intermediate files with --work")
     return Path(store.name) / WORK_NAME
 
 
-def _settings(store: Store, names: list[str], table: Path, units: list[Unit], options: RecapOptions) -> dict[str, Any]:
-    """What a work folder belongs to: the inputs by name and size, and the options that change what is in it."""
+def _settings(store: Store, names: list[str], table: Path, units: list[Unit], options: RecapOptions) -> JsonObject:
+    """Identity of a work folder: inputs by name and size, and the options that its content depends on."""
     sizes = store.sizes(".tar")
     files = {str(unit.path): unit.path.stat().st_size for unit in units}
     listing = json.dumps([[(name, sizes[name]) for name in names], sorted(files.items())])
@@ -143,31 +146,29 @@ def _settings(store: Store, names: list[str], table: Path, units: list[Unit], op
     }
 
 
-def _claim(work: Path, settings: dict[str, Any], options: RecapOptions) -> None:
-    """Make the work folder this join's, or go on in it; raises OpenVisionError when it or the output is another's."""
+def _claim(work: Path, settings: JsonObject, options: RecapOptions) -> None:
+    """Take or resume the work folder; raises OpenVisionError when it or the output belongs to another join."""
     path = work / "settings.json"
     earlier = _read_settings(path) if path.exists() else {}
     for name, value in settings.items():
         if earlier and earlier.get(name) != value:
             raise OpenVisionError(
                 f"{work} holds a join begun with {name} = {earlier.get(name)!r}, not {value!r}; finish that one with "
-                "the same command, or remove the folder"
+                "its command, or remove the folder"
             )
     output = str(options.output.resolve()) if options.output else None
     if options.output and not options.dry_run:
         ours = earlier.get("output") == output
         if not ours and options.output.is_dir() and any(options.output.iterdir()):
-            raise OpenVisionError(
-                f"output folder {options.output} is not empty; choose another or remove what it holds"
-            )
+            raise OpenVisionError(f"output folder {options.output} is not empty; choose another or empty it")
         make_folder(options.output)
-    # A dry run that kept its work folder claims no output: the real run after it does.
+    # A dry run with a work folder claims no output: the real run after it does.
     claimed = earlier.get("output") if options.dry_run else output
     make_folder(work)
     atomic_write_text(path, json.dumps(settings | {"output": claimed}, indent=2) + "\n")
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def _read_settings(path: Path) -> JsonObject:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -175,7 +176,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 class _Join:
-    """The three steps; each does what its files do not yet say is done."""
+    """The three steps; each skips units that have their marker file."""
 
     def __init__(
         self, store: Store, names: list[str], units: list[Unit], options: RecapOptions, work: Path, progress: Progress
@@ -183,13 +184,13 @@ class _Join:
         self.store, self.names, self.units = store, names, units
         self.options, self.progress = options, progress
         self.index, self.spill = make_folder(work / "index"), make_folder(work / "spill")
-        # A dry run says nothing about what a later run has written.
+        # The markers of a dry run do not count for a run that writes.
         self.joined = make_folder(work / f"joined-{options.mode}")
         size = options.group_shards
         self.groups = [names[first : first + size] for first in range(0, len(names), size)]
 
-    def run(self) -> dict[str, Any]:
-        """Do what is left and count everything."""
+    def run(self) -> JsonObject:
+        """Do all units that are left and return the counts."""
         self._index()
         self._scan()
         self._join()
@@ -245,7 +246,7 @@ class _Join:
             save_array(path, repeated(hashes, self.options.placeholders))
 
     def _join(self) -> None:
-        writing = Writing(
+        spec = JoinSpec(
             by=self.options.by,
             captions=self.options.captions,
             mode=self.options.mode,
@@ -262,21 +263,21 @@ class _Join:
                 if not self._shard_report(name).exists()
             }
             if left:
-                tasks.append((writing, self.store, left, self.spill, len(self.units), group))
+                tasks.append((spec, self.store, left, self.spill, len(self.units), group))
         self._each("join", _join_group, tasks)
 
     def _shard_report(self, name: str) -> Path:
         return self.joined / f"{name}.json"
 
-    def _each(self, step: str, function: Callable[..., None], tasks: list[tuple[Any, ...]]) -> None:
-        """Run the function over the tasks, in this process or in several."""
+    def _each(self, step: str, function: Callable[[*Arguments], None], tasks: list[tuple[*Arguments]]) -> None:
+        """Call the function with the arguments of each task, in this process or in several."""
         self.progress(step, 0, len(tasks))
         if self.options.processes == 1:
             for done, task in enumerate(tasks, start=1):
                 function(*task)
                 self.progress(step, done, len(tasks))
             return
-        # Spawned: a fork would copy whatever threads and locks the caller has.
+        # Spawned: a fork would copy the caller's threads and locks.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.options.processes, mp_context=context) as pool:
             futures = [pool.submit(function, *task) for task in tasks]
@@ -290,11 +291,11 @@ class _Join:
 
 
 def _join_group(
-    writing: Writing, store: Store, left: dict[int, tuple[str, Path]], spill: Path, units: int, group: int
+    spec: JoinSpec, store: Store, left: dict[int, tuple[str, Path]], spill: Path, units: int, group: int
 ) -> None:
-    """Join the shards of a group that are left: number of the shard -> its name and the file of its report."""
+    """Join the remaining shards of a group; `left` maps the number of a shard to its name and report file."""
     places, rows = spilled_rows(spill, units, group)
     for shard, (name, report) in left.items():
         start, end = np.searchsorted(places, np.array([shard << 32, (shard + 1) << 32], dtype=np.uint64)).tolist()
         positions = (places[start:end] & np.uint64(0xFFFFFFFF)).astype(np.int64)
-        write_shard(writing, store, name, positions, rows.slice(start, end - start).to_pylist(), report)
+        write_shard(spec, store, name, positions, rows.slice(start, end - start).to_pylist(), report)

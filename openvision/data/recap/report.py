@@ -1,10 +1,9 @@
-"""What a join found: one dictionary for the JSON file, and the same as tables on the terminal."""
+"""Report of a join: a JSON object, and tables for the terminal."""
 
 import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -12,22 +11,23 @@ from rich.table import Table
 
 from openvision.data.recap.table import EXAMPLES
 from openvision.data.shards.store import Store
+from openvision.files import JsonObject
 
-# Reason -> what the terminal says.
+# Reason -> label on the terminal.
 SAMPLE_REASONS = {
     "no_row": "no usable row in the table",
-    "no_join_value": "nothing to join by in its json",
-    "placeholder": "error picture, by its repeated hash",
-    "another_picture": "the row of its key is of another picture",
+    "no_join_value": "no join value in its json",
+    "placeholder": "placeholder image, by its repeated hash",
+    "another_picture": "the row with its key is of another image",
     "differing_captions": "several rows with differing captions",
-    "duplicate_key": "key came before in its shard",
-    "bad_json": "json member broken",
+    "duplicate_key": "repeated key in its shard",
+    "bad_json": "invalid json member",
 }
 ROW_REASONS = {
-    "not_on_disk": "picture not on disk",
-    "no_join_value": "nothing to join by",
-    "empty_caption": "caption empty",
-    "placeholder": "error picture, by its repeated hash",
+    "not_on_disk": "image not on disk",
+    "no_join_value": "no join value",
+    "empty_caption": "empty caption",
+    "placeholder": "placeholder image, by its repeated hash",
 }
 _MOST = 20
 
@@ -39,8 +39,8 @@ def make_report(
     in_table: np.ndarray,
     threshold: int,
     store: Store,
-) -> dict[str, Any]:
-    """Sum the reports of shards (`samples`) and of parts of the table (`rows`)."""
+) -> JsonObject:
+    """Sum the reports of shards (`samples`) and of units of the table (`rows`)."""
     sample_counts, sample_examples = _sum(samples)
     row_counts, row_examples = _sum(rows)
     return {
@@ -84,7 +84,7 @@ def _sum(paths: Sequence[Path]) -> tuple[Counter[str], dict[str, list[str]]]:
     return counts, {reason: found for reason, found in examples.items() if found}
 
 
-def _placeholders(found: np.ndarray) -> dict[str, Any]:
+def _placeholders(found: np.ndarray) -> JsonObject:
     most = found[np.argsort(found[:, 1], kind="stable")[::-1][:_MOST]].tolist()
     return {
         "pictures": len(found),
@@ -94,13 +94,13 @@ def _placeholders(found: np.ndarray) -> dict[str, Any]:
 
 
 def _download(store: Store) -> dict[str, int] | None:
-    """Sums of img2dataset's statistics of the shards; None where it left none."""
+    """Sums over img2dataset's statistics files; None when there are none."""
     sums: Counter[str] = Counter()
     for name in store.sizes("_stats.json"):
         try:
             stats = json.loads(store.read(name))
         except ValueError:
-            # Cut short when a download was stopped: the shard itself tells what came of it.
+            # Truncated when a download was stopped; the shard itself is still counted.
             sums["unreadable_files"] += 1
             continue
         for field in ("count", "successes", "failed_to_download", "failed_to_resize"):
@@ -108,24 +108,24 @@ def _download(store: Store) -> dict[str, int] | None:
     return dict(sums) if sums else None
 
 
-def print_report(report: dict[str, Any], console: Console) -> None:
-    """The report as tables."""
+def print_report(report: JsonObject, console: Console) -> None:
+    """Print the report as tables."""
     samples, rows, placeholders = report["samples"], report["rows"], report["placeholders"]
     console.print(_table("samples on disk", samples, samples["joined"], "joined", SAMPLE_REASONS))
-    console.print(_table("rows of the table", rows, rows["on_disk"], "picture on disk", ROW_REASONS))
+    console.print(_table("rows of the table", rows, rows["on_disk"], "image on disk", ROW_REASONS))
     for place, found in (("on disk", placeholders["on_disk"]), ("in the table", placeholders["in_table"])):
         console.print(
-            f"pictures that come {placeholders['threshold']} times or more {place}: {found['pictures']:,} "
+            f"images that occur {placeholders['threshold']} times or more {place}: {found['pictures']:,} "
             f"({found['copies']:,} copies)",
             highlight=False,
         )
-    console.print(f"captions mended: {report['captions_mended']:,}", highlight=False)
+    console.print(f"captions with fixed encoding: {report['captions_mended']:,}", highlight=False)
     if report["download"]:
         parts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in report["download"].items())
-        console.print(f"img2dataset said: {parts}", highlight=False)
+        console.print(f"img2dataset statistics: {parts}", highlight=False)
 
 
-def _table(title: str, part: dict[str, Any], good: int, label: str, reasons: dict[str, str]) -> Table:
+def _table(title: str, part: JsonObject, good: int, label: str, reasons: dict[str, str]) -> Table:
     table = Table("", "count", "share", title=title, title_justify="left")
     table.columns[1].justify = table.columns[2].justify = "right"
     lines = [("all", part["total"]), (label, good)]

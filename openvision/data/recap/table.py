@@ -1,7 +1,6 @@
-"""The recaption table, read once from end to end: each row is looked up in the index of the shards, and what matches is
-put aside for the group of shards it belongs to.
+"""Scan of the recaption table (parquet): rows are looked up in the index, matches spilled for their group of shards.
 
-A spill file is an Arrow file with one record batch a group, so that a group later reads its own batches only.
+A spill file is an Arrow file with one record batch for each group, so that a group later reads its own batches only.
 """
 
 import json
@@ -9,7 +8,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,16 +16,19 @@ from openvision.data.recap.index import JOIN_FIELDS, digest, identity, save_arra
 from openvision.errors import OpenVisionError, require
 from openvision.files import atomic_write_text
 
-# Rows that are in memory at once; more only if a single row group of a file has more.
+if TYPE_CHECKING:
+    import pyarrow
+
+# Rows in memory at once, unless a single row group has more.
 _UNIT_ROWS = 250_000
-# Used to tell apart several rows for one picture, if the table has them.
+# Column that helps to choose among several rows for one image, if the table has it.
 ORIGINAL_CAPTION = "org_caption"
 EXAMPLES = 5
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Row groups `first` to `last` (exclusive) of one parquet file: what is read at once."""
+    """Unit of work: row groups `first` to `last` (exclusive) of one parquet file."""
 
     path: Path
     first: int
@@ -34,18 +36,18 @@ class Unit:
 
 
 def table_units(table: Path, needed: list[str]) -> list[Unit]:
-    """The parts of a table, a parquet file or a folder of them.
+    """The units of a table, which is a parquet file or a folder of them.
 
-    Raises OpenVisionError when there is none, when a file is not parquet or lacks a needed column.
+    Raises OpenVisionError when there is none, when a file is not parquet, or when it lacks a needed column.
     """
     if not table.exists():
         raise OpenVisionError(f"table {table} does not exist; name a parquet file or a folder of them")
     files = [table] if table.is_file() else sorted(table.rglob("*.parquet"))
     if not files:
-        raise OpenVisionError(f"table {table} holds no .parquet file")
+        raise OpenVisionError(f"table {table} holds no .parquet file; name a parquet file or a folder of them")
     units = [unit for path in files for unit in _file_units(path, needed)]
     if not units:
-        raise OpenVisionError(f"table {table} holds no row")
+        raise OpenVisionError(f"table {table} holds no row; download it again")
     return units
 
 
@@ -59,8 +61,8 @@ def _file_units(path: Path, needed: list[str]) -> list[Unit]:
     missing = [column for column in needed if column not in columns]
     if missing:
         raise OpenVisionError(
-            f"{path} has no column {missing[0]!r}; its columns are {', '.join(columns)}: choose another join key or "
-            "name the caption columns"
+            f"{path} has no column {missing[0]!r}; its columns are {', '.join(columns)}: choose another join key with "
+            "--by, or name the caption columns with --caption"
         )
     units, first, rows = [], 0, 0
     for group in range(metadata.num_row_groups):
@@ -73,7 +75,7 @@ def _file_units(path: Path, needed: list[str]) -> list[Unit]:
 
 @dataclass(frozen=True)
 class Scan:
-    """What the reading of every unit needs to know."""
+    """Parameters of the scan, the same for every unit."""
 
     by: str
     captions: tuple[str, ...]
@@ -85,7 +87,7 @@ class Scan:
 
 
 def scan_unit(scan: Scan, number: int, unit: Unit) -> None:
-    """Look up the rows of unit `number`; writes its spill, its hashes and, last, its counts."""
+    """Look up the rows of unit `number`; write its spill file, its hashes and, last, its counts."""
     stem = scan.spill / f"{number:06d}"
     table = _read(scan, unit)
     counts: Counter[str] = Counter(rows=len(table))
@@ -100,7 +102,7 @@ def scan_unit(scan: Scan, number: int, unit: Unit) -> None:
     atomic_write_text(stem.with_suffix(".json"), json.dumps(report))
 
 
-def _read(scan: Scan, unit: Unit) -> Any:
+def _read(scan: Scan, unit: Unit) -> "pyarrow.Table":
     arrow, parquet = require("pyarrow", extra="parquet"), require("pyarrow.parquet", extra="parquet")
     try:
         with parquet.ParquetFile(unit.path) as file:
@@ -108,19 +110,19 @@ def _read(scan: Scan, unit: Unit) -> Any:
             wanted = dict.fromkeys([*JOIN_FIELDS.values(), *scan.captions, ORIGINAL_CAPTION])
             columns = [column for column in wanted if column in present]
             table = file.read_row_groups(list(range(unit.first, unit.last)), columns=columns)
-        # Large strings: the texts of a unit may have more bytes than 32-bit offsets reach.
+        # Large strings: the texts of a unit may exceed 32-bit offsets.
         return table.select(columns).cast(arrow.schema([(column, arrow.large_string()) for column in columns]))
     except (arrow.ArrowException, OSError) as error:
         raise OpenVisionError(f"{unit.path} cannot be read: {error}; download it again") from error
 
 
-def _digests(table: Any, by: str) -> list[int | None]:
+def _digests(table: "pyarrow.Table", by: str) -> list[int | None]:
     values = (identity(value, by) for value in table[JOIN_FIELDS[by]].to_pylist())
     return [None if value is None else digest(value, by) for value in values]
 
 
-def _usable(table: Any, scan: Scan, counts: Counter[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that have an identity and a caption, and their digests."""
+def _usable(table: "pyarrow.Table", scan: Scan, counts: Counter[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows with a join value and a caption, and their digests."""
     captions = table[scan.captions[0]].to_pylist()
     rows, digests = [], []
     for row, (value, caption) in enumerate(zip(_digests(table, scan.by), captions, strict=True)):
@@ -137,14 +139,14 @@ def _usable(table: Any, scan: Scan, counts: Counter[str]) -> tuple[np.ndarray, n
 def _look_up(
     rows: np.ndarray, digests: np.ndarray, scan: Scan, counts: Counter[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matched rows, one entry a place, the places; and the rows that match nothing."""
+    """Matched rows, one entry for each place; their places; and the rows without a match."""
     if scan.by == "hash":
-        # Error pictures: the product of their rows and their samples would be larger than all the rest.
+        # Placeholder images: the product of their rows and their samples would exceed all the rest.
         placeholder = np.isin(digests, np.load(scan.index / "placeholders.npy")[:, 0])
         counts["placeholder"] += int(placeholder.sum())
         rows, digests = rows[~placeholder], digests[~placeholder]
     keys = np.load(scan.index / "all.digests.npy", mmap_mode="r")
-    # Sorted questions walk the file once from front to back.
+    # Sorted queries read the file once from front to back.
     order = np.argsort(digests, kind="stable")
     rows, digests = rows[order], digests[order]
     left, right = np.searchsorted(keys, digests, "left"), np.searchsorted(keys, digests, "right")
@@ -156,7 +158,9 @@ def _look_up(
     return np.repeat(rows, found), places, np.sort(rows[found == 0])
 
 
-def _write_spill(table: Any, rows: np.ndarray, places: np.ndarray, scan: Scan, number: int, path: Path) -> None:
+def _write_spill(
+    table: "pyarrow.Table", rows: np.ndarray, places: np.ndarray, scan: Scan, number: int, path: Path
+) -> None:
     arrow = require("pyarrow", extra="parquet")
     order = np.lexsort((rows, places))
     rows, places = rows[order], places[order]
@@ -175,14 +179,14 @@ def _write_spill(table: Any, rows: np.ndarray, places: np.ndarray, scan: Scan, n
     os.replace(temporary, path)
 
 
-def spilled_rows(spill: Path, units: int, group: int) -> tuple[np.ndarray, Any]:
-    """What the units put aside for a group of shards: places, sorted, and the rows as an Arrow table."""
+def spilled_rows(spill: Path, units: int, group: int) -> tuple[np.ndarray, "pyarrow.Table"]:
+    """The spilled rows of a group of shards: places, sorted, and the rows as an Arrow table."""
     arrow = require("pyarrow", extra="parquet")
     batches = []
     for number in range(units):
         with arrow.memory_map(str(spill / f"{number:06d}.arrow")) as file:
             batches.append(arrow.ipc.open_file(file).get_batch(group))
-    # Files of one table may differ in their columns; what a file lacks is null.
+    # Files of a table may differ in their columns; missing ones are null.
     tables = [arrow.Table.from_batches([batch]) for batch in batches]
     table = arrow.concat_tables(tables, promote_options="default")
     places, rows = table["place"].to_numpy(), table["row"].to_numpy()

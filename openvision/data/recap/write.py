@@ -1,10 +1,9 @@
-"""Write one joined shard: which row captions which sample, and the captions tar or new shard that results.
+"""Join one shard: choose the row for each sample, fix mojibake, and write a captions tar or a new shard.
 
-Captions that were decoded wrongly on their way into the table are fixed where there is no doubt. Two kinds occur in the
-release. UTF-8 bytes written out as text (`CLR\\xc2\\xae`): nobody writes that, it is fixed wherever the bytes make
-characters. UTF-8 read as Windows-1252 (`cafÃ©`): here correct texts look alike (`NESCAFÉ®` and `AMANHÃ…` are valid
-UTF-8 when read backwards), so a text is fixed only if it holds a sequence that no correct text has and the whole of it
-can be decoded again.
+Two kinds of mojibake occur in the release, and are fixed only where there is no doubt. UTF-8 bytes spelt out as text
+(`CLR\\xc2\\xae`) are fixed wherever the bytes make characters. UTF-8 read as Windows-1252 (`cafÃ©`) can look like
+correct text (`NESCAFÉ®` and `AMANHÃ…` are valid UTF-8 when encoded as Windows-1252), so a text is fixed only if it has
+a sequence that no correct text has, and all of it can be decoded again.
 """
 
 import io
@@ -17,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from openvision.data.shards.dataset import ShardWriter
 from openvision.data.shards.index import captions_name, index_name
 from openvision.data.shards.store import LocalStore, Store
 from openvision.errors import OpenVisionError
-from openvision.files import atomic_write_text
+from openvision.files import JsonObject, atomic_write_text
 
 _ESCAPED = re.compile(r"(?:\\x[89A-Fa-f][0-9A-Fa-f])+")
 
@@ -35,7 +34,7 @@ _ESCAPED = re.compile(r"(?:\\x[89A-Fa-f][0-9A-Fa-f])+")
 def _windows_bytes() -> dict[str, int]:
     table = {chr(code): code for code in range(256)}
     for code in range(0x80, 0xA0):
-        # Five codes have no character in Windows-1252; programs leave them as the control characters they are.
+        # Five codes have no character in Windows-1252; programs keep them as control characters.
         table[bytes([code]).decode("cp1252", errors="ignore") or chr(code)] = code
     return table
 
@@ -46,8 +45,8 @@ _TAIL = "[" + re.escape("".join(character for character, code in _BYTES.items() 
 _PROOF = re.compile(rf"â[€‚„]{_TAIL}|ðŸ{_TAIL}{_TAIL}|[a-z][ÂÃ]{_TAIL}|[À-ô][\x80-\x9f]")
 
 
-def mend(text: str) -> str:
-    """The text with what is provably mis-decoded put right; anything else comes back as it is."""
+def fix_mojibake(text: str) -> str:
+    """Fix what is provably decoded with the wrong encoding; other text is returned as it is."""
     if "\\x" in text:
         text = _ESCAPED.sub(_unescape, text)
     if text.isascii() or not _PROOF.search(text):
@@ -67,58 +66,59 @@ def _unescape(match: re.Match[str]) -> str:
 
 
 Mode = Literal["sidecar", "shards", "dry-run"]
-Row = dict[str, Any]
+Row = JsonObject
+"""A row of the recaption table."""
 
 
 @dataclass(frozen=True)
-class Writing:
-    """What the joining of every shard needs to know."""
+class JoinSpec:
+    """Parameters of the join, the same for every shard."""
 
     by: str
     captions: tuple[tuple[str, str], ...]
-    """Column of the table and the name it gets."""
+    """Columns of the table and the names under which they are stored."""
     mode: Mode
     output: Path | None
-    """Folder of the new shards."""
+    """Folder of the new shards (mode "shards")."""
     disk_placeholders: frozenset[int]
     table_placeholders: frozenset[int]
 
 
 @dataclass
 class ShardReport:
-    """Counts of one shard, and the first keys of each reason."""
+    """Counts of one shard, and the first keys for each reason."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def drop(self, reason: str, key: str) -> None:
-        """Count a sample that gets no caption."""
+        """Count a sample without a caption."""
         self.counts[reason] += 1
         if len(listed := self.examples.setdefault(reason, [])) < EXAMPLES:
             listed.append(key)
 
 
-def write_shard(writing: Writing, store: Store, name: str, places: np.ndarray, rows: list[Row], report: Path) -> None:
-    """Join one shard and write what is asked for; `report` is written last and says that the shard is finished.
+def write_shard(spec: JoinSpec, store: Store, name: str, places: np.ndarray, rows: list[Row], report: Path) -> None:
+    """Join one shard and write its captions; the file `report` is written last and marks the shard as finished.
 
-    `rows` are the rows put aside for the shard, and `places` the positions in it they belong to, sorted.
+    `rows` are the spilled rows of the shard, and `places` the positions of their samples in it, sorted.
     """
     result = ShardReport()
-    joined = _joined(writing, store, name, places, rows, result)
-    if writing.mode == "shards":
-        assert writing.output is not None
-        _write_new(writing.output, name, joined)
+    joined = _joined(spec, store, name, places, rows, result)
+    if spec.mode == "shards":
+        assert spec.output is not None
+        _write_new(spec.output, name, joined)
     else:
         captions = {sample.key: texts for sample, _, texts in joined}
-        if writing.mode == "sidecar":
-            _write_sidecar(store, name, captions, [caption for _, caption in writing.captions])
+        if spec.mode == "sidecar":
+            _write_sidecar(store, name, captions, [caption for _, caption in spec.captions])
     atomic_write_text(report, json.dumps({"counts": result.counts, "examples": result.examples}))
 
 
 def _joined(
-    writing: Writing, store: Store, name: str, places: np.ndarray, rows: list[Row], report: ShardReport
-) -> Iterator[tuple[TarSample, dict[str, Any], dict[str, str]]]:
-    """Samples with their json and the captions they get; all others are counted."""
+    spec: JoinSpec, store: Store, name: str, places: np.ndarray, rows: list[Row], report: ShardReport
+) -> Iterator[tuple[TarSample, JsonObject, dict[str, str]]]:
+    """Samples with their json and their captions; all others are counted."""
     seen: set[str] = set()
     for position, sample in enumerate(tar_samples(store, name)):
         report.counts["samples"] += 1
@@ -129,81 +129,81 @@ def _joined(
         elif meta is None:
             report.drop("bad_json", sample.key)
         else:
-            row = _choose(writing, sample, meta, rows[start:end])
+            row = _choose(spec, sample, meta, rows[start:end])
             if isinstance(row, str):
                 report.drop(row, sample.key)
             else:
                 report.counts["joined"] += 1
                 report.counts["several_rows"] += int(end - start > 1)
-                yield sample, meta, _captions(writing, row, report)
+                yield sample, meta, _captions(spec, row, report)
         seen.add(sample.key)
 
 
-def _choose(writing: Writing, sample: TarSample, meta: dict[str, Any], rows: list[Row]) -> Row | str:
-    """The row that captions the sample, or the reason why there is none."""
+def _choose(spec: JoinSpec, sample: TarSample, meta: JsonObject, rows: list[Row]) -> Row | str:
+    """The row for a sample, or the reason why there is none."""
     own = sample.identities(meta)
-    if own[writing.by] is None:
+    if own[spec.by] is None:
         return "no_join_value"
-    if digest(own["hash"] or "", "hash") in writing.disk_placeholders:
+    if digest(own["hash"] or "", "hash") in spec.disk_placeholders:
         return "placeholder"
-    # 64 bits found them; the values decide.
-    rows = [row for row in rows if _of(row, writing.by) == own[writing.by]]
+    # The lookup compared 64 bits; now the whole values are compared.
+    rows = [row for row in rows if _identity(row, spec.by) == own[spec.by]]
     if not rows:
         return "no_row"
-    # The caption of such a row was made from an error picture, whatever picture the address gives today.
-    rows = [row for row in rows if digest(_of(row, "hash") or "", "hash") not in writing.table_placeholders]
+    # Such a caption describes a placeholder image, whatever image the url gives today.
+    rows = [row for row in rows if digest(_identity(row, "hash") or "", "hash") not in spec.table_placeholders]
     if not rows:
         return "placeholder"
-    if writing.by == "key":
-        # img2dataset numbers what it downloads: another download gives the same key to another picture.
+    if spec.by == "key":
+        # img2dataset numbers its downloads: another download gives the same key to another image.
         rows = [row for row in rows if not _contradicts(row, own)]
         if not rows:
             return "another_picture"
-    return _agreeing(writing, rows, own, sample.texts.get("txt", b"").decode("utf-8", errors="replace"))
+    return _agreeing(spec, rows, own, sample.texts.get("txt", b"").decode("utf-8", errors="replace"))
 
 
-def _of(row: Row, by: str) -> str | None:
+def _identity(row: Row, by: str) -> str | None:
     return identity(row.get(JOIN_FIELDS[by]), by)
 
 
 def _contradicts(row: Row, own: dict[str, str | None]) -> bool:
-    """Whether hash and url say that this is another picture: something is known, and nothing known is equal."""
-    compared = [_of(row, by) == own[by] for by in ("hash", "url") if _of(row, by) and own[by]]
+    """Whether hash and url show another image: at least one is known, and none is equal."""
+    compared = [_identity(row, by) == own[by] for by in ("hash", "url") if _identity(row, by) and own[by]]
     return bool(compared) and not any(compared)
 
 
-def _agreeing(writing: Writing, rows: list[Row], own: dict[str, str | None], alt: str) -> Row | str:
-    """Of several rows the one that agrees most with the sample; a reason when captions differ and nothing decides."""
+def _agreeing(spec: JoinSpec, rows: list[Row], own: dict[str, str | None], alt: str) -> Row | str:
+    """The row that agrees most with the sample; a reason when several agree and their captions differ."""
 
     def agreement(row: Row) -> int:
-        same = sum(_of(row, by) == own[by] is not None for by in JOIN_FIELDS)
-        return same + (bool(alt) and mend(row.get(ORIGINAL_CAPTION) or "").strip() == mend(alt).strip())
+        same = sum(_identity(row, by) == own[by] is not None for by in JOIN_FIELDS)
+        return same + (bool(alt) and fix_mojibake(row.get(ORIGINAL_CAPTION) or "").strip() == fix_mojibake(alt).strip())
 
     best = max(agreement(row) for row in rows)
     rows = [row for row in rows if agreement(row) == best]
-    main = writing.captions[0][0]
-    return rows[0] if len({mend(row[main]) for row in rows}) == 1 else "differing_captions"
+    main = spec.captions[0][0]
+    return rows[0] if len({fix_mojibake(row[main]) for row in rows}) == 1 else "differing_captions"
 
 
-def _captions(writing: Writing, row: Row, report: ShardReport) -> dict[str, str]:
+def _captions(spec: JoinSpec, row: Row, report: ShardReport) -> dict[str, str]:
     captions = {}
-    for column, name in writing.captions:
+    for column, name in spec.captions:
         text = row.get(column) or ""
         if text.strip():
-            captions[name] = mend(text)
+            captions[name] = fix_mojibake(text)
             report.counts["mended"] += captions[name] != text
     return captions
 
 
 def _write_sidecar(store: Store, name: str, captions: dict[str, dict[str, str]], names: list[str]) -> None:
-    """Write the captions tar beside a shard; captions of other names that it holds already stay."""
+    """Write the captions tar of a shard; captions under other names that it already holds are kept."""
     target = captions_name(name)
     kept = _read_sidecar(store, target) if store.exists(target) else {}
     for key, texts in kept.items():
         others = {caption: text for caption, text in texts.items() if caption not in names}
         captions[key] = others | captions.get(key, {})
     if isinstance(store, LocalStore):
-        # It describes the captions of before; without it the shard is indexed anew.
+        # It is outdated by the new captions; without it the shard is indexed again.
         Path(store.join(index_name(name))).unlink(missing_ok=True)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -224,21 +224,21 @@ def _read_sidecar(store: Store, name: str) -> dict[str, dict[str, str]]:
                 data = tar.extractfile(member)
                 captions[member.name.removesuffix(".json")] = json.loads(data.read() if data else b"{}")
     except (tarfile.TarError, OSError, ValueError) as error:
-        raise OpenVisionError(f"captions {store.join(name)} cannot be read ({error}); remove the file") from error
+        raise OpenVisionError(f"captions tar {store.join(name)} cannot be read ({error}); remove the file") from error
     return captions
 
 
-def _write_new(output: Path, name: str, joined: Iterator[tuple[TarSample, dict[str, Any], dict[str, str]]]) -> None:
-    """Write the joined samples as the shard `name` of the folder `output`; none when nothing joined."""
+def _write_new(output: Path, name: str, joined: Iterator[tuple[TarSample, JsonObject, dict[str, str]]]) -> None:
+    """Write the joined samples as shard `name` of the folder `output`; no shard without a joined sample."""
     stem = name.removesuffix(".tar")
     folder = output / f".{stem}.tmp"
-    # What an attempt that was killed left behind.
+    # Left behind by a killed process.
     shutil.rmtree(folder, ignore_errors=True)
-    # One tar in, one tar out: the writer's own limit must not cut it.
+    # One tar in, one tar out: no limit on samples.
     with ShardWriter(folder, samples_per_shard=2**62) as writer:
         for sample, meta, captions in joined:
             alt = sample.texts.get("txt", b"").decode("utf-8", errors="replace")
-            # A folder inside the tar is part of the key, which the writer keeps flat.
+            # A folder inside the tar is part of the key, and the writer takes flat keys only.
             key = sample.key.replace("/", "-")
             writer.write(key, sample.image(), sample.extension, alt, meta | captions)
     if (folder / "000000.tar").exists():

@@ -1,1 +1,1 @@
-"""Tar shards: random access to samples, the index beside each shard, the manifest of a folder, storage."""
+"""Tar shards: dataset and writer, index of a shard, manifest of a folder, local and remote storage."""

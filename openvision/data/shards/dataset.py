@@ -1,10 +1,10 @@
-"""Tar shards in the webdataset layout, written and read at random without unpacking.
+"""Tar shards in the webdataset layout: a writer, and a dataset with random access.
 
-    000000.tar     KEY.png (or .jpg, .jpeg, .webp), KEY.txt, KEY.json, one after the other
-    000000.index   where each member lies and its hash (shard_index.py)
+    000000.tar     KEY.png (or .jpg, .jpeg, .webp), KEY.txt, KEY.json, one sample after the other
+    000000.index   offset and hash of each member (index.py)
     shards.json    all shards of the folder (manifest.py)
 
-The alt-text is the txt member, the synthetic caption a field of the json member, unless other names are asked for.
+By default the alt-text is the txt member, and the synthetic caption a field of the json member.
 """
 
 import io
@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from openvision.data.shards.index import (
     CAPTIONS,
@@ -32,44 +31,45 @@ from openvision.data.shards.index import (
     read_members,
 )
 from openvision.data.shards.manifest import index_folder, open_manifest
-from openvision.data.shards.read_ahead import ReadAhead
-from openvision.data.shards.store import LocalStore, RemoteStore, Store, open_store
+from openvision.data.shards.store import LocalStore, ReadAheadStore, RemoteStore, Store, open_store
 from openvision.errors import OpenVisionError
-from openvision.files import atomic_write_bytes, make_folder
+from openvision.files import JsonObject, atomic_write_bytes, make_folder
 from openvision.images.decode import BadSampleError
 
 ALT_MEMBER = "txt"
-"""Name of the caption that is the txt member."""
-# Samples that are looked at to learn which captions a folder holds.
-_LOOKED_AT = 64
+"""Caption name of the txt member."""
+# Samples read to find the names of the captions.
+_PROBED_SAMPLES = 64
 _OPEN_INDICES = 256
-# The longest name that the plain tar format holds without a folder.
+# Longest member name in the ustar format, without a folder.
 _NAME_BYTES = 100
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture with its texts; `image` is the encoded file."""
+    """One image with its texts."""
 
     key: str
     image: bytes
+    """The encoded file."""
     extension: str
-    """Of the picture, which names its format: png, jpg, jpeg or webp."""
+    """Format of the image: png, jpg, jpeg or webp."""
     alt: str | list[str]
     synthetic: str | list[str] | None
-    meta: dict[str, Any] = field(default_factory=dict)
+    meta: JsonObject = field(default_factory=dict)
+    """Other fields of the json member and of the captions."""
 
 
 class ShardWriter:
     """Writes samples into `folder/000000.tar`, `000001.tar`, ... with their indices.
 
-    A shard appears under its name when it is complete. The bytes depend on the samples alone.
+    A shard appears under its name when it is complete. Its bytes depend on the samples alone.
     """
 
     def __init__(self, folder: Path, samples_per_shard: int = 10_000) -> None:
-        """Open `folder`, made when missing; raises OpenVisionError when it already holds shards."""
+        """Create `folder` if necessary; raises OpenVisionError when it already holds shards."""
         self.folder = make_folder(folder)
-        # Shards of an earlier and longer writing would stay behind and be read as part of this one.
+        # Leftover shards of an earlier, longer data set would be read as part of this one.
         if any(folder.glob("*.tar")):
             raise OpenVisionError(f"folder {folder} already holds shards; remove them or choose another folder")
         self.samples_per_shard = samples_per_shard
@@ -96,10 +96,10 @@ class ShardWriter:
         if self._shards:
             index_folder(LocalStore(self.folder))
 
-    def write(self, key: str, image: bytes, extension: str, text: str, meta: dict[str, Any]) -> None:
-        """Append one sample; `meta` is the json member and holds the synthetic caption among its fields.
+    def write(self, key: str, image: bytes, extension: str, text: str, meta: JsonObject) -> None:
+        """Append one sample: `text` is the alt-text, `meta` the json member, including the synthetic caption.
 
-        Raises OpenVisionError for a key that was written before or that a shard cannot hold.
+        Raises OpenVisionError for a repeated or invalid key.
         """
         self._check_key(key)
         with self._clear_errors():
@@ -115,11 +115,11 @@ class ShardWriter:
 
     def _check_key(self, key: str) -> None:
         if not key or "/" in key or "." in key:
-            raise OpenVisionError(f"key {key!r} must be a name without '/' and '.'")
+            raise OpenVisionError(f"key {key!r} is invalid; use a name without '/' and '.'")
         if len(f"{key}.json".encode()) > _NAME_BYTES:
-            raise OpenVisionError(f"key {key!r} is too long: with its extension it may have {_NAME_BYTES} bytes")
+            raise OpenVisionError(f"key {key!r} is too long; with its extension it may have {_NAME_BYTES} bytes")
         if key in self._keys:
-            raise OpenVisionError(f"key {key!r} is written twice; every sample needs its own")
+            raise OpenVisionError(f"key {key!r} is written twice; give every sample its own key")
 
     def _add(self, name: str, data: bytes) -> None:
         assert self._tar is not None
@@ -137,7 +137,7 @@ class ShardWriter:
         path = self.folder / f"{self._shards:06d}.tar"
         with self._clear_errors():
             self._tar.close()
-            # One left by an earlier writing must not pass for this shard's if we are stopped between the two.
+            # A leftover index must not pass for this shard's if the process stops between the two renames.
             (self.folder / index_name(path.name)).unlink(missing_ok=True)
             os.replace(self._temporary(), path)
         store = LocalStore(self.folder)
@@ -153,17 +153,16 @@ class ShardWriter:
 
 
 class ShardDataset:
-    """Random access to the samples of a folder of shards, in the order of shard names and members.
+    """Random access to the samples of a folder of shards, ordered by shard name and member.
 
-    The folder is local or any URL fsspec reads. Holds no open file between processes: it can be sent to others, and
-    read from many threads.
+    The folder is local or any URL that fsspec reads. Picklable and thread-safe.
     """
 
     def __init__(self, folder: str | Path, synthetic_key: str = "synthetic", alt_key: str = ALT_MEMBER) -> None:
-        """Open `folder`; raises OpenVisionError naming the folder or the shard that cannot be read.
+        """Open `folder`; raises OpenVisionError with the folder or shard that cannot be read.
 
-        `alt_key` and `synthetic_key` name the captions a sample's texts are taken from: "txt" is the txt member, any
-        other name a field of the json member or of the captions tar.
+        `alt_key` and `synthetic_key` are the names of the captions to read: "txt" is the txt member, any other name a
+        field of the json member or of the captions tar.
         """
         self.store = open_store(folder)
         self.folder = self.store.name
@@ -172,7 +171,7 @@ class ShardDataset:
         self._manifest = open_manifest(self.store)
         self._ends = list(accumulate(shard.samples for shard in self._manifest.shards))
         if not len(self):
-            raise OpenVisionError(f"the shards of {self.folder} hold no sample")
+            raise OpenVisionError(f"the shards of {self.folder} hold no sample with an image; check how they were made")
         self._indices = _Indices(self.store)
 
     def __len__(self) -> int:
@@ -180,11 +179,11 @@ class ShardDataset:
 
     @property
     def rejected(self) -> Counter[str]:
-        """What the shards hold and no sample is made of, by reason."""
+        """Number of members and samples left out of the index, by reason."""
         return self._manifest.rejected
 
     def _locate(self, index: int) -> tuple[str, int]:
-        """Shard and row of a sample."""
+        """Shard of a sample, and its row in the shard's index."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         shard = bisect_right(self._ends, index)
@@ -215,9 +214,9 @@ class ShardDataset:
         return (self[index] for index in range(len(self)))
 
     def caption_names(self) -> list[str]:
-        """Names under which texts were found in the first samples: "txt" and fields that hold texts."""
+        """Names of the captions in the first samples: "txt" and fields with texts."""
         names: set[str] = set()
-        for index in range(min(len(self), _LOOKED_AT)):
+        for index in range(min(len(self), _PROBED_SAMPLES)):
             shard, row = self._locate(index)
             members = read_members(self.store, shard, self._indices[shard][row])
             names |= {ALT_MEMBER} & members.keys()
@@ -226,7 +225,7 @@ class ShardDataset:
         return sorted(names)
 
     def require_captions(self, *names: str) -> None:
-        """Raise OpenVisionError that lists the known names when one of `names` is in none of the first samples."""
+        """Raise OpenVisionError when the first samples have no caption of one of `names`."""
         known = self.caption_names()
         unknown = [name for name in names if name not in known]
         if unknown:
@@ -235,21 +234,21 @@ class ShardDataset:
             )
 
     def read_ahead(self) -> None:
-        """Read a remote folder in large pieces, for an order that keeps neighbours together."""
+        """Read a remote folder in large blocks, for an order that keeps neighbours together."""
         if isinstance(self.store, RemoteStore):
-            self.store = ReadAhead(self.store)
+            self.store = ReadAheadStore(self.store)
 
     def manifest_hash(self) -> str:
-        """SHA-256 over the indices, which hold the hash of every member: the identity of the data."""
+        """Identity of the data: SHA-256 over the indices, which have the hash of every member."""
         return self._manifest.sha256()
 
     def shard_hashes(self) -> dict[str, str]:
-        """Shard -> SHA-256 of its index, of which `manifest_hash` is made."""
+        """Shard -> SHA-256 of its index; `manifest_hash` is computed from these."""
         return {shard.name: shard.index_sha256 for shard in self._manifest.shards}
 
 
 class _Indices:
-    """Indices of shards, opened when first asked for; a bounded number stays open."""
+    """LRU cache of open shard indices."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -264,11 +263,8 @@ class _Indices:
                 self._open.popitem(last=False)
         return index
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"store": self.store}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["store"])
+    def __reduce__(self) -> tuple[type["_Indices"], tuple[Store]]:
+        return _Indices, (self.store,)
 
 
 def _text_fields(data: bytes) -> set[str]:
@@ -280,12 +276,12 @@ def _text_fields(data: bytes) -> set[str]:
     return {name for name, value in fields if isinstance(value, str) or _is_texts(value)}
 
 
-def _is_texts(value: Any) -> bool:
+def _is_texts(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
 def all_texts(dataset: ShardDataset) -> Iterator[str]:
-    """Every alt-text and synthetic caption, for learning a vocabulary; the loader counts the bad samples."""
+    """Every alt-text and synthetic caption, to learn a vocabulary from; bad samples are skipped."""
     for index in range(len(dataset)):
         try:
             sample = dataset[index]
@@ -296,10 +292,10 @@ def all_texts(dataset: ShardDataset) -> Iterator[str]:
                 yield from [text] if isinstance(text, str) else text
 
 
-def unpack_pictures(dataset: ShardDataset, folder: Path) -> int:
-    """Write every picture into `folder` as the file it is, named by the field `name` of its json or by its key.
+def unpack_images(dataset: ShardDataset, folder: Path) -> int:
+    """Write every image file into `folder`, named by the json field `name` or by its key, and return their number.
 
-    Returns the number of pictures; of several of one name the later ones carry their key too.
+    Of several images with the same name, the later ones get their key appended.
     """
     make_folder(folder)
     taken: set[str] = set()
@@ -311,7 +307,7 @@ def unpack_pictures(dataset: ShardDataset, folder: Path) -> int:
     return len(taken)
 
 
-def _parse_meta(data: bytes, key: str, path: str) -> dict[str, Any]:
+def _parse_meta(data: bytes, key: str, path: str) -> JsonObject:
     try:
         meta = json.loads(data)
     except ValueError as error:

@@ -1,14 +1,14 @@
-"""The index beside a tar shard: which samples it holds, where each member lies, and its hash.
+"""The index of a tar shard: its samples, with offset, size and hash of every member.
 
-    000123.tar            members KEY.jpg, KEY.txt, KEY.json, one after the other
+    000123.tar            members KEY.jpg, KEY.txt, KEY.json, one sample after the other
     000123.captions.tar   optional: KEY.json with further captions (written by `openvision data recap`)
-    000123.index          safetensors: a row a sample, a column a kind of member
+    000123.index          safetensors: a row for each sample, a column for each kind of member
         spans   int64 (n, c, 2)   offset and size in the tar; -1 where a sample has no such member
         hashes  uint8 (n, c, 16)  first half of the member's SHA-256
-        keys    uint8             all keys joined; key_ends int64 (n,) says where each ends
+        keys    uint8             all keys joined; key_ends int64 (n,) are their ends
 
-About 110 bytes a sample, read a row at a time without loading the rest. A tar that does not fit its index is an error,
-not wrong bytes: sizes are compared on opening and every member's hash on reading.
+About 110 bytes a sample, read row by row. A tar that does not match its index raises an error: sizes are compared on
+opening, and the hash of every member on reading.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -27,11 +27,13 @@ from openvision.errors import OpenVisionError
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 CAPTIONS = "captions"
-"""Column of the members that lie in the captions tar."""
+"""Column of the members in the captions tar."""
 INDEX_SUFFIX = ".index"
 CAPTIONS_SUFFIX = ".captions.tar"
 _HASH_BYTES = 16
 _VERSION = 2
+# The reason as it is stored: it is part of the index's hash, and so of the identity of a data set.
+_STORED_NO_IMAGE, NO_IMAGE = "no_picture", "no_image"
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,13 @@ class Entry:
 
     key: str
     spans: dict[str, tuple[int, int]]
-    """Kind of member -> offset and size, in the tar or (for `captions`) in the captions tar."""
+    """Kind of member -> offset and size in the tar; for `captions`, in the captions tar."""
     hashes: dict[str, bytes]
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What the head of an index says."""
+    """Header of an index."""
 
     tar_bytes: int
     captions_bytes: int | None
@@ -54,26 +56,30 @@ class ShardInfo:
     samples: int
     kinds: tuple[str, ...]
     rejected: tuple[tuple[str, str], ...] = ()
-    """Key and reason of what the tar holds and no sample is made of."""
+    """Key and reason of members that are not part of a sample."""
 
 
 @dataclass
 class _Table:
-    """Members of a tar while it is read, by key in order of first appearance."""
+    """Members of a tar by key, in order of first appearance."""
 
     rows: dict[str, dict[str, tuple[int, int, bytes]]] = field(default_factory=dict)
     rejected: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, name: str, offset: int, data: bytes) -> None:
-        # As webdataset does it: the key ends at the first dot of the file name and keeps its folder.
-        folder, slash, file = name.removeprefix("./").rpartition("/")
-        stem, _, kind = file.partition(".")
-        key, kind = folder + slash + stem, kind.lower()
+        key, kind = split_member_name(name)
         row = self.rows.setdefault(key, {})
         if kind in row:
             self.rejected.append((key, "duplicate_key"))
         else:
             row[kind] = (offset, len(data), hashlib.sha256(data).digest()[:_HASH_BYTES])
+
+
+def split_member_name(name: str) -> tuple[str, str]:
+    """Key and kind of a member as in webdataset: the key keeps the folder and ends at the first dot after it."""
+    folder, slash, file = name.removeprefix("./").rpartition("/")
+    stem, _, kind = file.partition(".")
+    return folder + slash + stem, kind.lower()
 
 
 def index_name(tar: str) -> str:
@@ -86,18 +92,22 @@ def captions_name(tar: str) -> str:
     return tar.removesuffix(".tar") + CAPTIONS_SUFFIX
 
 
-def build_index(store: Store, tar: str) -> bytes:
-    """Read a whole shard and give the bytes of its index.
+def current_reason(stored: str) -> str:
+    """A reason from an index or manifest under its present name."""
+    return NO_IMAGE if stored == _STORED_NO_IMAGE else stored
 
-    Samples without a picture and members that come twice are kept out and listed. Raises OpenVisionError for a tar
-    that is cut short.
+
+def build_index(store: Store, tar: str) -> bytes:
+    """Read a whole shard and return the bytes of its index.
+
+    Samples without an image and repeated members are left out and listed. Raises OpenVisionError for a truncated tar.
     """
     table = _read_tar(store, tar)
     captions_bytes = None
     if store.exists(captions_name(tar)):
         captions_bytes = _add_captions(store, captions_name(tar), table)
     for key in [key for key, row in table.rows.items() if not any(kind in row for kind in IMAGE_EXTENSIONS)]:
-        table.rejected.append((key, "no_picture"))
+        table.rejected.append((key, _STORED_NO_IMAGE))
         del table.rows[key]
     kinds = tuple(sorted({kind for row in table.rows.values() for kind in row}))
     head = {
@@ -138,7 +148,7 @@ def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, int, bytes]]:
 
 
 def _add_captions(store: Store, tar: str, table: _Table) -> int:
-    """Put the members of the captions tar beside those of their samples; one of an unknown sample is listed."""
+    """Add the members of the captions tar to their samples and return its size; those without a sample are listed."""
     for key, row in _read_tar(store, tar).rows.items():
         if key in table.rows and "json" in row:
             table.rows[key][CAPTIONS] = row["json"]
@@ -165,25 +175,34 @@ def _tensors(rows: dict[str, dict[str, tuple[int, int, bytes]]], kinds: tuple[st
     }
 
 
+class _Column(Protocol):
+    """An array, or a slice of a safetensors file that reads ranges as arrays."""
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
+
+
 class ShardIndex:
-    """The index of one shard, read a row at a time."""
+    """The index of one shard, read row by row."""
 
     def __init__(self, store: Store, tar: str) -> None:
         """Open the index of `tar`; raises OpenVisionError when it is missing, broken or of another version."""
         name = index_name(tar)
+        self._columns: dict[str, _Column] = {}
         try:
             if isinstance(store, LocalStore):
-                file: Any = safe_open(store.join(name), "np")
+                file = safe_open(store.join(name), "np")
                 head = file.metadata()
-                self._slices: dict[str, Any] = {part: file.get_slice(part) for part in file.keys()}  # noqa: SIM118
+                self._columns.update({part: file.get_slice(part) for part in file.keys()})  # noqa: SIM118
+                samples = file.get_slice("key_ends").get_shape()[0]
             else:
                 data = store.read(name)
-                head = _metadata(data)
-                self._slices = dict(load(data))
-            self.info = _info(head, self._slices)
+                head, arrays = _metadata(data), load(data)
+                self._columns.update(arrays)
+                samples = len(arrays["key_ends"])
+            self.info = _info(head, samples)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise OpenVisionError(
-                f"index {store.join(name)} cannot be read ({error}); make it again with `openvision data index "
+                f"index {store.join(name)} cannot be read ({error}); rebuild it with `openvision data index "
                 f"{store.name} --rebuild`"
             ) from error
 
@@ -192,19 +211,19 @@ class ShardIndex:
 
     def key(self, row: int) -> str:
         """Key of a sample."""
-        begin = int(self._slices["key_ends"][row - 1 : row][0]) if row else 0
-        end = int(self._slices["key_ends"][row : row + 1][0])
-        return self._slices["keys"][begin:end].tobytes().decode()
+        begin = int(self._columns["key_ends"][row - 1 : row][0]) if row else 0
+        end = int(self._columns["key_ends"][row : row + 1][0])
+        return self._columns["keys"][begin:end].tobytes().decode()
 
     def keys(self) -> list[str]:
         """All keys, in order."""
-        ends = self._slices["key_ends"][:].tolist()
-        joined = self._slices["keys"][:].tobytes()
+        ends = self._columns["key_ends"][:].tolist()
+        joined = self._columns["keys"][:].tobytes()
         return [joined[begin:end].decode() for begin, end in zip([0, *ends], ends, strict=False)]
 
     def __getitem__(self, row: int) -> Entry:
-        spans = self._slices["spans"][row : row + 1][0].tolist()
-        hashes = self._slices["hashes"][row : row + 1][0]
+        spans = self._columns["spans"][row : row + 1][0].tolist()
+        hashes = self._columns["hashes"][row : row + 1][0]
         present = [(column, kind) for column, kind in enumerate(self.info.kinds) if spans[column][0] >= 0]
         return Entry(
             key=self.key(row),
@@ -218,37 +237,37 @@ def _metadata(data: bytes) -> dict[str, str]:
     return json.loads(data[8 : 8 + length])["__metadata__"]
 
 
-def _info(metadata: dict[str, str], parts: dict[str, Any]) -> ShardInfo:
+def _info(metadata: dict[str, str], samples: int) -> ShardInfo:
     head = json.loads(metadata["openvision"])
     if head["version"] != _VERSION:
         raise ValueError(f"version {head['version']} instead of {_VERSION}")
-    ends = parts["key_ends"]
-    count = (ends.get_shape() if hasattr(ends, "get_shape") else ends.shape)[0]
     return ShardInfo(
         tar_bytes=head["tar_bytes"],
         captions_bytes=head["captions_bytes"],
-        samples=count,
+        samples=samples,
         kinds=tuple(head["kinds"]),
-        rejected=tuple((key, reason) for key, reason in head["rejected"]),
+        rejected=tuple((str(key), current_reason(reason)) for key, reason in head["rejected"]),
     )
 
 
-# Members of a sample lie side by side: they are read at once, with whatever small gaps there are.
+# Members of a sample are adjacent: they are read in one request, including gaps up to this size.
 _GAP = 64 * 1024
 
 
 def read_members(store: Store, tar: str, entry: Entry) -> dict[str, bytes]:
-    """The members of one sample by kind, each compared with its hash in the index."""
+    """Kind -> bytes of the members of one sample, verified against their hashes in the index."""
     inside = {kind: span for kind, span in entry.spans.items() if kind != CAPTIONS}
     members = _read_spans(store, tar, inside)
     if CAPTIONS in entry.spans:
         members |= _read_spans(store, captions_name(tar), {CAPTIONS: entry.spans[CAPTIONS]})
     for kind, data in members.items():
         if len(data) != entry.spans[kind][1]:
-            raise OpenVisionError(f"shard {store.join(tar)} ends early: it was cut while in use; restore it, run again")
+            raise OpenVisionError(
+                f"shard {store.join(tar)} ends early: it was truncated while in use; restore it and run again"
+            )
         if hashlib.sha256(data).digest()[:_HASH_BYTES] != entry.hashes[kind]:
             raise OpenVisionError(
-                f"shard {store.join(tar)}: {entry.key}.{kind} is not what its index says: the shard was changed or "
+                f"shard {store.join(tar)}: {entry.key}.{kind} does not match its index: the shard was changed or "
                 f"damaged; restore it, or accept it as it is with `openvision data index {store.name} --rebuild`"
             )
     return members

@@ -1,7 +1,7 @@
-"""The manifest of a folder of shards, `shards.json`: every shard with its size, samples and the hash of its index.
+"""The manifest of a folder of shards, `shards.json`: every shard with its size, sample count and the hash of its index.
 
-Opening a hundred thousand shards is reading this one file. In a local folder whatever is not indexed yet is indexed on
-the way; a remote one is indexed once, by `openvision data index`.
+Opening a hundred thousand shards takes this one file. A local folder is indexed when it is opened, as far as it is not
+indexed yet; a remote one is indexed once, by `openvision data index`.
 """
 
 import hashlib
@@ -9,7 +9,6 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -19,15 +18,17 @@ from openvision.data.shards.index import (
     ShardIndex,
     build_index,
     captions_name,
+    current_reason,
     index_name,
     read_members,
 )
 from openvision.data.shards.store import LocalStore, Store
 from openvision.errors import OpenVisionError
+from openvision.files import JsonObject
 
 FILE_NAME = "shards.json"
 _VERSION = 2
-# Beyond this the hashes of all keys would not fit comfortably into memory; `openvision data verify` says so.
+# Beyond this number the hashes of all keys take too much memory.
 _MOST_COMPARED_KEYS = 100_000_000
 
 
@@ -40,7 +41,7 @@ class Shard:
     captions_bytes: int | None
     samples: int
     rejected: dict[str, int]
-    """What the tar holds and no sample is made of, by reason."""
+    """Number of members that are not part of a sample, by reason."""
     index_sha256: str
 
 
@@ -50,16 +51,16 @@ class Manifest:
 
     shards: tuple[Shard, ...]
     duplicates: frozenset[int]
-    """Numbers of samples whose key an earlier sample has."""
+    """Indices of samples whose key an earlier sample has."""
 
     @property
     def rejected(self) -> Counter[str]:
-        """What was kept out while indexing, by reason."""
+        """Number of members and samples left out, by reason."""
         counts = sum((Counter(shard.rejected) for shard in self.shards), Counter())
         return counts + Counter({"duplicate_key": len(self.duplicates)} if self.duplicates else {})
 
     def sha256(self) -> str:
-        """Identity of the data: over the indices, which hold the hash of every member."""
+        """Identity of the data: a hash over the indices, which have the hash of every member."""
         digest = hashlib.sha256()
         for shard in self.shards:
             digest.update(f"{shard.name} {shard.index_sha256}\n".encode())
@@ -67,11 +68,11 @@ class Manifest:
 
 
 def open_manifest(store: Store) -> Manifest:
-    """The manifest of a folder; raises OpenVisionError when it does not fit the tars or a remote folder has none."""
+    """The manifest of a folder; raises OpenVisionError when it does not match the tars or a remote folder has none."""
     manifest = _read(store)
     if not isinstance(store, LocalStore):
         if manifest is None:
-            raise OpenVisionError(f"{store.name} has no index; make it once with `openvision data index {store.name}`")
+            raise OpenVisionError(f"{store.name} has no index; build it once with `openvision data index {store.name}`")
         return manifest
     known = {shard.name: shard for shard in manifest.shards} if manifest else {}
     sizes = _tars(store)
@@ -90,11 +91,11 @@ def open_manifest(store: Store) -> Manifest:
 def index_folder(store: Store, rebuild: bool = False, progress: Callable[[int, int], None] | None = None) -> Manifest:
     """Index every shard that has no index yet (all with `rebuild`) and write the manifest.
 
-    `progress` is told how many of how many shards are done. Finished indices are kept when it is stopped.
+    `progress` receives the number of shards done and their total. Finished indices are kept when it is stopped.
     """
     sizes = _tars(store)
     if not sizes:
-        raise OpenVisionError(f"shard folder {store.name} holds no .tar file")
+        raise OpenVisionError(f"shard folder {store.name} holds no .tar file; name a folder of shards")
     shards = []
     for number, name in enumerate(sizes, start=1):
         shards.append(_index_shard(store, name, rebuild))
@@ -144,9 +145,9 @@ def _check_present(store: LocalStore, known: dict[str, Shard], sizes: dict[str, 
     gone = sorted(known.keys() - sizes.keys())
     if gone:
         raise OpenVisionError(
-            f"shard {store.join(gone[0])} is in {FILE_NAME} but not there any more"
+            f"shard {store.join(gone[0])} is in {FILE_NAME} but no longer exists"
             + (f", and {len(gone) - 1} more" if len(gone) > 1 else "")
-            + f"; restore it, or accept what is left with `openvision data index {store.name} --rebuild`"
+            + f"; restore it, or accept the remaining shards with `openvision data index {store.name} --rebuild`"
         )
     for name, shard in known.items():
         _check_size(store, name, shard.tar_bytes, sizes[name])
@@ -155,13 +156,13 @@ def _check_present(store: LocalStore, known: dict[str, Shard], sizes: dict[str, 
 def _check_size(store: Store, name: str, indexed: int, found: int) -> None:
     if indexed != found:
         raise OpenVisionError(
-            f"shard {store.join(name)} has {found} bytes but its index was made from {indexed}: the shard was cut or "
+            f"shard {store.join(name)} has {found} bytes but its index was built from {indexed}: it was truncated or "
             f"changed; restore it, or accept it as it is with `openvision data index {store.name} --rebuild`"
         )
 
 
 def _check_age(store: Store, name: str, index: ShardIndex) -> None:
-    """A tar younger than its index is looked into: copying changes times, writing anew changes members too."""
+    """Check two samples of a tar newer than its index: copying changes the time only, rewriting the members too."""
     if not isinstance(store, LocalStore) or not len(index) or not store.is_newer(name, index_name(name)):
         return
     for row in {0, len(index) - 1}:
@@ -169,7 +170,7 @@ def _check_age(store: Store, name: str, index: ShardIndex) -> None:
 
 
 def _duplicates(store: Store, shards: list[Shard]) -> frozenset[int]:
-    """Numbers of the samples whose key came before, found by 64-bit hashes of all keys."""
+    """Indices of samples whose key occurred before, found by 64-bit hashes of all keys."""
     total = sum(shard.samples for shard in shards)
     if total > _MOST_COMPARED_KEYS or len(shards) == 1:
         return frozenset()
@@ -187,12 +188,18 @@ def _read(store: Store) -> Manifest | None:
     if not store.exists(FILE_NAME):
         return None
     try:
-        content: dict[str, Any] = json.loads(store.read(FILE_NAME))
+        content: JsonObject = json.loads(store.read(FILE_NAME))
         if content["version"] != _VERSION:
             return None
-        return Manifest(tuple(Shard(**shard) for shard in content["shards"]), frozenset(content["duplicates"]))
-    except (ValueError, KeyError, TypeError) as error:
+        return Manifest(tuple(_parse(shard) for shard in content["shards"]), frozenset(content["duplicates"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OpenVisionError(
-            f"{store.join(FILE_NAME)} cannot be read ({error}); remove it, or make it again with "
+            f"{store.join(FILE_NAME)} cannot be read ({error}); remove it, or rebuild it with "
             f"`openvision data index {store.name} --rebuild`"
         ) from error
+
+
+def _parse(shard: JsonObject) -> Shard:
+    """A shard as `asdict` stored it."""
+    shard["rejected"] = {current_reason(reason): count for reason, count in shard["rejected"].items()}
+    return Shard(**shard)

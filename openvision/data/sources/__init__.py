@@ -1,1 +1,1 @@
-"""Data sets drawn here from packages, so that nothing has to be downloaded."""
+"""Data sets rendered from packages, without a download of images: `openmoji` and `picto`."""

@@ -1,1 +1,1 @@
-"""The commands `openvision data make`, `verify`, `stats` and `preview`."""
+"""The commands `openvision data make`, `stats`, `verify` and `preview`."""

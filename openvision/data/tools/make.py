@@ -1,14 +1,14 @@
-"""Shards from what people have: a table with paths, a folder of pictures, a Hugging Face dataset (make_sources.py).
+"""`openvision data make`: shards from the rows of a table, an image folder or a Hugging Face dataset (readers.py).
 
     OUT/train/000000.tar ...        the samples
-    OUT/validation/000000.tar ...   with a hold-out: the same share of pictures every time, chosen by their keys
-    OUT/rejects.jsonl               what could not be used and why, when there was any
-    OUT/make.json                   how OUT was made, and counts
+    OUT/validation/000000.tar ...   with --holdout: a fixed share of the images, chosen by their keys
+    OUT/rejects.jsonl               rejected rows and the reasons, if any
+    OUT/make.json                   options and counts
 
-- A key is made of the picture's path as the source gives it (of its bytes where there is no path), so it stays the same
-  when rows are added, removed or reordered. Further texts of the same picture get -2, -3, ... and stay in its split.
-- A jpg, png or webp that decodes is stored as it is, byte for byte; anything else becomes a PNG.
-- OUT is complete or not there at all.
+- A key is derived from the image's path in the source (from its bytes where there is no path), so it does not change
+  when rows are added, removed or reordered. Further texts of an image get the suffixes -2, -3, ... and the same split.
+- A jpg, png or webp that decodes is stored byte for byte; other formats become PNG.
+- OUT appears only when it is complete.
 """
 
 import hashlib
@@ -22,51 +22,51 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 from PIL import Image, UnidentifiedImageError
 
 from openvision.data.shards.dataset import ShardWriter
-from openvision.data.tools.rows import Row, Rows
+from openvision.data.tools.readers import Row, Rows
 from openvision.errors import OpenVisionError
-from openvision.files import atomic_folder, atomic_write_text
+from openvision.files import JsonObject, atomic_folder, atomic_write_text
 from openvision.images.decode import BadSampleError
 from openvision.images.preprocess import decode_image
 
 TRAIN, VALIDATION = "train", "validation"
 
-# Formats that a shard stores, by Pillow's name. MPO is what phones write: a JPEG with a second picture behind it.
+# Formats that a shard stores, by Pillow's name. Phones write MPO: a JPEG with a second image appended.
 _STORED = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
-# Others that are read. Not all that Pillow knows: for some of them it would start another program.
+# Other formats that are read. Not all of Pillow's: for some it starts another program.
 _CONVERTED = ("GIF", "BMP", "TIFF", "PPM", "AVIF")
 _MAX_FILE_BYTES = 2**28
 _JPEG_QUALITY = 95
-_CHUNK = 128
+_ROWS_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture as it goes into a shard."""
+class ShardImage:
+    """An encoded image for a shard."""
 
     data: bytes
     extension: str
     change: str | None = None
-    """`converted` or `downscaled` when the bytes are not those of the source."""
+    """`converted` or `downscaled` when the bytes differ from those of the source."""
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """A row whose picture was read."""
+class _LoadedRow:
+    """A row with its image."""
 
     row: Row
-    base: str
-    """Key of the picture; that of the sample is this one, or this one with a number."""
-    picture: Picture
+    image_key: str
+    """Key of the image; samples have this key, or this key with a number."""
+    image: ShardImage
 
 
 @dataclass
-class Made:
-    """What came of it."""
+class MakeResult:
+    """Counts and rejected rows."""
 
     samples: Counter[str] = field(default_factory=Counter)
     """By split."""
@@ -75,11 +75,11 @@ class Made:
 
     @property
     def reasons(self) -> Counter[str]:
-        """Rows that could not be used, by reason."""
+        """Rejected rows by reason."""
         return Counter(reject["reason"] for reject in self.rejects)
 
     def reject(self, bad: BadSampleError) -> None:
-        """Note a row that cannot be used."""
+        """Record a rejected row."""
         self.rejects.append({"reason": bad.reason, "detail": str(bad)})
 
 
@@ -91,50 +91,52 @@ def make_shards(
     max_side: int | None = None,
     samples_per_shard: int = 10_000,
     threads: int = 2,
-    description: dict[str, Any] | None = None,
+    description: JsonObject | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Made:
-    """Write OUT from `rows`; `progress` is told how many rows are done.
+) -> MakeResult:
+    """Write shards into `out`; `progress` receives the number of rows done.
 
-    Raises OpenVisionError, and leaves nothing, when OUT exists, when no row can be used or when a split stays empty.
+    `holdout` is the share of images for validation, `max_side` the longest side in pixels, `description` goes into
+    make.json. Raises OpenVisionError, and leaves nothing behind, when `out` exists, no row is usable, or a split would
+    be empty.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise OpenVisionError(f"{out} exists; remove it or choose another folder")
-    made = Made()
+    result = MakeResult()
     with atomic_folder(out) as folder:
-        with _Writers(folder, holdout, samples_per_shard) as writers:
-            for number, ready in enumerate(_prepared(rows, max_side, threads), start=1):
-                if isinstance(ready, BadSampleError):
-                    made.reject(ready)
+        with _SplitWriters(folder, holdout, samples_per_shard) as writers:
+            for number, loaded in enumerate(_loaded(rows, max_side, threads), start=1):
+                if isinstance(loaded, BadSampleError):
+                    result.reject(loaded)
                 else:
-                    _write(ready, writers, made)
+                    _write(loaded, writers, result)
                 if progress:
                     progress(number)
-        _check_splits(made, holdout)
-        if made.rejects:
-            lines = (json.dumps(reject, ensure_ascii=False) for reject in made.rejects)
+        _check_splits(result, holdout)
+        if result.rejects:
+            lines = (json.dumps(reject, ensure_ascii=False) for reject in result.rejects)
             atomic_write_text(folder / "rejects.jsonl", "".join(f"{line}\n" for line in lines))
-        counts = {"samples": dict(made.samples), "rejected": dict(made.reasons), "changed": dict(made.changed)}
+        counts = {"samples": dict(result.samples), "rejected": dict(result.reasons), "changed": dict(result.changed)}
         options = {"holdout": holdout, "max_side": max_side}
         content = json.dumps({**(description or {}), **options, **counts}, ensure_ascii=False, indent=2)
         atomic_write_text(folder / "make.json", content + "\n")
-    return made
+    return result
 
 
 def stable_key(identity: str) -> str:
-    """Key of a picture: the readable part of its name, and a hash that tells it from others of that name."""
+    """Key of an image: the readable part of its file name and a hash of `identity`."""
     stem = re.sub(r"[^a-z0-9]+", "-", Path(identity).stem.lower())[:40].strip("-")
     digest = hashlib.sha256(identity.encode("utf-8", errors="surrogateescape")).hexdigest()[:16]
     return f"{stem}-{digest}" if stem else digest
 
 
 def is_held_out(key: str, share: float) -> bool:
-    """Whether a picture belongs to the validation split; depends on nothing but its key."""
+    """Whether an image belongs to the validation split; depends on its key alone."""
     return int.from_bytes(hashlib.sha256(f"holdout {key}".encode()).digest()[:8], "big") < share * 2**64
 
 
-def prepare_picture(data: bytes, max_side: int | None = None) -> Picture:
-    """The bytes to store for a picture, checked by decoding it; raises BadSampleError."""
+def prepare_image(data: bytes, max_side: int | None = None) -> ShardImage:
+    """The image to store, verified by decoding it; raises BadSampleError."""
     kind = _format_of(data)
     pixels = decode_image(data)
     extension = _STORED.get(kind, "png")
@@ -142,23 +144,23 @@ def prepare_picture(data: bytes, max_side: int | None = None) -> Picture:
         image = Image.fromarray(pixels)
         image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
         extension = "jpg" if extension == "jpg" else "png"
-        return Picture(_encode(image, extension), extension, "downscaled")
+        return ShardImage(_encode(image, extension), extension, "downscaled")
     if kind in _STORED:
-        return Picture(data, extension)
-    return Picture(_encode(Image.fromarray(pixels), "png"), "png", "converted")
+        return ShardImage(data, extension)
+    return ShardImage(_encode(Image.fromarray(pixels), "png"), "png", "converted")
 
 
 def _format_of(data: bytes) -> str:
     try:
         Image.init()
-        # Which formats Pillow knows depends on how it was built.
+        # Pillow's formats depend on how it was built.
         known = [kind for kind in (*_STORED, *_CONVERTED) if kind in Image.OPEN]
         with Image.open(io.BytesIO(data), formats=known) as image:
             return str(image.format)
     except Image.DecompressionBombError as error:
         raise BadSampleError("too_large", str(error)) from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise BadSampleError("undecodable", f"the file is no picture of a known format: {error}") from error
+        raise BadSampleError("undecodable", f"the file is not an image of a supported format: {error}") from error
 
 
 def _encode(image: Image.Image, extension: str) -> bytes:
@@ -170,68 +172,67 @@ def _encode(image: Image.Image, extension: str) -> bytes:
     return buffer.getvalue()
 
 
-def _read(picture: Path | bytes) -> bytes:
-    if isinstance(picture, bytes):
-        return picture
+def _read(image: Path | bytes) -> bytes:
+    if isinstance(image, bytes):
+        return image
     # Neither folders nor devices: reading some of those never ends.
-    if not picture.is_file():
-        raise BadSampleError("missing_file", f"{picture} does not exist or is no file")
-    if picture.stat().st_size > _MAX_FILE_BYTES:
-        raise BadSampleError("too_large", f"{picture} has more than {_MAX_FILE_BYTES} bytes")
-    return picture.read_bytes()
+    if not image.is_file():
+        raise BadSampleError("missing_file", f"{image} does not exist or is not a file")
+    if image.stat().st_size > _MAX_FILE_BYTES:
+        raise BadSampleError("too_large", f"{image} has more than {_MAX_FILE_BYTES} bytes")
+    return image.read_bytes()
 
 
-def _prepare(row: Row | BadSampleError, max_side: int | None) -> _Ready | BadSampleError:
-    """A row with its picture, or what is wrong with it."""
+def _load(row: Row | BadSampleError, max_side: int | None) -> _LoadedRow | BadSampleError:
+    """A row with its image, or the error that makes it unusable."""
     if isinstance(row, BadSampleError):
         return row
     try:
         if not row.alts:
-            raise BadSampleError("empty_text", "there is no text")
-        data = _read(row.picture)
-        base = stable_key(row.identity) if row.identity is not None else hashlib.sha256(data).hexdigest()[:24]
-        return _Ready(row, base, prepare_picture(data, max_side))
+            raise BadSampleError("empty_text", "the row has no text")
+        data = _read(row.image)
+        key = stable_key(row.identity) if row.identity is not None else hashlib.sha256(data).hexdigest()[:24]
+        return _LoadedRow(row, key, prepare_image(data, max_side))
     except BadSampleError as bad:
         return BadSampleError(bad.reason, f"{row.place}: {bad}")
     except (OSError, ValueError) as error:
         # A path that no file system can hold is a ValueError.
-        return BadSampleError("missing_file", f"{row.place}: the picture cannot be read: {error}")
+        return BadSampleError("missing_file", f"{row.place}: the image cannot be read: {error}")
 
 
-def _prepared(rows: Rows, max_side: int | None, threads: int) -> Iterator[_Ready | BadSampleError]:
-    """Rows with their pictures, in order, read and decoded by threads a chunk at a time."""
+def _loaded(rows: Rows, max_side: int | None, threads: int) -> Iterator[_LoadedRow | BadSampleError]:
+    """Rows with their images, in order, read and decoded in threads."""
     with ThreadPoolExecutor(threads) as pool:
-        while chunk := list(islice(rows, _CHUNK)):
-            yield from pool.map(lambda row: _prepare(row, max_side), chunk)
+        while some := list(islice(rows, _ROWS_AT_ONCE)):
+            yield from pool.map(lambda row: _load(row, max_side), some)
 
 
-def _write(ready: _Ready, writers: "_Writers", made: Made) -> None:
-    # A shard holds one alt-text a sample: a picture with five captions is five samples.
-    splits = [writers.write(ready, alt) for alt in ready.row.alts]
+def _write(loaded: _LoadedRow, writers: "_SplitWriters", result: MakeResult) -> None:
+    # A sample has one alt-text: an image with five captions becomes five samples.
+    splits = [writers.write(loaded, alt) for alt in loaded.row.alts]
     if not any(splits):
-        detail = f"{ready.row.place}: the same picture came with the same texts before"
-        made.reject(BadSampleError("repeated_row", detail))
+        result.reject(BadSampleError("repeated_row", f"{loaded.row.place}: an earlier row has this image and text"))
         return
-    made.samples.update(split for split in splits if split)
-    if ready.picture.change:
-        made.changed[ready.picture.change] += 1
+    result.samples.update(split for split in splits if split)
+    if loaded.image.change:
+        result.changed[loaded.image.change] += 1
 
 
-def _check_splits(made: Made, holdout: float) -> None:
-    if not made.samples:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in made.reasons.most_common())
-        first = f"; the first: {made.rejects[0]['detail']}" if made.rejects else ""
-        raise OpenVisionError(f"no row can be used ({reasons or 'there is none'}){first}")
+def _check_splits(result: MakeResult, holdout: float) -> None:
+    if not result.samples:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in result.reasons.most_common())
+        first = f"; the first: {result.rejects[0]['detail']}" if result.rejects else ""
+        raise OpenVisionError(f"no row can be used ({reasons or 'the source has none'}){first}")
     for split in (TRAIN, *([VALIDATION] if holdout else [])):
-        if not made.samples[split]:
+        if not result.samples[split]:
             raise OpenVisionError(
-                f"--holdout {holdout} leaves nothing for {split} of {made.samples.total()} samples; "
+                f"--holdout {holdout} leaves nothing for {split} of {result.samples.total()} samples; "
                 "choose another share"
             )
 
 
-class _Writers:
-    """The shards of every split, opened when their first sample comes; knows which samples were written."""
+class _SplitWriters:
+    """A shard writer for each split, opened with its first sample; skips samples that were written before."""
 
     def __init__(self, folder: Path, holdout: float, samples_per_shard: int) -> None:
         self.folder, self.holdout, self.samples_per_shard = folder, holdout, samples_per_shard
@@ -240,15 +241,17 @@ class _Writers:
         self._texts: Counter[str] = Counter()
         self._written: set[bytes] = set()
 
-    def __enter__(self) -> "_Writers":
+    def __enter__(self) -> "_SplitWriters":
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
 
-    def write(self, ready: _Ready, alt: str) -> str | None:
-        """Write one sample; the split it went to, or None when the same was written before."""
-        row, base, picture = ready.row, ready.base, ready.picture
+    def write(self, loaded: _LoadedRow, alt: str) -> str | None:
+        """Write one sample and return its split, or None when the same sample was written before."""
+        row, base, image = loaded.row, loaded.image_key, loaded.image
         content = hashlib.blake2b(json.dumps([base, alt, row.synthetic]).encode(), digest_size=16).digest()
         if content in self._written:
             return None
@@ -259,5 +262,5 @@ class _Writers:
         if split not in self._open:
             self._open[split] = self._stack.enter_context(ShardWriter(self.folder / split, self.samples_per_shard))
         meta = row.meta if row.synthetic is None else {**row.meta, "synthetic": row.synthetic}
-        self._open[split].write(key, picture.data, picture.extension, alt, meta)
+        self._open[split].write(key, image.data, image.extension, alt, meta)
         return split

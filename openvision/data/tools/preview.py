@@ -1,8 +1,8 @@
-"""A page that shows what a model is fed: crops as the Loader makes them, and ids turned back into texts.
+"""`openvision data preview`: an HTML page of model inputs: augmented crops from the Loader, and decoded token ids.
 
-The first view of every sample is the one that the run sees at that position, crop, colours and sentence alike. The
-further views are what later epochs see: the same loader over the shown samples alone, so that nobody has to wait for a
-billion others in between. Texts longer than the model reads show the part that is lost.
+The first view of a sample is exactly that of the run at this position: crop, colour jitter and sentence. Further views
+stand for later epochs: the same loader over the shown samples only, without the billion others in between. Text beyond
+the context length is struck out.
 """
 
 import base64
@@ -10,7 +10,7 @@ import io
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from itertools import islice
 from pathlib import Path
@@ -18,44 +18,48 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from openvision.data.loader import Batch, Loader
+from openvision.data.loader import Batch, InputSpec, Loader
 from openvision.data.shards.dataset import Sample, ShardDataset, ShardWriter
-from openvision.data.tools.stats import as_texts, read_header
+from openvision.data.tools.stats import read_header
 from openvision.errors import OpenVisionError, require
 from openvision.files import atomic_write_text
-from openvision.images.augment import Augment
 from openvision.images.preprocess import decode_image
-from openvision.text.captions import sentences
+from openvision.text.captions import non_blank, sentences
 from openvision.text.tokenizer import Tokenizer
 
-# Views up to this side are stored without loss, larger ones as fine JPEGs: a page stays below some 10 MB.
+# Views up to this side are stored as PNG, larger ones as JPEG of high quality: a page stays below some 10 MB.
 _LOSSLESS_SIDE = 128
 _STORED_SIDE = 320
 _MIME = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 
 @dataclass(frozen=True)
-class Feed:
-    """How samples become what the model reads: the data side of a recipe's stage."""
+class PreviewOptions:
+    """What to show: the inputs of a run from `position` on."""
 
-    resolution: int = 224
-    context_length: int = 80
-    caption_length: int | None = 128
-    """Positions of the decoder's target; None without a decoder."""
-    augment: Augment = field(default_factory=Augment)
+    inputs: InputSpec = field(default_factory=InputSpec)
     seed: int = 0
     position: int = 0
-    """Of the first sample in the run."""
+    """Position of the first sample in the run."""
+    count: int = 64
+    """Samples to show."""
+    views: int = 4
+    """Views of each sample."""
+
+    @property
+    def context_length(self) -> int:
+        """Ids of a text. Without a text tower (OpenVision 2) texts are shown at the released models' length."""
+        return self.inputs.context_length or 80
 
 
 @dataclass(frozen=True)
-class Text:
-    """A text as the model reads it, and the end it never sees."""
+class ReadText:
+    """A text as the model reads it, and its truncated end."""
 
     read: str
     lost: str
     tokens: int
-    """Of the whole text."""
+    """Tokens of the whole text."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,9 @@ class View:
     """One sample in one step: pixels uint8 (R, R, 3) and the texts beside it."""
 
     pixels: np.ndarray
-    alt: Text
-    sentence: Text
-    target: Text | None
+    alt: ReadText
+    sentence: ReadText
+    target: ReadText | None
 
 
 @dataclass(frozen=True)
@@ -73,111 +77,98 @@ class Card:
     """A sample as stored, and its views."""
 
     position: int
-    """In the run, of the first view."""
+    """Position of the first view in the run."""
     sample: Sample
     views: list[View]
 
 
 @dataclass(frozen=True)
 class Preview:
-    """Everything the page shows."""
+    """The content of a page."""
 
     cards: list[Card]
     rejected: Counter[str]
-    """Samples that were passed over for these, by reason."""
+    """Samples that were skipped, by reason."""
 
 
 def build_preview(
-    dataset: ShardDataset,
-    tokenizer: Tokenizer,
-    feed: Feed,
-    output: Path,
-    facts: dict[str, str],
-    count: int = 64,
-    views: int = 4,
+    dataset: ShardDataset, tokenizer: Tokenizer, options: PreviewOptions, output: Path, facts: dict[str, str]
 ) -> Preview:
-    """Write the page `output`, with `facts` told at its head; the rest as `look` takes it. Needs the extra `report`."""
-    # Before the work: a missing library is told at once.
+    """Write the page `output`, headed by `facts`; needs the extra `report`."""
+    # Before the work, so that a missing library is reported at once.
     require("jinja2", extra="report")
-    preview = look(dataset, tokenizer, feed, count, views)
-    atomic_write_text(output, render(preview, feed, facts))
+    preview = collect(dataset, tokenizer, options)
+    atomic_write_text(output, render(preview, options, facts))
     return preview
 
 
-def look(dataset: ShardDataset, tokenizer: Tokenizer, feed: Feed, count: int = 64, views: int = 4) -> Preview:
-    """The samples that the run sees from `feed.position` on, with `views` views of each."""
-    count = min(count, len(dataset))
-    with _loader(dataset, tokenizer, feed, count, feed.position) as stream:
+def collect(dataset: ShardDataset, tokenizer: Tokenizer, options: PreviewOptions) -> Preview:
+    """The samples of the run from `options.position` on, with their views."""
+    count = min(options.count, len(dataset))
+    with _loader(dataset, tokenizer, options, count, options.position) as stream:
         batch = next(stream)
-        starts = [stream.sample_at(feed.position + row)[1] for row in range(count)]
+        starts = [stream.sample_at(options.position + row)[1] for row in range(count)]
     indices = [_index_of(dataset, key, start) for key, start in zip(batch.keys, starts, strict=True)]
     samples = {index: dataset[index] for index in indices}
-    later = _later_views(samples, tokenizer, feed, views - 1)
+    later = _later_views(samples, tokenizer, options)
     cards: dict[int, Card] = {}
     for row, index in enumerate(indices):
-        # A sample that stands in for a bad one may come twice; its first turn is shown.
+        # A sample that replaces a bad one may occur twice; its first occurrence is shown.
         if index not in cards:
-            first = _view(batch, row, samples[index], tokenizer, feed)
-            cards[index] = Card(feed.position + row, samples[index], [first, *later[index]])
-    return Preview(list(cards.values()), Counter(reject.reason for reject in batch.rejects))
+            first = _view(batch, row, samples[index], tokenizer, options)
+            cards[index] = Card(options.position + row, samples[index], [first, *later[index]])
+    return Preview(list(cards.values()), batch.rejected)
 
 
-def _loader(dataset: ShardDataset, tokenizer: Tokenizer, feed: Feed, batch_size: int, start: int) -> Loader:
-    return Loader(
-        dataset,
-        tokenizer,
-        resolution=feed.resolution,
-        batch_size=batch_size,
-        context_length=feed.context_length,
-        caption_length=feed.caption_length,
-        augment=feed.augment,
-        seed=feed.seed,
-        start=start,
-    )
+def _loader(
+    dataset: ShardDataset, tokenizer: Tokenizer, options: PreviewOptions, batch_size: int, start: int
+) -> Loader:
+    inputs = replace(options.inputs, context_length=options.context_length)
+    return Loader(dataset, tokenizer, inputs, batch_size=batch_size, seed=options.seed, start=start)
 
 
 def _index_of(dataset: ShardDataset, key: str, start: int) -> int:
-    """Number of the sample `key`, which is `start` or, where that one is bad, one of those after it."""
+    """Index of the sample `key`: `start`, or a later one that replaced it."""
     return next(index for offset in range(len(dataset)) if dataset.key(index := (start + offset) % len(dataset)) == key)
 
 
-def _later_views(samples: dict[int, Sample], tokenizer: Tokenizer, feed: Feed, epochs: int) -> dict[int, list[View]]:
-    """What `epochs` further passes over `samples` make of each."""
+def _later_views(samples: dict[int, Sample], tokenizer: Tokenizer, options: PreviewOptions) -> dict[int, list[View]]:
+    """Views of each sample from further epochs over `samples` alone."""
     found: dict[int, list[View]] = {index: [] for index in samples}
-    if epochs < 1:
+    if options.views < 2:
         return found
     with tempfile.TemporaryDirectory(prefix="openvision-preview-") as name:
         folder = Path(name)
         _write_samples(samples, folder)
-        # A later position of the stream than any shown: none of the first views is drawn again.
-        start = len(samples) * (1 + feed.position // len(samples) + 1)
-        with _loader(ShardDataset(folder), tokenizer, feed, len(samples), start) as stream:
-            for batch in islice(stream, epochs):
+        # Beyond all positions shown, so that no first view is repeated.
+        start = len(samples) * (1 + options.position // len(samples) + 1)
+        with _loader(ShardDataset(folder), tokenizer, options, len(samples), start) as stream:
+            for batch in islice(stream, options.views - 1):
                 for row, key in enumerate(batch.keys):
                     index = int(key)
-                    found[index].append(_view(batch, row, samples[index], tokenizer, feed))
+                    found[index].append(_view(batch, row, samples[index], tokenizer, options))
     return found
 
 
 def _write_samples(samples: dict[int, Sample], folder: Path) -> None:
     with ShardWriter(folder) as writer:
-        # In the order of the shards: when all samples are shown, the later views are those of the run's own epochs.
+        # In the order of the shards: when all samples are shown, the later views are those of the run's epochs.
         for index, sample in sorted(samples.items()):
-            # Keys of other programs' shards may hold what our writer refuses: the number of the sample is its key here.
+            # Our writer refuses some keys of foreign shards: here the index is the key.
             alt = sample.alt if isinstance(sample.alt, str) else "\n".join(sample.alt)
             meta = {"synthetic": sample.synthetic} if sample.synthetic is not None else {}
             writer.write(str(index), sample.image, sample.extension, alt, meta)
 
 
-def _view(batch: Batch, row: int, sample: Sample, tokenizer: Tokenizer, feed: Feed) -> View:
-    alts, whole = as_texts(sample.alt), " ".join(as_texts(sample.synthetic))
+def _view(batch: Batch, row: int, sample: Sample, tokenizer: Tokenizer, options: PreviewOptions) -> View:
+    alts, whole = non_blank(sample.alt), " ".join(non_blank(sample.synthetic))
     pieces = sentences(whole) or alts
-    # Of a row of ids [bos], [eos] and the class token are not the text's own; a target has [eos] and one position less.
-    kept = feed.context_length - 3
+    # A text also has [bos], [eos] and the class token; a target has [eos] and is one position shorter.
+    kept = options.context_length - 3
     target = None
-    if feed.caption_length is not None:
+    if options.inputs.caption_length is not None:
         ids = batch.labels[row].numpy()
-        target = _read(tokenizer, ids, [whole] if whole else alts, feed.caption_length - 2)
+        target = _read(tokenizer, ids, [whole] if whole else alts, options.inputs.caption_length - 2)
     return View(
         pixels=batch.images[row].permute(1, 2, 0).numpy(),
         alt=_read(tokenizer, batch.alt_ids[row].numpy(), alts, kept),
@@ -186,17 +177,17 @@ def _view(batch: Batch, row: int, sample: Sample, tokenizer: Tokenizer, feed: Fe
     )
 
 
-def _read(tokenizer: Tokenizer, ids: np.ndarray, candidates: Sequence[str], kept: int) -> Text:
-    """The ids as text, with the lost end of the one of `candidates` that they were made from."""
+def _read(tokenizer: Tokenizer, ids: np.ndarray, candidates: Sequence[str], kept: int) -> ReadText:
+    """The ids as text, with the truncated end of that text among `candidates` which they encode."""
     read = tokenizer.decode(ids)
     for tokens in tokenizer.tokens(candidates):
         if tokenizer.decode(tokens[:kept]) == read:
-            return Text(read, tokenizer.decode(tokens[kept:]), len(tokens))
-    return Text(read, "", int((ids != tokenizer.pad_id).sum()))
+            return ReadText(read, tokenizer.decode(tokens[kept:]), len(tokens))
+    return ReadText(read, "", int((ids != tokenizer.pad_id).sum()))
 
 
-def render(preview: Preview, feed: Feed, facts: dict[str, str]) -> str:
-    """The page as HTML that needs nothing but itself."""
+def render(preview: Preview, options: PreviewOptions, facts: dict[str, str]) -> str:
+    """The page as self-contained HTML."""
     jinja2 = require("jinja2", extra="report")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -205,17 +196,20 @@ def render(preview: Preview, feed: Feed, facts: dict[str, str]) -> str:
     template = resources.files("openvision.data.tools").joinpath("preview.html").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         cards=preview.cards,
-        feed=feed,
+        position=options.position,
+        resolution=options.inputs.resolution,
+        context_length=options.context_length,
+        caption_length=options.inputs.caption_length,
         facts=facts,
         rejected=sorted(preview.rejected.items()),
-        lossless=feed.resolution <= _LOSSLESS_SIDE,
+        lossless=options.inputs.resolution <= _LOSSLESS_SIDE,
         views=max((len(card.views) for card in preview.cards), default=0),
-        cut=_cut(preview.cards),
+        cut=_truncated(preview.cards),
     )
 
 
-def _cut(cards: Sequence[Card]) -> dict[str, tuple[int, int]]:
-    """Kind of text -> how many of how many lost their end; a sentence is another one in every view."""
+def _truncated(cards: Sequence[Card]) -> dict[str, tuple[int, int]]:
+    """Kind of text -> number truncated and number in all; sentences differ from view to view."""
     first = [card.views[0] for card in cards]
     texts = {
         "alt-texts": [view.alt for view in first],
@@ -231,7 +225,7 @@ def _size(sample: Sample) -> str:
 
 
 def _stored_uri(sample: Sample) -> str:
-    """The stored picture: the file itself while it is small, else a smaller copy."""
+    """The stored image: the file itself if it is small, else a smaller copy."""
     width, height, _ = read_header(sample.image)
     if max(width, height) <= _STORED_SIDE and sample.extension in _MIME:
         return _uri(sample.image, _MIME[sample.extension])
@@ -258,7 +252,7 @@ def _uri(data: bytes, mime: str) -> str:
 
 
 def learn_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
-    """A vocabulary for a page without a recipe; raises OpenVisionError when there is no text to learn from."""
+    """A tokenizer for a page without a recipe; raises OpenVisionError when there is no text to learn from."""
     if not any(text.strip() for text in texts):
-        raise OpenVisionError("the shards hold no text to learn a vocabulary from; give one with --tokenizer")
+        raise OpenVisionError("the shards have no text to learn a vocabulary from; name a tokenizer with --tokenizer")
     return Tokenizer.train(texts, vocab_size)

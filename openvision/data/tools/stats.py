@@ -1,7 +1,7 @@
-"""What a set of shards holds: sizes, formats and bytes of the pictures, lengths and variety of both kinds of text.
+"""Statistics of shards: sizes, formats and bytes of the images, lengths and variety of alt-texts and captions.
 
-Sizes come from the headers of the pictures; nothing is decoded, so a stored picture may still turn out to be broken
-(verify.py). A limit takes samples evenly over all shards, the same ones every time.
+Image sizes come from the headers; nothing is decoded, so an image may still be broken (verify.py). With a limit,
+samples are spread evenly over all shards, the same ones every time.
 """
 
 import hashlib
@@ -13,29 +13,29 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from openvision.data.shards.dataset import Sample, ShardDataset
+from openvision.files import JsonObject
 from openvision.images.decode import BadSampleError
-from openvision.text.captions import sentences
+from openvision.text.captions import non_blank, sentences
 from openvision.text.tokenizer import Tokenizer
 
 # Positions of the released text tower and caption decoder.
 TOWER_LENGTH, DECODER_LENGTH = 80, 128
-# What is left of them for tokens: the tower also reads [bos], [eos] and the class token, the decoder the first two.
+# Positions left for tokens: the tower also holds [bos], [eos] and the class token, the decoder the first two.
 TOWER_TOKENS, DECODER_TOKENS = TOWER_LENGTH - 3, DECODER_LENGTH - 2
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 _EXIF_ORIENTATION = 0x0112
-_CHUNK = 256
+_SAMPLES_AT_ONCE = 256
 
 
 @dataclass
-class Pictures:
-    """One entry a picture."""
+class ImageCounts:
+    """Sizes, one entry an image, and formats."""
 
     widths: array = field(default_factory=lambda: array("q"))
     heights: array = field(default_factory=lambda: array("q"))
@@ -45,7 +45,7 @@ class Pictures:
     distinct: set[bytes] = field(default_factory=set)
 
     def add(self, data: bytes) -> None:
-        """Count one encoded picture; raises BadSampleError when its header cannot be read."""
+        """Count one encoded image; raises BadSampleError when its header cannot be read."""
         width, height, kind = read_header(data)
         self.widths.append(width)
         self.heights.append(height)
@@ -55,7 +55,7 @@ class Pictures:
 
 
 @dataclass
-class Texts:
+class TextCounts:
     """Lengths and variety of one kind of text."""
 
     words: array = field(default_factory=lambda: array("q"))
@@ -67,7 +67,7 @@ class Texts:
     """Samples without a text of this kind."""
 
     def add(self, texts: Sequence[str], tokenizer: Tokenizer | None) -> None:
-        """Count many texts."""
+        """Count texts; token lengths only with a tokenizer."""
         for text in texts:
             words = _WORD.findall(text.lower())
             self.words.append(len(words))
@@ -80,32 +80,33 @@ class Texts:
 
 @dataclass
 class Statistics:
-    """Everything gathered from the samples that were read."""
+    """Counts over the samples that were read."""
 
     shards: str
     samples: int
-    """Samples the shards hold."""
+    """Number of samples in the shards."""
     read: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
-    pictures: Pictures = field(default_factory=Pictures)
-    texts: dict[str, Texts] = field(default_factory=lambda: {kind: Texts() for kind in TEXT_KINDS})
+    images: ImageCounts = field(default_factory=ImageCounts)
+    texts: dict[str, TextCounts] = field(default_factory=lambda: {kind: TextCounts() for kind in TEXT_KINDS})
     vocab_size: int | None = None
-    """Entries of the tokenizer; None when lengths are in words only."""
+    """Vocabulary size of the tokenizer; None without one, when lengths are in words only."""
 
-    def summary(self) -> dict[str, Any]:
-        """Numbers as JSON holds them; shares are between 0 and 1."""
+    def summary(self) -> JsonObject:
+        """Summary statistics as a JSON object; shares are between 0 and 1."""
         return {
             "shards": self.shards,
             "samples": self.samples,
             "read": self.read,
             "rejected": dict(sorted(self.rejected.items())),
             "vocab_size": self.vocab_size,
-            "pictures": _summarise_pictures(self.pictures),
+            # The key that earlier versions wrote.
+            "pictures": _summarise_images(self.images),
             "texts": {kind: self._summarise_texts(texts) for kind, texts in self.texts.items()},
         }
 
-    def _summarise_texts(self, texts: Texts) -> dict[str, Any]:
-        summary: dict[str, Any] = {
+    def _summarise_texts(self, texts: TextCounts) -> JsonObject:
+        summary: JsonObject = {
             "texts": len(texts.words),
             "samples_without": texts.missing,
             "distinct": len(texts.distinct),
@@ -122,7 +123,7 @@ class Statistics:
 
 
 TEXT_KINDS = ("alt", "synthetic", "sentence")
-"""The alt-text, the whole synthetic caption, and its sentences, one of which the text tower reads in a step."""
+"""The alt-text, the whole synthetic caption, and its sentences, of which the text tower reads one in a step."""
 
 
 def gather(
@@ -131,18 +132,18 @@ def gather(
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Statistics:
-    """Read every sample of `dataset`, or `limit` of them spread evenly; samples that cannot be used are counted.
+    """Read every sample of `dataset`, or `limit` of them spread evenly; unusable samples are counted by reason.
 
-    `progress` is told how many of how many are read. Raises OpenVisionError for a shard that was harmed.
+    `progress` receives the number of samples read and their total. Raises OpenVisionError for a damaged shard.
     """
     found = Statistics(str(dataset.folder), len(dataset), vocab_size=tokenizer.vocab_size if tokenizer else None)
     indices = even_sample(len(dataset), limit)
-    for start in range(0, len(indices), _CHUNK):
+    for start in range(0, len(indices), _SAMPLES_AT_ONCE):
         samples = []
-        for index in indices[start : start + _CHUNK]:
+        for index in indices[start : start + _SAMPLES_AT_ONCE]:
             try:
                 sample = dataset[index]
-                found.pictures.add(sample.image)
+                found.images.add(sample.image)
                 samples.append(sample)
             except BadSampleError as bad:
                 found.rejected[bad.reason] += 1
@@ -154,42 +155,35 @@ def gather(
 
 
 def even_sample(count: int, limit: int | None) -> Sequence[int]:
-    """At most `limit` of `count` indices, at equal distances: every shard gives its share."""
+    """At most `limit` of `count` indices, equally spaced, so that every shard is represented."""
     if limit is None or limit >= count:
         return range(count)
     return [(2 * place + 1) * count // (2 * limit) for place in range(limit)]
 
 
 def read_header(data: bytes) -> tuple[int, int, str]:
-    """Width, height (upright) and format of an encoded picture, from its header; raises BadSampleError."""
+    """Width, height (upright) and format of an encoded image, from its header; raises BadSampleError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
                 width, height = image.size
-                # Asked of a picture that has none, Pillow would decode a PNG to look for it behind the pixels.
-                turned = "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-                if turned:
+                # Without this test Pillow would decode a whole PNG to look for EXIF data behind the pixels.
+                if "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:
                     width, height = height, width
                 return width, height, str(image.format).lower()
     except Image.DecompressionBombError as error:
         raise BadSampleError("too_large", str(error)) from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, TypeError) as error:
-        raise BadSampleError("undecodable", f"the picture's header cannot be read: {error}") from error
-
-
-def as_texts(text: str | Sequence[str] | None) -> list[str]:
-    """The texts of one field that are not blank."""
-    texts = [text] if isinstance(text, str) else list(text or ())
-    return [text for text in texts if text.strip()]
+        raise BadSampleError("undecodable", f"the image header cannot be read: {error}") from error
 
 
 def _add_texts(found: Statistics, samples: Iterable[Sample], tokenizer: Tokenizer | None) -> None:
     by_kind: dict[str, list[list[str]]] = {kind: [] for kind in TEXT_KINDS}
     for sample in samples:
-        # Several strings are one synthetic caption in parts, as training reads them.
-        whole = as_texts(" ".join(as_texts(sample.synthetic)))
-        by_kind["alt"].append(as_texts(sample.alt))
+        # A list of strings is one synthetic caption, as in training.
+        whole = non_blank(" ".join(non_blank(sample.synthetic)))
+        by_kind["alt"].append(non_blank(sample.alt))
         by_kind["synthetic"].append(whole)
         by_kind["sentence"].append([piece for text in whole for piece in sentences(text) if piece.strip()])
     for kind, lists in by_kind.items():
@@ -197,22 +191,22 @@ def _add_texts(found: Statistics, samples: Iterable[Sample], tokenizer: Tokenize
         found.texts[kind].add(list(chain.from_iterable(lists)), tokenizer)
 
 
-def _summarise_pictures(pictures: Pictures) -> dict[str, Any]:
-    widths, heights = np.asarray(pictures.widths, np.float64), np.asarray(pictures.heights, np.float64)
+def _summarise_images(images: ImageCounts) -> JsonObject:
+    widths, heights = np.asarray(images.widths, np.float64), np.asarray(images.heights, np.float64)
     return {
-        "formats": dict(pictures.formats.most_common()),
-        "distinct": len(pictures.distinct),
+        "formats": dict(images.formats.most_common()),
+        "distinct": len(images.distinct),
         "width": spread(widths),
         "height": spread(heights),
         "shorter_side": spread(np.minimum(widths, heights)),
         "aspect": spread(widths / np.maximum(heights, 1)),
-        "bytes": spread(np.asarray(pictures.sizes, np.float64)),
-        "total_bytes": int(sum(pictures.sizes)),
+        "bytes": spread(np.asarray(images.sizes, np.float64)),
+        "total_bytes": int(sum(images.sizes)),
     }
 
 
 def spread(values: Sequence[float] | np.ndarray) -> dict[str, float] | None:
-    """Least, mean, quantiles and greatest of some numbers; None when there are none."""
+    """Minimum, mean, quantiles and maximum of some numbers; None when there are none."""
     if not len(values):
         return None
     numbers = np.asarray(values, np.float64)

@@ -1,7 +1,7 @@
-"""Every byte of a folder of shards looked at: hashes, pictures, json, texts and keys.
+"""`openvision data verify`: check every sample of a folder of shards: hashes, images, json, texts and keys.
 
-Each shard is opened alone, so that one that is cut or damaged costs one finding and the others are still checked.
-Nothing is written beside the shards: an index that is missing is built elsewhere and thrown away.
+Each shard is opened on its own, so that a truncated one is a single finding and the others are still checked. Nothing
+is written next to the shards: a missing index is built in a temporary folder.
 """
 
 import hashlib
@@ -16,32 +16,32 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from openvision.data.shards.dataset import ShardDataset
-from openvision.data.tools.stats import as_texts
 from openvision.errors import OpenVisionError
 from openvision.files import atomic_write_text
 from openvision.images.decode import BadSampleError
 from openvision.images.preprocess import decode_image
+from openvision.text.captions import non_blank
 
 Progress = Callable[[int, float], None]
-"""Told how many samples were read, and which share of all bytes (0 to 1) they were."""
+"""Called with the number of samples read and their share of all bytes, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong with a shard or with one of its samples."""
+    """A defect of a shard or of one of its samples."""
 
     reason: str
-    """`broken_shard` for a whole shard, `damaged` for bytes that are not what the index says, `duplicate_key`,
-    `no_picture`, or the reason by which the loader counts a sample it cannot use: `undecodable`, `empty_text`, ..."""
+    """`broken_shard` for a whole shard, `damaged` for a hash that differs from the index, `duplicate_key`, `no_image`,
+    or the reason under which the loader rejects the sample: `undecodable`, `empty_text`, ..."""
     shard: str
     key: str | None
-    """None for a whole shard, and for what its index only counts."""
+    """None for a whole shard, and for samples that the index only counts."""
     detail: str
 
 
 @dataclass
-class Verified:
-    """What came of it."""
+class VerifyResult:
+    """Counts and findings."""
 
     shards: int = 0
     samples: int = 0
@@ -53,21 +53,21 @@ class Verified:
         return Counter(finding.reason for finding in self.findings)
 
 
-def verify(folder: Path, threads: int = 2, progress: Progress | None = None) -> Verified:
-    """Read every sample of the shards in `folder`; raises OpenVisionError only when there is no shard at all."""
+def verify(folder: Path, threads: int = 2, progress: Progress | None = None) -> VerifyResult:
+    """Read every sample of the shards in `folder`; raises OpenVisionError only when it has no shard."""
     paths = shards_of(folder)
     files = _files_of(paths)
     sizes = [path.stat().st_size for path in paths]
-    result = Verified()
+    result = VerifyResult()
     seen: set[bytes] = set()
     for number, path in enumerate(paths):
 
-        def told(done: int, share: float, number: int = number) -> None:
+        def report(done: int, share: float, number: int = number) -> None:
             if progress:
                 read = sum(sizes[:number]) + share * sizes[number]
                 progress(result.samples + done, read / max(sum(sizes), 1))
 
-        samples, findings = _verify_shard(path, files[path], threads, seen, told)
+        samples, findings = _verify_shard(path, files[path], threads, seen, report)
         result.shards += 1
         result.samples += samples
         result.findings += findings
@@ -75,14 +75,14 @@ def verify(folder: Path, threads: int = 2, progress: Progress | None = None) -> 
 
 
 def shards_of(folder: Path) -> list[Path]:
-    """The tars of `folder`, without those that only carry further captions of another; raises when there are none."""
+    """The shards of `folder`, without captions tars; raises OpenVisionError when there is none."""
     if not folder.is_dir():
-        raise OpenVisionError(f"shard folder {folder} does not exist")
+        raise OpenVisionError(f"shard folder {folder} does not exist; check the path")
     paths = sorted(folder.glob("*.tar"))
     names = {path.name for path in paths}
     shards = [path for path in paths if "." not in path.stem or f"{path.name.split('.')[0]}.tar" not in names]
     if not shards:
-        raise OpenVisionError(f"shard folder {folder} holds no .tar file")
+        raise OpenVisionError(f"shard folder {folder} holds no .tar file; name a folder of shards")
     return shards
 
 
@@ -92,13 +92,11 @@ def write_findings(findings: list[Finding], path: Path) -> None:
 
 
 def _files_of(shards: list[Path]) -> dict[Path, list[Path]]:
-    """Each shard with its index and whatever else shares its name; the folder is listed once."""
-    by_beginning: dict[str, list[Path]] = {}
+    """Each shard with its index, captions tar and other files of its name; lists the folder once."""
+    by_stem: dict[str, list[Path]] = {}
     for file in sorted(shards[0].parent.iterdir()):
-        by_beginning.setdefault(file.name.split(".")[0], []).append(file)
-    return {
-        shard: [file for file in by_beginning[shard.name.split(".")[0]] if _belongs(file, shard)] for shard in shards
-    }
+        by_stem.setdefault(file.name.split(".")[0], []).append(file)
+    return {shard: [file for file in by_stem[shard.name.split(".")[0]] if _belongs(file, shard)] for shard in shards}
 
 
 def _belongs(file: Path, shard: Path) -> bool:
@@ -108,17 +106,17 @@ def _belongs(file: Path, shard: Path) -> bool:
 def _verify_shard(
     path: Path, files: list[Path], threads: int, seen: set[bytes], progress: Progress
 ) -> tuple[int, list[Finding]]:
-    """Number of samples of one shard, and what is wrong with them.
+    """Number of samples of one shard, and its findings.
 
-    `files` are the shard and what lies beside it; `seen` holds the keys of earlier shards and takes those of this one.
+    `files` are the shard, its index and its captions; `seen` collects the keys of all shards.
     """
-    with _alone(path, files) as (folder, named):
+    with _isolated(path, files) as (folder, named):
         try:
             dataset = ShardDataset(folder)
         except OpenVisionError as error:
             return 0, [Finding("broken_shard", path.name, None, named(str(error)))]
         findings = [
-            Finding(reason, path.name, None, f"{path}: {count} left out when it was indexed")
+            Finding(reason, path.name, None, f"{path}: {count} left out of the index")
             for reason, count in sorted(dataset.rejected.items())
         ]
         with ThreadPoolExecutor(threads) as pool:
@@ -134,26 +132,26 @@ def _verify_shard(
 
 
 @contextmanager
-def _alone(path: Path, files: list[Path]) -> Iterator[tuple[Path, Callable[[str], str]]]:
-    """A folder that holds links to one shard and to what lies beside it, and what puts the true place in messages."""
+def _isolated(path: Path, files: list[Path]) -> Iterator[tuple[Path, Callable[[str], str]]]:
+    """A temporary folder with links to one shard and its files, and a function that restores real paths in messages."""
     with tempfile.TemporaryDirectory(prefix="openvision-verify-") as name:
         folder = Path(name)
         for file in files:
             if file.suffix == ".tar":
                 (folder / file.name).symlink_to(file.resolve())
             else:
-                # A copy is younger than the tar: an index older than its tar would be doubted as a whole, while here
+                # A copy is newer than the tar: an index older than its tar would be refused as a whole, while here
                 # every sample is compared with it.
                 shutil.copyfile(file, folder / file.name)
         yield folder, lambda message: message.replace(str(folder), str(path.parent))
 
 
 def _problem(dataset: ShardDataset, index: int) -> tuple[str, str] | None:
-    """Reason and detail of what makes a sample unusable."""
+    """Reason and detail of a sample's defect; None when it is usable."""
     try:
         sample = dataset[index]
         decode_image(sample.image)
-        if not as_texts(sample.alt):
+        if not non_blank(sample.alt):
             raise BadSampleError("empty_text", f"{sample.key} has no alt-text")
     except BadSampleError as bad:
         return bad.reason, str(bad)
@@ -163,7 +161,7 @@ def _problem(dataset: ShardDataset, index: int) -> tuple[str, str] | None:
 
 
 def _known(key: str, seen: set[bytes]) -> bool:
-    """Whether `key` came before; kept as hashes, since the keys of other programs' shards can be long."""
+    """Whether `key` occurred before; stored as hashes, since keys of foreign shards can be long."""
     digest = hashlib.blake2b(key.encode("utf-8", errors="surrogateescape"), digest_size=16).digest()
     if digest in seen:
         return True

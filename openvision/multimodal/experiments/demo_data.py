@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 
 from openvision.data.shards.dataset import ShardDataset
-from openvision.data.sources.openmoji.measure import Measured, measure
-from openvision.data.sources.openmoji.names import Name
+from openvision.data.sources.openmoji.attributes import VisualAttributes, measure
+from openvision.data.sources.openmoji.names import EmojiName
 from openvision.data.sources.openmoji.split import COMPOSITIONAL, RANDOM, TRAIN, VALIDATION
 from openvision.errors import OpenVisionError
 from openvision.files import atomic_folder, make_folder
@@ -73,8 +73,8 @@ class Pictured:
 
     key: str
     file: str
-    name: Name
-    measured: Measured
+    name: EmojiName
+    measured: VisualAttributes
 
 
 def make_demo_data(shards: Path, folder: Path, options: DemoOptions | None = None) -> Path:
@@ -114,7 +114,7 @@ def _unpack(shards: Path, images: Path) -> Iterable[Pictured]:
             measured = measure(np.asarray(image.convert("RGB")))
         # Shards of other sources lack what a name is parsed from.
         emoji = str(sample.meta.get("emoji") or " ")
-        yield Pictured(sample.key, f"{images.name}/{file.name}", Name(str(sample.meta["name"]), emoji), measured)
+        yield Pictured(sample.key, f"{images.name}/{file.name}", EmojiName(str(sample.meta["name"]), emoji), measured)
 
 
 def captions(pictured: Sequence[Pictured]) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ leaves an answer open (how many people shake these hands?) the question is not a
 import re
 from dataclasses import dataclass
 
-from openvision.data.sources.openmoji.measure import Measured
-from openvision.data.sources.openmoji.names import Name
+from openvision.data.sources.openmoji.attributes import VisualAttributes
+from openvision.data.sources.openmoji.names import EmojiName
 
 NAME, COLOUR, SKIN, PEOPLE, COUNTRY, YES_NO = "what", "colour", "skin", "people", "country", "yes/no"
 OPEN = (NAME, COLOUR, SKIN, PEOPLE, COUNTRY)
@@ -52,7 +52,7 @@ class Asked:
         return SKIN if "skin" in self.question else None
 
 
-def open_questions(name: Name, measured: Measured) -> list[Asked]:
+def open_questions(name: EmojiName, measured: VisualAttributes) -> list[Asked]:
     """Every open question that has one true answer."""
     asked = [Asked(NAME, "What is this?", plain(name.bare))]
     if name.country:
@@ -67,7 +67,7 @@ def open_questions(name: Name, measured: Measured) -> list[Asked]:
     return asked
 
 
-def describe(name: Name, measured: Measured) -> str:
+def describe(name: EmojiName, measured: VisualAttributes) -> str:
     """A caption of everything that can be asked about: woman judge, one person, dark skin, black."""
     people = count_people(name)
     parts = [plain(name.bare), plain(name.country or "")]
@@ -82,7 +82,7 @@ def describe(name: Name, measured: Measured) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def count_people(name: Name) -> int | None:
+def count_people(name: EmojiName) -> int | None:
     """How many people a picture shows; None where its name leaves it open."""
     if name.kind in _MAYBE_PERSON or (name.kind == "thing" and name.tones):
         return None
@@ -96,7 +96,7 @@ def count_people(name: Name) -> int | None:
     return 1 if name.gender in ("man", "woman", "person") else None
 
 
-def present(name: Name) -> frozenset[str]:
+def present(name: EmojiName) -> frozenset[str]:
     """Questions of the form "is there a ...?" whose answer is yes."""
     found = {_is_there(name.kind)} if name.kind in _KINDS else set()
     if name.kind == "person":
@@ -107,7 +107,7 @@ def present(name: Name) -> frozenset[str]:
     return frozenset(found | {_is_this(name)})
 
 
-def may_ask(question: str, name: Name) -> bool:
+def may_ask(question: str, name: EmojiName) -> bool:
     """Whether a "no" to `question` would be true and clear for a picture that does not have it."""
     if question.startswith("Is the skin"):
         return len(set(name.tones)) == 1
@@ -123,7 +123,7 @@ def _is_there(kind: str) -> str:
     return f"Is there {_KINDS[kind]}?"
 
 
-def _is_this(name: Name) -> str:
+def _is_this(name: EmojiName) -> str:
     return f"Is it {plain(name.bare)}?"
 
 

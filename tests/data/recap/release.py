@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-ERROR_PICTURE = "e" * 64
+PLACEHOLDER = "e" * 64
 
 
 def sha(text: str) -> str:
@@ -17,17 +17,17 @@ def sha(text: str) -> str:
 
 
 def row(number: int) -> dict:
-    """0-799 ordinary, 800-899 dead links, 900-939 without caption, 940-969 error pictures, 970-989 other pages of the
-    pictures 0-19, 990-999 pairs that say two things of one picture."""
-    picture = number - 970 if 970 <= number < 990 else number - number % 2 if number >= 990 else number
-    caption = f"A long caption of picture {picture}."
+    """0-799 ordinary, 800-899 dead links, 900-939 without caption, 940-969 placeholder images, 970-989 other pages with
+    images 0-19, 990-999 pairs with two captions of one image."""
+    image = number - 970 if 970 <= number < 990 else number - number % 2 if number >= 990 else number
+    caption = f"A long caption of image {image}."
     special = {5: r"A bottle of CLR\xc2\xae.", 6: "The cafÃ© is open."}
     empty = [None, "", "  "][number % 3] if 900 <= number < 940 else None
     return {
         "url": f"https://example.org/{number}.jpg?size=1",
-        "re_caption": f"Statement {number}." if number >= 990 else special.get(picture, caption),
+        "re_caption": f"Statement {number}." if number >= 990 else special.get(image, caption),
         "org_caption": f"alt {number}",
-        "sha256": ERROR_PICTURE if 940 <= number < 970 else sha(f"picture {picture}"),
+        "sha256": PLACEHOLDER if 940 <= number < 970 else sha(f"image {image}"),
         "key": f"{number:012d}",
         "re_clip_score": 0.5,
         "org_clip_score": 0.25,
@@ -49,7 +49,7 @@ def samples() -> list[tuple[str, str, dict]]:
     found = []
     for number in [*range(800), *range(900, 970), *range(990, 1000, 2)]:
         source = row(number)
-        link = {"url": source["url"], "sha256": source["sha256"] or sha(f"picture {number}"), "key": source["key"]}
+        link = {"url": source["url"], "sha256": source["sha256"] or sha(f"image {number}"), "key": source["key"]}
         if number >= 990:
             link |= {"url": f"https://example.org/moved/{number}", "key": f"moved{number}"}
         found.append((link["key"], source["org_caption"] if number < 990 else "neither", link))
@@ -71,7 +71,7 @@ def write_shards(folder: Path, count: int = 925, per_shard: int = 100) -> None:
         with tarfile.open(folder / f"{first // per_shard:06d}.tar", "w") as tar:
             for key, alt, link in everything[first : first + per_shard]:
                 meta = link | {"uid": sha(key)[:32], "status": "success", "width": 8}
-                for kind, data in (("jpg", f"picture {key}"), ("json", json.dumps(meta)), ("txt", alt)):
+                for kind, data in (("jpg", f"image {key}"), ("json", json.dumps(meta)), ("txt", alt)):
                     info = tarfile.TarInfo(f"{key}.{kind}")
                     info.size, info.mtime = len(data.encode()), 1_700_000_000
                     tar.addfile(info, io.BytesIO(data.encode()))

@@ -18,7 +18,7 @@ from openvision.cli.main import app
 from openvision.data.recap.join import RecapOptions, recap
 from openvision.data.shards.dataset import ShardDataset
 from openvision.errors import OpenVisionError
-from tests.data.recap.release import ERROR_PICTURE, row, sha, write_shards, write_table
+from tests.data.recap.release import PLACEHOLDER, row, sha, write_shards, write_table
 
 OPTIONS = RecapOptions(group_shards=3)
 
@@ -77,7 +77,7 @@ def test_by_url(shards, table, small_units):
     assert nonzero(report["rows"]["dropped"]) == {"not_on_disk": 130, "empty_caption": 40}
 
 
-def test_by_key_other_pictures_are_refused(shards, table, small_units):
+def test_by_key_other_images_are_refused(shards, table, small_units):
     report = recap(shards, table, replace(OPTIONS, by="key"))
     assert report["samples"]["joined"] == 800
     assert nonzero(report["samples"]["dropped"]) == {"no_row": 45, "placeholder": 30, "another_picture": 50}
@@ -86,7 +86,7 @@ def test_by_key_other_pictures_are_refused(shards, table, small_units):
 
 
 def test_sidecars_are_read_as_captions(shards, tmp_path):
-    # Backwards: the rows of other pages of a picture come first.
+    # Backwards: the rows of other pages of a image come first.
     write_table(tmp_path / "table", [row(number) for number in reversed(range(1000))])
     tars = {path.name: path.read_bytes() for path in shards.glob("*.tar")}
     # An index from before the captions were there.
@@ -98,9 +98,9 @@ def test_sidecars_are_read_as_captions(shards, tmp_path):
     assert len(dataset) == 925
     for index in (0, 7, 19, 797):
         sample = dataset[index]
-        # Of two rows for the pictures 0 to 19 the one with the sample's own url was taken.
+        # Of two rows for the images 0 to 19 the one with the sample's own url was taken.
         assert (sample.alt, sample.meta["org_caption"]) == (f"alt {index}", f"alt {index}")
-        assert sample.synthetic == f"A long caption of picture {index}."
+        assert sample.synthetic == f"A long caption of image {index}."
     assert dataset[5].synthetic == "A bottle of CLR®."
     assert dataset[6].synthetic == "The café is open."
     assert [dataset[index].synthetic for index in (798, 800, 840, 870, 875)] == [None] * 5
@@ -112,8 +112,8 @@ def test_new_shards(shards, table, tmp_path):
     dataset = ShardDataset(output)
     assert len(dataset) == report["samples"]["joined"] == 798
     sample = dataset[797]
-    assert (sample.key, sample.image, sample.extension) == (f"{797:012d}", f"picture {797:012d}".encode(), "jpg")
-    assert (sample.alt, sample.synthetic) == ("alt 797", "A long caption of picture 797.")
+    assert (sample.key, sample.image, sample.extension) == (f"{797:012d}", f"image {797:012d}".encode(), "jpg")
+    assert (sample.alt, sample.synthetic) == ("alt 797", "A long caption of image 797.")
     assert sample.meta["url"] == row(797)["url"]
     assert "org_caption" not in sample.meta
     # The last two shards hold nothing that joined.
@@ -222,12 +222,12 @@ def test_a_second_table_adds_its_captions(shards, table, tmp_path):
         recap(shards, tmp_path / "v2.parquet", replace(OPTIONS, captions=(("conditioned", "v2"),)))
         dataset = ShardDataset(shards, synthetic_key="v2")
         assert [dataset[index].synthetic for index in (0, 2, 3)] == ["Second 0.", "Second 2.", None]
-        assert dataset[2].meta["re_caption"] == "A long caption of picture 2."
+        assert dataset[2].meta["re_caption"] == "A long caption of image 2."
     # The first table once more with fewer rows: its own captions go where they joined no more, the others stay.
     write_table(tmp_path / "less", [row(number) for number in range(1, 1000)])
     recap(shards, tmp_path / "less", OPTIONS)
     dataset = ShardDataset(shards, synthetic_key="re_caption")
-    # Picture 0 is also that of row 970.
+    # Image 0 is also that of row 970.
     assert (dataset[0].meta["org_caption"], dataset[0].meta["v2"]) == ("alt 970", "Second 0.")
 
 
@@ -245,7 +245,7 @@ def test_shards_behind_a_url(shards, table, tmp_path):
     files.rm("/recap", recursive=True)
 
 
-def test_the_threshold_of_error_pictures(shards, table):
+def test_the_threshold_of_placeholder_images(shards, table):
     report = recap(shards, table, replace(OPTIONS, placeholders=31))
     assert report["placeholders"]["on_disk"]["pictures"] == report["placeholders"]["in_table"]["pictures"] == 0
     # Each of the thirty samples has thirty rows; its url says which is its own.
@@ -253,18 +253,24 @@ def test_the_threshold_of_error_pictures(shards, table):
     assert recap(shards, table, replace(OPTIONS, placeholders=2))["placeholders"]["in_table"]["pictures"] == 26
 
 
-def test_an_error_picture_in_the_table_alone(shards, tmp_path):
-    # Today the addresses give pictures; when they were captioned all gave the same error picture.
-    write_table(tmp_path / "table", [row(number) | {"sha256": ERROR_PICTURE} for number in range(601)])
+def test_an_placeholder_image_in_the_table_alone(shards, tmp_path):
+    # Today the addresses give images; when they were captioned all gave the same placeholder image.
+    write_table(tmp_path / "table", [row(number) | {"sha256": PLACEHOLDER} for number in range(601)])
     report = recap(shards, tmp_path / "table", replace(OPTIONS, by="url"))
     assert report["samples"]["joined"] == 0
     assert nonzero(report["samples"]["dropped"]) == {"placeholder": 631, "no_row": 294}
 
 
-def test_without_notes_of_hashes_the_pictures_are_hashed(tmp_path):
+def test_without_notes_of_hashes_the_images_are_hashed(tmp_path):
     write_shards(tmp_path / "shards", count=0)
     with tarfile.open(tmp_path / "shards/000000.tar", "w") as tar:
-        members = [("a.png", b"one"), ("a.json", b"{}"), ("b.png", b"two"), ("b.json", b"["), ("c.txt", b"no picture")]
+        members = [
+            ("a.png", b"one"),
+            ("a.json", b"{}"),
+            ("b.png", b"two"),
+            ("b.json", b"["),
+            ("c.txt", b"not an image"),
+        ]
         for name, data in [*members, ("d.webp", b"two"), ("a.jpg", b"again")]:
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -305,7 +311,7 @@ def test_what_is_missing_is_named(shards, table, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"by": "sha"}, "unknown join key 'sha'; it is one of hash, key, url"),
+        ({"by": "sha"}, "unknown join key 'sha'; use one of hash, key, url"),
         ({"captions": ()}, "name at least one"),
         ({"captions": (("re_caption", "a"), ("org_caption", "a"))}, "a, a: name at least one, and each once"),
         ({"placeholders": 1}, "placeholders is 1"),
@@ -351,8 +357,14 @@ def test_from_the_command_line(shards, table, tmp_path):
     arguments = ["data", "recap", str(shards), str(table), "--caption", "re_caption=long", "--by", "url"]
     result = CliRunner().invoke(app, [*arguments, "--report", str(tmp_path / "report.json")])
     assert result.exit_code == 0, result.output
-    for line in ("samples on disk", "86.5%", "picture not on disk", "captions mended: 2", "failed to download 180"):
+    for line in (
+        "samples on disk",
+        "86.5%",
+        "image not on disk",
+        "captions with fixed encoding: 2",
+        "failed to download 180",
+    ):
         assert line in result.output
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["by"], report["mode"], report["samples"]["joined"]) == ("url", "sidecar", 800)
-    assert ShardDataset(shards, synthetic_key="long")[0].synthetic == "A long caption of picture 0."
+    assert ShardDataset(shards, synthetic_key="long")[0].synthetic == "A long caption of image 0."

@@ -1,12 +1,12 @@
-"""Mis-decoded captions are put right; those that may be right stay as they are."""
+"""Captions decoded with the wrong encoding are fixed; those that may be right stay as they are."""
 
 import pytest
 
-from openvision.data.recap.write import mend
+from openvision.data.recap.write import fix_mojibake
 
 
 @pytest.mark.parametrize(
-    ("text", "mended"),
+    ("text", "fixed"),
     [
         (r"CLR\xc2\xae Mold & Mildew", "CLR® Mold & Mildew"),
         (r"caf\xc3\xa9 \xE2\x82\xAC5", "café €5"),
@@ -15,8 +15,8 @@ from openvision.data.recap.write import mend
         ("naÃ¯ve Ã\x9cber", "naïve Über"),
     ],
 )
-def test_mojibake_is_mended(text, mended):
-    assert mend(text) == mended
+def test_mojibake_is_fixed(text, fixed):
+    assert fix_mojibake(text) == fixed
 
 
 @pytest.mark.parametrize(
@@ -35,4 +35,4 @@ def test_mojibake_is_mended(text, mended):
     ],
 )
 def test_texts_that_may_be_right_stay(text):
-    assert mend(text) == text
+    assert fix_mojibake(text) == text

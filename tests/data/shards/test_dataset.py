@@ -1,4 +1,4 @@
-"""Shards give back what was written, at random, and notice when they were harmed."""
+"""Shards return what was written, in any order, and damage is noticed."""
 
 import io
 import pickle
@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 
-from openvision.data.shards.dataset import ShardDataset, ShardWriter, all_texts, unpack_pictures
+from openvision.data.shards.dataset import ShardDataset, ShardWriter, all_texts, unpack_images
 from openvision.data.shards.manifest import index_folder
 from openvision.data.shards.store import LocalStore
 from openvision.errors import OpenVisionError
@@ -95,7 +95,7 @@ def test_truncated_tar_is_named(tmp_path, keep):
     write(tmp_path, count=2)
     path = tmp_path / "000000.tar"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(OpenVisionError, match=r"000000\.tar has \d+ bytes but its index was made from"):
+    with pytest.raises(OpenVisionError, match=r"000000\.tar has \d+ bytes but its index was built from"):
         ShardDataset(tmp_path)
     (tmp_path / "000000.index").unlink()
     (tmp_path / "shards.json").unlink()
@@ -120,7 +120,7 @@ def test_another_tar_of_the_same_size_is_noticed(tmp_path):
     # Tars are padded to blocks: the sizes are equal though the contents are not.
     assert (tmp_path / "a/000000.tar").stat().st_size == (tmp_path / "b/000000.tar").stat().st_size
     shutil.copy(tmp_path / "b/000000.tar", tmp_path / "a/000000.tar")
-    with pytest.raises(OpenVisionError, match=r"000000\.tar: key0\.\w+ is not what its index says"):
+    with pytest.raises(OpenVisionError, match=r"000000\.tar: key0\.\w+ does not match its index"):
         ShardDataset(tmp_path / "a")[0]
 
 
@@ -161,11 +161,16 @@ def test_a_key_of_an_earlier_shard_is_a_bad_sample(tmp_path):
         dataset[2]
 
 
-def test_members_without_a_picture_are_counted(tmp_path):
+def test_members_without_a_image_are_counted(tmp_path):
     foreign_tar(tmp_path / "0.tar", [("a.txt", b"alone"), ("b.png", b"1"), ("b.txt", b"two")])
     dataset = ShardDataset(tmp_path)
-    assert dataset.rejected == {"no_picture": 1}
+    assert dataset.rejected == {"no_image": 1}
     assert [sample.key for sample in dataset] == ["b"]
+    # Earlier versions stored the reason under another name; the index keeps it, and with it the identity of the data.
+    assert b"no_picture" in (tmp_path / "0.index").read_bytes()
+    manifest = tmp_path / "shards.json"
+    manifest.write_text(manifest.read_text().replace("no_image", "no_picture"))
+    assert ShardDataset(tmp_path).rejected == {"no_image": 1}
 
 
 def test_captions_beside_a_shard(tmp_path):
@@ -199,14 +204,14 @@ def test_a_tar_written_after_its_index(tmp_path):
     assert ShardDataset(tmp_path / "a")[0].alt == "alt 0"
     (tmp_path / "a/shards.json").unlink()
     (tmp_path / "a/000000.tar").write_bytes(other)
-    with pytest.raises(OpenVisionError, match=r"key0\.txt is not what its index says"):
+    with pytest.raises(OpenVisionError, match=r"key0\.txt does not match its index"):
         ShardDataset(tmp_path / "a")
 
 
 def test_a_vanished_shard_is_named_on_opening(tmp_path):
     write(tmp_path)
     (tmp_path / "000001.tar").unlink()
-    with pytest.raises(OpenVisionError, match=r"000001\.tar is in shards\.json but not there any more"):
+    with pytest.raises(OpenVisionError, match=r"000001\.tar is in shards\.json but no longer exists"):
         ShardDataset(tmp_path)
     index_folder(LocalStore(tmp_path), rebuild=True)
     assert len(ShardDataset(tmp_path)) == 4
@@ -256,12 +261,12 @@ def test_keys_that_would_break_the_layout(tmp_path):
         writer.write("ok", b"x", "png", "alt", {})
 
 
-def test_pictures_are_unpacked_under_their_names(tmp_path):
+def test_images_are_unpacked_under_their_names(tmp_path):
     with ShardWriter(tmp_path / "shards") as writer:
         for key, name in (("k1", "a red car"), ("k2", "a red car"), ("k3", "../x/..")):
             writer.write(key, key.encode(), "webp", "alt", {"name": name})
         writer.write("k4", b"k4", "jpg", "alt", {})
-    folder = tmp_path / "pictures"
-    assert unpack_pictures(ShardDataset(tmp_path / "shards"), folder) == 4
+    folder = tmp_path / "images"
+    assert unpack_images(ShardDataset(tmp_path / "shards"), folder) == 4
     written = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert written == {"a-red-car.webp": b"k1", "a-red-car-k2.webp": b"k2", "x.webp": b"k3", "k4.jpg": b"k4"}

@@ -1,4 +1,4 @@
-"""Shards behind URLs: the same samples, and what a network loses is tried again."""
+"""Shards behind URLs: the same samples, and retries after network failures."""
 
 import pickle
 from pathlib import Path
@@ -26,7 +26,7 @@ def remote(tmp_path):
 
 
 def test_a_remote_folder_is_indexed_once_and_read_at_random(remote, tmp_path) -> None:
-    with pytest.raises(OpenVisionError, match=r"has no index; make it once with `openvision data index memory://"):
+    with pytest.raises(OpenVisionError, match=r"has no index; build it once with `openvision data index memory://"):
         ShardDataset(remote)
     index_folder(open_store(remote))
     dataset, local = ShardDataset(remote), ShardDataset(tmp_path)
@@ -51,20 +51,20 @@ class Flaky:
 def flaky_store(failures: int) -> tuple[RemoteStore, list[float]]:
     slept: list[float] = []
     store = RemoteStore("memory://bucket", pauses=(1.0, 2.0, 4.0), sleep=slept.append)
-    store._files = Flaky(failures)
+    vars(store)["_files"] = Flaky(failures)
     return store, slept
 
 
-def test_what_the_network_loses_is_tried_again() -> None:
+def test_network_failures_are_retried() -> None:
     store, slept = flaky_store(failures=2)
     assert store.read("a.tar", 2, 3) == b"234"
     assert slept == [1.0, 2.0]
 
 
-def test_a_shard_that_stays_away_is_one_sentence() -> None:
+def test_a_permanent_failure_is_one_sentence() -> None:
     store, slept = flaky_store(failures=100)
     with pytest.raises(
-        OpenVisionError, match=r"memory://bucket/a\.tar cannot be read or written after 4 tries: the peer"
+        OpenVisionError, match=r"memory://bucket/a\.tar cannot be read or written after 4 attempts: the peer"
     ):
         store.read("a.tar")
     assert slept == [1.0, 2.0, 4.0]

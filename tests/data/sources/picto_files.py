@@ -10,7 +10,7 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-from openvision.data.sources.picto.styles import STYLES
+from openvision.data.sources.picto.emoji import STYLES
 
 ROOT = '<svg xmlns="http://www.w3.org/2000/svg"'
 # The owl is held out: the hash of its name says so.
@@ -60,7 +60,7 @@ def emoji_rows() -> list[dict[str, object]]:
     return [*rows, {"label": "regional indicator A", "hexcode": "1F1E6", "emoji": "🇦"}]
 
 
-def picture(colour: tuple[int, int, int], side: int) -> bytes:
+def image(colour: tuple[int, int, int], side: int) -> bytes:
     pixels = np.full((64, 64, 3), 255, np.uint8)
     pixels[8 : 8 + side, 8 : 8 + side] = colour
     buffer = io.BytesIO()
@@ -113,8 +113,8 @@ def fake_files() -> dict[str, bytes]:
     for side, style in enumerate(("google", "twitter"), start=30):
         for name, code in EMOJI.items():
             colour = tuple(bytes.fromhex(COLOURS[name][1:]))
-            files[style][f"img/{style}/64/{code.lower()}.png"] = picture((colour[0], colour[1], colour[2]), side)
-    for radius, style in enumerate(style for style in STYLES if style.picture_folder is None):
+            files[style][f"img/{style}/64/{code.lower()}.png"] = image((colour[0], colour[1], colour[2]), side)
+    for radius, style in enumerate(style for style in STYLES if style.png_folder is None):
         names = {"frog": "frog-face"} if style.name == "emojione" else {}
         files[style.name] = {"icons.json": icons(30 + 2 * radius, names), "chars.json": codes}
     packed = {short: npm(content) for short, content in files.items()}

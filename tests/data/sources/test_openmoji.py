@@ -1,4 +1,4 @@
-"""The drawn data: pictures, true captions, and a split that tests what it says it tests."""
+"""OpenMoji: rendered glyphs, true captions, and a split that tests what it says it tests."""
 
 import json
 from collections import Counter
@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from openvision.data.shards.dataset import ShardDataset
+from openvision.data.sources.openmoji.attributes import measure
 from openvision.data.sources.openmoji.captions import alt_text, synthetic_caption
-from openvision.data.sources.openmoji.measure import measure
+from openvision.data.sources.openmoji.glyphs import all_names, font_path, render_all
+from openvision.data.sources.openmoji.make import DEFAULT_SIZE, make_openmoji
 from openvision.data.sources.openmoji.names import clean_name
-from openvision.data.sources.openmoji.source import DEFAULT_SIZE, _font_path, all_names, draw_all, make_openmoji
 from openvision.data.sources.openmoji.split import COMPOSITIONAL, RANDOM, VALIDATION, committed_split, make_split
 from openvision.errors import OpenVisionError
 from openvision.images.preprocess import decode_image
@@ -18,18 +19,18 @@ from openvision.text.captions import sentences
 
 
 @pytest.fixture(scope="module")
-def drawings():
-    return list(draw_all(DEFAULT_SIZE, _font_path()))
+def glyphs():
+    return list(render_all(DEFAULT_SIZE, font_path()))
 
 
 @pytest.fixture(scope="module")
-def captions(drawings):
-    return {drawing.name.text: synthetic_caption(drawing.name, measure(drawing.pixels)) for drawing in drawings}
+def captions(glyphs):
+    return {glyph.name.text: synthetic_caption(glyph.name, measure(glyph.pixels)) for glyph in glyphs}
 
 
 @pytest.fixture(scope="module")
-def by_name(drawings):
-    return {drawing.name.text: drawing for drawing in drawings}
+def by_name(glyphs):
+    return {glyph.name.text: glyph for glyph in glyphs}
 
 
 @pytest.fixture(scope="module")
@@ -37,38 +38,38 @@ def split():
     return committed_split()
 
 
-def test_no_picture_is_empty_and_none_stands_twice(drawings):
-    assert len(drawings) > 3700
-    assert all((drawing.pixels < 200).any() for drawing in drawings)
-    assert len({drawing.pixels.tobytes() for drawing in drawings}) == len(drawings)
-    assert len({drawing.name.text for drawing in drawings}) == len(drawings)
-    assert len({drawing.key for drawing in drawings}) == len(drawings)
+def test_no_image_is_empty_and_none_stands_twice(glyphs):
+    assert len(glyphs) > 3700
+    assert all((glyph.pixels < 200).any() for glyph in glyphs)
+    assert len({glyph.pixels.tobytes() for glyph in glyphs}) == len(glyphs)
+    assert len({glyph.name.text for glyph in glyphs}) == len(glyphs)
+    assert len({glyph.key for glyph in glyphs}) == len(glyphs)
 
 
-def test_no_drawing_is_cut_off(drawings):
+def test_no_glyph_is_cut_off(glyphs):
     # Only what is drawn up to the edge of the glyph itself, like the sea under a ferry, may come near the border.
-    for drawing in drawings:
-        pixels = drawing.pixels
+    for glyph in glyphs:
+        pixels = glyph.pixels
         rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-        assert (rim.min(axis=1) > 200).all(), drawing.name.text
+        assert (rim.min(axis=1) > 200).all(), glyph.name.text
 
 
-def test_of_equal_pictures_the_best_known_name_stays(by_name):
+def test_of_equal_images_the_best_known_name_stays(by_name):
     for name in ("flag france", "flag spain", "flag norway", "flag australia"):
         assert name in by_name
     assert "flag clipperton island" not in by_name
 
 
-def test_names_the_font_has_no_drawing_for_are_left_out(by_name):
-    # Two glyphs in a row, and one yellow picture for all skin tones.
+def test_names_the_font_has_no_glyph_for_are_left_out(by_name):
+    # Two glyphs in a row, and one yellow image for all skin tones.
     assert "leftwards thumb sign light skin tone" not in by_name
     assert "people wrestling light skin tone dark skin tone" not in by_name
     assert "people wrestling" in by_name or "men wrestling" in by_name
 
 
-def test_the_committed_split_is_the_one_the_function_makes(drawings, split):
-    # Made at the default size: at another size a few more pictures can look alike.
-    made = make_split(drawing.name for drawing in drawings)
+def test_the_committed_split_is_the_one_the_function_makes(glyphs, split):
+    # Made at the default size: at another size a few more images can look alike.
+    made = make_split(glyph.name for glyph in glyphs)
     assert made == split
 
 
@@ -77,9 +78,9 @@ def test_sizes_of_the_split(split):
     assert all(370 <= count <= 420 for count in counts.values())
 
 
-def test_parts_of_compositional_names_are_seen_apart_and_never_together(drawings, split):
-    training = [drawing.name for drawing in drawings if drawing.name.text not in split]
-    held = [drawing.name for drawing in drawings if split.get(drawing.name.text) == COMPOSITIONAL]
+def test_parts_of_compositional_names_are_seen_apart_and_never_together(glyphs, split):
+    training = [glyph.name for glyph in glyphs if glyph.name.text not in split]
+    held = [glyph.name for glyph in glyphs if split.get(glyph.name.text) == COMPOSITIONAL]
     words = {word for name in training for word in name.text.split()}
     roles = {(name.role, name.faces_right, name.hair) for name in training}
     bare = {name.bare for name in training}
@@ -131,10 +132,10 @@ def test_captions_state_what_is_true(captions, name, facts):
     assert all(fact in caption for fact in facts), caption
 
 
-def test_colours_are_measured_not_read_from_the_name(drawings):
-    picture = np.full((32, 32, 3), 255, dtype=np.uint8)
-    picture[8:24, 4:28] = (92, 158, 49)
-    measured = measure(picture)
+def test_colours_are_measured_not_read_from_the_name(glyphs):
+    image = np.full((32, 32, 3), 255, dtype=np.uint8)
+    image[8:24, 4:28] = (92, 158, 49)
+    measured = measure(image)
     assert measured.colours == ("green",)
     assert measured.leading_share == 1
     assert not measured.round
@@ -144,12 +145,12 @@ def test_colours_are_measured_not_read_from_the_name(drawings):
 
 
 def test_white_inside_an_outline_is_a_colour_and_paper_is_not():
-    picture = np.full((32, 32, 3), 255, dtype=np.uint8)
-    picture[4:28, 4:28] = 0
-    picture[6:26, 6:26] = 255
-    assert measure(picture).colours[0] == "white"
-    picture[15:17, 26:28] = 255  # A gap in the outline lets the paper in.
-    assert measure(picture).colours == ("black",)
+    image = np.full((32, 32, 3), 255, dtype=np.uint8)
+    image[4:28, 4:28] = 0
+    image[6:26, 6:26] = 255
+    assert measure(image).colours[0] == "white"
+    image[15:17, 26:28] = 255  # A gap in the outline lets the paper in.
+    assert measure(image).colours == ("black",)
 
 
 def test_every_caption_has_three_to_six_sentences(captions):
@@ -160,21 +161,21 @@ def test_every_caption_has_three_to_six_sentences(captions):
         assert len(caption.split()) <= 60, caption
 
 
-def test_a_sentence_tells_its_picture_from_most_others(captions):
-    """A sentence shared by many pictures would make them false negatives of each other in a batch."""
+def test_a_sentence_tells_its_image_from_most_others(captions):
+    """A sentence shared by many images would make them false negatives of each other in a batch."""
     shared = Counter(piece.strip() for caption in captions.values() for piece in sentences(caption))
     # The skin tones of one name, two people of five tones each and the yellow one, may share a sentence.
     assert max(shared.values()) <= 26, shared.most_common(3)
 
 
-def test_alt_texts_are_messy_and_lose_no_word(drawings):
+def test_alt_texts_are_messy_and_lose_no_word(glyphs):
     forms = set()
-    for drawing in drawings:
-        alt = alt_text(drawing.name)
+    for glyph in glyphs:
+        alt = alt_text(glyph.name)
         letters = "".join(character for character in alt.lower() if character.isalnum())
-        for word in drawing.name.text.split():
+        for word in glyph.name.text.split():
             assert "".join(filter(str.isalnum, word)) in letters
-        forms.add(alt.lower() == drawing.name.text)
+        forms.add(alt.lower() == glyph.name.text)
     assert forms == {True, False}
 
 

@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 from openvision.cli.data import app
 from openvision.data.shards.dataset import ShardDataset
 from openvision.data.sources.openmoji.names import clean_name
-from openvision.data.sources.picto.draw import draw_icon, draw_page, draw_png
-from openvision.data.sources.picto.names import Concept, Concepts, plain_hexcode, readable
+from openvision.data.sources.picto.concepts import Concept, Concepts, plain_hexcode, readable
+from openvision.data.sources.picto.emoji import STYLES
+from openvision.data.sources.picto.make import Counts, Pair, Rendered, make_picto, render_all, without_duplicates
 from openvision.data.sources.picto.packages import Package, Packages, committed_packages
-from openvision.data.sources.picto.source import Counts, Drawn, Pair, draw_all, make_picto, without_twins
+from openvision.data.sources.picto.render import render_icon, render_page, render_png
 from openvision.data.sources.picto.split import HELDOUT_CONCEPTS, TRAIN, HeldNames, is_held_out, split_of
-from openvision.data.sources.picto.styles import STYLES
 from openvision.errors import OpenVisionError
 from openvision.images.decode import BadSampleError
 from openvision.images.preprocess import decode_image
@@ -55,12 +55,14 @@ def samples(folder: Path, split: str) -> dict[str, list]:
 
 
 def test_every_style_goes_where_its_vendor_belongs(made):
-    parts = {part: {style.name for style in STYLES if style.part == part} for part in {style.part for style in STYLES}}
+    parts = {
+        part: {style.name for style in STYLES if style.split == part} for part in {style.split for style in STYLES}
+    }
     # Noto's drawings come twice; only what its SVGs lack is taken from the PNGs.
     assert set(samples(made, TRAIN)) == parts["train"] - {"google"} | {"openclipart"}
     assert set(samples(made, "validation_style")) == parts["validation_style"] == {"emojione", "emojione-v1"}
     assert set(samples(made, "heldout_style")) == parts["heldout_style"] == {"twitter"}
-    vendors = {part: {style.vendor for style in STYLES if style.part == part} for part in parts}
+    vendors = {part: {style.vendor for style in STYLES if style.split == part} for part in parts}
     assert not vendors["train"] & vendors["validation_style"]
     assert not vendors["heldout_style"] & (vendors["train"] | vendors["validation_style"])
 
@@ -122,7 +124,7 @@ def test_the_card_names_version_licence_and_author_of_every_package(made, packed
         assert f"| {package.name} | {package.version} | {package.licence} | {package.attribution} |" in card
 
 
-def test_no_picture_stands_twice_and_the_same_packages_give_the_same_bytes(made, packed, tmp_path):
+def test_no_image_stands_twice_and_the_same_packages_give_the_same_bytes(made, packed, tmp_path):
     digests = [
         hashlib.sha256(decode_image(sample.image).tobytes()).digest()
         for split in ("train", "validation_style", "heldout_style", HELDOUT_CONCEPTS)
@@ -141,14 +143,14 @@ def test_a_larger_set_holds_the_same_pairs(made, packed, tmp_path):
 
 
 def test_what_is_left_out_and_said_is_decided_at_one_size():
-    def draw(size: int) -> np.ndarray:
+    def render(size: int) -> np.ndarray:
         pixels = np.full((size, size, 3), 255, np.uint8)
         pixels[: size // 2] = (0, 160, 0) if size > 96 else (200, 0, 0)
         return pixels
 
-    pair = Pair("k", TRAIN, "noto", "frog", (), draw, lambda measured: ("alt", measured.colours[0]), {})
+    pair = Pair("k", TRAIN, "noto", "frog", (), render, lambda measured: ("alt", measured.colours[0]), {})
     spool = io.BytesIO()
-    large, small = (draw_all(iter([pair]), size, spool, Counts(), lambda line: None)[0] for size in (128, 96))
+    large, small = (render_all(iter([pair]), size, spool, Counts(), lambda line: None)[0] for size in (128, 96))
     assert (large.digest, large.synthetic) == (small.digest, small.synthetic) == (large.digest, "red")
     assert decode_image(spool.getvalue()[: large.length]).shape == (128, 128, 3)
 
@@ -162,25 +164,25 @@ def test_a_set_is_made_once_and_never_over_other_files(made, packed, tmp_path):
         make_picto(tmp_path, 48, packed[0], offline=True, table=packed[1])
 
 
-def drawn(key: str, name: str, split: str, digest: bytes) -> Drawn:
+def rendered(key: str, name: str, split: str, digest: bytes) -> Rendered:
     parsed = clean_name("🖐", name)
     pair = Pair(key, split, "noto", name, parsed.tones, lambda size: np.zeros(0), lambda measured: ("", ""), {})
-    return Drawn(pair, digest, 0, 0, "", "")
+    return Rendered(pair, digest, 0, 0, "", "")
 
 
-def test_of_identical_pictures_on_two_sides_one_stays():
+def test_of_identical_images_on_two_sides_one_stays():
     counts = Counts()
-    kept = without_twins(
-        [drawn("b", "flag bouvet island", HELDOUT_CONCEPTS, b"1"), drawn("n", "flag norway", TRAIN, b"1")], counts
+    kept = without_duplicates(
+        [rendered("b", "flag bouvet island", HELDOUT_CONCEPTS, b"1"), rendered("n", "flag norway", TRAIN, b"1")], counts
     )
     assert [one.pair.name for one in kept] == ["flag norway"]
     assert counts.left_out["noto"]["identical to another"] == 1
 
 
-def test_one_picture_for_all_skin_tones_keeps_no_toned_name():
-    tones = [drawn(tone, f"hand {tone} skin tone", TRAIN, b"1") for tone in ("light", "dark")]
-    assert without_twins(tones, Counts()) == []
-    kept = without_twins([*tones, drawn("plain", "hand", TRAIN, b"1")], Counts())
+def test_one_image_for_all_skin_tones_keeps_no_toned_name():
+    tones = [rendered(tone, f"hand {tone} skin tone", TRAIN, b"1") for tone in ("light", "dark")]
+    assert without_duplicates(tones, Counts()) == []
+    kept = without_duplicates([*tones, rendered("plain", "hand", TRAIN, b"1")], Counts())
     assert [one.pair.name for one in kept] == ["hand"]
 
 
@@ -243,7 +245,7 @@ def test_labels_become_readable_names(label, expected):
 )
 def test_what_cannot_be_drawn_says_why(body, reason):
     with pytest.raises(BadSampleError) as caught:
-        draw_page(f'{ROOT} width="100" height="100">{body}</svg>', 48)
+        render_page(f'{ROOT} width="100" height="100">{body}</svg>', 48)
     assert caught.value.reason == reason
 
 
@@ -256,12 +258,12 @@ def test_what_cannot_be_drawn_says_why(body, reason):
 )
 def test_svgs_without_bound_are_refused(svg, reason):
     with pytest.raises(BadSampleError) as caught:
-        draw_icon(svg, 48)
+        render_icon(svg, 48)
     assert caught.value.reason == reason
 
 
 def test_a_drawing_lies_in_the_middle_whatever_its_page():
-    pixels = draw_page(f'{ROOT} width="400pt" height="100pt"><rect x="9" y="9" width="80" height="40"/></svg>', 100)
+    pixels = render_page(f'{ROOT} width="400pt" height="100pt"><rect x="9" y="9" width="80" height="40"/></svg>', 100)
     inked = pixels[..., 0] < 128
     rows, columns = np.flatnonzero(inked.any(axis=1)), np.flatnonzero(inked.any(axis=0))
     assert abs(columns[0] + columns[-1] - 99) <= 1
@@ -274,7 +276,7 @@ def test_a_png_larger_than_an_emoji_is_refused():
     large = io.BytesIO()
     Image.new("RGB", (600, 600)).save(large, "PNG")
     with pytest.raises(BadSampleError) as caught:
-        draw_png(large.getvalue(), 48)
+        render_png(large.getvalue(), 48)
     assert caught.value.reason == "too_large"
 
 
@@ -293,7 +295,7 @@ def test_offline_a_missing_package_is_named(tmp_path):
 @pytest.mark.parametrize(("short", "client"), [("emojilib", "npm"), ("fashion-mnist", "apt-get")])
 def test_a_missing_client_is_named_with_the_remedy(short, client, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(OpenVisionError, match=f"fetched by {client}, which this machine lacks; install .* or put"):
+    with pytest.raises(OpenVisionError, match=f"fetched by {client}, which is not installed; install .* or copy"):
         Packages(tmp_path, committed_packages()).path(short)
 
 
@@ -320,7 +322,7 @@ def test_a_package_is_fetched_by_its_pinned_version_and_kept(packed, tmp_path, m
 def test_what_a_client_complains_about_is_passed_on(packed, tmp_path, monkeypatch):
     fake_npm(tmp_path, "echo no such host >&2; exit 1")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    with pytest.raises(OpenVisionError, match=r"failed: no such host; look at the network, or put .*\.tgz into"):
+    with pytest.raises(OpenVisionError, match=r"failed: no such host; check the network, or copy .*\.tgz into"):
         Packages(tmp_path / "cache", packed[1]).path("noto")
 
 

@@ -1,4 +1,4 @@
-"""Shards made from tables, folders and data sets hold the pictures as they were, under keys that stay."""
+"""Shards made from tables, folders and datasets hold the images as they were, under keys that stay."""
 
 import csv
 import io
@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from openvision.cli.main import app
 from openvision.data.shards.dataset import Sample, ShardDataset
-from openvision.data.tools.make import is_held_out, make_shards, prepare_picture, stable_key
-from openvision.data.tools.rows import Columns, folder_rows, hugging_face_rows, table_rows
+from openvision.data.tools.make import is_held_out, make_shards, prepare_image, stable_key
+from openvision.data.tools.readers import Columns, folder_rows, hugging_face_rows, table_rows
 from openvision.errors import OpenVisionError
 from openvision.images.decode import BadSampleError
 from openvision.images.preprocess import decode_image
@@ -37,14 +37,14 @@ def write_table(path: Path, rows: list[list[str]], delimiter: str = ",") -> Path
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
-    folder = tmp_path / "data/pictures"
+def images(tmp_path) -> Path:
+    folder = tmp_path / "data/images"
     folder.mkdir(parents=True)
     (folder / "car.jpg").write_bytes(encoded("JPEG"))
     (folder / "car.png").write_bytes(draw("red", "bar"))
     (folder / "dog.webp").write_bytes(encoded("WEBP"))
     (folder / "old.bmp").write_bytes(encoded("BMP"))
-    (folder / "bad.jpg").write_bytes(b"no picture")
+    (folder / "bad.jpg").write_bytes(b"not an image")
     return folder
 
 
@@ -52,24 +52,24 @@ def samples(folder: Path) -> dict[str, Sample]:
     return {sample.meta.get("file", sample.key): sample for sample in ShardDataset(folder)}
 
 
-def table(pictures: Path, name: str = "table.csv", delimiter: str = ",") -> Path:
+def table(images: Path, name: str = "table.csv", delimiter: str = ",") -> Path:
     rows = [
         ["", "path", "caption", "re_caption", "source"],
-        ["0", "pictures/car.jpg", "a cär, red", "A car. It is red.", "web"],
-        ["1", "./pictures/old.bmp", "old", "", "scan"],
-        ["2", "pictures/bad.jpg", "bad", "", "web"],
-        ["3", "pictures/none.jpg", "none", "", "web"],
-        ["4", "pictures/dog.webp", " ", "", "web"],
+        ["0", "images/car.jpg", "a cär, red", "A car. It is red.", "web"],
+        ["1", "./images/old.bmp", "old", "", "scan"],
+        ["2", "images/bad.jpg", "bad", "", "web"],
+        ["3", "images/none.jpg", "none", "", "web"],
+        ["4", "images/dog.webp", " ", "", "web"],
         ["5", "", "nothing", "", "web"],
-        ["6", "pictures/car.jpg", "a second text", "", "web"],
-        ["7", "pictures/car.jpg", "a second text", "", "web"],
+        ["6", "images/car.jpg", "a second text", "", "web"],
+        ["7", "images/car.jpg", "a second text", "", "web"],
     ]
-    return write_table(pictures.parent / name, rows, delimiter)
+    return write_table(images.parent / name, rows, delimiter)
 
 
 @pytest.mark.parametrize(("name", "delimiter"), [("table.csv", ","), ("table.tsv", "\t")])
-def test_a_table(pictures, tmp_path, name, delimiter):
-    path = table(pictures, name, delimiter)
+def test_a_table(images, tmp_path, name, delimiter):
+    path = table(images, name, delimiter)
     made = make_shards(table_rows(path, Columns()), tmp_path / "out")
     found = list(ShardDataset(tmp_path / "out/train"))
     assert [(sample.alt, sample.synthetic) for sample in found] == [
@@ -77,12 +77,12 @@ def test_a_table(pictures, tmp_path, name, delimiter):
         ("old", None),
         ("a second text", None),
     ]
-    assert found[0].image == (pictures / "car.jpg").read_bytes()
-    assert found[0].meta == {"source": "web", "file": "pictures/car.jpg"}
+    assert found[0].image == (images / "car.jpg").read_bytes()
+    assert found[0].meta == {"source": "web", "file": "images/car.jpg"}
     assert found[2].key == f"{found[0].key}-2"
     assert found[1].extension == "png"
-    assert np.array_equal(decode_image(found[1].image), decode_image((pictures / "old.bmp").read_bytes()))
-    reasons = ["undecodable", "missing_file", "empty_text", "no_picture", "repeated_row"]
+    assert np.array_equal(decode_image(found[1].image), decode_image((images / "old.bmp").read_bytes()))
+    reasons = ["undecodable", "missing_file", "empty_text", "no_image", "repeated_row"]
     assert made.reasons == dict.fromkeys(reasons, 1)
     assert (made.samples, made.changed) == ({"train": 3}, {"converted": 1})
     rejects = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text().splitlines()]
@@ -91,51 +91,51 @@ def test_a_table(pictures, tmp_path, name, delimiter):
     assert json.loads((tmp_path / "out/make.json").read_text())["samples"] == {"train": 3}
 
 
-def test_json_lines(pictures, tmp_path):
-    path = pictures.parent / "table.jsonl"
+def test_json_lines(images, tmp_path):
+    path = images.parent / "table.jsonl"
     lines = [
-        json.dumps({"file": "pictures/car.jpg", "texts": ["one", "two"], "long": ["A.", "B."], "score": 0.5, "x": {}}),
+        json.dumps({"file": "images/car.jpg", "texts": ["one", "two"], "long": ["A.", "B."], "score": 0.5, "x": {}}),
         "{",
         "[]",
-        json.dumps({"file": "pictures/car.png", "texts": None, "long": "x"}),
+        json.dumps({"file": "images/car.png", "texts": None, "long": "x"}),
     ]
     path.write_text("\n".join(lines))
     made = make_shards(table_rows(path, Columns(alt="texts", synthetic="long")), tmp_path / "out")
     found = list(ShardDataset(tmp_path / "out/train"))
     assert [(sample.alt, sample.synthetic) for sample in found] == [("one", ["A.", "B."]), ("two", ["A.", "B."])]
-    assert found[0].meta == {"score": 0.5, "file": "pictures/car.jpg"}
+    assert found[0].meta == {"score": 0.5, "file": "images/car.jpg"}
     assert made.reasons == {"bad_row": 2, "empty_text": 1}
 
 
-def test_rows_with_too_few_and_too_many_fields(pictures, tmp_path):
-    rows = [["image", "text"], ["pictures/car.jpg"], ["pictures/car.jpg", "a", "b"], ["pictures/car.jpg", "good"]]
-    path = write_table(pictures.parent / "t.csv", rows)
+def test_rows_with_too_few_and_too_many_fields(images, tmp_path):
+    rows = [["image", "text"], ["images/car.jpg"], ["images/car.jpg", "a", "b"], ["images/car.jpg", "good"]]
+    path = write_table(images.parent / "t.csv", rows)
     made = make_shards(table_rows(path, Columns()), tmp_path / "out")
     assert (made.samples, made.reasons) == ({"train": 1}, {"bad_row": 2})
 
 
-def test_paths_outside_are_taken_when_they_exist(pictures, tmp_path):
-    rows = [["image", "text"], ["../pictures/car.jpg", "up"], ["../../etc/none.png", "none"], [str(pictures), "folder"]]
-    path = write_table(pictures.parent / "tables/t.csv", rows)
+def test_paths_outside_are_taken_when_they_exist(images, tmp_path):
+    rows = [["image", "text"], ["../images/car.jpg", "up"], ["../../etc/none.png", "none"], [str(images), "folder"]]
+    path = write_table(images.parent / "tables/t.csv", rows)
     made = make_shards(table_rows(path, Columns()), tmp_path / "out")
     assert (made.samples, made.reasons) == ({"train": 1}, {"missing_file": 2})
 
 
-def test_keys_do_not_depend_on_the_other_rows(pictures, tmp_path):
-    path = table(pictures)
+def test_keys_do_not_depend_on_the_other_rows(images, tmp_path):
+    path = table(images)
     make_shards(table_rows(path, Columns()), tmp_path / "one")
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], *reversed(lines[1:3])]) + "\n")
     make_shards(table_rows(path, Columns()), tmp_path / "two")
     one, two = (samples(tmp_path / name / "train") for name in ("one", "two"))
-    assert two["pictures/old.bmp"].key == one["pictures/old.bmp"].key == stable_key("pictures/old.bmp")
+    assert two["images/old.bmp"].key == one["images/old.bmp"].key == stable_key("images/old.bmp")
     assert stable_key("a/Öl & Wasser.v2.png").startswith("l-wasser-v2-")
     assert stable_key("a/x.png") != stable_key("b/x.png")
     assert len(stable_key("x" * 300)) < 95
 
 
 def test_a_folder_with_texts_or_classes(tmp_path):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     for name in ("red_bar/1.png", "red_bar/2.PNG", "blue/1.png", "0.png", ".hidden/x.png", "notes.md"):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def many(folder: Path, count: int) -> Path:
 
 
 def test_the_hold_out_is_a_share_of_keys_and_stays(tmp_path):
-    folder = many(tmp_path / "pictures", 60)
+    folder = many(tmp_path / "images", 60)
     made = make_shards(folder_rows(folder), tmp_path / "out", holdout=0.25)
     assert made.samples.total() == 60
     validation = samples(tmp_path / "out/validation")
@@ -172,74 +172,74 @@ def test_the_hold_out_is_a_share_of_keys_and_stays(tmp_path):
     assert sum(is_held_out(f"key{index}", 0.1) for index in range(5000)) == pytest.approx(500, abs=100)
 
 
-def test_texts_of_one_picture_stay_on_one_side(pictures, tmp_path):
+def test_texts_of_one_image_stay_on_one_side(images, tmp_path):
     rows = [["image", "text"]]
-    rows += [[f"pictures/{name}", f"text {index}"] for index in range(6) for name in ("car.jpg", "car.png", "dog.webp")]
+    rows += [[f"images/{name}", f"text {index}"] for index in range(6) for name in ("car.jpg", "car.png", "dog.webp")]
     holdout = next(share / 100 for share in range(1, 99) if splits(share / 100) == {True, False})
-    make_shards(table_rows(write_table(pictures.parent / "t.csv", rows), Columns()), tmp_path / "out", holdout=holdout)
+    make_shards(table_rows(write_table(images.parent / "t.csv", rows), Columns()), tmp_path / "out", holdout=holdout)
     files = [{sample.meta["file"] for sample in ShardDataset(tmp_path / "out" / s)} for s in ("train", "validation")]
-    assert files[0] | files[1] == {"pictures/car.jpg", "pictures/car.png", "pictures/dog.webp"}
+    assert files[0] | files[1] == {"images/car.jpg", "images/car.png", "images/dog.webp"}
     assert not files[0] & files[1]
 
 
 def splits(share: float) -> set[bool]:
     names = ("car.jpg", "car.png", "dog.webp")
-    return {is_held_out(stable_key(f"pictures/{name}"), share) for name in names}
+    return {is_held_out(stable_key(f"images/{name}"), share) for name in names}
 
 
 def test_bytes_are_those_of_the_source_unless_they_must_change():
     for kind, extension in (("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")):
-        picture = prepare_picture(encoded(kind), max_side=48)
-        assert (picture.data, picture.extension, picture.change) == (encoded(kind), extension, None)
-    smaller = prepare_picture(encoded("JPEG"), max_side=20)
+        image = prepare_image(encoded(kind), max_side=48)
+        assert (image.data, image.extension, image.change) == (encoded(kind), extension, None)
+    smaller = prepare_image(encoded("JPEG"), max_side=20)
     assert (smaller.extension, smaller.change) == ("jpg", "downscaled")
     assert decode_image(smaller.data).shape == (10, 20, 3)
-    assert prepare_picture(encoded("WEBP"), max_side=20).extension == "png"
-    assert prepare_picture(encoded("TIFF")).change == "converted"
+    assert prepare_image(encoded("WEBP"), max_side=20).extension == "png"
+    assert prepare_image(encoded("TIFF")).change == "converted"
 
 
 @pytest.mark.parametrize("data", [b"", encoded("PNG")[:-40], encoded("JPEG")[:300], encoded("EPS")])
-def test_broken_pictures_and_formats_that_would_start_a_program_are_refused(data, monkeypatch):
+def test_broken_images_and_formats_that_would_start_a_program_are_refused(data, monkeypatch):
     def started(*_, **__) -> None:
         raise AssertionError("a program was started")
 
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", started)
     with pytest.raises(BadSampleError) as bad:
-        prepare_picture(data)
+        prepare_image(data)
     assert bad.value.reason == "undecodable"
 
 
-def test_nothing_is_left_of_what_fails(pictures, tmp_path):
+def test_nothing_is_left_of_what_fails(images, tmp_path):
     out = tmp_path / "out"
-    path = write_table(pictures.parent / "t.csv", [["image", "text"], ["pictures/bad.jpg", "x"]])
+    path = write_table(images.parent / "t.csv", [["image", "text"], ["images/bad.jpg", "x"]])
     with pytest.raises(OpenVisionError, match=r"no row can be used \(undecodable 1\); the first: .*row 1"):
         make_shards(table_rows(path, Columns()), out)
-    good = write_table(pictures.parent / "g.csv", [["image", "text"], ["pictures/car.jpg", "x"]])
+    good = write_table(images.parent / "g.csv", [["image", "text"], ["images/car.jpg", "x"]])
     with pytest.raises(OpenVisionError, match=r"leaves nothing for (train|validation) of 1 samples"):
         make_shards(table_rows(good, Columns()), out, holdout=0.5)
     with pytest.raises(OpenVisionError, match=r"no column 'nope'; its columns are: image, text"):
         make_shards(table_rows(good, Columns(alt="nope")), out)
-    odd = write_table(pictures.parent / "o.csv", [["a", "b"], ["pictures/car.jpg", "x"]])
+    odd = write_table(images.parent / "o.csv", [["a", "b"], ["images/car.jpg", "x"]])
     with pytest.raises(OpenVisionError, match=r"name the column to read with --image-column"):
         make_shards(table_rows(odd, Columns()), out)
-    (pictures.parent / "latin.csv").write_bytes("image,text\npictures/car.jpg,é\n".encode("latin-1"))
+    (images.parent / "latin.csv").write_bytes("image,text\nimages/car.jpg,é\n".encode("latin-1"))
     with pytest.raises(OpenVisionError, match=r"latin\.csv cannot be read.*UTF-8"):
-        make_shards(table_rows(pictures.parent / "latin.csv", Columns()), out)
+        make_shards(table_rows(images.parent / "latin.csv", Columns()), out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
-def test_what_exists_is_not_replaced(pictures, tmp_path):
+def test_what_exists_is_not_replaced(images, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("mine")
     with pytest.raises(OpenVisionError, match="out exists"):
-        make_shards(folder_rows(pictures), out)
+        make_shards(folder_rows(images), out)
     assert (out / "mine.txt").read_text() == "mine"
 
 
 @pytest.fixture
 def stand_in(monkeypatch) -> SimpleNamespace:
-    """What `make_sources` uses of the `datasets` library, which the tests do without."""
+    """The part of the `datasets` library that `readers` uses; the tests do without it."""
 
     class Feature:
         def __init__(self, decode: bool = True, names: tuple[str, ...] = ()) -> None:
@@ -248,7 +248,7 @@ def stand_in(monkeypatch) -> SimpleNamespace:
         def int2str(self, value: int) -> str:
             return self.names[value]
 
-    class Picture(Feature):
+    class Image(Feature):
         pass
 
     class Label(Feature):
@@ -262,7 +262,7 @@ def stand_in(monkeypatch) -> SimpleNamespace:
             return list(self.features)
 
         def cast_column(self, name: str, feature: Feature) -> "Table":
-            assert isinstance(self.features[name], Picture)
+            assert isinstance(self.features[name], Image)
             assert not feature.decode
             return self
 
@@ -277,7 +277,7 @@ def stand_in(monkeypatch) -> SimpleNamespace:
             {"image": {"bytes": draw("green", "bar"), "path": None}, "label": -1, "n": 1},
         ]
     )
-    table.features = {"image": Picture(), "label": Label(names=("a red one", "a blue one")), "n": Feature()}
+    table.features = {"image": Image(), "label": Label(names=("a red one", "a blue one")), "n": Feature()}
 
     def load_dataset(name: str) -> Splits:
         if name != "someone/drawings":
@@ -285,7 +285,7 @@ def stand_in(monkeypatch) -> SimpleNamespace:
         return Splits(train=table)
 
     module = SimpleNamespace(
-        Image=Picture,
+        Image=Image,
         ClassLabel=Label,
         DatasetDict=Splits,
         load_from_disk=lambda _: table,
@@ -307,7 +307,7 @@ def test_a_hugging_face_data_set(tmp_path, on_disk):
         ("-1", {"n": 1}),
     ]
     assert found[0].image == draw("red", "bar")
-    assert made.reasons == {"no_picture": 1}
+    assert made.reasons == {"no_image": 1}
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -318,9 +318,9 @@ def test_unknown_data_sets_and_splits():
         next(hugging_face_rows("someone/drawings", "test", Columns()))
 
 
-def test_the_command(pictures, tmp_path):
+def test_the_command(images, tmp_path):
     out = tmp_path / "out"
-    arguments = ["data", "make", str(out), "--table", str(table(pictures)), "--max-side", "32"]
+    arguments = ["data", "make", str(out), "--table", str(table(images)), "--max-side", "32"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "left out, undecodable: 1" in result.output

@@ -10,15 +10,15 @@ import pytest
 from typer.testing import CliRunner
 
 from openvision.cli.main import app
-from openvision.data.loader import Loader
+from openvision.data.loader import InputSpec, Loader
 from openvision.data.shards.dataset import ShardDataset, ShardWriter
-from openvision.data.tools.preview import Feed, Preview, look, render
-from openvision.images.augment import Augment
+from openvision.data.tools.preview import Preview, PreviewOptions, collect, render
 from openvision.recipe.schema import dump_recipe
 from openvision.text.tokenizer import Tokenizer
 from tests.conftest import draw
 
-FEED = Feed(resolution=16, context_length=12, caption_length=20, seed=3, position=5)
+INPUTS = InputSpec(resolution=16, context_length=12, caption_length=20)
+OPTIONS = PreviewOptions(INPUTS, seed=3, position=5)
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +32,9 @@ def tokenizer(dataset) -> Tokenizer:
 
 
 def test_the_first_view_is_that_of_the_run(dataset, tokenizer):
-    with Loader(
-        dataset, tokenizer, resolution=16, batch_size=1, context_length=12, caption_length=20, augment=Augment(), seed=3
-    ) as stream:
+    with Loader(dataset, tokenizer, INPUTS, batch_size=1, seed=3) as stream:
         batches = list(itertools.islice(stream, 5 + 4))[5:]
-    shown = look(dataset, tokenizer, FEED, count=4, views=1)
+    shown = collect(dataset, tokenizer, replace(OPTIONS, count=4, views=1))
     assert [card.position for card in shown.cards] == [5, 6, 7, 8]
     for batch, card in zip(batches, shown.cards, strict=True):
         (view,) = card.views
@@ -46,7 +44,7 @@ def test_the_first_view_is_that_of_the_run(dataset, tokenizer):
 
 
 def test_further_views_are_of_the_same_sample_and_differ(dataset, tokenizer):
-    shown = look(dataset, tokenizer, FEED, count=6, views=5)
+    shown = collect(dataset, tokenizer, replace(OPTIONS, count=6, views=5))
     pixels = {view.pixels.tobytes() for card in shown.cards for view in card.views}
     sentences = {view.sentence.read for card in shown.cards for view in card.views}
     assert [len(card.views) for card in shown.cards] == [5] * 6
@@ -59,12 +57,12 @@ def test_further_views_are_of_the_same_sample_and_differ(dataset, tokenizer):
 
 def test_later_epochs_do_not_repeat_the_first_view(dataset, tokenizer):
     # All samples: the stream of the later views has the order of the run's own.
-    for card in look(dataset, tokenizer, replace(FEED, position=0), count=16, views=2).cards:
+    for card in collect(dataset, tokenizer, replace(OPTIONS, position=0, count=16, views=2)).cards:
         assert not np.array_equal(card.views[0].pixels, card.views[1].pixels)
 
 
 def test_more_than_there_are(dataset, tokenizer):
-    assert len(look(dataset, tokenizer, replace(FEED, position=0), count=500, views=1).cards) == len(dataset)
+    assert len(collect(dataset, tokenizer, replace(OPTIONS, position=0, count=500, views=1)).cards) == len(dataset)
 
 
 def one_sample(folder, text: str, caption: str | None) -> ShardDataset:
@@ -73,9 +71,9 @@ def one_sample(folder, text: str, caption: str | None) -> ShardDataset:
     return ShardDataset(folder)
 
 
-def test_the_lost_end_is_told(tmp_path, tokenizer):
+def test_the_truncated_end_is_shown(tmp_path, tokenizer):
     data = one_sample(tmp_path / "long", "red " * 8 + "bar bar bar", "A red bar. " * 7 + "the end")
-    (card,) = look(data, tokenizer, FEED, views=2).cards
+    (card,) = collect(data, tokenizer, replace(OPTIONS, views=2)).cards
     assert card.views[0].alt.read == " ".join(["red"] * 8 + ["bar"])
     assert (card.views[0].alt.lost, card.views[0].alt.tokens) == ("bar bar", 11)
     target = card.views[1].target
@@ -83,38 +81,32 @@ def test_the_lost_end_is_told(tmp_path, tokenizer):
     whole = tokenizer.decode(tokenizer.tokens(["A red bar. " * 7 + "the end"])[0])
     assert f"{target.read} {target.lost}".replace(" ", "") == whole.replace(" ", "")
     assert target.lost
-    page = render(Preview([card], Counter()), FEED, {})
+    page = render(Preview([card], Counter()), OPTIONS, {})
     assert "alt-texts cut</span> 1 of 1" in page
     assert '<s title="never read">bar bar</s>' in page
 
 
 def test_without_caption_and_without_decoder(tmp_path, tokenizer):
-    feed = Feed(resolution=16, context_length=12, caption_length=None)
-    (card,) = look(one_sample(tmp_path / "alt", "red bar", None), tokenizer, feed, views=2).cards
+    options = PreviewOptions(replace(INPUTS, caption_length=None), views=2)
+    (card,) = collect(one_sample(tmp_path / "alt", "red bar", None), tokenizer, options).cards
     assert [view.sentence.read for view in card.views] == ["red bar", "red bar"]
     assert card.views[0].target is None
-    assert "caption target" not in render(
-        Preview([card], look(card_data(tmp_path), tokenizer, feed).rejected), feed, {}
-    )
+    assert "caption target" not in render(Preview([card], Counter()), options, {})
 
 
-def card_data(tmp_path) -> ShardDataset:
-    return ShardDataset(tmp_path / "alt")
-
-
-def test_bad_samples_are_passed_over_and_told(tmp_path, tokenizer):
+def test_bad_samples_are_skipped_and_counted(tmp_path, tokenizer):
     with ShardWriter(tmp_path / "some") as writer:
         for number in range(4):
-            image = b"no picture" if number == 2 else draw("red", "bar")
+            image = b"not an image" if number == 2 else draw("red", "bar")
             writer.write(f"key{number}", image, "png", f"red bar {number}", {})
-    shown = look(ShardDataset(tmp_path / "some"), tokenizer, replace(FEED, position=0), views=2)
+    shown = collect(ShardDataset(tmp_path / "some"), tokenizer, replace(OPTIONS, position=0, views=2))
     assert {card.sample.key for card in shown.cards} == {"key0", "key1", "key3"}
     assert shown.rejected == {"undecodable": 1}
 
 
 def test_the_page_needs_nothing_and_escapes_what_it_is_given(tmp_path, tokenizer):
     data = one_sample(tmp_path / "evil", "red <script>alert(1)</script>", "<img src=x>")
-    page = render(look(data, tokenizer, FEED, views=1), FEED, {"shards": "<b>"})
+    page = render(collect(data, tokenizer, replace(OPTIONS, views=1)), OPTIONS, {"shards": "<b>"})
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert page.count("<script>") == 1
     assert "<img src=x" not in page

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from openvision.cli.main import app
 from openvision.data.shards.dataset import ShardDataset, ShardWriter
 from openvision.data.tools.stats import even_sample, gather, read_header, spread
-from openvision.data.tools.stats_view import write_plots
+from openvision.data.tools.stats_report import write_plots
 from openvision.images.decode import BadSampleError
 from openvision.text.tokenizer import Tokenizer
 
@@ -32,7 +32,7 @@ SAMPLES = (
     ("a", encoded(40, 20), "png", "red car", "A red car. It is on a road."),
     ("b", turned(60, 30), "jpg", "red car", "One. Two. Three."),
     ("c", encoded(10, 10, "WEBP"), "webp", "word " * 90, None),
-    ("d", b"no picture", "png", "lost", "lost"),
+    ("d", b"not an image", "png", "lost", "lost"),
 )
 
 
@@ -44,16 +44,16 @@ def dataset(tmp_path) -> ShardDataset:
     return ShardDataset(tmp_path / "shards")
 
 
-def test_pictures(dataset):
+def test_images(dataset):
     summary = gather(dataset).summary()
-    pictures = summary["pictures"]
+    images = summary["pictures"]
     assert (summary["samples"], summary["read"], summary["rejected"]) == (4, 3, {"undecodable": 1})
-    assert pictures["formats"] == {"png": 1, "jpeg": 1, "webp": 1}
+    assert images["formats"] == {"png": 1, "jpeg": 1, "webp": 1}
     # The turned one counts as it is seen: 30 wide and 60 high.
-    assert (pictures["width"]["min"], pictures["width"]["max"], pictures["height"]["max"]) == (10, 40, 60)
-    assert (pictures["aspect"]["min"], pictures["aspect"]["median"], pictures["aspect"]["max"]) == (0.5, 1, 2)
-    assert pictures["total_bytes"] == sum(len(image) for _, image, *_ in SAMPLES[:3])
-    assert pictures["distinct"] == 3
+    assert (images["width"]["min"], images["width"]["max"], images["height"]["max"]) == (10, 40, 60)
+    assert (images["aspect"]["min"], images["aspect"]["median"], images["aspect"]["max"]) == (0.5, 1, 2)
+    assert images["total_bytes"] == sum(len(image) for _, image, *_ in SAMPLES[:3])
+    assert images["distinct"] == 3
 
 
 def test_texts_in_words(dataset):
@@ -117,4 +117,4 @@ def test_the_command(dataset, tmp_path):
     assert "cut in a text tower of 80" in result.output
     assert "left out, undecodable: 1" in result.output
     assert json.loads(output.read_text())["texts"]["alt"]["tokens"]["cut_at_80"] == pytest.approx(1 / 3, abs=1e-5)
-    assert sorted(path.name for path in plots.iterdir()) == ["captions.png", "pictures.png"]
+    assert sorted(path.name for path in plots.iterdir()) == ["captions.png", "images.png"]

@@ -32,7 +32,7 @@ def test_good_shards(tmp_path):
 
 
 def test_every_bad_sample_is_found_by_reason(tmp_path):
-    folder = write(tmp_path / "shards", image1=b"no picture", text4="  ", image5=draw("red", "bar")[:60])
+    folder = write(tmp_path / "shards", image1=b"not an image", text4="  ", image5=draw("red", "bar")[:60])
     assert found(folder) == [
         ("undecodable", "000000.tar", "key1"),
         ("empty_text", "000002.tar", "key4"),
@@ -58,7 +58,7 @@ def test_a_cut_shard_is_one_finding_and_the_others_are_read(tmp_path, indexed):
     assert sorted(file.name for file in folder.iterdir()) == before
 
 
-def test_a_flipped_bit_is_found_also_where_the_picture_still_decodes(tmp_path):
+def test_a_flipped_bit_is_found_also_where_the_image_still_decodes(tmp_path):
     folder = write(tmp_path / "shards")
     path = folder / "000002.tar"
     data = bytearray(path.read_bytes())
@@ -106,7 +106,7 @@ def test_progress_ends_with_everything(tmp_path):
 
 
 def test_the_command(tmp_path):
-    good, bad = write(tmp_path / "good"), write(tmp_path / "bad", image1=b"no picture")
+    good, bad = write(tmp_path / "good"), write(tmp_path / "bad", image1=b"not an image")
     assert len(ShardDataset(bad)) == 6
     result = CliRunner().invoke(app, ["data", "verify", str(good)])
     assert (result.exit_code, "6 samples in 3 shards: all good" in result.output) == (0, True)

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from openvision.data.shards.dataset import ShardWriter
-from openvision.data.sources.openmoji.measure import Measured
-from openvision.data.sources.openmoji.names import Name, clean_name
+from openvision.data.sources.openmoji.attributes import VisualAttributes
+from openvision.data.sources.openmoji.names import EmojiName, clean_name
 from openvision.errors import OpenVisionError
 from openvision.multimodal.benchmarks.intervals import tabulate
 from openvision.multimodal.benchmarks.scorers.pictures import PICTURES
@@ -36,7 +36,7 @@ from openvision.multimodal.experiments.demo_questions import (
     present,
 )
 
-RED = Measured(("red", "white"), 0.7, 0.6, True, 0.8, 0.8, 0.95, False)
+RED = VisualAttributes(("red", "white"), 0.7, 0.6, True, 0.8, 0.8, 0.95, False)
 EMOJI = {
     "\U0001f469\U0001f3ff‍\U0001f52c": "woman scientist dark skin tone",
     "\U0001f468\U0001f3fb‍\U0001f52c": "man scientist light skin tone",
@@ -53,15 +53,15 @@ EMOJI = {
 }
 
 
-def names() -> list[Name]:
+def names() -> list[EmojiName]:
     return [clean_name(emoji, english) for emoji, english in EMOJI.items()]
 
 
-def named(text: str) -> Name:
+def named(text: str) -> EmojiName:
     return next(name for name in names() if name.text == text)
 
 
-def answers(name: Name) -> dict[str, str]:
+def answers(name: EmojiName) -> dict[str, str]:
     return {asked.kind: asked.answer for asked in open_questions(name, RED)}
 
 

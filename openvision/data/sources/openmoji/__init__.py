@@ -1,1 +1,4 @@
-"""OpenMoji: about 3,800 drawings from one pip package, with names, alt-texts and captions."""
+"""OpenMoji: about 3,800 emoji from one pip package. Glyphs, names, measured attributes, captions, and the split.
+
+Other sources that draw emoji import from here.
+"""

@@ -1,14 +1,17 @@
-"""Texts for a drawn emoji: an alt-text as the web writes them, and a caption of true sentences.
+"""Captions of emoji: a web-like alt-text, and a synthetic caption of true sentences.
 
-Sentences state what the name says and what openmoji_measure.py read off the picture. Each stands alone, because
-training draws one of them at a time. Wording varies with the key, never at random.
+Sentences state what the name says and what was measured on the image. Each names its subject, because training draws
+one sentence at a time. Wording is chosen by a hash of the name, never at random.
+
+The phrases at the end (`pick`, `enumerated`, `as_sentences`, `proportion`) serve other sources too.
 """
 
 import hashlib
 import re
+from collections.abc import Sequence
 
-from openvision.data.sources.openmoji.measure import Measured
-from openvision.data.sources.openmoji.names import Name
+from openvision.data.sources.openmoji.attributes import VisualAttributes
+from openvision.data.sources.openmoji.names import EmojiName
 
 _ALT_FORMS = (
     "{name}",
@@ -24,34 +27,32 @@ _ALT_FORMS = (
 )
 
 
-def alt_text(name: Name) -> str:
-    """The name in one of the forms that alt-texts have; every word of the name is kept."""
+def alt_text(name: EmojiName) -> str:
+    """The name in one of the forms of web alt-texts; every word of the name is kept."""
     words = " ".join(re.sub(r"[^\w\s'-]", "", name.text).split())
-    form = _pick(name, "alt", _ALT_FORMS)
-    return form.format(
+    return pick(name.text, "alt", _ALT_FORMS).format(
         name=words, title=words.title(), underscored=words.replace(" ", "_"), dashed=words.replace(" ", "-")
     )
 
 
-def synthetic_caption(name: Name, measured: Measured) -> str:
-    """Three to six true sentences about the picture, each with its subject, so that each can stand alone."""
-    sentences = [_whole(name), *_parts(name), _colours(name, measured), _layout(name, measured)]
-    return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in dict.fromkeys(sentences))
+def synthetic_caption(name: EmojiName, measured: VisualAttributes) -> str:
+    """Three to six true sentences, each with its subject."""
+    return as_sentences([_whole(name), *_parts(name), _colours(name, measured), _layout(name, measured)])
 
 
-def _whole(name: Name) -> str:
+def _whole(name: EmojiName) -> str:
     if name.country:
-        return _pick(name, "whole", ("the flag of {0}", "the national flag of {0}")).format(_plain(name.country))
+        return pick(name.text, "whole", ("the flag of {0}", "the national flag of {0}")).format(_plain(name.country))
     subject = _plain(name.bare)
     if len(set(name.tones)) == 2:
         return f"{subject}, one with {name.tones[0]} skin and one with {name.tones[1]} skin"
     if name.tones:
-        return _pick(name, "whole", ("{0} with {1} skin", "{1} skinned {0}")).format(subject, name.tones[0])
-    return _pick(name, "whole", ("an emoji of {0}", "the picture shows {0}", "a drawing of {0}")).format(subject)
+        return pick(name.text, "whole", ("{0} with {1} skin", "{1} skinned {0}")).format(subject, name.tones[0])
+    return pick(name.text, "whole", ("an emoji of {0}", "the picture shows {0}", "a drawing of {0}")).format(subject)
 
 
-def _parts(name: Name) -> list[str]:
-    """What is known of gender, role, hair, direction and skin, each said of the whole subject."""
+def _parts(name: EmojiName) -> list[str]:
+    """Sentences on gender, role, hair, direction and skin, each about the whole subject."""
     parts = []
     right = ", facing right" if name.faces_right else ""
     skin = f" with {name.tones[0]} skin" if len(set(name.tones)) == 1 else ""
@@ -82,43 +83,51 @@ def _hair(hair: str) -> str:
     return {"bald": "a bald head", "beard": "a beard"}.get(hair, hair)
 
 
-def _role(name: Name, skin: str) -> str:
-    """Gender, skin and role in another order than the name has them."""
+def _role(name: EmojiName, skin: str) -> str:
+    """Gender, skin and role in another order than in the name."""
     role, first = _plain(name.role), name.role.split()[0]
     if first.endswith("ing") or first in ("in", "with", "deaf", "pregnant", "old", "older"):
         return f"{name.gender}{skin}, {role}"
     return f"the {role} is a {name.gender}{skin}"
 
 
-def _colours(name: Name, measured: Measured) -> str:
-    *others, last = measured.colours
-    listed = f"{', '.join(others)} and {last}" if others else last
+def _colours(name: EmojiName, measured: VisualAttributes) -> str:
     subject = _plain(name.bare)
     if not measured.filled:
         return f"{subject} in {measured.colours[0]} lines"
-    # Of a person "mostly" would sound like a statement on the skin, and figures are open at the bottom.
+    # For a person "mostly" would read as a statement on the skin, and figures are open at the bottom.
     if measured.leading_share >= 0.6 and measured.leading_extent >= 0.3 and name.kind not in ("person", "body"):
         return f"mostly {measured.colours[0]} {subject}"
-    return _pick(name, "colours", ("{0} in {1}", "{0} drawn in {1}")).format(subject, listed)
+    return pick(name.text, "colours", ("{0} in {1}", "{0} drawn in {1}")).format(subject, enumerated(measured.colours))
 
 
-def _layout(name: Name, measured: Measured) -> str:
-    ratio = measured.width / measured.height
-    if ratio > 1.25:
-        shape = "wider than tall"
-    elif ratio < 0.8:
-        shape = "taller than wide"
-    else:
-        shape = "about as wide as tall"
+def _layout(name: EmojiName, measured: VisualAttributes) -> str:
     mirror = " and symmetric" if measured.symmetry > 0.9 else ""
-    return f"{_plain(name.bare)} is {shape}{mirror}"
+    return f"{_plain(name.bare)} is {proportion(measured.width / measured.height)}{mirror}"
 
 
 def _plain(text: str) -> str:
-    """Without characters that end a sentence or clutter one."""
+    """Remove punctuation that could end a sentence."""
     return re.sub(r"[^\w\s'-]", "", text.replace("&", "and"))
 
 
-def _pick(name: Name, purpose: str, forms: tuple[str, ...]) -> str:
-    digest = hashlib.sha256(f"{purpose}:{name.text}".encode()).digest()
+def pick(key: str, purpose: str, forms: Sequence[str]) -> str:
+    """One of the forms, the same for the same key and purpose."""
+    digest = hashlib.sha256(f"{purpose}:{key}".encode()).digest()
     return forms[digest[0] % len(forms)]
+
+
+def enumerated(words: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def as_sentences(phrases: Sequence[str]) -> str:
+    """Phrases as sentences, repeated ones once."""
+    return " ".join(f"{phrase[0].upper()}{phrase[1:]}." for phrase in dict.fromkeys(phrases))
+
+
+def proportion(ratio: float) -> str:
+    """Width by height in words."""
+    return "wider than tall" if ratio > 1.25 else "taller than wide" if ratio < 0.8 else "about as wide as tall"

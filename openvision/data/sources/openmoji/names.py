@@ -1,4 +1,4 @@
-"""What the name of an emoji says about its picture: person, role, skin tones, hair, direction, country, kind."""
+"""Names of emoji, parsed: gender, role, skin tones, hair, direction, country, kind."""
 
 import re
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _BODY = re.compile(
     r"horns|gesture|pinching|waving|writing|clapping|call me|eye|eyes|tongue|mouth|tooth|brain|lungs|bone)\b"
 )
 
-# Ranges of first code points whose emoji are all of one kind; what no range names is a thing.
+# Ranges of first code points whose emoji are all of one kind; whatever is in no range is a thing.
 _KINDS: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = (
     (
         "animal",
@@ -75,7 +75,7 @@ _KINDS: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = (
 
 
 @dataclass(frozen=True)
-class Name:
+class EmojiName:
     """A clean, unique name, e.g. "woman scientist dark skin tone", and its parts."""
 
     text: str
@@ -110,7 +110,7 @@ class Name:
 
     @cached_property
     def role(self) -> str:
-        """What is left of the bare name without gender, hair and direction: an occupation, an activity, a look."""
+        """The bare name without gender, hair and direction: an occupation, an activity, a look."""
         rest = _HAIR.sub("", self.bare).replace(_DIRECTION, "")
         if self.gender:
             rest = re.sub(rf"\b{self.gender}\b", "", rest)
@@ -119,8 +119,7 @@ class Name:
     @cached_property
     def country(self) -> str | None:
         """Country or region of a flag."""
-        is_flag = 0x1F1E6 <= ord(self.emoji[0]) <= 0x1F1FF or (self.emoji[0] == "\U0001f3f4" and len(self.emoji) > 5)
-        return self.text.removeprefix("flag ") if is_flag else None
+        return self.text.removeprefix("flag ") if _is_country_flag(self.emoji) else None
 
     @cached_property
     def kind(self) -> str:
@@ -140,8 +139,12 @@ class Name:
         return "sign" if re.search(r"\b(button|arrow|keycap)\b", self.text) else "thing"
 
 
-def clean_name(emoji: str, english: str) -> Name:
-    """ ":woman_scientist_dark_skin_tone:" -> a `Name`; flags of countries get the word "flag" in front."""
+def clean_name(emoji: str, english: str) -> EmojiName:
+    """Parse ":woman_scientist_dark_skin_tone:"; flags of countries get the word "flag" in front."""
     text = " ".join(english.strip(":").replace("_", " ").replace("’", "'").lower().split())
-    is_flag = 0x1F1E6 <= ord(emoji[0]) <= 0x1F1FF or (emoji[0] == "\U0001f3f4" and len(emoji) > 5)
-    return Name(f"flag {text}" if is_flag and not text.startswith("flag ") else text, emoji)
+    return EmojiName(f"flag {text}" if _is_country_flag(emoji) and not text.startswith("flag ") else text, emoji)
+
+
+def _is_country_flag(emoji: str) -> bool:
+    """Two regional indicators, or the black flag followed by the tags of a subdivision."""
+    return 0x1F1E6 <= ord(emoji[0]) <= 0x1F1FF or (emoji[0] == "\U0001f3f4" and len(emoji) > 5)

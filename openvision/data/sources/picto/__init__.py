@@ -1,1 +1,1 @@
-"""`picto`: drawings of many styles and artists, for experiments on how far an encoder generalises."""
+"""`picto`: emoji and clip art in many styles, a benchmark set for generalisation beyond the training data."""

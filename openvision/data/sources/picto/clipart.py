@@ -1,7 +1,7 @@
-"""Open Clip Art: drawings of many hands with titles and tags as noisy as alt-texts are; all of them are trained on.
+"""Open Clip Art: drawings by many artists, with titles and tags as noisy as alt-texts; all go into training.
 
-Titles are often those of a collection ("Lemon SVG theme"); then the file's name says more. Drawings that are patterns,
-that say another licence than public domain, or whose texts name a held-out emoji are left out.
+A title may be that of a whole collection ("Lemon SVG theme"); then the file name is used. Patterns, drawings under
+another licence than public domain, and drawings whose texts name a held-out emoji are left out.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from openvision.data.sources.picto.packages import Packages
 from openvision.data.sources.picto.split import HeldNames
 
 _FOLDER = "usr/share/openclipart/svg/"
-# Patterns, gradients and stars by the thousand show nothing, and logos are trade marks.
+# Patterns, gradients and thousands of stars depict nothing, and logos are trade marks.
 _LEFT_OUT_FOLDERS = ("special", "logos", "shapes/stars", "duplicates")
 _PUBLIC_DOMAIN = re.compile(r"/(?:PublicDomain|publicdomain)/?$")
 _LICENCE = re.compile(r"""<cc:license[^>]*rdf:resource="([^"]*)""")
@@ -23,9 +23,9 @@ _TITLE = re.compile(r"<dc:title[^>]*>(.*?)</dc:title>", re.DOTALL)
 _TAG = re.compile(r"<rdf:li[^>]*>(.*?)</rdf:li>", re.DOTALL)
 _CREATOR = re.compile(r"<dc:creator[^>]*>.*?<dc:title[^>]*>(.*?)</dc:title>.*?</dc:creator>", re.DOTALL)
 _NUMBER = re.compile(r"( \d+| r)+$")
-# Marks of the library's own housekeeping among the tags.
+# Tags that the library uses for housekeeping.
 _NO_TAG = re.compile(r"hash(\(.*)?|unsorted|unchecked|remove|clip ?art|svg|image|none|root")
-# A title more drawings have than this is one of a collection, and tells none of them apart.
+# A title that more drawings share is that of a collection.
 _TITLE_SHARED_BY = 3
 _TEXT_SHARED_BY = 20
 _LONGEST_TITLE = 80
@@ -33,15 +33,15 @@ _LONGEST_TITLE = 80
 
 @dataclass(frozen=True)
 class ClipArt:
-    """A drawing with what its artist wrote about it."""
+    """A drawing with its metadata."""
 
     key: str
     title: str
     file: str
-    """The file's name as words, without its running number."""
+    """The file name as words, without its running number."""
     tags: tuple[str, ...]
     folder: tuple[str, ...]
-    """Names of the folders it lies in, the widest first."""
+    """Names of its folders, outermost first."""
     artist: str
     svg: str
 
@@ -52,31 +52,30 @@ class ClipArt:
 
 
 def clipart_drawings(packages: Packages, held: HeldNames, reasons: Counter[str]) -> Iterator[ClipArt]:
-    """The drawings fit for training in the order of their paths; `reasons` counts the others."""
+    """The usable drawings in the order of their paths; `reasons` counts the others."""
     read = [_read(path, data) for path, data in sorted(packages.members("openclipart", _is_drawing))]
     shared = Counter(art.title for art, _ in read)
-    told: Counter[str] = Counter()
+    seen: Counter[str] = Counter()
     for art, licence in read:
         if shared[art.title] > _TITLE_SHARED_BY or not art.title:
             art = replace(art, title=art.file)
-        told[art.title.lower()] += 1
-        if reason := _objection(art, licence, held, told[art.title.lower()]):
+        seen[art.title.lower()] += 1
+        if reason := _objection(art, licence, held, seen[art.title.lower()]):
             reasons[reason] += 1
         else:
             yield art
 
 
-def _objection(art: ClipArt, licence: str, held: HeldNames, told: int) -> str | None:
-    """Why a drawing is left out, None when it is not."""
+def _objection(art: ClipArt, licence: str, held: HeldNames, seen: int) -> str | None:
+    """Reason to leave out a drawing; None to keep it."""
     if not _PUBLIC_DOMAIN.search(licence):
         return "no public-domain dedication in the file"
     if "/".join(art.folder).startswith(_LEFT_OUT_FOLDERS):
         return "patterns, stars, logos"
     if not re.search("[a-z]{3}", art.title.lower()):
         return "no title"
-    if told > _TEXT_SHARED_BY:
-        return f"a title told {_TEXT_SHARED_BY} times"
-    # What the texts may say: title, tags, folders.
+    if seen > _TEXT_SHARED_BY:
+        return f"a title repeated more than {_TEXT_SHARED_BY} times"
     if held.named_in(" ".join((art.title, *art.tags, *art.folder))):
         return "names a held-out emoji"
     return None
@@ -87,7 +86,7 @@ def _is_drawing(name: str) -> bool:
 
 
 def _read(path: str, data: bytes) -> tuple[ClipArt, str]:
-    """A drawing and the licence it states."""
+    """A drawing and the licence in its metadata."""
     svg = data.decode("utf-8", errors="replace")
     inner = path.removeprefix(_FOLDER)
     *folders, file = inner.split("/")
@@ -106,5 +105,5 @@ def _read(path: str, data: bytes) -> tuple[ClipArt, str]:
 
 
 def _text(markup: str) -> str:
-    """Words without mark-up, entities and runs of white space."""
+    """Text without mark-up, entities and runs of white space."""
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", markup)).split())

@@ -1,7 +1,7 @@
-"""The packages `picto` is made of: pinned, fetched by the ordinary clients of npm and Debian, checked, read in place.
+"""The npm and Debian packages behind `picto`: pinned, fetched by `npm pack` and `apt-get download`, verified.
 
-A package is fetched once into a folder; what lies there already is used without network. Nothing is installed, no
-script of a package runs, nothing is unpacked on the disk.
+A package is fetched once into a folder, and used from there without a network. Nothing is installed or unpacked, and no
+script of a package runs.
 """
 
 import functools
@@ -16,10 +16,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from openvision.errors import OpenVisionError
-from openvision.files import make_folder
+from openvision.files import JsonObject, make_folder
 
 _FETCH_SECONDS = 600
 # The largest member is the icons.json of fluent-emoji, 104 MB.
@@ -29,7 +29,7 @@ _AR_MAGIC, _AR_HEADER = b"!<arch>\n", 60
 
 @dataclass(frozen=True)
 class Package:
-    """One version of one package; the hash says which bytes are meant."""
+    """One version of one package, pinned by its hash."""
 
     name: str
     version: str
@@ -38,32 +38,32 @@ class Package:
     licence: str
     attribution: str
     use: str
-    """What `picto` takes from it."""
+    """What `picto` uses it for."""
 
     @property
     def is_debian(self) -> bool:
-        """Whether it is a Debian package, else one of npm."""
+        """Whether it is a Debian package rather than an npm package."""
         return self.file.endswith(".deb")
 
-    def client(self) -> list[str]:
-        """The command that brings the package into the folder it runs in."""
+    def fetch_command(self) -> list[str]:
+        """The command that downloads the package into its working directory."""
         if self.is_debian:
             return ["apt-get", "download", f"{self.name}={self.version}"]
         return ["npm", "pack", f"{self.name}@{self.version}", "--ignore-scripts"]
 
 
 class Packages:
-    """The packages as files of a folder, fetched when they are missing and checked when they are first used."""
+    """Package files in a folder, fetched when missing and verified on first use."""
 
     def __init__(self, folder: Path, table: dict[str, Package], offline: bool = False) -> None:
-        """Look for the packages of `table`, short names to packages, in `folder`; `offline` fetches nothing."""
+        """`table` maps short names to packages; with `offline` nothing is fetched."""
         self.folder = folder
         self.table = table
         self.offline = offline
         self._paths: dict[str, Path] = {}
 
     def path(self, short: str) -> Path:
-        """File of a package; raises OpenVisionError when it can be neither found nor fetched or has other bytes."""
+        """File of a package; raises OpenVisionError when it can neither be found nor fetched, or its hash differs."""
         if short not in self._paths:
             package = self.table[short]
             path = self.folder / package.file
@@ -73,34 +73,41 @@ class Packages:
             self._paths[short] = path
         return self._paths[short]
 
-    def read_json(self, short: str, member: str) -> Any:
-        """A JSON file of an npm package, named without the leading `package/`."""
+    def read_object(self, short: str, member: str) -> JsonObject:
+        """A JSON file of an npm package that holds an object; `member` is named without the leading `package/`."""
+        return json.loads(self._read(short, member))
+
+    def read_list(self, short: str, member: str) -> list[JsonObject]:
+        """A JSON file of an npm package that holds a list of objects."""
+        return json.loads(self._read(short, member))
+
+    def _read(self, short: str, member: str) -> bytes:
         found = dict(self.members(short, lambda name: name == member))
         if member not in found:
-            raise OpenVisionError(f"{self.path(short)} holds no {member}; remove the file, then it is fetched again")
-        return json.loads(found[member])
+            raise OpenVisionError(f"{self.path(short)} has no {member}; remove the file to fetch it again")
+        return found[member]
 
     def members(self, short: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-        """Names and bytes of the files of a package that are `wanted`.
+        """Names and bytes of the files of a package whose name is `wanted`.
 
-        Names are those inside npm's folder `package/`, or absolute paths without the leading slash for Debian's.
+        npm names are relative to the folder `package/`; Debian names are absolute paths without the leading slash.
         """
         path = self.path(short)
         try:
             with open(path, "rb") as file:
                 yield from _tar_members(_tar_of(file, self.table[short].is_debian), wanted)
         except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-            raise OpenVisionError(f"{path} cannot be read: {error}; remove it, then it is fetched again") from error
+            raise OpenVisionError(f"{path} cannot be read: {error}; remove it to fetch it again") from error
 
     def _fetch(self, package: Package) -> None:
-        command = package.client()
-        by_hand = f"or put {package.file} into {self.folder}"
+        command = package.fetch_command()
+        by_hand = f"or copy {package.file} into {self.folder}"
         if self.offline:
-            raise OpenVisionError(f"{package.file} is not in {self.folder}; leave out --offline once, {by_hand}")
+            raise OpenVisionError(f"{package.file} is not in {self.folder}; run once without --offline, {by_hand}")
         if shutil.which(command[0]) is None:
             product = "the package manager of Debian" if package.is_debian else "npm, which comes with Node.js"
             raise OpenVisionError(
-                f"the package {package.name} {package.version} is fetched by {command[0]}, which this machine lacks; "
+                f"package {package.name} {package.version} is fetched by {command[0]}, which is not installed; "
                 f"install {product}, {by_hand}"
             )
         make_folder(self.folder)
@@ -108,13 +115,14 @@ class Packages:
             _run(command, temporary, by_hand)
             fetched = [file for file in Path(temporary).iterdir() if file.suffix in (".tgz", ".deb")]
             if len(fetched) != 1:
-                raise OpenVisionError(f"{' '.join(command)} brought {len(fetched)} packages and not one; {by_hand}")
+                raise OpenVisionError(
+                    f"{' '.join(command)} wrote {len(fetched)} packages instead of one; run it again, {by_hand}"
+                )
             os.replace(fetched[0], self.folder / package.file)
 
 
 def _run(command: list[str], folder: str, by_hand: str) -> None:
-    """Run a client in `folder`, turning every way it can fail into one sentence."""
-    # npm keeps its logs in the user's home and colours them; only the last line of its error is wanted.
+    """Run a fetch command in `folder`; raises OpenVisionError with its first lines on standard error."""
     environment = os.environ | {"NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
     try:
         done = subprocess.run(
@@ -129,11 +137,11 @@ def _run(command: list[str], folder: str, by_hand: str) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise OpenVisionError(
-            f"{' '.join(command)} did not end within {_FETCH_SECONDS} s; look at the network, {by_hand}"
+            f"{' '.join(command)} did not finish within {_FETCH_SECONDS} s; check the network, {by_hand}"
         ) from error
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-        refresh = "run apt-get update, " if command[0] == "apt-get" else "look at the network, "
+        refresh = "run apt-get update, " if command[0] == "apt-get" else "check the network, "
         raise OpenVisionError(f"{' '.join(command)} failed: {' '.join(lines[:3])}; {refresh}{by_hand}")
 
 
@@ -142,8 +150,8 @@ def _check_hash(path: Path, package: Package) -> None:
         digest = hashlib.file_digest(file, "sha512").hexdigest()
     if digest != package.sha512:
         raise OpenVisionError(
-            f"{path} is not {package.name} {package.version}: its SHA-512 starts with {digest[:12]} and should start "
-            f"with {package.sha512[:12]}; remove it, then it is fetched again"
+            f"{path} is not {package.name} {package.version}: its SHA-512 starts with {digest[:12]}, expected "
+            f"{package.sha512[:12]}; remove it to fetch it again"
         )
 
 
@@ -154,15 +162,15 @@ def _tar_of(file: BinaryIO, is_debian: bool) -> tarfile.TarFile:
 
 
 def _seek_data(file: BinaryIO) -> None:
-    """Go to the data of a Debian package: an ar archive whose last member is the compressed tar of its files."""
+    """Seek to the data of a Debian package: an ar archive whose last member is the compressed tar of its files."""
     if file.read(len(_AR_MAGIC)) != _AR_MAGIC:
-        raise tarfile.ReadError("it is no Debian package")
+        raise tarfile.ReadError("it is not a Debian package")
     while len(header := file.read(_AR_HEADER)) == _AR_HEADER:
         if header.startswith(b"data.tar"):
             return
         size = int(header[48:58])
         file.seek(size + size % 2, io.SEEK_CUR)
-    raise tarfile.ReadError("it holds no data.tar")
+    raise tarfile.ReadError("it has no data.tar")
 
 
 def _tar_members(tar: tarfile.TarFile, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
@@ -179,12 +187,12 @@ def _tar_members(tar: tarfile.TarFile, wanted: Callable[[str], bool]) -> Iterato
 
 
 def default_folder() -> Path:
-    """Where packages are kept unless another folder is named: the user's cache folder."""
+    """Default folder of packages, in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openvision" / "packages"
 
 
 @functools.cache
 def committed_packages() -> dict[str, Package]:
-    """Short names to the pinned packages, from picto_packages.json."""
+    """Short name -> pinned package, from packages.json."""
     content = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     return {short: Package(**fields) for short, fields in content.items()}

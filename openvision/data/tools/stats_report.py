@@ -1,23 +1,27 @@
-"""The statistics of shards as tables for a terminal and as PNGs (matplotlib, extra `report`)."""
+"""Tables and plots of the statistics of shards: rich tables for the terminal, PNGs by matplotlib (extra `report`)."""
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.table import Table
 
 from openvision.data.tools.stats import DECODER_LENGTH, TEXT_KINDS, TOWER_LENGTH, Statistics
 from openvision.errors import require
-from openvision.files import atomic_write_bytes
+from openvision.files import JsonObject, atomic_write_bytes
 
-# Mean lengths in the Recap-DataComp-1B paper (arXiv 2406.08478), which does not say whether of words or of tokens.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Mean lengths in the Recap-DataComp-1B paper (arXiv 2406.08478), which does not say whether in words or in tokens.
 _RECAP = "Recap-DataComp-1B: mean 10.22, 49.43"
 
 _TITLES = {"alt": "alt-text", "synthetic": "synthetic caption", "sentence": "its sentences"}
-_COLUMNS = {"min": "least", "p5": "5 %", "median": "median", "mean": "mean", "p95": "95 %", "max": "greatest"}
-_PICTURE_ROWS = {
+_COLUMNS = {"min": "min", "p5": "5 %", "median": "median", "mean": "mean", "p95": "95 %", "max": "max"}
+_IMAGE_ROWS = {
     "width": "width, px",
     "height": "height, px",
     "shorter_side": "shorter side, px",
@@ -35,28 +39,28 @@ _BYTE_TICKS = [step * 10.0**power for power in range(2, 8) for step in (1, 3)]
 _INK, _MUTED, _GRID, _COLOURS = "#1b1f27", "#667085", "#e6e8ee", ("#2b62d9", "#d1600f", "#0b8a74")
 
 
-def tables(summary: dict[str, Any]) -> list[Table]:
-    """Pictures and texts, as `openvision data stats` prints them."""
-    return [_picture_table(summary), _text_table(summary)]
+def tables(summary: JsonObject) -> list[Table]:
+    """The tables of images and texts that `openvision data stats` prints."""
+    return [_image_table(summary), _text_table(summary)]
 
 
-def _picture_table(summary: dict[str, Any]) -> Table:
-    pictures = summary["pictures"]
-    formats = ", ".join(f"{kind} {_percent(count / summary['read'])} %" for kind, count in pictures["formats"].items())
+def _image_table(summary: JsonObject) -> Table:
+    images = summary["pictures"]
+    formats = ", ".join(f"{kind} {_percent(count / summary['read'])} %" for kind, count in images["formats"].items())
     of = "" if summary["read"] == summary["samples"] else f" of {summary['samples']:,}"
-    title = f"{summary['read']:,}{of} pictures, {pictures['distinct']:,} distinct, {_bytes(pictures['total_bytes'])}"
+    title = f"{summary['read']:,}{of} images, {images['distinct']:,} distinct, {_bytes(images['total_bytes'])}"
     table = Table(
         "", title=title, caption=f"formats: {formats or 'none'}", title_justify="left", caption_justify="left"
     )
     for column in _COLUMNS.values():
         table.add_column(column, justify="right")
-    for name, label in _PICTURE_ROWS.items():
-        values = pictures[name] or {}
+    for name, label in _IMAGE_ROWS.items():
+        values = images[name] or {}
         table.add_row(label, *(_number(values.get(column)) for column in _COLUMNS))
     return table
 
 
-def _text_table(summary: dict[str, Any]) -> Table:
+def _text_table(summary: JsonObject) -> Table:
     table = Table("", title="Texts", caption=_RECAP, title_justify="left", caption_justify="left")
     for kind in TEXT_KINDS:
         table.add_column(_TITLES[kind], justify="right")
@@ -70,7 +74,7 @@ def _text_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _add_lengths(table: Table, unit: str, texts: Sequence[dict[str, Any]]) -> None:
+def _add_lengths(table: Table, unit: str, texts: Sequence[JsonObject]) -> None:
     table.add_row(f"distinct {unit}", *(f"{one[f'distinct_{unit}']:,}" for one in texts))
     for name in _LENGTH_ROWS:
         label = {"p95": "95 %", "max": "longest"}.get(name, name)
@@ -101,26 +105,26 @@ def _bytes(count: int) -> str:
 
 
 def write_plots(found: Statistics, folder: Path) -> list[Path]:
-    """Write captions.png and pictures.png into `folder`; needs the extra `report`."""
-    drawn = {"captions.png": _captions_figure(found), "pictures.png": _pictures_figure(found)}
-    pngs = {name: _to_png(made) for name, made in drawn.items()}
+    """Write captions.png and images.png into `folder`; needs the extra `report`."""
+    figures = {"captions.png": _captions_figure(found), "images.png": _images_figure(found)}
+    pngs = {name: _to_png(figure) for name, figure in figures.items()}
     for name, png in pngs.items():
         atomic_write_bytes(folder / name, png)
     return [folder / name for name in pngs]
 
 
-def _captions_figure(found: Statistics) -> Any:
-    """How long the texts are, one panel a kind, with the lengths that the models read."""
+def _captions_figure(found: Statistics) -> "Figure":
+    """Histograms of text lengths, a panel for each kind, with the context lengths of the models."""
     unit = "words" if found.vocab_size is None else "tokens"
-    made = _figure(11, 3.4)
-    for axis, kind, colour in zip(made.subplots(1, 3), TEXT_KINDS, _COLOURS, strict=True):
+    figure = _figure(11, 3.4)
+    for axis, kind, colour in zip(figure.subplots(1, 3), TEXT_KINDS, _COLOURS, strict=True):
         lengths = np.asarray(getattr(found.texts[kind], unit))
         _style(axis, _TITLES[kind], f"{unit} a text")
         axis.locator_params(axis="x", integer=True)
         if not len(lengths):
             axis.text(0.5, 0.5, "none", color=_MUTED, ha="center", transform=axis.transAxes)
             continue
-        # The longest hundredth is gathered in the last bar, or it would press all others together.
+        # The longest 1 % go into the last bar, or they would squeeze all others.
         end = max(float(np.quantile(lengths, 0.99)), 8.0)
         axis.hist(lengths.clip(max=end), bins=_whole_bins(end), color=colour, alpha=0.85)
         for limit in (TOWER_LENGTH, DECODER_LENGTH):
@@ -129,22 +133,22 @@ def _captions_figure(found: Statistics) -> Any:
                 axis.annotate(str(limit), (limit, 0.97), xycoords=("data", "axes fraction"), fontsize=8, color=_INK)
         axis.axvline(lengths.mean(), color=colour, linewidth=1.4)
         axis.set_title(f"mean {lengths.mean():.1f}", color=_MUTED, fontsize=9, loc="right", pad=10)
-    made.tight_layout(w_pad=2.0)
-    return made
+    figure.tight_layout(w_pad=2.0)
+    return figure
 
 
 def _whole_bins(end: float) -> np.ndarray:
-    """At most 40 bars, each as wide as a whole number, so that no bar is higher for holding one length more."""
+    """Edges of at most 40 bars of integer width, so that every bar covers as many lengths."""
     width = max(1, int(np.ceil(end / 40)))
     return np.arange(0, end + width + 1, width) - 0.5
 
 
-def _pictures_figure(found: Statistics) -> Any:
-    """Sizes, aspect and bytes of the pictures."""
-    widths, heights = (np.asarray(values, float) for values in (found.pictures.widths, found.pictures.heights))
-    sizes = np.asarray(found.pictures.sizes, float)
-    made = _figure(11, 3.4)
-    first, second, third = made.subplots(1, 3)
+def _images_figure(found: Statistics) -> "Figure":
+    """Sizes, aspect ratios and bytes of the images."""
+    widths, heights = (np.asarray(values, float) for values in (found.images.widths, found.images.heights))
+    sizes = np.asarray(found.images.sizes, float)
+    figure = _figure(11, 3.4)
+    first, second, third = figure.subplots(1, 3)
     _style(first, "sizes", "width, px")
     first.set_ylabel("height, px", color=_MUTED, fontsize=9)
     first.scatter(widths, heights, s=9, color=_COLOURS[0], alpha=max(0.05, min(0.6, 200 / max(len(widths), 1))), lw=0)
@@ -152,14 +156,14 @@ def _pictures_figure(found: Statistics) -> Any:
     first.set(xlim=(0, end), ylim=(0, end))
     _style(second, "width / height", "logarithmic")
     _log_histogram(second, widths / np.maximum(heights, 1), _COLOURS[1], (0.5, 1, 2), at_least=(0.4, 2.5))
-    _style(third, "bytes a picture", "logarithmic")
+    _style(third, "bytes per image", "logarithmic")
     _log_histogram(third, sizes, _COLOURS[2], _BYTE_TICKS)
-    made.tight_layout(w_pad=2.0)
-    return made
+    figure.tight_layout(w_pad=2.0)
+    return figure
 
 
 def _log_histogram(
-    axis: Any, values: np.ndarray, colour: str, ticks: Sequence[float], at_least: tuple[float, float] | None = None
+    axis: "Axes", values: np.ndarray, colour: str, ticks: Sequence[float], at_least: tuple[float, float] | None = None
 ) -> None:
     """Bars of equal width on a logarithmic axis."""
     values = values[values > 0]
@@ -169,7 +173,7 @@ def _log_histogram(
     low, high = at_least or (values.min(), values.max())
     low, high = min(low, values.min() / 1.05), max(high, values.max() * 1.05)
     axis.set_xscale("log")
-    axis.hist(values, bins=np.geomspace(low, high, 42), color=colour, alpha=0.85)
+    axis.hist(values, bins=np.geomspace(low, high, 42).tolist(), color=colour, alpha=0.85)
     axis.set_xlim(low, high)
     inside = [tick for tick in ticks if low <= tick <= high]
     if inside:
@@ -181,13 +185,13 @@ def _tick(value: float) -> str:
     return f"{value:g}" if value < 1000 else _bytes(int(value)).replace(".0", "")
 
 
-def _figure(width: float, height: float) -> Any:
-    made = require("matplotlib.figure", extra="report").Figure(figsize=(width, height), facecolor="white")
-    require("matplotlib.backends.backend_agg", extra="report").FigureCanvasAgg(made)
-    return made
+def _figure(width: float, height: float) -> "Figure":
+    figure = require("matplotlib.figure", extra="report").Figure(figsize=(width, height), facecolor="white")
+    require("matplotlib.backends.backend_agg", extra="report").FigureCanvasAgg(figure)
+    return figure
 
 
-def _style(axis: Any, title: str, label: str) -> None:
+def _style(axis: "Axes", title: str, label: str) -> None:
     axis.grid(True, color=_GRID, linewidth=0.8)
     axis.set_axisbelow(True)
     axis.tick_params(colors=_MUTED, labelsize=8.5, length=0)
@@ -197,7 +201,7 @@ def _style(axis: Any, title: str, label: str) -> None:
     axis.set_xlabel(label, color=_MUTED, fontsize=9)
 
 
-def _to_png(made: Any) -> bytes:
+def _to_png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
-    made.savefig(buffer, format="png", dpi=150, facecolor="white")
+    figure.savefig(buffer, format="png", dpi=150, facecolor="white")
     return buffer.getvalue()

@@ -1,8 +1,8 @@
-"""What can be read off a drawn picture: colours of its areas, extent, symmetry, roundness.
+"""Visual attributes measured on a drawing: main colours, extent, symmetry, roundness.
 
-Outlines and the paper around the drawing are not colours of it, but white inside an outline is: a zebra is white. So
-the paper is what near-white pixels reach from the border, and a colour counts where a pixel equals its neighbours,
-which no outline and no smoothed edge does.
+Outlines and the background are not colours of a drawing, but white inside an outline is: a zebra is white. So the
+background is what near-white pixels reach from the border, and a colour counts where a pixel equals its neighbours,
+which rules out outlines and antialiased edges.
 """
 
 from dataclasses import dataclass
@@ -27,37 +27,37 @@ _PALETTE: dict[str, tuple[tuple[int, int, int], ...]] = {
 _WORDS = [word for word, shades in _PALETTE.items() for _ in shades]
 _SHADES = np.array([shade for shades in _PALETTE.values() for shade in shades], dtype=np.float32)
 _LEAST_SHARE = 0.08
-_PAPER, _FLAT = 245, 12
+_BACKGROUND, _FLAT = 245, 12
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What the picture itself shows."""
+class VisualAttributes:
+    """Attributes of one drawing."""
 
     colours: tuple[str, ...]
-    """Up to three main colours of the drawing's areas, the largest first; of its lines if it has no areas."""
+    """Up to three main colours of the filled areas, largest first; of the lines where nothing is filled."""
     leading_share: float
-    """Share of the first colour in all areas."""
+    """Share of the first colour in all filled areas."""
     leading_extent: float
-    """Share of the first colour in the box around the drawing: low where an open outline lets the paper in."""
+    """Share of the first colour in the bounding box: low where an open outline lets the background in."""
     filled: bool
-    """Whether the drawing has areas, not only lines."""
+    """Whether the drawing has filled areas, not only lines."""
     width: float
     height: float
-    """Extent of the drawing as a share of the picture's side."""
+    """Size of the bounding box as a share of the image's side."""
     symmetry: float
-    """How far the silhouette and its colours equal their left-right mirror image, 0 to 1."""
+    """Share of pixels that equal their left-right mirror image."""
     round: bool
     """Whether the silhouette is a disc."""
 
 
-def measure(pixels: np.ndarray) -> Measured:
-    """Measure a drawing on white, uint8 (H, W, 3)."""
+def measure(pixels: np.ndarray) -> VisualAttributes:
+    """Attributes of a drawing on white, uint8 (H, W, 3)."""
     values = pixels.astype(np.int16)
-    paper = values.min(axis=2) >= _PAPER
-    border = np.zeros_like(paper)
+    background = values.min(axis=2) >= _BACKGROUND
+    border = np.zeros_like(background)
     border[0], border[-1], border[:, 0], border[:, -1] = True, True, True, True
-    body = ~_reached(border & paper, paper)
+    body = ~_reached(border & background, background)
     rows, columns = np.flatnonzero(body.any(axis=1)), np.flatnonzero(body.any(axis=0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     areas = values[body & _flat(values)]
@@ -65,7 +65,7 @@ def measure(pixels: np.ndarray) -> Measured:
     filled = len(areas) >= 0.05 * body.sum()
     colours, share = _main_colours(areas if filled else values[body & (values.min(axis=2) < 128)])
     height, width = body[box].shape
-    return Measured(
+    return VisualAttributes(
         colours=colours,
         leading_share=share,
         leading_extent=share * len(areas) / body[box].size if filled else 0.0,
@@ -78,7 +78,7 @@ def measure(pixels: np.ndarray) -> Measured:
 
 
 def _reached(start: np.ndarray, open_: np.ndarray) -> np.ndarray:
-    """What can be reached from `start` through `open_`, both bool (H, W), moving along rows and columns."""
+    """Flood fill: pixels reachable from `start` through `open_`, both bool (H, W), along rows and columns."""
     reached = start
     while True:
         before = reached.sum()
@@ -91,7 +91,7 @@ def _reached(start: np.ndarray, open_: np.ndarray) -> np.ndarray:
 
 
 def _swept(seen: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """Spread `seen` to the right until something not free: the last seen pixel must come after the last wall."""
+    """Spread `seen` to the right up to the next wall: the last seen pixel must come after the last wall."""
     index = np.arange(seen.shape[1])
     last_seen = np.maximum.accumulate(np.where(seen, index, -1), axis=1)
     last_wall = np.maximum.accumulate(np.where(free, -2, index), axis=1)
@@ -99,9 +99,9 @@ def _swept(seen: np.ndarray, free: np.ndarray) -> np.ndarray:
 
 
 def _flat(values: np.ndarray) -> np.ndarray:
-    """Pixels that look like their eight neighbours, bool (H, W)."""
+    """Pixels that equal their eight neighbours within a tolerance, bool (H, W)."""
     low = high = np.pad(values, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    # Along columns, then along rows: much faster than windows of nine.
+    # Separable, rows after columns: much faster than windows of nine.
     high = np.maximum(np.maximum(high[:-2], high[1:-1]), high[2:])
     low = np.minimum(np.minimum(low[:-2], low[1:-1]), low[2:])
     high = np.maximum(np.maximum(high[:, :-2], high[:, 1:-1]), high[:, 2:])
@@ -121,7 +121,7 @@ def _main_colours(pixels: np.ndarray) -> tuple[tuple[str, ...], float]:
 
 
 def _symmetry(values: np.ndarray, body: np.ndarray) -> float:
-    """Compares within the drawing's own box, and allows a pixel of shift, because centring rounds to pixels."""
+    """Compare within the bounding box, allowing a shift of one pixel, because centring rounds to pixels."""
     best = 0.0
     inked = body | body[:, ::-1]
     for shift in (-1, 0, 1):

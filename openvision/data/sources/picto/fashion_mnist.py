@@ -1,4 +1,4 @@
-"""Fashion-MNIST: the 10,000 test photographs, 28 px and grey on black, for zero-shot tests far from any drawing."""
+"""Fashion-MNIST: the 10,000 test images, 28 px, grey on black, for zero-shot tests far from any drawing."""
 
 import gzip
 import struct
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from openvision.data.sources.picto.captions import photograph_caption, pick
+from openvision.data.sources.openmoji.captions import pick
+from openvision.data.sources.picto.captions import photograph_caption
 from openvision.data.sources.picto.packages import Packages
 from openvision.errors import OpenVisionError
 
@@ -25,7 +26,7 @@ class Garment:
     name: str
     article: str
     noun: str
-    """What a sentence calls it."""
+    """The word for it in a sentence."""
     kind: str
 
 
@@ -55,12 +56,12 @@ class Photograph:
 
 
 def photographs(packages: Packages) -> Iterator[Photograph]:
-    """The test part in its order; raises OpenVisionError when the package's files are not what they should be."""
+    """The test split in its order; raises OpenVisionError when the files of the package are malformed."""
     found = dict(packages.members("fashion-mnist", lambda name: name in (_IMAGES, _LABELS)))
     path = packages.path("fashion-mnist")
     images, labels = (_read_idx(found.get(name), name, str(path)) for name in (_IMAGES, _LABELS))
     if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max(initial=0) >= len(GARMENTS):
-        raise OpenVisionError(f"{path}: {images.shape} pictures and {labels.shape} labels do not belong together")
+        raise OpenVisionError(f"{path}: images {images.shape} and labels {labels.shape} do not match; remove the file")
     for index, (pixels, label) in enumerate(zip(images, labels.tolist(), strict=True)):
         yield _photograph(f"fashion-{index:05d}", pixels, GARMENTS[label])
 
@@ -82,15 +83,15 @@ def _photograph(key: str, pixels: np.ndarray, garment: Garment) -> Photograph:
 
 
 def _read_idx(data: bytes | None, name: str, path: str) -> np.ndarray:
-    """An array in the IDX format: two zeros, a type, the number of sides, the sides, the values."""
+    """An array in the IDX format: two zeros, a type, the number of axes, the shape, the values."""
     if data is None:
-        raise OpenVisionError(f"{path} holds no {name}; remove the file, then it is fetched again")
+        raise OpenVisionError(f"{path} has no {name}; remove the file to fetch it again")
     try:
         content = gzip.decompress(data)
-        zeros, kind, sides = struct.unpack_from(">HBB", content)
-        shape = struct.unpack_from(f">{sides}I", content, 4)
+        zeros, kind, axes = struct.unpack_from(">HBB", content)
+        shape = struct.unpack_from(f">{axes}I", content, 4)
         if zeros or kind != _IDX_UBYTE:
             raise ValueError(f"type {kind}")
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * sides).reshape(shape)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
     except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
-        raise OpenVisionError(f"{path}: {name} is no IDX file of bytes: {error}") from error
+        raise OpenVisionError(f"{path}: {name} is not an IDX file of bytes: {error}; remove {path}") from error
