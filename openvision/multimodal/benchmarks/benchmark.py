@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvision.errors import OpenVisionError
-from openvision.evaluation.metrics.ranks import wilson_interval
 from openvision.files import JsonObject
 
 SINGLE_WORD = "\nAnswer the question using a single word or phrase."
@@ -19,6 +18,8 @@ LETTER = "\nAnswer with the option's letter from the given choices directly."
 _SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".webp")
 # Of the bootstrap.
 _RESAMPLES = 1000
+# Two-sided 95 % quantile of the normal distribution.
+_Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -184,3 +185,20 @@ def with_intervals(benchmark: Benchmark, marks: Marks, seed: int = 0) -> dict[st
             low, high = np.percentile(read, (2.5, 97.5)).tolist()
         result[name] = {"value": value, "low": low, "high": high}
     return result
+
+
+def wilson_interval(hits: int, total: int, z: float = _Z95) -> tuple[float, float]:
+    """Wilson's score interval of a binomial share, which is valid for small samples and shares near 0 or 1.
+
+    Raises OpenVisionError unless 0 <= `hits` <= `total` and `total` > 0.
+    """
+    if not 0 <= hits <= total or total == 0:
+        raise OpenVisionError(f"cannot give an interval for {hits} hits out of {total}: measure at least one sample")
+    share = hits / total
+    centre = share + z * z / (2 * total)
+    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    # Exact ends: rounding must not exclude 0 hits from their own interval.
+    low = (centre - spread) / scale if hits else 0.0
+    high = (centre + spread) / scale if hits < total else 1.0
+    return low, high

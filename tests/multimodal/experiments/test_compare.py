@@ -170,7 +170,7 @@ def test_names_of_contestants():
     assert [contestant.name for contestant in parsed] == ["quickstart", "clip", "random-quickstart", "blind"]
     with pytest.raises(OpenVisionError, match="two encoders have the name 'quickstart'"):
         parse_contestants(["runs/quickstart/model", "other/quickstart"])
-    with pytest.raises(OpenVisionError, match="cannot name a folder"):
+    with pytest.raises(OpenVisionError, match="cannot be the name of a folder"):
         parse_contestants(["../x=runs/quickstart/model"])
 
 
