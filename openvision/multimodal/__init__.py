@@ -1,17 +1,14 @@
-"""LLaVA-style models around any encoder: built, trained, talked to; stock transformers classes all the way.
+"""LLaVA-style models around any vision encoder, as stock transformers classes: build, train, chat, evaluate.
 
-| module           | what it knows                                                                     |
-|------------------|-----------------------------------------------------------------------------------|
-| `towers`         | an OpenVision checkpoint, a CLIP, SigLIP or ViT folder as a vision tower           |
-| `llm`            | a causal language model and its tokenizer, checked for what training needs         |
-| `geometry`       | how many tokens a picture becomes                                                 |
-| `build`          | tower + projector + language model = a folder                                     |
-| `conversation`   | a LLaVA sample, its ids and which of them are answers                              |
-| `data`, `collate`| samples from disk to batches                                                      |
-| `recipe`, `train`| stages, learning rates by module, checkpoints                                      |
-| `cache`          | features of a frozen encoder, computed once                                       |
-| `generate`, `chat` | answers                                                                         |
-| `cost`           | operations and hours of a recipe                                                  |
-| `toy`            | a language model for trying things out                                            |
-| `benchmarks`, `compare`, `demo` | scores, encoders side by side, a demonstration                     |
+| folder        | content                                                                                          |
+|---------------|--------------------------------------------------------------------------------------------------|
+| `model`       | vision tower, projector and language model in one folder; its visual tokens; its answers         |
+| `data`        | conversations in LLaVA's format, from files or the Hub to batches; cached features of an encoder  |
+| `recipe`      | stages, learning rates by module, execution settings                                             |
+| `training`    | trained modules, losses, the Trainer, a run with its checkpoints                                  |
+| `cost`        | FLOPs and hours of a recipe                                                                      |
+| `benchmarks`  | official metrics on local copies of benchmarks, the runner, a plug-in for lmms-eval               |
+| `experiments` | encoders side by side, a demonstration on a CPU                                                  |
+
+Stands on everything but `inference` and `planning`.
 """

@@ -1,68 +1,74 @@
-"""What a stage costs: operations of encoder and language model for one sample, hours on given devices.
+"""Cost of a stage: FLOPs of encoder and language model for one sample, and hours on given devices.
 
-Two operations a multiply-add, matrix products only; recomputation by gradient checkpointing is not counted. The
-language model is counted by its parameters without the tables of words (embeddings are looked up, logits computed for
-answers only) times tokens, which leaves out the products of attention scores: a few percent at these lengths. The
-projector is small beside both and left out.
+A multiply-add is two FLOPs; only matrix products count, without recomputation by gradient checkpointing. The language
+model costs its parameters, without input and output embeddings (embeddings are looked up, logits computed for answers
+only), times tokens; attention scores, a few percent at these lengths, and the projector are not counted.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from openvision.hardware import Device
 from openvision.models.flops import vision_flops
 from openvision.models.vision import VisionConfig
 from openvision.multimodal.model.geometry import Geometry
-from openvision.multimodal.recipe import Stage, VlmRecipe
+from openvision.multimodal.recipe import VlmStage
 
-# Products of a step for each of forward: a trained module needs gradients of inputs and weights, one that only passes
-# the projector's gradient on needs those of inputs.
+# Cost of a step in forward passes: a trained module computes gradients of inputs and weights, a frozen one before which
+# the projector is trained those of inputs.
 _TRAINED, _PASSED_ON, _FROZEN = 3, 2, 1
 
 
 @dataclass(frozen=True)
-class Work:
-    """Of one sample."""
+class SampleCost:
+    """Cost of one sample in training."""
 
     encoder: float
-    """Operations."""
+    """FLOPs."""
     llm: float
+    """FLOPs."""
     visual_tokens: int
     text_tokens: int
 
     @property
     def total(self) -> float:
-        """Operations of a step, for one sample."""
+        """FLOPs of encoder and language model."""
         return self.encoder + self.llm
 
     @property
     def cached_speedup(self) -> float:
-        """How many times as fast a step is without the encoder, when operations decide; infinite without the LLM."""
+        """Speed-up of a step by cached features, by FLOPs alone; infinite without the language model."""
         return self.total / self.llm if self.llm else float("inf")
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """Of one stage."""
+    """Cost of one stage."""
 
-    stage: Stage
+    stage: VlmStage
     samples: int
-    work: Work
+    sample: SampleCost
     hours: tuple[float, float]
-    """On all devices together, at the device's highest and lowest assumed utilisation."""
+    """On all devices, at the highest and lowest utilisation assumed for the device."""
 
 
-def stage_work(stage: Stage, vision: VisionConfig, geometry: Geometry, llm_parameters: float, text_tokens: int) -> Work:
-    """Operations of a stage for a sample with one picture; anyres pictures are taken as filling a 2 x 2 grid."""
+def sample_cost(
+    stage: VlmStage, vision: VisionConfig, geometry: Geometry, llm_parameters: float, text_tokens: int
+) -> SampleCost:
+    """Cost of a sample with one image and `text_tokens` tokens of text; for anyres the image fills a 2 x 2 grid.
+
+    `llm_parameters` counts the language model without input and output embeddings.
+    """
     rates = stage.learning_rate
     side = geometry.image_size * (2 if geometry.pinpoints else 1)
     visual = geometry.tokens(side, side)
     encoder = vision_flops(vision, vision.image_size, None) * geometry.squares(side, side)
-    # Words are learnt in front of the language model, which is not run.
+    # The objective "words" does not run the language model.
     llm = 2 * llm_parameters * (visual + text_tokens) if stage.objective == "answers" else 0.0
     trains_llm = rates.llm is not None and stage.lora is None
-    # The last block is run, but behind the layer that is read: nothing comes back through it.
+    # The last block runs, but no gradient flows through it: the projector reads the layer before.
     backward = (_TRAINED - _FROZEN) * (vision.depth - 1) / vision.depth if rates.encoder is not None else 0
-    return Work(
+    return SampleCost(
         encoder * (_FROZEN + backward),
         llm * (_TRAINED if trains_llm else _PASSED_ON),
         visual,
@@ -71,21 +77,21 @@ def stage_work(stage: Stage, vision: VisionConfig, geometry: Geometry, llm_param
 
 
 def plan_stages(
-    recipe: VlmRecipe,
+    stages: Sequence[VlmStage],
     vision: VisionConfig,
     geometry: Geometry,
     llm_parameters: float,
-    samples: list[int],
+    samples: Sequence[int],
     text_tokens: int,
     device: Device,
     devices: int,
 ) -> list[StageCost]:
-    """Cost of every stage; `samples` are the sizes of the data sets, in the stages' order."""
+    """Cost of every stage; `samples` are the sizes of the stages' data sets."""
     costs = []
-    for stage, size in zip(recipe.stages, samples, strict=True):
-        work = stage_work(stage, vision, geometry, llm_parameters, text_tokens)
+    for stage, size in zip(stages, samples, strict=True):
+        sample = sample_cost(stage, vision, geometry, llm_parameters, text_tokens)
         count = stage.samples or size
-        seconds = work.total * count / (device.peak_flops * devices)
+        seconds = sample.total * count / (device.peak_flops * devices)
         low, high = device.mfu
-        costs.append(StageCost(stage, count, work, (seconds / high / 3600, seconds / low / 3600)))
+        costs.append(StageCost(stage, count, sample, (seconds / high / 3600, seconds / low / 3600)))
     return costs

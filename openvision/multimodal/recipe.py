@@ -1,46 +1,47 @@
-"""A recipe for a LLaVA-style model: TOML, parsed into frozen models as for encoders (papers.md section 4).
+"""Recipes of LLaVA-style models: TOML files, parsed into frozen pydantic models (papers.md section 4).
 
-A module is trained when the stage gives it a learning rate, and frozen otherwise. Learning rates are peaks, as
-these frameworks publish them, not per 256 samples.
+A stage trains the modules that have a learning rate and freezes the others. Learning rates are peak values, as these
+frameworks publish them, not per 256 samples.
 """
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tomli_w
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from openvision.errors import OpenVisionError
-from openvision.multimodal.model.geometry import Framework
+from openvision.files import JsonObject
+from openvision.multimodal.model.geometry import Aspect, Framework
 from openvision.recipe.schema import Section, read_recipe_text
 from openvision.recipe.text import apply_override, describe_problem
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class LearningRates(Section):
-    """Peak learning rates by module; a module without one is frozen."""
+    """Peak learning rate of each module; a module without one is frozen."""
 
     projector: PositiveFloat | None = None
-    """Of the projector and, for anyres, the newline."""
+    """Projector and, for anyres, the newline."""
     llm: PositiveFloat | None = None
-    """Of the language model, or of its LoRA matrices."""
+    """Language model, or its LoRA matrices."""
     encoder: PositiveFloat | None = None
 
 
 class Lora(Section):
-    """Low-rank matrices beside the language model's layers; merged into its weights when the stage ends."""
+    """LoRA of the language model's linear layers; merged into the weights at the end of the stage."""
 
     rank: PositiveInt = 16
     alpha: PositiveInt = 32
-    dropout: Share = 0.0
+    dropout: Fraction = 0.0
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Names of linear layers inside the language model."""
+    """Names of linear layers of the language model."""
 
 
 class HubData(Section):
-    """A Hugging Face data set in LLaVA's columns: conversations or messages, image or images."""
+    """A Hugging Face data set with LLaVA's columns: conversations or messages, image or images."""
 
     name: str
     """Hub id, or a folder written by `save_to_disk`."""
@@ -48,46 +49,46 @@ class HubData(Section):
     split: str = "train"
 
 
-class Stage(Section):
-    """One pass over one data set with its own optimizer."""
+class VlmStage(Section):
+    """One stage of training on one data set, with its own optimizer."""
 
     name: str
     objective: Literal["answers", "words"] = "answers"
-    """answers: the language model writes them, as in every paper; words: the projector alone learns the language
-    model's embeddings of the answers' words, without running it (`word_alignment`)."""
+    """answers: next-token prediction of the answers, as in the papers; words: the projector learns the language model's
+    embeddings of the answers' words, and the language model is not run (`training/objectives.py`)."""
     conversations: str | tuple[str, ...] | None = None
-    """LLaVA JSON or JSON lines, one or several, relative to the data folder."""
+    """LLaVA JSON or JSON lines files, relative to the data folder."""
     images: str = "."
-    """Folder that the names of pictures start from, relative to the data folder."""
+    """Folder of the images, relative to the data folder."""
     hub: HubData | None = None
-    """Instead of files."""
+    """Replaces `conversations` and `images`."""
     samples: PositiveInt | None = None
-    """Samples seen, e.g. several passes or part of one; by default every sample once."""
-    aspect: Literal["pad", "crop", "anyres"] = "pad"
-    """pad: to a square; crop: the centre square; anyres: tiles, for llava-next."""
+    """Samples to train on, in several epochs or part of one; by default one epoch."""
+    aspect: Aspect = "pad"
+    """pad: pad to a square; crop: the centre square; anyres: tiles, for llava-next."""
     batch_size: PositiveInt
-    """Samples an optimizer step, over all devices."""
+    """Samples of an optimizer step, over all devices."""
     micro_batch: PositiveInt | None = None
-    """Instead of run.micro_batch, where a stage needs much less or more memory than the others."""
+    """Overrides run.micro_batch for this stage."""
     learning_rate: LearningRates
-    warmup_ratio: Share = 0.03
+    warmup_ratio: Fraction = 0.03
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_length: PositiveInt = 2048
-    """Tokens of a sample, picture included; what exceeds it is cut off."""
+    """Tokens of a sample, visual tokens included; longer samples are truncated."""
     lora: Lora | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Stage":
+    def _consistent(self) -> "VlmStage":
         if (self.conversations is None) == (self.hub is None):
-            raise ValueError("give either conversations (files) or hub (a Hugging Face data set)")
+            raise ValueError("set either conversations (files) or hub (a Hugging Face data set)")
         rates = self.learning_rate
         if not any((rates.projector, rates.llm, rates.encoder)):
-            raise ValueError("learning_rate is empty: nothing would be trained")
+            raise ValueError("learning_rate is empty: set projector, llm or encoder")
         if self.lora is not None and rates.llm is None:
             raise ValueError("lora needs learning_rate.llm")
         if self.objective == "words" and (rates.llm or rates.encoder):
-            raise ValueError("objective 'words' trains the projector only: leave learning_rate.llm and .encoder out")
+            raise ValueError("objective 'words' trains the projector only: remove learning_rate.llm and .encoder")
         return self
 
     @property
@@ -96,32 +97,32 @@ class Stage(Section):
         return (self.conversations,) if isinstance(self.conversations, str) else self.conversations or ()
 
 
-class Run(Section):
-    """How the run is carried out: nothing here is part of the published recipe."""
+class VlmRun(Section):
+    """Execution settings, which are not part of the published recipe."""
 
     precision: Literal["float32", "bfloat16", "auto"] = "auto"
-    """Compute dtype; "auto" takes bfloat16 where the device is fast at it. Trained parameters are float32."""
+    """Compute dtype; auto: bfloat16 on devices that multiply it faster. Trained parameters are float32."""
     micro_batch: PositiveInt = 8
-    """Samples a device works on at once; gradients add up to the batch."""
+    """Samples of a micro-batch on one device; gradients are accumulated over the batch."""
     batching: Literal["random", "length", "packed"] = "length"
-    """length: samples of like length share a batch; packed: no padding, one row (worth it with flash attention)."""
+    """length: samples of similar length share a batch; packed: one row without padding, for flash attention."""
     gradient_checkpointing: bool = False
     fsdp: bool = False
-    """Shard parameters, gradients and optimizer over the processes of torchrun."""
+    """Shard parameters, gradients and optimizer state over the processes of torchrun."""
     cache_features: Literal["auto", "always", "never"] = "auto"
-    """Compute features of a frozen encoder once; auto: where they fit on the disk and are used more than once."""
+    """Cache features of a frozen encoder; auto: when they fit on the disk and are read more than once."""
     cache_folder: str | None = None
-    """Shared by runs; by default inside the run folder."""
+    """Folder of the cache, which runs may share; by default inside the run folder."""
     bad_samples: Literal["stop", "skip"] = "stop"
-    """What happens to samples that cannot be trained on; missing pictures are always skipped and counted."""
+    """Stop at an unusable sample, or skip and count it; missing images are always skipped and counted."""
     loader_workers: Annotated[int, Field(ge=0)] = 0
     log_every: PositiveInt = 10
     checkpoint_every: PositiveInt = 500
-    """Steps between checkpoints."""
+    """Optimizer steps between checkpoints."""
 
 
 class VlmRecipe(Section):
-    """Everything a run needs but the model folder, the data folder and the place for its results."""
+    """Everything a run needs except the folders of model, data and results."""
 
     name: str
     description: str = ""
@@ -129,25 +130,25 @@ class VlmRecipe(Section):
     seed: Annotated[int, Field(ge=0)] = 42
     image_first: bool = True
     """Move `<image>` to the start of its question, as LLaVA does."""
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
-    run: Run = Run()
+    stages: Annotated[tuple[VlmStage, ...], Field(min_length=1)]
+    run: VlmRun = VlmRun()
 
     @model_validator(mode="after")
     def _consistent(self) -> "VlmRecipe":
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
-            raise ValueError(f"stages need different names, not {names}")
+            raise ValueError(f"stages must have different names, not {names}")
         for stage in self.stages:
             if (stage.aspect == "anyres") != (self.framework == "llava-next"):
                 raise ValueError(
                     f"stage {stage.name}: aspect {stage.aspect!r} does not fit {self.framework}; "
-                    "llava-next takes anyres, llava-1.5 takes pad or crop"
+                    "use anyres for llava-next, pad or crop for llava-1.5"
                 )
         return self
 
 
 def load_vlm_recipe(path: Path, overrides: list[str] | None = None) -> VlmRecipe:
-    """Read a recipe and apply `key.path=value` overrides."""
+    """Read a recipe and apply `key.path=value` overrides; raises OpenVisionError for an invalid recipe."""
     try:
         data = tomllib.loads(read_recipe_text(path))
     except tomllib.TOMLDecodeError as error:
@@ -157,8 +158,8 @@ def load_vlm_recipe(path: Path, overrides: list[str] | None = None) -> VlmRecipe
     return parse_vlm_recipe(data, str(path))
 
 
-def parse_vlm_recipe(data: dict[str, Any], source: str) -> VlmRecipe:
-    """Validate a recipe; `source` names it in errors."""
+def parse_vlm_recipe(data: JsonObject, source: str) -> VlmRecipe:
+    """Validate a recipe; raises OpenVisionError, in which `source` names the recipe."""
     try:
         return VlmRecipe.model_validate(data)
     except ValidationError as error:
@@ -168,5 +169,5 @@ def parse_vlm_recipe(data: dict[str, Any], source: str) -> VlmRecipe:
 
 
 def dump_vlm_recipe(recipe: VlmRecipe) -> str:
-    """The recipe as TOML that `load_vlm_recipe` reads back to the same recipe."""
+    """The recipe as TOML; `load_vlm_recipe` reads the same recipe back."""
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))

@@ -28,5 +28,5 @@ def next_folder(llm_folder, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory) -> Path:
-    """Twelve conversations about pictures and one without."""
+    """Twelve conversations about images and one without."""
     return tiny.write_data(tmp_path_factory.mktemp("conversations") / "data")

@@ -10,7 +10,7 @@ from PIL import Image
 from openvision.models.vision import VisionConfig, VisionTransformer
 from openvision.multimodal.model.build import BuildOptions, Built, assemble, save
 from openvision.multimodal.model.llm import LanguageModel, load_llm
-from openvision.multimodal.model.towers import Tower, tower_of
+from openvision.multimodal.model.towers import VisionTower, tower_of
 from openvision.weights.load import Checkpoint
 
 VISION = VisionConfig(width=48, depth=3, mlp_dim=96, heads=3, patch_size=8, image_size=44)
@@ -32,7 +32,7 @@ def build_tiny(llm: Path, framework: str = "llava-1.5") -> Built:
     return assemble(tiny_tower(), tiny_llm(llm), BuildOptions(framework=framework))  # pyright: ignore[reportArgumentType]
 
 
-def tiny_tower() -> Tower:
+def tiny_tower() -> VisionTower:
     """The random encoder as a stock tower."""
     return tower_of(encoder())
 
@@ -50,7 +50,7 @@ def write_model(llm: Path, folder: Path, framework: str = "llava-1.5") -> Path:
 
 
 def write_data(folder: Path, count: int = 12) -> Path:
-    """Conversations about coloured pictures of several shapes; the last one has no picture."""
+    """Conversations about coloured images of several shapes; the last one has no image."""
     images = folder / "images"
     images.mkdir(parents=True)
     generator = np.random.default_rng(0)

@@ -1,10 +1,10 @@
 """Benchmarks of multimodal models: scorers with the official metrics, and a runner over local copies.
 
-One file a benchmark. `BENCHMARKS` lists them by the name the command line takes.
+Each benchmark has a module in `scorers`. `BENCHMARKS` has them by their names on the command line.
 """
 
 from openvision.errors import OpenVisionError
-from openvision.multimodal.benchmarks.question import Benchmark, Question
+from openvision.multimodal.benchmarks.benchmark import Benchmark, Question
 from openvision.multimodal.benchmarks.scorers.chartqa import CHARTQA
 from openvision.multimodal.benchmarks.scorers.gqa import GQA
 from openvision.multimodal.benchmarks.scorers.mme import MME
@@ -25,7 +25,7 @@ __all__ = ["BENCHMARKS", "Benchmark", "Question", "find_benchmark"]
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """The benchmark of that name; raises OpenVisionError that lists all."""
+    """The benchmark `name`; raises OpenVisionError that lists all names."""
     if name not in BENCHMARKS:
-        raise OpenVisionError(f"there is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+        raise OpenVisionError(f"unknown benchmark {name!r}; choose one of {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]

@@ -1,24 +1,23 @@
-"""Questions to a model, answers to a file, numbers from answers. A run that was cut off goes on where it stopped.
+"""Run a benchmark: ask a model all questions, write its answers, compute metrics. An interrupted run resumes.
 
-An output folder holds `run.json` (what was asked of which model), `answers.jsonl` (one line an answer, appended a batch
-at a time) and, when all answers are there, `result.json`. The same command with another model or other questions in
-the same folder is refused.
+The output folder holds `run.json` (model and questions), `answers.jsonl` (one line for each answer, appended batch by
+batch) and, when it is complete, `result.json`. Another model or other questions in the same folder are an error.
 """
 
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NotRequired, Protocol, TypedDict
 
 from PIL import Image, UnidentifiedImageError
 
 from openvision.errors import OpenVisionError
-from openvision.files import append_text, atomic_write_text, make_folder, read_json_lines
-from openvision.multimodal.benchmarks.intervals import tabulate, with_intervals
-from openvision.multimodal.benchmarks.question import Benchmark, Question
+from openvision.files import JsonObject, append_text, atomic_write_text, make_folder, read_json_lines
+from openvision.multimodal.benchmarks.benchmark import Benchmark, Estimate, Question, tabulate, with_intervals
+from openvision.multimodal.model.generate import Decoding, Prompt, load_assistant
 from openvision.provenance import git_state, library_versions
 
 RUN, ANSWERS, RESULT, JUDGE = "run.json", "answers.jsonl", "result.json", "for_the_judge.json"
@@ -26,10 +25,10 @@ _EDGE = 1 << 20
 
 
 class Answerer(Protocol):
-    """Whatever answers questions about pictures: a model, or a test's stand-in."""
+    """A model, or a test's stand-in, that answers questions about images."""
 
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-        """Greedy answers, one a prompt; `images` are RGB."""
+        """One greedy answer for each RGB image and prompt."""
         ...
 
 
@@ -38,46 +37,90 @@ class Options:
     """How a benchmark is run."""
 
     limit: int | None = None
-    """About so many questions, drawn by picture with a fixed seed."""
+    """Approximate number of questions, sampled by image with a fixed seed."""
     batch_size: int = 8
     progress: Callable[[int, float], None] | None = None
-    """Told how many answers there are, and their share."""
+    """Called with the number of answers and their share."""
+
+
+class Score(TypedDict):
+    """Metrics of a complete benchmark."""
+
+    benchmark: str
+    questions: int
+    pictures: int
+    """Number of images."""
+    headline: list[str]
+    """Metrics that are shown first."""
+    metrics: dict[str, Estimate]
+
+
+class BenchmarkResult(Score):
+    """Content of result.json."""
+
+    model: "Identity"
+    git: JsonObject | None
+    libraries: dict[str, str]
+
+
+class Identity(TypedDict):
+    """Which model answered."""
+
+    model: str
+    model_sha256: NotRequired[str]
+    dtype: NotRequired[str]
+    blind: NotRequired[bool]
+
+
+def load_answerer(model: str | Path, device: str | None = None, dtype: str = "auto", blind: bool = False) -> Answerer:
+    """Load a LLaVA folder as an `Answerer`; a `blind` one gets the prompts without the images."""
+    assistant = load_assistant(model, device, dtype)
+
+    def answer(images: Sequence[Image.Image], prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+        asked = [Prompt(prompt, () if blind else (image,)) for image, prompt in zip(images, prompts, strict=True)]
+        return assistant.answer(asked, Decoding(max_new_tokens=max_new_tokens, batch_size=len(asked)))
+
+    return answer
 
 
 def run_benchmark(
     benchmark: Benchmark,
     data: Path,
     answerer: Callable[[], Answerer],
-    identity: dict[str, Any],
+    identity: Identity,
     out: Path,
     options: Options | None = None,
-) -> dict[str, Any]:
-    """Ask every question of `benchmark` in the folder `data` and return what is in `out`/result.json.
+) -> BenchmarkResult:
+    """Ask every question of `benchmark` in folder `data`; write and return `out`/result.json.
 
-    `answerer` loads the model and is called only when answers are missing; `identity` says which model it is. Raises
-    OpenVisionError for data that do not fit the layout and for an output folder of another run.
+    `answerer` loads the model and is called only when answers are missing. Raises OpenVisionError for data in another
+    layout and for an output folder of another run.
     """
     options = options or Options()
     if not data.is_dir():
         raise OpenVisionError(f"{data} is not a folder; {benchmark.title} needs {benchmark.layout}")
-    questions = take(benchmark.read(data), options.limit)
+    questions = sample_questions(benchmark.read(data), options.limit)
     if not questions:
-        raise OpenVisionError(f"{data} holds no question of {benchmark.title}; it must hold {benchmark.layout}")
+        raise OpenVisionError(f"{data} has no question of {benchmark.title}; it must hold {benchmark.layout}")
     asked = {**identity, "benchmark": benchmark.name, "questions_sha256": _hash_of(questions)}
     answers = _resume(make_folder(out), {**asked, "max_new_tokens": benchmark.max_new_tokens})
     missing = [question for question in questions if question.id not in answers]
     if missing:
         _ask(missing, answers, answerer(), benchmark.max_new_tokens, out, options)
-    result = score(benchmark, questions, answers)
-    result |= {"model": identity, "git": git_state(), "libraries": library_versions()}
+    result: BenchmarkResult = {
+        **score(benchmark, questions, answers),
+        "model": identity,
+        "git": git_state(),
+        "libraries": library_versions(),
+    }
     atomic_write_text(out / RESULT, json.dumps(result, indent=2) + "\n")
     if benchmark.export is not None:
         atomic_write_text(out / JUDGE, json.dumps(benchmark.export(questions, answers), indent=2) + "\n")
     return result
 
 
-def score(benchmark: Benchmark, questions: list[Question], answers: dict[str, str]) -> dict[str, Any]:
-    """Numbers with 95 % intervals from a full set of answers, by question id."""
+def score(benchmark: Benchmark, questions: list[Question], answers: dict[str, str]) -> Score:
+    """Metrics with 95 % intervals from all answers, by question id."""
     marks = tabulate(benchmark, questions, answers)
     return {
         "benchmark": benchmark.name,
@@ -88,25 +131,25 @@ def score(benchmark: Benchmark, questions: list[Question], answers: dict[str, st
     }
 
 
-def take(questions: list[Question], limit: int | None) -> list[Question]:
-    """About `limit` questions: whole pictures, drawn with a fixed seed, in the benchmark's order."""
+def sample_questions(questions: list[Question], limit: int | None) -> list[Question]:
+    """About `limit` questions in their order: all those of images that are sampled with a fixed seed."""
     if limit is None or limit >= len(questions):
         return questions
-    by_picture: dict[str, list[Question]] = {}
+    by_image: dict[str, list[Question]] = {}
     for question in questions:
-        by_picture.setdefault(question.cluster or str(question.image), []).append(question)
-    pictures = sorted(by_picture)
-    random.Random(0).shuffle(pictures)
+        by_image.setdefault(question.cluster or str(question.image), []).append(question)
+    images = sorted(by_image)
+    random.Random(0).shuffle(images)
     chosen: set[str] = set()
-    for name in pictures:
+    for name in images:
         if len(chosen) >= limit:
             break
-        chosen.update(question.id for question in by_picture[name])
+        chosen.update(question.id for question in by_image[name])
     return [question for question in questions if question.id in chosen]
 
 
 def fingerprint(model: str | Path) -> str:
-    """Hash of a model folder: names and sizes of its files, and the first and last MiB of each."""
+    """SHA-256 of a model folder: names and sizes of its files, and the first and last MiB of each."""
     root = Path(model)
     if not root.is_dir():
         return hashlib.sha256(str(model).encode()).hexdigest()
@@ -127,8 +170,8 @@ def _hash_of(questions: Sequence[Question]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _resume(out: Path, asked: dict[str, Any]) -> dict[str, str]:
-    """Answers an earlier run left in `out`, after checking that it was the same run."""
+def _resume(out: Path, asked: Mapping[str, object]) -> dict[str, str]:
+    """Answers that an earlier run left in `out`; raises OpenVisionError when it asked something else."""
     if (out / RUN).is_file():
         before = json.loads((out / RUN).read_text(encoding="utf-8"))
         changed = sorted(key for key in before.keys() | asked.keys() if before.get(key) != asked.get(key))
@@ -143,9 +186,9 @@ def _resume(out: Path, asked: dict[str, Any]) -> dict[str, str]:
     return {}
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
+def _whole_lines(path: Path) -> list[JsonObject]:
     rows = read_json_lines(path)
-    # A line cut short by a crash would spoil the next one that is appended.
+    # Rewritten, because the next line would be appended to one that a crash cut short.
     atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
@@ -158,7 +201,7 @@ def _ask(
     out: Path,
     options: Options,
 ) -> None:
-    # Prompts of like length share a batch, so little is padded.
+    # Prompts of similar length share a batch, for little padding.
     ordered = sorted(questions, key=lambda question: (len(question.prompt), question.id))
     before = len(answers)
     for start in range(0, len(ordered), options.batch_size):
@@ -180,4 +223,4 @@ def _open(path: Path) -> Image.Image:
         with Image.open(path) as image:
             return image.convert("RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise OpenVisionError(f"picture {path} cannot be read: {error}; fetch it again") from error
+        raise OpenVisionError(f"image {path} cannot be read: {error}; download it again") from error

@@ -1,1 +1,1 @@
-"""Conversations with images: reading, rendering, batching, and cached features of a frozen encoder."""
+"""Conversations with images: reading, tokenizing, batching, and cached features of a frozen encoder."""

@@ -1,7 +1,7 @@
-"""Conversations with pictures, from LLaVA's JSON or Hugging Face data sets to ids and pixels.
+"""Conversations with images, from LLaVA's JSON or a Hugging Face data set to token ids and pixels.
 
-Everything that can be checked without opening a picture is checked first. Samples whose picture is missing are left out
-and counted; a picture that turns out to be broken is counted, and the next sample takes its place.
+Checks that need no decoding run first. Samples whose image is missing are dropped and counted. A sample whose image
+is broken is counted when it is read, and replaced by the next one.
 """
 
 import json
@@ -9,68 +9,78 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import NotRequired, TypedDict
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from openvision.errors import OpenVisionError, require
-from openvision.files import append_text
-from openvision.multimodal.data.conversation import IGNORED, Sample, SampleError, encode, parse_sample
-from openvision.multimodal.data.images import ImageFile, Picture, RowImage, UnreadableImageError
-from openvision.multimodal.model.geometry import Geometry
+from openvision.files import JsonObject, append_text
+from openvision.multimodal.data.conversation import (
+    IGNORED,
+    Conversation,
+    SampleError,
+    TokenizedConversation,
+    parse_conversation,
+    tokenize,
+)
+from openvision.multimodal.data.feature_cache import FeatureCache
+from openvision.multimodal.data.images import ImageFile, ImageSource, ImageSourceError, RowImage
+from openvision.multimodal.model.geometry import Aspect, Geometry
+from openvision.multimodal.model.huggingface import Processor
 
-Aspect = Literal["pad", "crop", "anyres"]
-# How many broken samples in a row end the run: something else is wrong then.
-_PATIENCE = 100
+# More broken samples in a row than this stop the run: the cause is not a single file.
+_MAX_REPLACEMENTS = 100
 
 
 @dataclass(frozen=True)
-class Record:
-    """A sample and its pictures."""
+class ConversationSample:
+    """A conversation and its images."""
 
-    sample: Sample
-    pictures: tuple[Picture, ...]
+    conversation: Conversation
+    images: tuple[ImageSource, ...]
 
 
 @dataclass(frozen=True)
 class Collection:
-    """The usable samples of a data set, and why others are left out."""
+    """The usable samples of a data set, and counts of the others by reason."""
 
-    records: list[Record]
-    left_out: Counter[str]
+    samples: list[ConversationSample]
+    dropped: Counter[str]
 
     def report(self) -> list[str]:
-        """One line a reason."""
-        return [f"samples left out, {reason}: {count}" for reason, count in sorted(self.left_out.items())]
+        """One line for each reason."""
+        return [f"samples dropped, {reason}: {count}" for reason, count in sorted(self.dropped.items())]
 
 
 @dataclass(frozen=True)
-class Rules:
-    """How strict reading is."""
+class ReadOptions:
+    """How conversations are read."""
 
     image_first: bool = True
     """Move `<image>` to the start of its question, as LLaVA does."""
     skip_bad: bool = False
-    """Leave unusable samples out and count them, instead of refusing the data."""
+    """Drop and count unusable samples instead of raising an error."""
     rejects: Path | None = None
-    """File of JSON lines that names every sample left out."""
+    """JSON lines file that lists every dropped sample."""
 
 
-def read_llava_json(files: Sequence[Path], images: Path, rules: Rules | None = None) -> Collection:
-    """Samples of LLaVA's JSON (a list) or JSON lines; picture names are relative to `images`.
+def read_llava_json(files: Sequence[Path], images: Path, options: ReadOptions | None = None) -> Collection:
+    """Samples of LLaVA's JSON (a list) or JSON lines; image names are relative to `images`.
 
-    Raises OpenVisionError for a file that cannot be read, SampleError for an unusable sample unless `rules` skip it.
+    Raises OpenVisionError for a file that cannot be read, and SampleError for an unusable sample unless `options` skip
+    it.
     """
     rows = [row for file in files for row in _read_rows(file)]
-    return collect(rows, lambda row, _: [ImageFile(images / name) for name in _names(row)], rules or Rules())
+    return collect(rows, lambda row, _: [ImageFile(images / name) for name in _names(row)], options or ReadOptions())
 
 
-def from_rows(rows: Sequence[dict[str, Any]], rules: Rules | None = None) -> Collection:
-    """Samples of rows that carry their pictures in a column `image` or `images`, e.g. of a Hugging Face data set."""
+def read_rows(rows: Sequence[JsonObject], options: ReadOptions | None = None) -> Collection:
+    """Samples of rows with a column `image` or `images`, e.g. of a Hugging Face data set."""
 
-    def pictures(row: dict[str, Any], number: int) -> list[Picture]:
+    def images_of(row: JsonObject, number: int) -> list[ImageSource]:
         for column in ("image", "images"):
             value = row.get(column)
             if isinstance(value, list):
@@ -79,11 +89,11 @@ def from_rows(rows: Sequence[dict[str, Any]], rules: Rules | None = None) -> Col
                 return [RowImage(rows, number, column, None)]
         return []
 
-    return collect(rows, pictures, rules or Rules())
+    return collect(rows, images_of, options or ReadOptions())
 
 
-def read_hub_dataset(name: str, config: str | None, split: str, rules: Rules | None = None) -> Collection:
-    """Samples of a Hugging Face data set by Hub id, or of a folder written by `save_to_disk`."""
+def read_hub_dataset(name: str, config: str | None, split: str, options: ReadOptions | None = None) -> Collection:
+    """Samples of a Hugging Face data set: a Hub id, or a folder written by `save_to_disk`."""
     datasets = require("datasets", extra="datasets")
     try:
         if Path(name).is_dir():
@@ -93,125 +103,141 @@ def read_hub_dataset(name: str, config: str | None, split: str, rules: Rules | N
             rows = datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, KeyError) as error:
         raise OpenVisionError(f"cannot load data set {name} ({config or 'no config'}, {split}): {error}") from error
-    return from_rows(rows, rules)
+    return read_rows(rows, options)
 
 
 def collect(
-    rows: Iterable[dict[str, Any]],
-    pictures_of: Callable[[dict[str, Any], int], Sequence[Picture]],
-    rules: Rules,
+    rows: Iterable[JsonObject],
+    images_of: Callable[[JsonObject, int], Sequence[ImageSource]],
+    options: ReadOptions,
 ) -> Collection:
-    """Check rows; `pictures_of` finds the pictures of row and number."""
-    records: list[Record] = []
-    left_out: Counter[str] = Counter()
+    """Check rows; `images_of` returns the images of a row, given the row and its number.
+
+    Raises SampleError for an unusable sample unless `options` skip it, and OpenVisionError when none is usable.
+    """
+    samples: list[ConversationSample] = []
+    dropped: Counter[str] = Counter()
     for number, row in enumerate(rows):
         name = _name_of(row, number)
         try:
-            pictures = tuple(pictures_of(row, number))
-            record = Record(parse_sample(row, name, len(pictures), rules.image_first), pictures)
+            images = tuple(images_of(row, number))
+            conversation = parse_conversation(row, name, len(images), options.image_first)
         except SampleError as error:
-            if not rules.skip_bad:
+            if not options.skip_bad:
                 raise
-            _reject(rules.rejects, left_out, name, "unusable", str(error))
+            _reject(options.rejects, dropped, name, "unusable", str(error))
             continue
-        if not all(picture.exists() for picture in pictures):
-            _reject(rules.rejects, left_out, name, "picture missing", str(pictures))
+        if not all(image.exists() for image in images):
+            _reject(options.rejects, dropped, name, "image missing", str(images))
             continue
-        records.append(record)
-    if not records:
-        raise OpenVisionError(
-            f"no usable sample: {dict(left_out) or 'the data are empty'}; check the folder of pictures"
-        )
-    return Collection(records, left_out)
+        samples.append(ConversationSample(conversation, images))
+    if not samples:
+        raise OpenVisionError(f"no usable sample: {dict(dropped) or 'the data are empty'}; check the image folder")
+    return Collection(samples, dropped)
 
 
-class ConversationDataset(Dataset[dict[str, Any]]):
-    """Records as ids, labels and pixels, or as features of a cache in place of pixels."""
+class Item(TypedDict):
+    """One sample of a `ConversationDataset`."""
+
+    input_ids: list[int]
+    labels: list[int]
+    image_sizes: list[tuple[int, int]]
+    """Height and width of every image in pixels."""
+    pixel_values: NotRequired[Tensor]
+    """float32 (squares, 3, S, S); missing without images."""
+    features: NotRequired[Tensor]
+    """(squares, N, D), in place of pixels."""
+
+
+class ConversationDataset(Dataset[Item]):
+    """Samples as token ids, labels, and pixels or cached features."""
 
     def __init__(
         self,
-        records: Sequence[Record],
-        processor: Any,
+        samples: Sequence[ConversationSample],
+        processor: Processor,
         geometry: Geometry,
         aspect: Aspect,
         max_length: int,
-        rules: Rules | None = None,
-        features: Any = None,
+        options: ReadOptions | None = None,
+        features: FeatureCache | None = None,
     ) -> None:
-        """`features` is a `cache.FeatureCache` filled for these pictures and this aspect."""
+        """`features` must hold these images in this aspect."""
         if (aspect == "anyres") != bool(geometry.pinpoints):
             raise OpenVisionError(
-                f"aspect {aspect!r} does not fit the model: llava-next takes anyres, llava-1.5 takes pad or crop"
+                f"aspect {aspect!r} does not fit the model; use anyres for llava-next, pad or crop for llava-1.5"
             )
-        self.records = records
+        self.samples = samples
         self.processor = processor
         self.geometry = geometry
         self.aspect: Aspect = aspect
         self.max_length = max_length
-        self.rules = rules or Rules()
+        self.options = options or ReadOptions()
         self.features = features
-        self.rejected: Counter[str] = Counter()
+        self.replaced: Counter[str] = Counter()
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.samples)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """`input_ids` and `labels` (lists), `pixel_values` (squares, 3, S, S) or `features`, `image_sizes` (n, 2)."""
-        for attempt in range(min(_PATIENCE, len(self))):
-            record = self.records[(index + attempt) % len(self)]
+    def __getitem__(self, index: int) -> Item:
+        """Sample `index`, or the next usable one; raises OpenVisionError after too many unusable ones."""
+        for attempt in range(min(_MAX_REPLACEMENTS, len(self))):
+            sample = self.samples[(index + attempt) % len(self)]
             try:
-                return self.item(record)
-            except UnreadableImageError as error:
-                _reject(self.rules.rejects, self.rejected, record.sample.id, "picture unreadable", str(error))
+                return self.item(sample)
+            except ImageSourceError as error:
+                reason, detail = "image unreadable", str(error)
             except SampleError as error:
-                if not self.rules.skip_bad:
+                if not self.options.skip_bad:
                     raise
-                _reject(self.rules.rejects, self.rejected, record.sample.id, "unusable", str(error))
+                reason, detail = "unusable", str(error)
+            _reject(self.options.rejects, self.replaced, sample.conversation.id, reason, detail)
         raise OpenVisionError(
-            f"{_PATIENCE} samples in a row from number {index} cannot be used; see {self.rules.rejects}"
+            f"{_MAX_REPLACEMENTS} samples in a row from number {index} cannot be used; see {self.options.rejects}"
         )
 
-    def item(self, record: Record) -> dict[str, Any]:
-        """One record, without a replacement; raises UnreadableImageError or SampleError."""
-        item: dict[str, Any] = {}
-        sizes: list[tuple[int, int]] = []
-        if record.pictures and self.features is not None:
-            found = [self.features.read(picture, self.aspect) for picture in record.pictures]
+    def item(self, sample: ConversationSample) -> Item:
+        """The sample itself, without replacement; raises ImageSourceError or SampleError."""
+        item: Item = {"input_ids": [], "labels": [], "image_sizes": []}
+        if sample.images and self.features is not None:
+            found = [self.features.read(image, self.aspect) for image in sample.images]
             item["features"] = torch.cat([feature for feature, _ in found])
-            sizes = [size for _, size in found]
-        elif record.pictures:
-            images = [picture.open() for picture in record.pictures]
-            sizes = [(image.height, image.width) for image in images]
+            item["image_sizes"] = [size for _, size in found]
+        elif sample.images:
+            images = [image.open() for image in sample.images]
             item["pixel_values"] = torch.cat([self.pixels(image) for image in images])
-        counts = [self.geometry.tokens(*size) for size in sizes]
-        tokenizer = self.processor.tokenizer
-        encoded = encode(record.sample, tokenizer, self.processor.image_token_id, counts, self.max_length)
-        return item | {"input_ids": encoded.input_ids, "labels": encoded.labels, "image_sizes": sizes}
+            item["image_sizes"] = [(image.height, image.width) for image in images]
+        tokenized = self._tokenize(sample, [self.geometry.tokens(*size) for size in item["image_sizes"]])
+        item["input_ids"], item["labels"] = tokenized.input_ids, tokenized.labels
+        return item
 
-    def pixels(self, image: Any) -> Tensor:
-        """(squares, 3, S, S), normalised float32: the square, or the base and its tiles."""
+    def _tokenize(self, sample: ConversationSample, image_tokens: Sequence[int]) -> TokenizedConversation:
+        tokenizer, image_token_id = self.processor.tokenizer, self.processor.image_token_id
+        return tokenize(sample.conversation, tokenizer, image_token_id, image_tokens, self.max_length)
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Normalised float32 (squares, 3, S, S): the square, or the base image and its tiles."""
         prepared = self.processor.image_processor(images=image, do_pad=self.aspect != "crop", return_tensors="pt")
         pixels = prepared["pixel_values"]
         return pixels[0] if self.geometry.pinpoints else pixels
 
     def answers(self) -> Iterator[list[int]]:
-        """The answer tokens of every sample that can be used; no picture is opened."""
-        tokenizer, image_token_id = self.processor.tokenizer, self.processor.image_token_id
-        for record in self.records:
+        """The answer tokens of every usable sample; opens no image."""
+        for sample in self.samples:
             try:
-                # Pictures take no place here, so nothing is cut that training will see.
-                encoded = encode(record.sample, tokenizer, image_token_id, [0] * len(record.pictures), self.max_length)
+                # Images take no tokens here, so that nothing is truncated that training will see.
+                tokenized = self._tokenize(sample, [0] * len(sample.images))
             except SampleError:
-                # Whoever draws it refuses it, or leaves it out and counts it.
+                # Raised or counted when the sample is read.
                 continue
-            yield [label for label in encoded.labels if label != IGNORED]
+            yield [label for label in tokenized.labels if label != IGNORED]
 
     def lengths(self) -> list[int]:
-        """Estimated tokens of every sample, for batches of like length; no picture is opened."""
-        picture = self.geometry.patches * (3 if self.geometry.pinpoints else 1)
+        """Estimated tokens of every sample, for batches of similar length; opens no image."""
+        visual = self.geometry.patches * (3 if self.geometry.pinpoints else 1)
         return [
-            sum(len(turn.text) for turn in record.sample.turns) // 4 + picture * len(record.pictures)
-            for record in self.records
+            sum(len(turn.text) for turn in sample.conversation.turns) // 4 + visual * len(sample.images)
+            for sample in self.samples
         ]
 
 
@@ -221,22 +247,22 @@ def _reject(file: Path | None, counts: Counter[str], name: str, reason: str, det
         append_text(file, json.dumps({"id": name, "reason": reason, "detail": detail}) + "\n")
 
 
-def _name_of(row: dict[str, Any], number: int) -> str:
+def _name_of(row: JsonObject, number: int) -> str:
     found = row.get("id")
     return str(found) if found not in (None, "") else f"number {number}"
 
 
-def _names(row: dict[str, Any]) -> list[str]:
+def _names(row: JsonObject) -> list[str]:
     value = row.get("image", row.get("images"))
     if value is None or value == "":
         return []
     names = value if isinstance(value, list) else [value]
     if not all(isinstance(name, str) for name in names):
-        raise SampleError(f"sample {row.get('id')}: image must be a file name or a list of them")
+        raise SampleError(f"sample {row.get('id')}: image must be a file name or a list of file names")
     return names
 
 
-def _read_rows(file: Path) -> list[dict[str, Any]]:
+def _read_rows(file: Path) -> list[JsonObject]:
     try:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".jsonl":
@@ -244,9 +270,11 @@ def _read_rows(file: Path) -> list[dict[str, Any]]:
         else:
             rows = json.loads(text)
     except OSError as error:
-        raise OpenVisionError(f"conversations {file} cannot be read: {error.strerror}") from error
+        raise OpenVisionError(
+            f"conversations {file} cannot be read: {error.strerror}; check the recipe and --data"
+        ) from error
     except ValueError as error:
-        raise OpenVisionError(f"conversations {file} is not JSON: {error}") from error
+        raise OpenVisionError(f"conversations {file} is not valid JSON: {error}; fix or download it again") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise OpenVisionError(f"conversations {file} must be a list of samples")
+        raise OpenVisionError(f"conversations {file} must be a JSON list of samples")
     return rows

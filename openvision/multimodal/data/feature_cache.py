@@ -1,45 +1,54 @@
-"""Features of a frozen encoder, computed once: the chosen layer of every picture, in safetensors, keyed by content.
+"""Cached features of a frozen encoder: one layer's patch tokens for every image, in safetensors, keyed by content.
 
-    cache/<encoder>/*.safetensors    one tensor a picture, (squares, N, D), named by its key
-    cache/<encoder>/pictures.jsonl   which file had which content, so that nothing is hashed twice
+    cache/<encoder>/*.safetensors    one tensor for each image, (squares, N, D), named by its key
+    cache/<encoder>/pictures.jsonl   content hashes of files, so that no file is hashed twice
 
-`<encoder>` hashes the tower's weights, the layer, the preparation of pictures and the dtype: another encoder finds
-another folder. A file is renamed when complete, so what kill -9 leaves is whole. Features are stored in the dtype the
-projector reads them in, so losses are those without a cache.
+`<encoder>` is a hash of the tower's weights, the layer, the image preprocessing and the dtype. Files are renamed when
+they are complete, so kill -9 leaves none damaged. Features have the dtype in which the projector reads them, so losses
+are the same as without a cache.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from openvision.errors import OpenVisionError
 from openvision.files import append_text, atomic_write_bytes, make_folder, read_json_lines
-from openvision.multimodal.data.dataset import Aspect, ConversationDataset
-from openvision.multimodal.data.images import ImageFile, Picture, UnreadableImageError
-from openvision.multimodal.model.geometry import Geometry
-from openvision.multimodal.model.stock import transformers
+from openvision.multimodal.data.images import ImageFile, ImageSource, ImageSourceError
+from openvision.multimodal.model.geometry import Aspect, Geometry
+from openvision.multimodal.model.huggingface import Llava, Processor, transformers
+
+if TYPE_CHECKING:
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 _FILE_BYTES = 256 * 2**20
 _BATCH = 32
 
 
-def encoder_key(model: Any, processor: Any, dtype: torch.dtype) -> str:
-    """Hash of everything that features depend on beside the picture."""
+class _OpenFile(Protocol):
+    """A safetensors file that is open for reading."""
+
+    def get_tensor(self, name: str) -> Tensor: ...
+
+
+def encoder_key(model: Llava, processor: Processor, dtype: torch.dtype) -> str:
+    """Hash of everything but the image that features depend on: weights, layer, preprocessing, dtype."""
     hasher = hashlib.sha256()
     config = model.config
     for name, tensor in sorted(model.model.vision_tower.state_dict().items()):
         hasher.update(name.encode())
         hasher.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     preparation = processor.image_processor.to_dict()
-    # The weights say the rest of the tower's shape.
+    # The rest of the tower's shape follows from the weights.
     shape = [config.vision_config.model_type, config.vision_config.image_size, config.vision_feature_layer, str(dtype)]
     for value in (shape, preparation):
         hasher.update(json.dumps(value, sort_keys=True, default=str).encode())
@@ -47,7 +56,7 @@ def encoder_key(model: Any, processor: Any, dtype: torch.dtype) -> str:
 
 
 class FeatureCache:
-    """Features on disk; `fill` writes what is missing, `read` maps them."""
+    """Features on disk: `fill` computes missing ones, `read` returns them memory-mapped."""
 
     def __init__(self, folder: Path, encoder: str, geometry: Geometry, dtype: torch.dtype) -> None:
         self.folder = make_folder(folder / encoder)
@@ -55,56 +64,56 @@ class FeatureCache:
         self.dtype = dtype
         self._digests = self._read_digests()
         self._places: dict[str, tuple[str, tuple[int, int]]] = {}
-        self._open: dict[str, Any] = {}
+        self._open: dict[str, _OpenFile] = {}
         self.scan()
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Workers map the files themselves.
+    def __getstate__(self) -> Mapping[str, object]:
+        # Every worker opens the files itself.
         return self.__dict__ | {"_open": {}}
 
-    def key(self, picture: Picture, aspect: Aspect) -> str:
-        """Name of a picture's features; raises UnreadableImageError."""
-        if not isinstance(picture, ImageFile):
-            return f"{aspect}-{picture.digest()[:40]}"
+    def key(self, image: ImageSource, aspect: Aspect) -> str:
+        """Key of an image's features; raises ImageSourceError."""
+        if not isinstance(image, ImageFile):
+            return f"{aspect}-{image.digest()[:40]}"
         try:
-            state = picture.path.stat()
+            state = image.path.stat()
         except OSError as error:
-            raise UnreadableImageError(f"{picture.path} cannot be read: {error.strerror}") from error
-        stamp = f"{picture.path.resolve()}|{state.st_size}|{state.st_mtime_ns}"
+            raise ImageSourceError(f"{image.path} cannot be read: {error.strerror}") from error
+        stamp = f"{image.path.resolve()}|{state.st_size}|{state.st_mtime_ns}"
         if stamp not in self._digests:
-            self._digests[stamp] = picture.digest()[:40]
+            self._digests[stamp] = image.digest()[:40]
             append_text(
                 self.folder / "pictures.jsonl", json.dumps({"file": stamp, "content": self._digests[stamp]}) + "\n"
             )
         return f"{aspect}-{self._digests[stamp]}"
 
-    def read(self, picture: Picture, aspect: Aspect) -> tuple[Tensor, tuple[int, int]]:
-        """Features (squares, N, D) and the picture's height and width; raises UnreadableImageError when it has none."""
-        key = self.key(picture, aspect)
+    def read(self, image: ImageSource, aspect: Aspect) -> tuple[Tensor, tuple[int, int]]:
+        """Features (squares, N, D) and the image's height and width; raises ImageSourceError when it has none."""
+        key = self.key(image, aspect)
         if key not in self._places:
-            raise UnreadableImageError(f"{picture} has no features in {self.folder}: it could not be read")
+            raise ImageSourceError(f"{image} has no features in {self.folder}: it could not be read")
         name, size = self._places[key]
         if name not in self._open:
             self._open[name] = safe_open(self.folder / name, framework="pt")
         return self._open[name].get_tensor(key), size
 
-    def missing(self, pictures: Sequence[Picture], aspect: Aspect) -> list[tuple[str, Picture]]:
-        """Keys and pictures without features, each content once; broken files are left to the reader."""
-        found: dict[str, Picture] = {}
-        for picture in pictures:
+    def missing(self, images: Sequence[ImageSource], aspect: Aspect) -> list[tuple[str, ImageSource]]:
+        """Keys and images without features, each content once; skips unreadable files."""
+        found: dict[str, ImageSource] = {}
+        for image in images:
             try:
-                key = self.key(picture, aspect)
-            except UnreadableImageError:
+                key = self.key(image, aspect)
+            except ImageSourceError:
                 continue
             if key not in self._places:
-                found.setdefault(key, picture)
+                found.setdefault(key, image)
         return list(found.items())
 
-    def bytes_for(self, pictures: int) -> int:
-        """Disk that features of so many pictures take at most."""
+    def bytes_for(self, images: int) -> int:
+        """Upper bound on the bytes that features of `images` images take."""
         squares = (
             max(
                 (rows // self.geometry.image_size) * (columns // self.geometry.image_size) + 1
@@ -113,26 +122,31 @@ class FeatureCache:
             if self.geometry.pinpoints
             else 1
         )
-        return pictures * squares * self.geometry.patches * self.geometry.width * self.dtype.itemsize
+        return images * squares * self.geometry.patches * self.geometry.width * self.dtype.itemsize
 
     def fill(
         self,
-        missing: Sequence[tuple[str, Picture]],
-        dataset: ConversationDataset,
+        missing: Sequence[tuple[str, ImageSource]],
+        pixels_of: Callable[[Image.Image], Tensor],
         tower: Callable[[Tensor], Tensor],
         progress: Callable[[int, float], None],
     ) -> None:
-        """Compute and write; `tower` maps pixels (n, 3, S, S) to (n, N, D), `progress` hears count and share."""
+        """Compute and write features.
+
+        `pixels_of` maps an image to pixels (squares, 3, S, S), `tower` pixels (n, 3, S, S) to features (n, N, D);
+        `progress` is called with the number of images done and their share. Raises OpenVisionError when the disk is too
+        small.
+        """
         needed, free = self.bytes_for(len(missing)), shutil.disk_usage(self.folder).free
         if needed > free:
             raise OpenVisionError(
-                f"features of {len(missing)} pictures need up to {needed / 1e9:.1f} GB, and {self.folder} has "
+                f"features of {len(missing)} images need up to {needed / 1e9:.1f} GB, and {self.folder} has "
                 f"{free / 1e9:.1f} GB free; set run.cache_folder to a larger disk or run.cache_features=never"
             )
         pending: dict[str, Tensor] = {}
         sizes: dict[str, tuple[int, int]] = {}
         done = 0
-        for batch in _batches(missing, dataset):
+        for batch in _batches(missing, pixels_of):
             features = tower(torch.cat([pixels for _, pixels, _ in batch])).to(self.dtype).cpu()
             parts = features.split([len(pixels) for _, pixels, _ in batch])
             for (key, _, size), part in zip(batch, parts, strict=True):
@@ -146,21 +160,21 @@ class FeatureCache:
             self._write(pending, sizes)
 
     def _write(self, features: dict[str, Tensor], sizes: dict[str, tuple[int, int]]) -> None:
-        # A part of a batch is a view of it; a file holds each on its own.
+        # safetensors does not store views of one tensor.
         owned = {key: part.clone() for key, part in features.items()}
-        # Named by what it holds: processes that share the work never take each other's names.
+        # Named by its keys, so that processes never write the same file.
         name = hashlib.sha256("".join(sorted(owned)).encode()).hexdigest()[:16] + ".safetensors"
         atomic_write_bytes(self.folder / name, save(owned, metadata={"sizes": json.dumps(sizes)}))
         self._places.update({key: (name, sizes[key]) for key in features})
 
     def scan(self) -> None:
-        """Find what is on the disk, other processes' files included."""
+        """Index the files on disk, including those of other processes; raises OpenVisionError for a damaged one."""
         for file in sorted(self.folder.glob("*.safetensors")):
             try:
                 with safe_open(file, framework="pt") as opened:
                     sizes = json.loads(opened.metadata()["sizes"])
             except (SafetensorError, KeyError, TypeError, ValueError) as error:
-                raise OpenVisionError(f"{file} is damaged ({error}); delete it to compute it anew") from error
+                raise OpenVisionError(f"{file} is damaged ({error}); delete it, and it is computed again") from error
             self._places.update({key: (file.name, tuple(size)) for key, size in sizes.items()})
 
     def _read_digests(self) -> dict[str, str]:
@@ -169,15 +183,15 @@ class FeatureCache:
 
 
 def _batches(
-    missing: Sequence[tuple[str, Picture]], dataset: ConversationDataset
+    missing: Sequence[tuple[str, ImageSource]], pixels_of: Callable[[Image.Image], Tensor]
 ) -> Iterator[list[tuple[str, Tensor, tuple[int, int]]]]:
     batch: list[tuple[str, Tensor, tuple[int, int]]] = []
-    for key, picture in missing:
+    for key, source in missing:
         try:
-            image = picture.open()
-        except UnreadableImageError:
+            image = source.open()
+        except ImageSourceError:
             continue
-        batch.append((key, dataset.pixels(image), (image.height, image.width)))
+        batch.append((key, pixels_of(image), (image.height, image.width)))
         if sum(len(pixels) for _, pixels, _ in batch) >= _BATCH:
             yield batch
             batch = []
@@ -185,8 +199,8 @@ def _batches(
         yield batch
 
 
-def patch_features(model: Any, pixels: Tensor) -> Tensor:
-    """What the projector would read: the chosen layer without prefix tokens, (n, N, D)."""
+def patch_features(model: Llava, pixels: Tensor) -> Tensor:
+    """The projector's input for pixels (n, 3, S, S): the chosen layer without prefix tokens, (n, N, D)."""
     layer = model.config.vision_feature_layer
     with torch.inference_mode():
         states = model.model.vision_tower(pixels.to(model.device, model.dtype), output_hidden_states=True).hidden_states
@@ -195,15 +209,15 @@ def patch_features(model: Any, pixels: Tensor) -> Tensor:
 
 
 class CachedTower(nn.Module):
-    """Stands in for a frozen tower and returns the features it is given as the hidden state that is asked for."""
+    """Replaces a frozen tower: takes cached features as pixels and returns them as every hidden state."""
 
     def __init__(self, prefix_tokens: int, depth: int) -> None:
         super().__init__()
         self.prefix_tokens = prefix_tokens
         self.states = depth + 1
 
-    def forward(self, pixel_values: Tensor, **_: Any) -> Any:
-        """(n, 1, N, D), laid out as pixels are, -> every hidden state (n, prefix + N, D), prefix tokens zero."""
+    def forward(self, pixel_values: Tensor, **_: object) -> "BaseModelOutputWithPooling":
+        """Features (n, 1, N, D) -> hidden states (n, prefix + N, D), with zeros as prefix tokens."""
         features = pixel_values[:, 0]
         prefix = features.new_zeros(len(features), self.prefix_tokens, features.shape[-1])
         tokens = torch.cat([prefix, features], dim=1)

@@ -1,88 +1,87 @@
-"""Pictures of conversations: files in a folder or images in rows of a data set."""
+"""Where the images of a conversation come from: files in a folder, or rows of a Hugging Face data set."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from PIL import Image, UnidentifiedImageError
 
 from openvision.errors import OpenVisionError
+from openvision.files import JsonObject
 
 
-class UnreadableImageError(OpenVisionError):
-    """A picture that is missing or broken."""
+class ImageSourceError(OpenVisionError):
+    """An image is missing or broken."""
 
 
-class Picture(Protocol):
-    """Where a picture is."""
+class ImageSource(Protocol):
+    """One image of a conversation, decoded when it is needed."""
 
     def exists(self) -> bool:
-        """Whether it is there; it may still be broken."""
+        """Whether the image exists; it may still be broken."""
         ...
 
     def open(self) -> Image.Image:
-        """The picture in RGB; raises UnreadableImageError."""
+        """The image in RGB; raises ImageSourceError."""
         ...
 
     def digest(self) -> str:
-        """A hash of its content."""
+        """SHA-256 of the content, in hexadecimal; raises ImageSourceError."""
         ...
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A file."""
+    """An image file."""
 
     path: Path
 
     def exists(self) -> bool:
-        """Whether the file is there."""
+        """Whether the file exists."""
         return self.path.is_file()
 
     def open(self) -> Image.Image:
-        """The picture in RGB; raises UnreadableImageError."""
+        """The image in RGB; raises ImageSourceError."""
         try:
             with Image.open(self.path) as image:
                 return image.convert("RGB")
         except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise UnreadableImageError(f"{self.path} is no readable picture: {error}") from error
+            raise ImageSourceError(f"{self.path} is not a readable image: {error}") from error
 
     def digest(self) -> str:
-        """Hash of the file's bytes."""
+        """SHA-256 of the file's bytes; raises ImageSourceError."""
         try:
             with open(self.path, "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise UnreadableImageError(f"{self.path} cannot be read: {error.strerror}") from error
+            raise ImageSourceError(f"{self.path} cannot be read: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
 class RowImage:
-    """A picture in a row of a Hugging Face data set, decoded when it is read."""
+    """An image in a row of a Hugging Face data set."""
 
-    rows: Sequence[dict[str, Any]]
+    rows: Sequence[JsonObject]
     row: int
     column: str
     position: int | None
-    """Its place when the column holds a list."""
+    """Index in the list, when the column holds lists."""
 
     def exists(self) -> bool:
-        """Rows hold their pictures."""
+        """Always true: rows contain their images."""
         return True
 
     def open(self) -> Image.Image:
-        """The picture in RGB; raises UnreadableImageError."""
+        """The image in RGB; raises ImageSourceError."""
         value = self.rows[self.row][self.column]
         value = value if self.position is None else value[self.position]
         if not isinstance(value, Image.Image):
-            raise UnreadableImageError(
-                f"row {self.row}, column {self.column} holds no picture but {type(value).__name__}"
-            )
+            raise ImageSourceError(f"row {self.row}, column {self.column} holds {type(value).__name__}, not an image")
         return value.convert("RGB")
 
     def digest(self) -> str:
-        """Hash of the decoded pixels."""
+        """SHA-256 of the decoded pixels and their size; raises ImageSourceError."""
         image = self.open()
         return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()

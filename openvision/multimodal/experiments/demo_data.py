@@ -1,12 +1,12 @@
-"""Conversations about the pictures of shards, in LLaVA's format, and questions for their held-out splits.
+"""Conversations about the images of shards, in LLaVA's format, and questions for their held-out splits.
 
-    folder/images/SPLIT/KEY.png        the pictures
-    folder/captions.json               a caption of every training picture
-    folder/train.json                  conversations about the training pictures
-    folder/SPLIT/questions.json        single questions about the pictures of validation and the held-out splits
+    folder/images/SPLIT/KEY.png        the images
+    folder/captions.json               a caption of every training image
+    folder/train.json                  conversations about the training images
+    folder/SPLIT/questions.json        single questions about the images of validation and the held-out splits
 
-For every text of a yes-or-no question as many pictures answer yes as no in each split, and nearly so in training. So a
-model that sees no picture, and therefore gives one text one answer, is right exactly half the time.
+In each split every yes-or-no question has as many images with the answer yes as with no, and nearly so in training. A
+model without images gives a question one answer, so it is right exactly half of the time.
 """
 
 import io
@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from PIL import Image
@@ -45,31 +45,42 @@ from openvision.multimodal.model.llm import IMAGE_TOKEN
 CAPTIONS, CONVERSATIONS, QUESTIONS = "captions.json", "train.json", "questions.json"
 SPLITS = (VALIDATION, COMPOSITIONAL, RANDOM)
 _STAMP = "demo.json"
-# How often a topic's "yes" is asked rather than its "no" and then the open question: yes and no come out even.
+# How often a topic has a "yes" question rather than a "no" question and the open one; balances yes and no.
 _YES_SHARE = 0.42
 _VERSION = 3
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """How much is made."""
+    """Amount of data."""
 
     turns: int = 8
     """Questions in a conversation."""
     rounds: int = 2
-    """Conversations a training picture."""
+    """Conversations about each training image."""
     pairs: int = 600
-    """Pictures of either answer that one text is asked of in a round, at most."""
+    """Maximum number of images with either answer for one question text, in a round."""
     yes_no: int = 300
-    """Yes-or-no questions a held-out split, at most."""
+    """Maximum number of yes-or-no questions in a held-out split."""
     open_: int = 300
-    """Open questions a held-out split, at most."""
+    """Maximum number of open questions in a held-out split."""
     seed: int = 0
 
 
+LlavaTurn = TypedDict("LlavaTurn", {"from": str, "value": str})
+
+
+class LlavaRow(TypedDict):
+    """A conversation in LLaVA's format."""
+
+    id: str
+    image: str
+    conversations: list[LlavaTurn]
+
+
 @dataclass(frozen=True)
-class Pictured:
-    """A picture, its name and what was measured on it."""
+class DrawnImage:
+    """An image, its name and the measurements of its pixels."""
 
     key: str
     file: str
@@ -78,9 +89,9 @@ class Pictured:
 
 
 def make_demo_data(shards: Path, folder: Path, options: DemoOptions | None = None) -> Path:
-    """Write conversations and questions about the splits of `shards` into `folder`, or find them made.
+    """Write conversations and questions about the splits of `shards` into `folder`, unless they exist.
 
-    Raises OpenVisionError when a split is missing or `folder` holds something else.
+    Raises OpenVisionError when a split is missing or `folder` holds other files.
     """
     options = options or DemoOptions()
     stamp = {"version": _VERSION, "shards": str(shards.resolve()), **vars(options)}
@@ -90,53 +101,53 @@ def make_demo_data(shards: Path, folder: Path, options: DemoOptions | None = Non
         raise OpenVisionError(f"{folder} holds other files; choose another folder for the demonstration's data")
     with atomic_folder(folder) as temporary:
         for split in (TRAIN, *SPLITS):
-            pictured = list(_unpack(shards / split, temporary / "images" / split))
+            images = list(_unpack(shards / split, temporary / "images" / split))
             generator = random.Random(f"{options.seed} {split}")
             if split == TRAIN:
-                (temporary / CAPTIONS).write_text(json.dumps(captions(pictured), indent=1), encoding="utf-8")
-                content: Any = conversations(pictured, options, generator)
-                (temporary / CONVERSATIONS).write_text(json.dumps(content, indent=1), encoding="utf-8")
+                (temporary / CAPTIONS).write_text(json.dumps(captions(images), indent=1), encoding="utf-8")
+                rows = conversations(images, options, generator)
+                (temporary / CONVERSATIONS).write_text(json.dumps(rows, indent=1), encoding="utf-8")
             else:
-                content = questions(pictured, options, generator)
-                (make_folder(temporary / split) / QUESTIONS).write_text(json.dumps(content, indent=1), encoding="utf-8")
+                asked = questions(images, options, generator)
+                (make_folder(temporary / split) / QUESTIONS).write_text(json.dumps(asked, indent=1), encoding="utf-8")
         (temporary / _STAMP).write_text(json.dumps(stamp), encoding="utf-8")
     return folder
 
 
-def _unpack(shards: Path, images: Path) -> Iterable[Pictured]:
+def _unpack(shards: Path, images: Path) -> Iterable[DrawnImage]:
     if not shards.is_dir():
-        raise OpenVisionError(f"{shards} is missing; make the pictures with `openvision data openmoji`")
+        raise OpenVisionError(f"{shards} is missing; make the images with `openvision data openmoji`")
     for sample in ShardDataset(shards):
-        # The folder around it appears when all is written, so single files need no care.
+        # The folder is renamed when complete, so its files need not be written atomically.
         file = make_folder(images) / f"{sample.key}.{sample.extension}"
         file.write_bytes(sample.image)
         with Image.open(io.BytesIO(sample.image)) as image:
             measured = measure(np.asarray(image.convert("RGB")))
-        # Shards of other sources lack what a name is parsed from.
+        # Shards of other sources have no emoji.
         emoji = str(sample.meta.get("emoji") or " ")
-        yield Pictured(sample.key, f"{images.name}/{file.name}", EmojiName(str(sample.meta["name"]), emoji), measured)
+        yield DrawnImage(sample.key, f"{images.name}/{file.name}", EmojiName(str(sample.meta["name"]), emoji), measured)
 
 
-def captions(pictured: Sequence[Pictured]) -> list[dict[str, Any]]:
-    """A question for a caption, and the caption, in LLaVA's format, one row a picture."""
-    asked = [Asked("caption", "Describe it.", describe(picture.name, picture.measured)) for picture in pictured]
+def captions(images: Sequence[DrawnImage]) -> list[LlavaRow]:
+    """A request for a caption and the caption, in LLaVA's format, one row for each image."""
+    asked = [Asked("caption", "Describe it.", describe(image.name, image.measured)) for image in images]
     return [
-        {"id": picture.key, "image": picture.file, "conversations": _turns(one, 0)}
-        for picture, one in zip(pictured, asked, strict=True)
+        {"id": image.key, "image": image.file, "conversations": _turns(one, 0)}
+        for image, one in zip(images, asked, strict=True)
     ]
 
 
-def conversations(pictured: Sequence[Pictured], options: DemoOptions, generator: random.Random) -> list[dict[str, Any]]:
-    """Conversations in LLaVA's format, `rounds` a picture, each of up to `turns` questions."""
-    rows = []
+def conversations(images: Sequence[DrawnImage], options: DemoOptions, generator: random.Random) -> list[LlavaRow]:
+    """Conversations in LLaVA's format, `rounds` for each image, with up to `turns` questions each."""
+    rows: list[LlavaRow] = []
     for number in range(options.rounds):
-        polar = _paired(pictured, generator, most=options.pairs)
-        for index, picture in enumerate(pictured):
-            chosen = _choose(open_questions(picture.name, picture.measured), polar[index], options.turns, generator)
+        polar = _paired(images, generator, most=options.pairs)
+        for index, image in enumerate(images):
+            chosen = _choose(open_questions(image.name, image.measured), polar[index], options.turns, generator)
             rows.append(
                 {
-                    "id": f"{picture.key}-{number}",
-                    "image": picture.file,
+                    "id": f"{image.key}-{number}",
+                    "image": image.file,
                     "conversations": [turn for place, one in enumerate(chosen) for turn in _turns(one, place)],
                 }
             )
@@ -144,10 +155,10 @@ def conversations(pictured: Sequence[Pictured], options: DemoOptions, generator:
 
 
 def _choose(open_: list[Asked], polar: list[Asked], turns: int, generator: random.Random) -> list[Asked]:
-    """Up to `turns` questions in random order, of which none gives away a later one.
+    """Up to `turns` questions in random order, none of which gives away the answer to a later one.
 
-    On one topic there is either a question that is answered yes, which gives the topic away, or one that is answered no
-    and then the open one.
+    On a topic, it asks either a question with the answer yes, which gives the topic away, or one with the answer no and
+    then the open one.
     """
     blocks: list[list[Asked]] = []
     for topic in (NAME, SKIN):
@@ -166,28 +177,28 @@ def _choose(open_: list[Asked], polar: list[Asked], turns: int, generator: rando
 
 
 def _is_dull(asked: Asked, generator: random.Random) -> bool:
-    """Half of the pictures without people are not asked how many there are: they are most pictures."""
+    """Skip half of the questions for the number of people when there are none, because most images show none."""
     return asked.kind == PEOPLE and asked.answer == "zero" and generator.random() < 0.5
 
 
-def _turns(asked: Asked, place: int) -> list[dict[str, str]]:
+def _turns(asked: Asked, place: int) -> list[LlavaTurn]:
     mark = "" if place else f"{IMAGE_TOKEN}\n"
     return [{"from": "human", "value": mark + asked.question}, {"from": "gpt", "value": asked.answer}]
 
 
-def _paired(pictured: Sequence[Pictured], generator: random.Random, most: int | None = None) -> list[list[Asked]]:
-    """For every picture yes-or-no questions, each text asked of as many pictures that say yes as that say no.
+def _paired(images: Sequence[DrawnImage], generator: random.Random, most: int | None = None) -> list[list[Asked]]:
+    """Yes-or-no questions for every image; each text has as many images with the answer yes as with no.
 
-    `most` pictures of either answer are asked a text.
+    At most `most` images with either answer get a text.
     """
     holders: dict[str, list[int]] = defaultdict(list)
-    for index, picture in enumerate(pictured):
-        for question in present(picture.name):
+    for index, image in enumerate(images):
+        for question in present(image.name):
             holders[question].append(index)
-    asked: list[list[Asked]] = [[] for _ in pictured]
+    asked: list[list[Asked]] = [[] for _ in images]
     for question in sorted(holders):
         have = set(holders[question])
-        lack = [i for i, one in enumerate(pictured) if i not in have and may_ask(question, one.name)]
+        lack = [i for i, one in enumerate(images) if i not in have and may_ask(question, one.name)]
         count = min(len(have), len(lack), most or len(have))
         for answer, indices in (("yes", sorted(have)), ("no", lack)):
             for index in generator.sample(indices, count):
@@ -195,13 +206,13 @@ def _paired(pictured: Sequence[Pictured], generator: random.Random, most: int | 
     return asked
 
 
-def questions(pictured: Sequence[Pictured], options: DemoOptions, generator: random.Random) -> list[dict[str, str]]:
-    """Single questions: balanced yes-or-no ones, and open ones spread over the kinds and, for counts, the answers."""
-    chosen = [*_balanced(pictured, options.yes_no, generator), *_spread(pictured, options.open_, generator)]
+def questions(images: Sequence[DrawnImage], options: DemoOptions, generator: random.Random) -> list[dict[str, str]]:
+    """Single questions: balanced yes-or-no ones, and open ones balanced over kinds and, for counts, answers."""
+    chosen = [*_balanced(images, options.yes_no, generator), *_spread(images, options.open_, generator)]
     return [
         {
             "id": f"{number:04d}",
-            "image": f"../images/{pictured[index].file}",
+            "image": f"../images/{images[index].file}",
             "kind": asked.kind,
             "question": asked.question,
             "answer": asked.answer,
@@ -210,30 +221,30 @@ def questions(pictured: Sequence[Pictured], options: DemoOptions, generator: ran
     ]
 
 
-def _balanced(pictured: Sequence[Pictured], most: int, generator: random.Random) -> list[tuple[int, Asked]]:
-    """Pairs of one yes and one no to the same text; texts take turns, so that frequent ones do not crowd out others."""
+def _balanced(images: Sequence[DrawnImage], most: int, generator: random.Random) -> list[tuple[int, Asked]]:
+    """Pairs of one yes and one no to the same text, sampled with fixed shares of the topics."""
     by_text: dict[str, dict[str, list[tuple[int, Asked]]]] = defaultdict(lambda: {"yes": [], "no": []})
-    for index, asked in enumerate(_paired(pictured, generator)):
+    for index, asked in enumerate(_paired(images, generator)):
         for one in asked:
             by_text[one.question][one.answer].append((index, one))
     pairs: dict[str | None, list[list[tuple[int, Asked]]]] = {None: [], SKIN: [], NAME: []}
     for question in sorted(by_text):
         for yes, no in zip(by_text[question]["yes"], by_text[question]["no"], strict=True):
             pairs[yes[1].topic].append([yes, no])
-    # Half ask for a kind or a gender, a quarter for the skin, a quarter for the thing itself.
+    # Half ask for a kind or a gender, a quarter for the skin, a quarter for the name.
     shares = {None: most // 4, SKIN: most // 8, NAME: most // 8}
     picked = [generator.sample(pairs[topic], min(share, len(pairs[topic]))) for topic, share in shares.items()]
     return [one for group in picked for pair in group for one in pair]
 
 
-def _spread(pictured: Sequence[Pictured], most: int, generator: random.Random) -> list[tuple[int, Asked]]:
+def _spread(images: Sequence[DrawnImage], most: int, generator: random.Random) -> list[tuple[int, Asked]]:
     by_kind: dict[str, list[tuple[int, Asked]]] = {kind: [] for kind in OPEN}
-    for index, picture in enumerate(pictured):
-        for asked in open_questions(picture.name, picture.measured):
+    for index, image in enumerate(images):
+        for asked in open_questions(image.name, image.measured):
             by_kind[asked.kind].append((index, asked))
     by_kind[PEOPLE] = _even(by_kind[PEOPLE], generator)
     share = most // (len(OPEN) - 1)
-    # Flags are few; the other kinds share what is left evenly.
+    # There are few flags; the other kinds share the rest evenly.
     return [
         one
         for kind, found in by_kind.items()
@@ -242,7 +253,7 @@ def _spread(pictured: Sequence[Pictured], most: int, generator: random.Random) -
 
 
 def _even(found: list[tuple[int, Asked]], generator: random.Random) -> list[tuple[int, Asked]]:
-    """As many of each answer as there are of the second most frequent one: else "one" would always be a good guess."""
+    """At most as many of an answer as of the second most frequent one: else "one" would always be a good guess."""
     by_answer: dict[str, list[tuple[int, Asked]]] = defaultdict(list)
     for one in found:
         by_answer[one[1].answer].append(one)

@@ -1,7 +1,7 @@
-"""What can truly be asked about a drawn picture: what it is, its colour, how many people, whose flag, is there a ...?
+"""Questions about a drawn image: what it is, its colour, how many people, which country's flag, is there a ...?
 
-Answers come from the picture's name and from what is measured on it, never from its synthetic caption. Where a name
-leaves an answer open (how many people shake these hands?) the question is not asked.
+Answers come from the image's name and from measurements of its pixels, never from its synthetic caption. A question is
+not asked when the name leaves its answer open (how many people shake these hands?).
 """
 
 import re
@@ -28,7 +28,7 @@ _KINDS = {
     "flag": "a flag",
     "person": "a person",
 }
-# Their names say little about whether a person is seen.
+# Kinds whose names do not tell whether the image shows a person.
 _MAYBE_PERSON = ("body", "face")
 _MAN, _WOMAN = (
     re.compile(r"\b(man|men|boy|prince|father|santa|merman)\b"),
@@ -46,14 +46,14 @@ class Asked:
 
     @property
     def topic(self) -> str | None:
-        """What it is about, where one answer gives away another; None for questions that stand alone."""
+        """Questions of one topic give away each other's answers; None for independent questions."""
         if self.kind in (NAME, COUNTRY) or self.question.startswith("Is it "):
             return NAME
         return SKIN if "skin" in self.question else None
 
 
 def open_questions(name: EmojiName, measured: VisualAttributes) -> list[Asked]:
-    """Every open question that has one true answer."""
+    """All open questions with exactly one true answer."""
     asked = [Asked(NAME, "What is this?", plain(name.bare))]
     if name.country:
         asked.append(Asked(COUNTRY, "Which country is it?", plain(name.country)))
@@ -68,7 +68,7 @@ def open_questions(name: EmojiName, measured: VisualAttributes) -> list[Asked]:
 
 
 def describe(name: EmojiName, measured: VisualAttributes) -> str:
-    """A caption of everything that can be asked about: woman judge, one person, dark skin, black."""
+    """A caption with all that the questions ask for: woman judge, one person, dark skin, black."""
     people = count_people(name)
     parts = [plain(name.bare), plain(name.country or "")]
     if people:
@@ -83,7 +83,7 @@ def describe(name: EmojiName, measured: VisualAttributes) -> str:
 
 
 def count_people(name: EmojiName) -> int | None:
-    """How many people a picture shows; None where its name leaves it open."""
+    """Number of people in an image; None when its name leaves it open."""
     if name.kind in _MAYBE_PERSON or (name.kind == "thing" and name.tones):
         return None
     if name.kind != "person":
@@ -97,7 +97,7 @@ def count_people(name: EmojiName) -> int | None:
 
 
 def present(name: EmojiName) -> frozenset[str]:
-    """Questions of the form "is there a ...?" whose answer is yes."""
+    """Yes-or-no questions whose answer is yes."""
     found = {_is_there(name.kind)} if name.kind in _KINDS else set()
     if name.kind == "person":
         found |= {"Is there a woman?"} if _WOMAN.search(name.bare) else set()
@@ -108,13 +108,13 @@ def present(name: EmojiName) -> frozenset[str]:
 
 
 def may_ask(question: str, name: EmojiName) -> bool:
-    """Whether a "no" to `question` would be true and clear for a picture that does not have it."""
+    """Whether "no" is a true and clear answer to `question` for an image in which it is not `present`."""
     if question.startswith("Is the skin"):
         return len(set(name.tones)) == 1
     if question == "Is there a person?":
         return name.kind not in (*_MAYBE_PERSON, "person")
     if question in ("Is there a woman?", "Is there a man?"):
-        # Drawn without a gender, or a body part: open.
+        # Open for body parts, and for people without a gender.
         return name.kind not in ("person", *_MAYBE_PERSON) or name.gender in ("man", "woman", "men", "women")
     return True
 
@@ -128,5 +128,5 @@ def _is_this(name: EmojiName) -> str:
 
 
 def plain(text: str) -> str:
-    """Without punctuation: how answers are written and compared."""
+    """Lower case without punctuation, the form of all answers."""
     return " ".join(re.sub(r"[^\w\s'-]", "", text.replace("&", "and")).lower().split())

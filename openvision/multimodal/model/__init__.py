@@ -1,1 +1,1 @@
-"""The model: tower, projector and language model, built from stock transformers classes, and its answers."""
+"""The model: vision tower, projector and language model as one stock LLaVA; its visual tokens and its answers."""

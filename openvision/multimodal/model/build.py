@@ -1,42 +1,71 @@
-"""Tower + projector + language model: a folder that stock `AutoModelForImageTextToText` and `AutoProcessor` load.
+"""Build a LLaVA model: vision tower, projector and language model in a folder that stock transformers loads.
 
-The encoder's configuration decides resolution, patches, prefix tokens and token counts; they are asserted, and the
-language model inside must give the logits it gave alone. The projector starts as torch's linear layers do, from a seed.
+Resolution, patches, prefix tokens and token counts follow from the encoder's configuration and are checked. The
+language model must give the same logits inside the model as alone. The projector has torch's default initialisation,
+from a seed.
 """
 
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import nn
 
 from openvision.errors import OpenVisionError
-from openvision.files import atomic_folder
+from openvision.files import JsonObject, atomic_folder
 from openvision.multimodal.model.geometry import Framework, Geometry, anyres_pinpoints, check_processor
-from openvision.multimodal.model.llm import LanguageModel, TokenizerOptions, load_llm
-from openvision.multimodal.model.processor import make_processor
-from openvision.multimodal.model.stock import quiet, transformers
-from openvision.multimodal.model.towers import Tower, load_tower
+from openvision.multimodal.model.huggingface import (
+    Llava,
+    LlavaConfig,
+    Pretrained,
+    Processor,
+    Tokenizer,
+    quiet,
+    transformers,
+)
+from openvision.multimodal.model.llm import IMAGE_TOKEN, LanguageModel, TokenizerOptions, load_llm
+from openvision.multimodal.model.towers import VisionTower, load_tower
 from openvision.provenance import git_state, library_versions
 from openvision.weights.load import Request
 
 PROVENANCE = "openvision_vlm.json"
 _TOLERANCE = 1e-4
+# A text-only chat template joins strings. Put before it, this turns a content in parts (images and text, as processors
+# and pipelines write it) into one string, so that the template itself stays unchanged.
+FLATTEN = """\
+{%- set flat = namespace(messages=[]) -%}
+{%- for message in messages -%}
+  {%- if message['content'] is string -%}
+    {%- set flat.messages = flat.messages + [message] -%}
+  {%- else -%}
+    {%- set text = namespace(value='') -%}
+    {%- for part in message['content'] -%}
+      {%- if part['type'] == 'image' -%}
+        {%- set text.value = text.value + '<image>\\n' -%}
+      {%- elif part['type'] == 'text' -%}
+        {%- set text.value = text.value + part['text'] -%}
+      {%- endif -%}
+    {%- endfor -%}
+    {%- set flat.messages = flat.messages + [dict(message, content=text.value)] -%}
+  {%- endif -%}
+{%- endfor -%}
+{%- set messages = flat.messages -%}
+"""
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What may be chosen about a model."""
+    """Settings of a new model."""
 
     framework: Framework = "llava-1.5"
     feature_layer: int = -2
-    """Hidden state the projector reads: -1 is the last block's, 1 the first block's."""
+    """Hidden state that the projector reads: -1 is the last block's, 1 the first block's."""
     seed: int = 0
-    """Of the projector and the newline."""
+    """Seed of the projector and the newline."""
     dtype: str = "float32"
-    """Of the saved weights: float32, bfloat16 or float16."""
+    """Dtype of the saved weights: float32, bfloat16 or float16."""
     tokenizer: TokenizerOptions = field(default_factory=TokenizerOptions)
 
 
@@ -44,8 +73,8 @@ class BuildOptions:
 class Built:
     """A model and its processor, in memory."""
 
-    model: Any
-    processor: Any
+    model: Llava
+    processor: Processor
     geometry: Geometry
 
 
@@ -56,16 +85,16 @@ def build(
     options: BuildOptions | None = None,
     request: Request | None = None,
 ) -> Geometry:
-    """Build a model around `encoder` and `llm` into `folder` and return its geometry.
+    """Build a model from `encoder` and `llm`, write it to `folder` and return its geometry.
 
-    Raises OpenVisionError for a folder in use, an encoder or language model that cannot serve, or a mismatch; then
-    nothing is left behind.
+    Raises OpenVisionError for a folder that is not empty, or an encoder or language model that cannot be used; then
+    nothing is written.
     """
     options = options or BuildOptions()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OpenVisionError(f"{folder} exists and is not empty; choose another folder")
     if options.dtype not in ("float32", "bfloat16", "float16"):
-        raise OpenVisionError(f"unknown dtype {options.dtype!r}; there are float32, bfloat16 and float16")
+        raise OpenVisionError(f"unknown dtype {options.dtype!r}; choose float32, bfloat16 or float16")
     tower = load_tower(encoder, request)
     built = assemble(tower, load_llm(llm, options.tokenizer), options)
     with atomic_folder(folder) as temporary:
@@ -73,10 +102,16 @@ def build(
     return built.geometry
 
 
-def assemble(tower: Tower, llm: LanguageModel, options: BuildOptions) -> Built:
-    """Put a tower and a language model together in memory; both become part of the model."""
+def assemble(tower: VisionTower, llm: LanguageModel, options: BuildOptions) -> Built:
+    """Assemble a model in memory; it shares the weights of `tower` and `llm`.
+
+    Raises OpenVisionError for an unknown framework, a feature layer that does not exist or a language model that stock
+    LLaVA cannot hold.
+    """
     if options.framework not in get_args(Framework):
-        raise OpenVisionError(f"unknown framework {options.framework!r}; there are {', '.join(get_args(Framework))}")
+        raise OpenVisionError(
+            f"unknown framework {options.framework!r}; choose one of {', '.join(get_args(Framework))}"
+        )
     anyres = options.framework == "llava-next"
     geometry = tower.geometry
     if anyres:
@@ -91,14 +126,14 @@ def assemble(tower: Tower, llm: LanguageModel, options: BuildOptions) -> Built:
     model.model.vision_tower = tower.model
     model.model.language_model = llm.model.base_model
     model.lm_head = llm.model.get_output_embeddings()
-    _draw_projector(model, options.seed)
+    _initialize_projector(model, options.seed)
     _configure_generation(model, llm)
     model.eval()
     drift = (alone - _logits(model, llm)).abs().max().item() / max(1.0, alone.abs().max().item())
     if not drift <= _TOLERANCE:
         raise OpenVisionError(
-            f"{llm.source} gives other logits inside the model than alone (relative difference {drift:.1e}): it does "
-            "more than a decoder and a head, which stock LLaVA cannot hold; choose another language model"
+            f"{llm.source} gives other logits inside the model than alone (relative difference {drift:.1e}): stock "
+            "LLaVA holds a decoder and an output layer only; choose another language model"
         )
     processor = make_processor(tower, llm.tokenizer, geometry)
     check_processor(processor, config, "the new model")
@@ -106,7 +141,7 @@ def assemble(tower: Tower, llm: LanguageModel, options: BuildOptions) -> Built:
 
 
 def save(built: Built, folder: Path, origin: dict[str, str], options: BuildOptions) -> None:
-    """Write model, processor and where they came from."""
+    """Write model, processor and their provenance."""
     with quiet():
         built.model.to(getattr(torch, options.dtype)).save_pretrained(folder)
         built.processor.save_pretrained(folder)
@@ -126,6 +161,38 @@ def save(built: Built, folder: Path, origin: dict[str, str], options: BuildOptio
     (folder / PROVENANCE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def make_processor(tower: VisionTower, tokenizer: Tokenizer, geometry: Geometry) -> Processor:
+    """A stock `LlavaProcessor`, or a `LlavaNextProcessor` when `geometry` has pinpoints.
+
+    It prepares images for the tower and text by the language model's chat template.
+    """
+    side = geometry.image_size
+    settings: JsonObject = {
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+        "image_mean": list(tower.image_mean),
+        "image_std": list(tower.image_std),
+        "resample": tower.resample,
+        "do_pad": True,
+    }
+    names = ("LlavaImageProcessor", "LlavaProcessor")
+    if geometry.pinpoints:
+        names = ("LlavaNextImageProcessor", "LlavaNextProcessor")
+        settings["image_grid_pinpoints"] = [list(pinpoint) for pinpoint in geometry.pinpoints]
+    # Without torchvision, transformers uses Pillow and warns each time.
+    with quiet():
+        image_processor = getattr(transformers(), names[0])(**settings)
+    return getattr(transformers(), names[1])(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=geometry.patch_size,
+        vision_feature_select_strategy="default" if geometry.prefix_tokens else "full",
+        num_additional_image_tokens=geometry.prefix_tokens,
+        image_token=IMAGE_TOKEN,
+        chat_template=f"{FLATTEN}{tokenizer.chat_template}",
+    )
+
+
 def _layer(layer: int, geometry: Geometry) -> int:
     # Hidden state 0 is the embedding, `depth` the last block's output.
     if not -geometry.depth <= layer <= geometry.depth or layer == 0:
@@ -139,11 +206,13 @@ def _layer(layer: int, geometry: Geometry) -> int:
 def _check_head(llm: LanguageModel) -> None:
     head = llm.model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
-        raise OpenVisionError(f"{llm.source} has no plain output layer, which stock LLaVA needs; choose another model")
+        raise OpenVisionError(
+            f"{llm.source} has no linear output layer without bias, which stock LLaVA needs; choose another model"
+        )
 
 
-def _config(tower: Tower, llm: LanguageModel, geometry: Geometry, layer: int) -> Any:
-    settings: dict[str, Any] = {
+def _config(tower: VisionTower, llm: LanguageModel, geometry: Geometry, layer: int) -> LlavaConfig:
+    settings: JsonObject = {
         "vision_config": tower.model.config,
         "text_config": llm.model.config,
         "image_token_index": llm.image_token_id,
@@ -160,7 +229,7 @@ def _config(tower: Tower, llm: LanguageModel, geometry: Geometry, layer: int) ->
     return transformers().LlavaConfig(**settings)
 
 
-def _draw_projector(model: Any, seed: int) -> None:
+def _initialize_projector(model: Llava, seed: int) -> None:
     inner = model.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -170,18 +239,18 @@ def _draw_projector(model: Any, seed: int) -> None:
             inner.image_newline = nn.Parameter(torch.randn(width) * width**-0.5)
 
 
-def _configure_generation(model: Any, llm: LanguageModel) -> None:
+def _configure_generation(model: Llava, llm: LanguageModel) -> None:
     model.generation_config = transformers().GenerationConfig(
         bos_token_id=llm.tokenizer.bos_token_id,
         eos_token_id=list(llm.stop_ids),
         pad_token_id=llm.tokenizer.pad_token_id,
         do_sample=False,
-        # A picture is read, never written.
+        # The model reads images and never generates them.
         suppress_tokens=[llm.image_token_id],
     )
 
 
-def _logits(model: Any, llm: LanguageModel) -> torch.Tensor:
+def _logits(model: Pretrained, llm: LanguageModel) -> torch.Tensor:
     ids = llm.tokenizer("Is the circle red? Yes, it is red.", return_tensors="pt", add_special_tokens=False)[
         "input_ids"
     ]

@@ -1,43 +1,53 @@
-"""A built or trained model that answers: batches of questions, greedy unless told otherwise, or a stream of text."""
+"""Generate answers with a LLaVA model: in batches, as a stream of text, or in a conversation about an image."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import TypedDict
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from openvision.errors import OpenVisionError
 from openvision.multimodal.data.conversation import Turn, messages_of
 from openvision.multimodal.model.geometry import Geometry, check_processor
+from openvision.multimodal.model.huggingface import Llava, Processor, Tokenizer, quiet, transformers
 from openvision.multimodal.model.llm import IMAGE_TOKEN, render
-from openvision.multimodal.model.stock import quiet, transformers
+from openvision.runtime import Processes, local_device
 
 
 @dataclass(frozen=True)
-class Question:
-    """A question about pictures, perhaps after earlier turns; pictures belong to the first question."""
+class Prompt:
+    """A question about images, perhaps after earlier turns; the images belong to the first question."""
 
     text: str
     images: Sequence[Image.Image] = ()
     history: Sequence[Turn] = ()
-    """Turns before this one, oldest first, without image tokens."""
+    """Earlier turns, oldest first, without image tokens."""
     system: str | None = None
+
+
+class GenerationSettings(TypedDict, total=False):
+    """Keyword arguments of `generate`."""
+
+    max_new_tokens: int
+    do_sample: bool
+    temperature: float
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are chosen."""
+    """Length and sampling of answers."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
     """0 is greedy."""
     batch_size: int = 8
 
-    def settings(self) -> dict[str, Any]:
-        """As `generate` takes them."""
+    def settings(self) -> GenerationSettings:
+        """Keyword arguments of `generate`."""
         if self.temperature > 0:
             return {"max_new_tokens": self.max_new_tokens, "do_sample": True, "temperature": self.temperature}
         return {"max_new_tokens": self.max_new_tokens, "do_sample": False}
@@ -45,34 +55,34 @@ class Decoding:
 
 @dataclass
 class Assistant:
-    """A model and its processor, ready to answer."""
+    """A model and its processor."""
 
-    model: Any
-    processor: Any
+    model: Llava
+    processor: Processor
     geometry: Geometry
     folder: str = ""
 
-    def answer(self, questions: Sequence[Question], decoding: Decoding | None = None) -> list[str]:
-        """Answers in the order of the questions, without special tokens and surrounding space."""
+    def answer(self, prompts: Sequence[Prompt], decoding: Decoding | None = None) -> list[str]:
+        """Answers in the order of the prompts, without special tokens and surrounding whitespace."""
         decoding = decoding or Decoding()
-        # Prompts of like length share a batch; the order of answers is the questions'.
-        prompts = [prompt_of(question, self.processor.tokenizer) for question in questions]
-        order = sorted(range(len(questions)), key=lambda index: (len(questions[index].images), len(prompts[index])))
-        answers = [""] * len(questions)
+        # Prompts of similar length share a batch.
+        texts = [render_prompt(prompt, self.processor.tokenizer) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index].images), len(texts[index])))
+        answers = [""] * len(prompts)
         for start in range(0, len(order), decoding.batch_size):
             chosen = order[start : start + decoding.batch_size]
-            inputs = self.prepare([prompts[index] for index in chosen], [questions[index] for index in chosen])
+            inputs = self.prepare([prompts[index] for index in chosen])
             with torch.inference_mode():
-                made = self.model.generate(**inputs, **decoding.settings())
-            texts = self.processor.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            for index, text in zip(chosen, texts, strict=True):
+                ids = self.model.generate(**inputs, **decoding.settings())
+            generated = self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            for index, text in zip(chosen, generated, strict=True):
                 answers[index] = text.strip()
         return answers
 
-    def stream(self, question: Question, decoding: Decoding | None = None) -> Iterator[str]:
-        """The answer piece by piece, as it is written."""
+    def stream(self, prompt: Prompt, decoding: Decoding | None = None) -> Iterator[str]:
+        """The answer piece by piece, as it is generated."""
         decoding = decoding or Decoding()
-        inputs = self.prepare([prompt_of(question, self.processor.tokenizer)], [question])
+        inputs = self.prepare([prompt])
         streamer = transformers().TextIteratorStreamer(
             self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True
         )
@@ -82,7 +92,7 @@ class Assistant:
             try:
                 with torch.inference_mode():
                     self.model.generate(**inputs, **decoding.settings(), streamer=streamer)
-            except BaseException as error:  # told to the reader of the stream, which would wait for ever
+            except BaseException as error:  # raised in the reader, which would otherwise wait for ever
                 failures.append(error)
                 streamer.end()
 
@@ -93,13 +103,13 @@ class Assistant:
         if failures:
             raise failures[0]
 
-    def prepare(self, prompts: Sequence[str], questions: Sequence[Question]) -> dict[str, Any]:
-        """Tensors on the model's device, padded on the left."""
-        images = [[image.convert("RGB") for image in question.images] for question in questions]
+    def prepare(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """Inputs of `generate` on the model's device, padded on the left."""
+        images = [[image.convert("RGB") for image in prompt.images] for prompt in prompts]
         self.processor.tokenizer.padding_side = "left"
         prepared = self.processor(
-            text=list(prompts),
-            # Text alone must come without pictures, and a batch that mixes both with empty lists.
+            text=[render_prompt(prompt, self.processor.tokenizer) for prompt in prompts],
+            # A batch of text alone takes no images; a mixed batch takes empty lists.
             images=images if any(images) else None,
             padding=True,
             add_special_tokens=False,
@@ -111,8 +121,8 @@ class Assistant:
 def load_assistant(folder: str | Path, device: str | torch.device | None = None, dtype: str = "auto") -> Assistant:
     """Load a folder written by `openvision vlm build` or `train`, or any stock LLaVA folder.
 
-    `device` is the accelerator where there is one. Raises OpenVisionError when the folder holds no such model or its
-    processor prepares for another encoder.
+    `device` is by default the accelerator of this process, or the CPU; `dtype` "auto" is that of the saved weights.
+    Raises OpenVisionError when the folder holds no such model or its processor prepares images for another encoder.
     """
     try:
         with quiet():
@@ -120,24 +130,60 @@ def load_assistant(folder: str | Path, device: str | torch.device | None = None,
             processor = transformers().AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise OpenVisionError(
-            f"{folder} holds no model that reads pictures ({str(error).splitlines()[0]}); build one with "
-            "`openvision vlm build`"
+            f"{folder} holds no LLaVA model ({str(error).splitlines()[0]}); build one with `openvision vlm build`"
         ) from error
     if model.config.model_type not in ("llava", "llava_next"):
-        raise OpenVisionError(f"{folder} holds a {model.config.model_type}; this works with llava and llava_next")
+        raise OpenVisionError(
+            f"{folder} holds a {model.config.model_type} model, not llava or llava_next; build one with "
+            "`openvision vlm build`"
+        )
     geometry = check_processor(processor, model.config, folder)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device is None:
+        processes = Processes.current()
+        device = processes.device if processes.size > 1 else local_device()
     return Assistant(model.to(device), processor, geometry, str(folder))
 
 
-def prompt_of(question: Question, tokenizer: Any) -> str:
-    """The question as the chat template writes it, one `<image>` a picture at the start of the first question."""
-    if any(IMAGE_TOKEN in text for text in (question.text, *(turn.text for turn in question.history))):
-        raise OpenVisionError(f"the text holds {IMAGE_TOKEN}, which stands for a picture; write it otherwise")
-    turns = [*question.history, Turn("user", question.text)]
-    marks = f"{IMAGE_TOKEN}\n" * len(question.images)
+def render_prompt(prompt: Prompt, tokenizer: Tokenizer) -> str:
+    """The prompt by the tokenizer's chat template, with one `<image>` for each image before the first question.
+
+    Raises OpenVisionError when the text contains `<image>` itself.
+    """
+    if any(IMAGE_TOKEN in text for text in (prompt.text, *(turn.text for turn in prompt.history))):
+        raise OpenVisionError(f"the text contains {IMAGE_TOKEN}, which is reserved for images; remove it")
+    turns = [*prompt.history, Turn("user", prompt.text)]
+    marks = f"{IMAGE_TOKEN}\n" * len(prompt.images)
     first = next(index for index, turn in enumerate(turns) if turn.role == "user")
     turns[first] = Turn("user", marks + turns[first].text)
-    if question.system is not None:
-        turns.insert(0, Turn("system", question.system))
+    if prompt.system is not None:
+        turns.insert(0, Turn("system", prompt.system))
     return render(tokenizer, messages_of(turns), prompt=True)
+
+
+Write = Callable[[str], None]
+
+
+def converse(
+    assistant: Assistant, image: Image.Image, questions: Iterable[str], decoding: Decoding, write: Write
+) -> list[Turn]:
+    """Answer questions about one image in turn, each with the conversation before it; return the conversation.
+
+    `write` gets the pieces of every answer as they are generated. An empty question is skipped; "/new" starts a new
+    conversation.
+    """
+    turns: list[Turn] = []
+    for text in questions:
+        text = text.strip()
+        if not text:
+            continue
+        if text == "/new":
+            turns = []
+            write("(new conversation about the same image)\n")
+            continue
+        pieces = []
+        for piece in assistant.stream(Prompt(text, (image,), tuple(turns)), decoding):
+            pieces.append(piece)
+            write(piece)
+        write("\n")
+        turns += [Turn("user", text), Turn("assistant", "".join(pieces).strip())]
+    return turns

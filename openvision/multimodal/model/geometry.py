@@ -1,24 +1,29 @@
-"""How many tokens a picture becomes: a square for LLaVA-1.5, anyres tiles with newlines for LLaVA-NeXT (papers.md 4).
+"""Visual tokens of an image: one square for LLaVA-1.5, anyres tiles with newlines for LLaVA-NeXT (papers.md 4).
 
-Everything follows from the tower's configuration and the grids, so it can be asserted before anything runs.
+All counts follow from the vision tower's configuration and the grids, so they are checked before anything runs.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from openvision.errors import OpenVisionError
 
+if TYPE_CHECKING:
+    from openvision.multimodal.model.huggingface import LlavaConfig, Processor
+
 Framework = Literal["llava-1.5", "llava-next"]
+Aspect = Literal["pad", "crop", "anyres"]
 # Rows and columns of tiles that Open-LLaVA-NeXT chooses from, in its order.
 ANYRES_GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Of a vision tower as a language model sees it."""
+    """Resolution, patches and tokens of a vision tower, as the language model sees them."""
 
     image_size: int
-    """Pixels a side of what the tower takes."""
+    """Side of the tower's input in pixels."""
     patch_size: int
     prefix_tokens: int
     """Tokens before the patches: 1 for a class token, 0 for SigLIP. They are never given to the language model."""
@@ -41,26 +46,26 @@ class Geometry:
 
     @property
     def tower_tokens(self) -> int:
-        """What the tower returns for one square, prefix included."""
+        """Tokens that the tower returns for one square, prefix included."""
         return self.patches + self.prefix_tokens
 
     def tokens(self, height: int, width: int) -> int:
-        """Tokens the language model sees for a picture of that many pixels."""
+        """Tokens of an image of `height` x `width` pixels in the language model."""
         if not self.pinpoints:
             return self.patches
         rows, columns = self.unpadded(height, width)
-        # The base picture, the tiles without padding, and a newline after each of their rows.
+        # The base image, the tiles without padding, and a newline after each of their rows.
         return self.patches + rows * columns + rows
 
     def squares(self, height: int, width: int) -> int:
-        """Squares the tower sees for a picture: one, or the base and its tiles."""
+        """Squares of an image that the tower encodes: one, or the base and its tiles."""
         if not self.pinpoints:
             return 1
         rows, columns = self.tiles(height, width)
         return 1 + rows * columns
 
     def tiles(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tiles: the grid that keeps most pixels, then the one that wastes fewest."""
+        """Rows and columns of tiles: the grid that keeps most pixels; ties go to the one that pads least."""
         best, best_key = self.pinpoints[0], (-1, 0)
         for rows, columns in self.pinpoints:
             scale = min(columns / width, rows / height)
@@ -71,7 +76,7 @@ class Geometry:
         return best[0] // self.image_size, best[1] // self.image_size
 
     def unpadded(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tile patches that are left when padding is cut off (`spatial_unpad`)."""
+        """Rows and columns of tile patches without padding (`spatial_unpad`)."""
         tile_rows, tile_columns = self.tiles(height, width)
         rows, columns = tile_rows * self.grid, tile_columns * self.grid
         if width / height > columns / rows:
@@ -82,11 +87,11 @@ class Geometry:
 
 
 def anyres_pinpoints(image_size: int) -> tuple[tuple[int, int], ...]:
-    """Heights and widths of Open-LLaVA-NeXT's grids for a tower of that resolution."""
+    """Heights and widths in pixels of Open-LLaVA-NeXT's grids for a tower of `image_size` pixels a side."""
     return tuple((rows * image_size, columns * image_size) for rows, columns in ANYRES_GRIDS)
 
 
-def model_geometry(config: Any) -> Geometry:
+def model_geometry(config: "LlavaConfig") -> Geometry:
     """Geometry of a built model, from its `LlavaConfig` or `LlavaNextConfig`."""
     vision = config.vision_config
     pinpoints = getattr(config, "image_grid_pinpoints", None) or ()
@@ -100,11 +105,11 @@ def model_geometry(config: Any) -> Geometry:
     )
 
 
-def check_processor(processor: Any, config: Any, folder: object) -> Geometry:
-    """The model's geometry, or OpenVisionError when the processor prepares for another tower."""
+def check_processor(processor: "Processor", config: "LlavaConfig", folder: object) -> Geometry:
+    """Return the model's geometry; raise OpenVisionError when the processor prepares images for another tower."""
     geometry = model_geometry(config)
     size, crop = _side(processor.image_processor.size), _side(processor.image_processor.crop_size)
-    for what, found in (("resizes pictures to", size), ("crops pictures to", crop)):
+    for what, found in (("resizes images to", size), ("crops images to", crop)):
         if found != geometry.image_size:
             raise OpenVisionError(
                 f"{folder}: the processor {what} {found} px, but the encoder takes {geometry.image_size} px; "
@@ -125,12 +130,12 @@ def check_processor(processor: Any, config: Any, folder: object) -> Geometry:
     grids = tuple(map(tuple, getattr(processor.image_processor, "image_grid_pinpoints", None) or ()))
     if grids != geometry.pinpoints:
         raise OpenVisionError(
-            f"{folder}: the processor cuts pictures by {grids}, the model by {geometry.pinpoints}; "
+            f"{folder}: the processor tiles images by {grids}, the model by {geometry.pinpoints}; "
             "build the model again with `openvision vlm build`"
         )
     return geometry
 
 
-def _side(size: Any) -> int | None:
+def _side(size: Mapping[str, int]) -> int | None:
     values = {size[key] for key in ("height", "width", "shortest_edge") if size.get(key)}
     return values.pop() if len(values) == 1 else None

@@ -2,16 +2,15 @@
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from openvision.errors import OpenVisionError
 from openvision.models.vision import VisionTransformer
 from openvision.multimodal.model.geometry import Geometry
-from openvision.multimodal.model.stock import quiet, transformers
+from openvision.multimodal.model.huggingface import Pretrained, quiet, transformers
 from openvision.weights.export.targets import ExportOptions, export
 from openvision.weights.load import Checkpoint, Request, load_checkpoint
 
@@ -26,23 +25,24 @@ _CLASSES = {
 
 
 @dataclass(frozen=True)
-class Tower:
-    """A stock vision model in eval mode, float32 on CPU, and how pictures are prepared for it."""
+class VisionTower:
+    """A stock vision model in eval mode, float32 on CPU, and the image preprocessing that it expects."""
 
-    model: Any
+    model: Pretrained
     geometry: Geometry
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
     resample: int
-    """Pillow's number of the filter."""
+    """Pillow's number of the resampling filter."""
     source: str
 
 
-def load_tower(source: str | Path, request: Request | None = None, check: bool = True) -> Tower:
-    """Load whatever `source` names as a vision tower.
+def load_tower(source: str | Path, request: Request | None = None, check: bool = True) -> VisionTower:
+    """Load a vision tower.
 
-    A folder in transformers' form of type vit, clip or siglip is taken as it is; everything else is an OpenVision
-    checkpoint and becomes a `ViTModel`, compared with it unless `check` is False. Raises OpenVisionError.
+    A folder of transformers of type vit, clip or siglip is loaded as it is. Any other `source` is an OpenVision
+    checkpoint: it is converted to a `ViTModel`, whose outputs are compared with the original's unless `check` is False.
+    Raises OpenVisionError for a folder of another type or with tensors missing.
     """
     kind = _stock_type(Path(source))
     if kind is not None:
@@ -51,18 +51,18 @@ def load_tower(source: str | Path, request: Request | None = None, check: bool =
     return tower_of(loaded, check)
 
 
-def tower_of(checkpoint: Checkpoint, check: bool = True) -> Tower:
-    """A loaded OpenVision checkpoint as a tower."""
+def tower_of(checkpoint: Checkpoint, check: bool = True) -> VisionTower:
+    """Convert a loaded OpenVision checkpoint to a `ViTModel`."""
     vision = Checkpoint(checkpoint.vision, None, None, checkpoint.source, checkpoint.provenance)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "vit"
         export(vision, "transformers", folder, ExportOptions(check=check))
         tower = _stock_tower(folder, "vit")
     _agree(tower, checkpoint.vision)
-    return Tower(tower.model, tower.geometry, tower.image_mean, tower.image_std, tower.resample, checkpoint.source)
+    return replace(tower, source=checkpoint.source)
 
 
-def _agree(tower: Tower, vision: VisionTransformer) -> None:
+def _agree(tower: VisionTower, vision: VisionTransformer) -> None:
     config = vision.config
     expected = (config.image_size, config.patch_size, config.width, config.depth, config.grid()[0] * config.grid()[1])
     geometry = tower.geometry
@@ -72,7 +72,7 @@ def _agree(tower: Tower, vision: VisionTransformer) -> None:
 
 
 def _stock_type(path: Path) -> str | None:
-    """Model type of a vision tower in transformers' form, or None for anything else."""
+    """Model type of a vision tower in transformers' format, or None for anything else."""
     try:
         content = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -87,7 +87,7 @@ def _stock_type(path: Path) -> str | None:
     return kind
 
 
-def _stock_tower(path: Path, kind: str) -> Tower:
+def _stock_tower(path: Path, kind: str) -> VisionTower:
     name, settings = _CLASSES[kind]
     with quiet():
         model, report = getattr(transformers(), name).from_pretrained(
@@ -97,10 +97,10 @@ def _stock_tower(path: Path, kind: str) -> Tower:
     if missing or report["mismatched_keys"]:
         raise OpenVisionError(f"{path} lacks tensors of a {name}: {missing or report['mismatched_keys']}")
     config = model.eval().config
-    # Where it lay says nothing to whoever loads the result.
+    # The path on this machine must not be saved.
     config._name_or_path = ""
     if kind == "vit":
-        # Nobody reads the pooler, and the exact export has none: zeros, not whatever it was drawn as.
+        # The pooler is not read, and the exact export has none: zeros instead of random values.
         for parameter in model.pooler.parameters():
             parameter.data.zero_()
     geometry = Geometry(
@@ -111,9 +111,9 @@ def _stock_tower(path: Path, kind: str) -> Tower:
         found = model(pixel_values=blank).last_hidden_state.shape[1]
     if found != geometry.tower_tokens:
         raise OpenVisionError(
-            f"{path} returns {found} tokens for a picture; its configuration says {geometry.tower_tokens}"
+            f"{path} returns {found} tokens for an image; its configuration says {geometry.tower_tokens}"
         )
-    return Tower(model, geometry, *_preparation(path), str(path))
+    return VisionTower(model, geometry, *_preparation(path), str(path))
 
 
 def _preparation(path: Path) -> tuple[tuple[float, ...], tuple[float, ...], int]:
@@ -123,6 +123,6 @@ def _preparation(path: Path) -> tuple[tuple[float, ...], tuple[float, ...], int]
         return tuple(found.image_mean), tuple(found.image_std), int(found.resample)
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise OpenVisionError(
-            f"{path} does not say how pictures are prepared for it ({error}); copy preprocessor_config.json from where "
-            "the tower came from"
+            f"{path} has no image preprocessing ({error}); copy preprocessor_config.json from the original "
+            "folder of the tower"
         ) from error

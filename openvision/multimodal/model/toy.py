@@ -1,12 +1,11 @@
-"""A language model of a few thousand random weights that reads bytes: to try commands and tests without a download."""
+"""A byte-level language model with random weights, to try commands and tests without a download."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from openvision.errors import require
-from openvision.multimodal.model.stock import quiet, transformers
+from openvision.multimodal.model.huggingface import Tokenizer, quiet, transformers
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -15,8 +14,8 @@ TEMPLATE = (
 _MARKS = ("<|im_start|>", "<|im_end|>", "<pad>")
 
 
-def toy_tokenizer(template: str | None = TEMPLATE, pad: str | None = "<pad>") -> Any:
-    """A token a byte, and the marks of the chat template."""
+def toy_tokenizer(template: str | None = TEMPLATE, pad: str | None = "<pad>") -> Tokenizer:
+    """One token for each byte, and the marks of the chat template."""
     tokenizers = require("tokenizers", extra="vlm")
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     model = tokenizers.models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[])
@@ -32,7 +31,7 @@ def toy_tokenizer(template: str | None = TEMPLATE, pad: str | None = "<pad>") ->
 def write_toy_llm(
     folder: str | Path, width: int = 32, tie: bool = False, template: str | None = TEMPLATE, pad: str | None = "<pad>"
 ) -> Path:
-    """Write a Llama of two layers with random weights, and its tokenizer; the same in every run."""
+    """Write a two-layer Llama with random weights and its tokenizer into `folder`; the weights are always the same."""
     made = toy_tokenizer(template, pad)
     config = transformers().LlamaConfig(
         vocab_size=len(made),

@@ -1,1 +1,1 @@
-"""Training a LLaVA-style model in stages through `transformers.Trainer`."""
+"""Training a LLaVA model in stages, through `transformers.Trainer`."""

@@ -1,28 +1,29 @@
-"""The three modules of a LLaVA-style model: which train, at which rate, and LoRA inside the language model."""
+"""Trained modules of a LLaVA model: projector, language model and encoder, their learning rates, and LoRA."""
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import nn
 
 from openvision.errors import OpenVisionError, require
+from openvision.multimodal.model.huggingface import Llava
 from openvision.multimodal.recipe import LearningRates, Lora
 
 
 def module_of(name: str) -> str:
-    """projector, encoder or llm, by a parameter's name in the whole model."""
+    """Module of a parameter, by its name in the model: projector, encoder or llm."""
     if "vision_tower" in name:
         return "encoder"
     return "projector" if "multi_modal_projector" in name or "image_newline" in name else "llm"
 
 
-def choose_trained(model: nn.Module, rates: LearningRates, lora: Lora | None) -> None:
-    """Set `requires_grad` by the stage's learning rates; with LoRA only its matrices train in the language model.
+def choose_trained(model: Llava, rates: LearningRates, lora: Lora | None) -> None:
+    """Set `requires_grad` by the stage's learning rates; with LoRA, only its matrices of the language model train.
 
-    What lies behind the layer the projector reads gets no gradient and stays frozen: distributed training would wait
-    for it.
+    Layers of the tower after the one that the projector reads get no gradient and stay frozen, because DDP would wait
+    for them.
     """
     wanted = {module for module, rate in rates.model_dump().items() if rate is not None}
     unread = set(_unread(model))
@@ -33,21 +34,21 @@ def choose_trained(model: nn.Module, rates: LearningRates, lora: Lora | None) ->
         parameter.requires_grad_(trained and id(parameter) not in unread)
 
 
-def _unread(model: Any) -> Iterator[int]:
-    """Ids of the tower's parameters behind the chosen layer, final norm and pooler included."""
+def _unread(model: Llava) -> Iterator[int]:
+    """Ids of the tower's parameters after the layer that the projector reads, final norm and pooler included."""
     tower, config = model.model.vision_tower, model.config
     depth = config.vision_config.num_hidden_layers
     layer = config.vision_feature_layer
     read = layer if layer >= 0 else depth + 1 + layer
     for name, parameter in tower.named_parameters():
         block = _block_number(name)
-        behind = block >= read if block is not None else "embeddings" not in name and "pre_layrnorm" not in name
-        if behind:
+        after = block >= read if block is not None else "embeddings" not in name and "pre_layrnorm" not in name
+        if after:
             yield id(parameter)
 
 
 def _block_number(name: str) -> int | None:
-    """Of a parameter in the tower, by its name in any of the stock towers: `...layers.3...` or `...layer.3...`."""
+    """Block of a parameter in any stock tower, by its name: `...layers.3...` or `...layer.3...`."""
     parts = name.split(".")
     for before, part in pairwise(parts):
         if before in ("layers", "layer") and part.isdigit():
@@ -55,8 +56,17 @@ def _block_number(name: str) -> int | None:
     return None
 
 
-def parameter_groups(model: nn.Module, rates: LearningRates, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for the optimizer, one a module; vectors are never decayed."""
+class ParameterGroup(TypedDict):
+    """A parameter group of the optimizer."""
+
+    params: list[nn.Parameter]
+    lr: float
+    weight_decay: float
+    module: str
+
+
+def parameter_groups(model: nn.Module, rates: LearningRates, weight_decay: float) -> list[ParameterGroup]:
+    """Parameter groups of each module, matrices and vectors apart; vectors have no weight decay."""
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -68,8 +78,8 @@ def parameter_groups(model: nn.Module, rates: LearningRates, weight_decay: float
     ]
 
 
-def add_lora(model: Any, lora: Lora, seed: int) -> None:
-    """Put low-rank matrices beside the language model's layers, in place; raises OpenVisionError when none fits."""
+def add_lora(model: Llava, lora: Lora, seed: int) -> None:
+    """Add LoRA to the language model in place; raises OpenVisionError when no layer has one of the target names."""
     peft = require("peft", extra="vlm")
     config = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.targets)
@@ -80,16 +90,16 @@ def add_lora(model: Any, lora: Lora, seed: int) -> None:
             peft.inject_adapter_in_model(config, model.model.language_model)
     except ValueError as error:
         raise OpenVisionError(
-            f"stages.lora.targets {list(lora.targets)} name no linear layer of the language model"
+            f"stages.lora.targets {list(lora.targets)} name no linear layer of the language model; "
+            "list names of its layers"
         ) from error
 
 
-def merge_lora(model: Any) -> None:
-    """Add the matrices to the weights they stand beside, and take them out."""
+def merge_lora(model: Llava) -> None:
+    """Merge LoRA into the weights and remove its layers."""
     layer_type = require("peft.tuners.lora", extra="vlm").LoraLayer
     language = model.model.language_model
-    found = [(name, module) for name, module in language.named_modules() if isinstance(module, layer_type)]
-    for name, module in found:
-        module.merge()
-        parent, _, leaf = name.rpartition(".")
-        setattr(language.get_submodule(parent), leaf, module.get_base_layer())
+    for name, layer in list(language.named_modules()):
+        if isinstance(layer, layer_type):
+            layer.merge()  # pyright: ignore[reportCallIssue]
+            language.set_submodule(name, layer.get_base_layer())  # pyright: ignore[reportCallIssue]

@@ -1,247 +1,230 @@
-"""A run from a built model to a trained one: stages, features of a frozen encoder, checkpoints, going on after kill -9.
+"""A training run of a LLaVA model: stages, cached features, checkpoints, resume after kill -9.
 
     run/recipe.toml               the resolved recipe
     run/metrics.jsonl             loss, learning rates, samples a second
-    run/rejects.jsonl             samples left out, with the reason
-    run/stages/0-align/           checkpoints, and the model once the stage is done
-    run/model/                    the trained model, as `openvision vlm build` writes one
+    run/rejects.jsonl             dropped samples and reasons
+    run/stages/0-align/           checkpoints, and the model when the stage is complete
+    run/model/                    the trained model, in the format of `openvision vlm build`
 
-The same command goes on with what is left. Under torchrun every process runs `train`; only the first one writes.
+The same command resumes the run. Under torchrun every process calls `train`; only the main process writes.
 """
 
 import json
 import math
-import os
 import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
-from openvision.errors import OpenVisionError
+from openvision.errors import OpenVisionError, require
 from openvision.files import atomic_folder, atomic_write_text, make_folder
-from openvision.multimodal.data.collate import Collator
-from openvision.multimodal.data.dataset import Collection, ConversationDataset, Rules, read_hub_dataset, read_llava_json
+from openvision.multimodal.data.batching import Collator
+from openvision.multimodal.data.dataset import (
+    Collection,
+    ConversationDataset,
+    ReadOptions,
+    read_hub_dataset,
+    read_llava_json,
+)
 from openvision.multimodal.data.feature_cache import CachedTower, FeatureCache, encoder_key, patch_features
 from openvision.multimodal.model.build import PROVENANCE
 from openvision.multimodal.model.generate import Assistant, load_assistant
-from openvision.multimodal.model.stock import quiet, transformers
-from openvision.multimodal.recipe import Stage, VlmRecipe, dump_vlm_recipe
-from openvision.multimodal.training.answer_logits import answer_logits_only
+from openvision.multimodal.model.huggingface import Llava, quiet, transformers
+from openvision.multimodal.recipe import VlmRecipe, VlmStage, dump_vlm_recipe
 from openvision.multimodal.training.modules import add_lora, choose_trained, merge_lora
+from openvision.multimodal.training.objectives import AnswerLoss, Objective, WordAlignment, count_words
 from openvision.multimodal.training.trainer import (
-    Watch,
+    StageLog,
     count_trained,
     last_checkpoint,
     load_trained,
     make_trainer,
     trained_state,
 )
-from openvision.multimodal.training.word_alignment import align_words, count_words
 from openvision.provenance import describe_run
-from openvision.runtime import resolve_precision
+from openvision.runtime import Processes, autocast, local_device, resolve_precision
+from openvision.training.run.signals import Interrupted, StopRequest
 
-# Tokens of a sample up to which attention is written out on a CPU (gain: benchmarks/vlm_attention.py); beyond, scores
-# need much memory.
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainingArguments
+
+# Tokens of a sample up to which eager attention is used on a CPU (gain: benchmarks/vlm_attention.py); the attention
+# scores of longer ones need much memory.
 SHORT_SAMPLE = 256
-# Reads of a feature from which computing it beforehand pays.
+# Reads of a feature from which caching it pays.
 _READS = 1.5
 _TYPES = {"llava-1.5": "llava", "llava-next": "llava_next"}
 
 
 def train(recipe: VlmRecipe, model: Path, data: Path, run: Path, say: Callable[[str], None] = lambda _: None) -> Path:
-    """Train `model` by `recipe` on the data folder into the run folder; returns the folder of the trained model.
+    """Train the model in folder `model` by `recipe`, and return the folder of the trained model.
 
-    `say` is told one line at a time. Raises OpenVisionError for anything the user can mend, Interrupted after Ctrl-C or
-    SIGTERM when the state is saved.
+    `data` holds the files named in the recipe, `run` checkpoints and results; `say` prints one line of
+    progress. Raises OpenVisionError for bad input, and Interrupted after SIGINT, SIGTERM or SIGUSR1 when the state is
+    saved.
     """
-    return _Run(recipe, model, data, make_folder(run), say if _is_main() else lambda _: None).train()
+    device = local_device(dist.get_node_local_rank(fallback_rank=0))
+    # Joins the processes of torchrun, as the Trainer would do later.
+    require("accelerate", extra="vlm").PartialState(cpu=device.type == "cpu", timeout=timedelta(minutes=30))
+    processes = Processes.current()
+    precision = resolve_precision(recipe.run.precision, device)
+    say = say if processes.is_main else lambda _: None
+    return _VlmRun(recipe, data, make_folder(run), say, processes, device, precision).train(model)
 
 
-class _Run:
-    """One run; processes of torchrun each hold one."""
+@dataclass(frozen=True)
+class _VlmRun:
+    """One run, in each of its processes."""
 
-    def __init__(self, recipe: VlmRecipe, model: Path, data: Path, run: Path, say: Callable[[str], None]) -> None:
-        self.recipe, self.start, self.data, self.run, self.say = recipe, model, data, run, say
-        self.model_folder = run / "model"
-        rank = int(os.environ.get("LOCAL_RANK", 0))
-        self.device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
-        self.precision = resolve_precision(recipe.run.precision, self.device)
+    recipe: VlmRecipe
+    data: Path
+    run: Path
+    say: Callable[[str], None]
+    processes: Processes
+    device: torch.device
+    precision: torch.dtype
+
+    def train(self, model: Path) -> Path:
+        """Train the stages that are not complete."""
         self._claim_folder()
-
-    def train(self) -> Path:
-        """Run what is left."""
-        folder = self.start
+        last = len(self.recipe.stages) - 1
         for index, stage in enumerate(self.recipe.stages):
-            last = index == len(self.recipe.stages) - 1
-            target = self.model_folder if last else self._stage_folder(index) / "model"
+            target = (self.run if index == last else self._stage_folder(index)) / "model"
             if not (target / "config.json").is_file():
-                self._run_stage(index, stage, folder, target)
-            folder = target
-        return self.model_folder
+                self._train_stage(index, stage, model, target)
+            model = target
+        return model
 
-    def _run_stage(self, index: int, stage: Stage, start: Path, target: Path) -> None:
+    def _train_stage(self, index: int, stage: VlmStage, start: Path, target: Path) -> None:
         """Train one stage from the model in `start` and write the result to `target`."""
         arguments = self._arguments(index, stage)
         assistant = load_assistant(start, "cpu", "float32")
         self._check_framework(assistant)
-        collection = self._collection(stage)
-        for line in collection.report():
-            self.say(f"{stage.name}  {line}")
-        dataset = ConversationDataset(
-            collection.records, assistant.processor, assistant.geometry, stage.aspect, stage.max_length, self._rules()
-        )
-        self._set_steps(arguments, stage, len(dataset))
-        self._prepare(assistant, stage, self.recipe.seed + index)
-        self._use_cache(assistant, dataset, stage, arguments)
-        self._set_objective(assistant, dataset, stage)
+        dataset = self._dataset(assistant, stage)
+        arguments.max_steps = math.ceil((stage.samples or len(dataset)) / stage.batch_size)
+        arguments.warmup_steps = math.ceil(stage.warmup_ratio * arguments.max_steps)
+        self._choose_trained(assistant.model, index)
+        self._cache_features(assistant.model, dataset, stage, arguments.max_steps * stage.batch_size)
         if self.device.type == "cpu" and max(dataset.lengths()) <= SHORT_SAMPLE:
             assistant.model.model.language_model.set_attn_implementation("eager")
-        watch = Watch(stage.name, self.run / "metrics.jsonl", self.say, stage.batch_size)
-        trainer = make_trainer(
-            assistant.model, dataset, self._collator(assistant, dataset, stage), arguments, stage, watch
-        )
-        checkpoint = last_checkpoint(Path(arguments.output_dir), arguments.should_save)
-        self._announce(stage, assistant, trainer, len(dataset), checkpoint)
-        with _stop_on_signal(watch), quiet():
+        objective, collator = self._objective(assistant.model, dataset, stage), self._collator(dataset, stage)
+        log, stop = StageLog(stage, self.run / "metrics.jsonl", self.say), StopRequest()
+        trainer = make_trainer(objective, dataset, collator, arguments, log, stop)
+        checkpoints = self._stage_folder(index) / "checkpoints"
+        checkpoint = last_checkpoint(checkpoints, self.processes.is_main)
+        self._announce(stage, trainer, objective, len(dataset), checkpoint)
+        with stop, quiet():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if trainer.state.global_step < arguments.max_steps:
-            # The command line knows it; importing it brings the encoder's trainer along.
-            from openvision.training.trainer import Interrupted
-
-            raise Interrupted(f"stopped after step {trainer.state.global_step}; the same command goes on from there")
+            raise Interrupted(f"stopped after step {trainer.state.global_step}; the same command resumes the run")
         state = trained_state(trainer)
-        if arguments.should_save:
-            self._write(stage, start, target, state, index)
-            shutil.rmtree(arguments.output_dir, ignore_errors=True)
-        _wait(arguments)
-        for reason, count in sorted(dataset.rejected.items()):
+        if self.processes.is_main:
+            self._write(index, start, target, state)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        self.processes.barrier()
+        for reason, count in sorted(dataset.replaced.items()):
             self.say(f"{stage.name}  samples replaced, {reason}: {count}")
 
-    def _prepare(self, assistant: Assistant, stage: Stage, seed: int) -> None:
-        """Freeze and unfreeze, and put LoRA in."""
-        if stage.lora is not None:
-            add_lora(assistant.model, stage.lora, seed)
-        choose_trained(assistant.model, stage.learning_rate, stage.lora)
-
-    def _set_objective(self, assistant: Assistant, dataset: ConversationDataset, stage: Stage) -> None:
-        if stage.objective == "words":
-            special = assistant.processor.tokenizer.all_special_ids
-            align_words(assistant.model, count_words(dataset.answers(), special))
-        else:
-            answer_logits_only(assistant.model)
-
-    def _write(self, stage: Stage, start: Path, target: Path, state: dict[str, Any], index: int) -> None:
-        """What the stage began with, what it trained, merged: a stock model."""
-        assistant = load_assistant(start, "cpu", "float32")
-        self._prepare(assistant, stage, self.recipe.seed + index)
-        load_trained(assistant.model, state)
-        if stage.lora is not None:
-            merge_lora(assistant.model)
-        text = dump_vlm_recipe(self.recipe)
-        made = describe_run(text, "", self.recipe.seed, ["openvision", "vlm", "train"]) | {"stage": stage.name}
-        built = start / PROVENANCE
-        if built.is_file():
-            made["built"] = json.loads(built.read_text(encoding="utf-8"))
-        with atomic_folder(target) as temporary, quiet():
-            assistant.model.save_pretrained(temporary)
-            assistant.processor.save_pretrained(temporary)
-            (temporary / PROVENANCE).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-            (temporary / "recipe.toml").write_text(text, encoding="utf-8")
-
-    def _use_cache(self, assistant: Assistant, dataset: ConversationDataset, stage: Stage, arguments: Any) -> None:
-        """Give the data set features in place of pixels, where the encoder is frozen and that is wanted."""
-        choice = self.recipe.run.cache_features
-        if stage.learning_rate.encoder is not None:
-            if choice == "always":
-                self.say(f"{stage.name}  the encoder is trained: no features are cached")
-            return
-        if choice == "never":
-            return
-        pictures = [picture for record in dataset.records for picture in record.pictures]
-        reads = arguments.max_steps * stage.batch_size * len(pictures) / len(dataset)
-        folder = Path(self.recipe.run.cache_folder or self.run / "features")
-        model = assistant.model
-        cache = FeatureCache(
-            folder, encoder_key(model, assistant.processor, self.precision), assistant.geometry, self.precision
+    def _dataset(self, assistant: Assistant, stage: VlmStage) -> ConversationDataset:
+        rejects = self.run / "rejects.jsonl" if self.processes.is_main else None
+        options = ReadOptions(self.recipe.image_first, self.recipe.run.bad_samples == "skip", rejects)
+        collection = self._collection(stage, options)
+        for line in collection.report():
+            self.say(f"{stage.name}  {line}")
+        return ConversationDataset(
+            collection.samples, assistant.processor, assistant.geometry, stage.aspect, stage.max_length, options
         )
-        # Before anything is hashed: pictures read once are not worth it, unless another run has left their features.
-        if choice == "auto" and not len(cache) and reads < _READS * len(set(pictures)):
-            return
-        missing = cache.missing(pictures, stage.aspect)
-        _wait(arguments)
-        if choice == "auto" and not self._worth_it(cache, len(missing), reads):
-            return
-        share = missing[arguments.process_index :: arguments.world_size]
-        if share:
-            model.model.vision_tower.to(self.device)
-            with self._autocast():
-                cache.fill(share, dataset, partial(patch_features, model), self._tell_features(stage))
-        _wait(arguments)
-        cache.scan()
-        dataset.features = cache
-        model.model.vision_tower = CachedTower(assistant.geometry.prefix_tokens, assistant.geometry.depth)
 
-    def _worth_it(self, cache: FeatureCache, missing: int, reads: float) -> bool:
-        """Whether features are read more often than computed, and fit on the disk with room to spare."""
-        enough = shutil.disk_usage(cache.folder).free / 2
-        return reads >= _READS * missing and cache.bytes_for(missing) < enough
-
-    def _tell_features(self, stage: Stage) -> Callable[[int, float], None]:
-        told = 0.0
-
-        def tell(done: int, share: float) -> None:
-            nonlocal told
-            if share - told >= 0.1 or share >= 1:
-                told = share
-                self.say(f"{stage.name}  features of {done} pictures  {share:.0%}")
-
-        return tell
-
-    def _autocast(self) -> Any:
-        if self.precision == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.precision)
-
-    def _collection(self, stage: Stage) -> Collection:
-        rules = self._rules()
+    def _collection(self, stage: VlmStage, options: ReadOptions) -> Collection:
         if stage.hub is not None:
-            return read_hub_dataset(stage.hub.name, stage.hub.config, stage.hub.split, rules)
-        return read_llava_json([self.data / file for file in stage.files], self.data / stage.images, rules)
+            return read_hub_dataset(stage.hub.name, stage.hub.config, stage.hub.split, options)
+        return read_llava_json([self.data / file for file in stage.files], self.data / stage.images, options)
 
-    def _rules(self) -> Rules:
-        rejects = self.run / "rejects.jsonl" if _is_main() else None
-        return Rules(self.recipe.image_first, self.recipe.run.bad_samples == "skip", rejects)
+    def _choose_trained(self, model: Llava, index: int) -> None:
+        """Freeze and unfreeze modules, and add LoRA."""
+        stage = self.recipe.stages[index]
+        if stage.lora is not None:
+            add_lora(model, stage.lora, self.recipe.seed + index)
+        choose_trained(model, stage.learning_rate, stage.lora)
 
-    def _collator(self, assistant: Assistant, dataset: ConversationDataset, stage: Stage) -> Collator:
+    def _objective(self, model: Llava, dataset: ConversationDataset, stage: VlmStage) -> Objective:
+        if stage.objective == "words":
+            return WordAlignment(model, count_words(dataset.answers(), dataset.processor.tokenizer.all_special_ids))
+        return AnswerLoss(model)
+
+    def _collator(self, dataset: ConversationDataset, stage: VlmStage) -> Collator:
         return Collator(
-            assistant.processor.tokenizer.pad_token_id,
-            assistant.processor.image_token_id,
-            assistant.geometry,
+            dataset.processor.tokenizer.pad_token_id,
+            dataset.processor.image_token_id,
+            dataset.geometry,
             packed=self.recipe.run.batching == "packed" and stage.objective == "answers",
-            blank=_world_size() > 1 or stage.learning_rate.llm is None,
+            blank=self.processes.size > 1 or stage.learning_rate.llm is None,
             cached=dataset.features is not None,
         )
 
-    def _arguments(self, index: int, stage: Stage) -> Any:
-        run, rates = self.recipe.run, stage.learning_rate
-        micro = min(stage.micro_batch or run.micro_batch, max(1, stage.batch_size // _world_size()))
-        if stage.batch_size % (micro * _world_size()):
+    def _cache_features(self, model: Llava, dataset: ConversationDataset, stage: VlmStage, samples: int) -> None:
+        """Replace pixels by cached features when the encoder is frozen, for `samples` samples of training."""
+        choice = self.recipe.run.cache_features
+        if stage.learning_rate.encoder is not None:
+            if choice == "always":
+                self.say(f"{stage.name}  the encoder is trained: its features are not cached")
+            return
+        if choice == "never":
+            return
+        images = [image for sample in dataset.samples for image in sample.images]
+        reads = samples * len(images) / len(dataset)
+        key = encoder_key(model, dataset.processor, self.precision)
+        folder = Path(self.recipe.run.cache_folder or self.run / "features")
+        cache = FeatureCache(folder, key, dataset.geometry, self.precision)
+        # Before hashing files: caching does not pay for images that are read once, unless a previous run cached them.
+        if choice == "auto" and not len(cache) and reads < _READS * len(set(images)):
+            return
+        missing = cache.missing(images, stage.aspect)
+        self.processes.barrier()
+        if choice == "auto" and not _worth_caching(cache, len(missing), reads):
+            return
+        mine = [missing[row] for row in self.processes.rows(len(missing))]
+        if mine:
+            model.model.vision_tower.to(self.device)
+            with autocast(self.device.type, self.precision):
+                cache.fill(mine, dataset.pixels, partial(patch_features, model), self._report_features(stage))
+        self.processes.barrier()
+        cache.scan()
+        dataset.features = cache
+        model.model.vision_tower = CachedTower(dataset.geometry.prefix_tokens, dataset.geometry.depth)
+
+    def _report_features(self, stage: VlmStage) -> Callable[[int, float], None]:
+        reported = 0.0
+
+        def report(done: int, share: float) -> None:
+            nonlocal reported
+            if share - reported >= 0.1 or share >= 1:
+                reported = share
+                self.say(f"{stage.name}  features of {done} images  {share:.0%}")
+
+        return report
+
+    def _arguments(self, index: int, stage: VlmStage) -> "TrainingArguments":
+        run, rates, size = self.recipe.run, stage.learning_rate, self.processes.size
+        micro = min(stage.micro_batch or run.micro_batch, max(1, stage.batch_size // size))
+        if stage.batch_size % (micro * size):
             raise OpenVisionError(
-                f"stage {stage.name}: batch_size {stage.batch_size} is no multiple of micro_batch {micro} times "
-                f"{_world_size()} processes; set micro_batch, the stage's or run's, to a divisor"
+                f"stage {stage.name}: batch_size {stage.batch_size} is not a multiple of micro_batch {micro} times "
+                f"{size} processes; set micro_batch of the stage or of run to a divisor"
             )
-        fsdp = {"fsdp": True, "fsdp_config": {"version": 2}} if run.fsdp and _world_size() > 1 else {}
+        fsdp = {"fsdp": True, "fsdp_config": {"version": 2}} if run.fsdp and size > 1 else {}
         arguments = transformers().TrainingArguments(
             output_dir=str(self._stage_folder(index) / "checkpoints"),
             max_steps=1,
             per_device_train_batch_size=micro,
-            gradient_accumulation_steps=stage.batch_size // (micro * _world_size()),
+            gradient_accumulation_steps=stage.batch_size // (micro * size),
             learning_rate=max(rate for rate in rates.model_dump().values() if rate is not None),
             lr_scheduler_type=stage.schedule,
             weight_decay=stage.weight_decay,
@@ -270,31 +253,46 @@ class _Run:
             )
         return arguments
 
-    def _set_steps(self, arguments: Any, stage: Stage, samples: int) -> None:
-        arguments.max_steps = math.ceil((stage.samples or samples) / stage.batch_size)
-        arguments.warmup_steps = math.ceil(stage.warmup_ratio * arguments.max_steps)
-
     def _check_framework(self, assistant: Assistant) -> None:
         found = assistant.model.config.model_type
         if found != _TYPES[self.recipe.framework]:
             raise OpenVisionError(
-                f"{assistant.folder} is a {found}, the recipe is for {self.recipe.framework}; build the model with "
-                f"--framework {self.recipe.framework}"
+                f"{assistant.folder} holds a {found} model, but the recipe is for {self.recipe.framework}; build the "
+                f"model with --framework {self.recipe.framework}"
             )
 
     def _announce(
-        self, stage: Stage, assistant: Assistant, trainer: Any, samples: int, checkpoint: Path | None
+        self, stage: VlmStage, trainer: "Trainer", objective: Objective, samples: int, checkpoint: Path | None
     ) -> None:
-        counts = count_trained(assistant.model)
+        counts = count_trained(objective)
         trained = ", ".join(f"{module} {count / 1e6:.2f}M" for module, count in counts.items())
-        begun = f"going on from {checkpoint.name}" if checkpoint else "beginning"
+        start = f"resuming from {checkpoint.name}" if checkpoint else "starting"
         self.say(
-            f"{stage.name}  {begun}: {samples} samples, {trainer.args.max_steps} steps of {stage.batch_size}; trained: "
+            f"{stage.name}  {start}: {samples} samples, {trainer.args.max_steps} steps of {stage.batch_size}; trained: "
             f"{trained}; {str(self.precision).removeprefix('torch.')} on {self.device.type}, "
-            f"processes: {_world_size()}{', sharded' if trainer.is_fsdp_enabled else ''}"
+            f"processes: {self.processes.size}{', sharded' if trainer.is_fsdp_enabled else ''}"
         )
-        if self.recipe.run.fsdp and _world_size() > 1 and not trainer.is_fsdp_enabled:
+        if self.recipe.run.fsdp and self.processes.size > 1 and not trainer.is_fsdp_enabled:
             self.say(f"{stage.name}  run.fsdp shards on accelerators only: every process holds the whole model")
+
+    def _write(self, index: int, start: Path, target: Path, state: dict[str, Tensor]) -> None:
+        """Write a stock model: the stage's initial model with the trained weights, LoRA merged."""
+        stage = self.recipe.stages[index]
+        assistant = load_assistant(start, "cpu", "float32")
+        self._choose_trained(assistant.model, index)
+        load_trained(assistant.model, state)
+        if stage.lora is not None:
+            merge_lora(assistant.model)
+        text = dump_vlm_recipe(self.recipe)
+        provenance = describe_run(text, "", self.recipe.seed, ["openvision", "vlm", "train"]) | {"stage": stage.name}
+        built = start / PROVENANCE
+        if built.is_file():
+            provenance["built"] = json.loads(built.read_text(encoding="utf-8"))
+        with atomic_folder(target) as temporary, quiet():
+            assistant.model.save_pretrained(temporary)
+            assistant.processor.save_pretrained(temporary)
+            (temporary / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+            (temporary / "recipe.toml").write_text(text, encoding="utf-8")
 
     def _stage_folder(self, index: int) -> Path:
         return self.run / "stages" / f"{index}-{self.recipe.stages[index].name}"
@@ -302,7 +300,7 @@ class _Run:
     def _claim_folder(self) -> None:
         path, resolved = self.run / "recipe.toml", dump_vlm_recipe(self.recipe)
         if not path.exists():
-            if _is_main():
+            if self.processes.is_main:
                 atomic_write_text(path, resolved)
         elif path.read_text(encoding="utf-8") != resolved:
             raise OpenVisionError(
@@ -310,32 +308,7 @@ class _Run:
             )
 
 
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def _is_main() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0
-
-
-def _wait(arguments: Any) -> None:
-    if arguments.world_size > 1:
-        torch.distributed.barrier()
-
-
-@contextmanager
-def _stop_on_signal(watch: Watch) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into a request that is honoured after the step."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def request(*_: Any) -> None:
-        watch.stop_requested = True
-
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _worth_caching(cache: FeatureCache, missing: int, reads: float) -> bool:
+    """Whether features are read more often than computed, and take less than half of the free disk."""
+    free = shutil.disk_usage(cache.folder).free
+    return reads >= _READS * missing and cache.bytes_for(missing) < free / 2

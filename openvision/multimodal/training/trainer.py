@@ -1,15 +1,15 @@
-"""`transformers.Trainer` with learning rates by module, our order of samples, and checkpoints of what is trained only.
+"""`transformers.Trainer` with learning rates by module, our own sample order, and checkpoints of trained weights only.
 
-No checkpoint holds a frozen weight, and none counts until a file says that it is complete.
+A checkpoint holds no frozen weight, and counts only when it contains the file `complete`.
 """
 
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,29 +17,42 @@ from torch import Tensor, nn
 
 from openvision.errors import OpenVisionError
 from openvision.files import append_text, atomic_write_text, read_json_lines
-from openvision.multimodal.data.sampler import SampleOrder
-from openvision.multimodal.model.stock import transformers
-from openvision.multimodal.recipe import Stage
+from openvision.multimodal.data.batching import Collator, SampleOrder
+from openvision.multimodal.data.dataset import ConversationDataset
+from openvision.multimodal.model.huggingface import transformers
+from openvision.multimodal.recipe import VlmStage
 from openvision.multimodal.training.modules import module_of, parameter_groups
+from openvision.multimodal.training.objectives import Objective
+from openvision.training.run.signals import StopRequest
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 COMPLETE = "complete"
 _WEIGHTS = "model.safetensors"
 
 
 @dataclass
-class Watch:
-    """What happens around steps: the log, the line for a person, the wish to stop."""
+class StageLog:
+    """Where a stage writes its metrics."""
 
-    stage: str
+    stage: VlmStage
     metrics: Path
+    """JSON lines file."""
     say: Callable[[str], None]
-    batch_size: int
-    stop_requested: bool = False
+    """Prints a line for the user."""
 
 
-def make_trainer(model: Any, dataset: Any, collator: Any, arguments: Any, stage: Stage, watch: Watch) -> Any:
-    """A trainer of one stage; the class is made here because transformers is imported late."""
-    library = transformers()
+def make_trainer(
+    objective: Objective,
+    dataset: ConversationDataset,
+    collator: Collator,
+    arguments: "TrainingArguments",
+    log: StageLog,
+    stop: StopRequest,
+) -> "Trainer":
+    """The trainer of one stage; the class is defined here because transformers is imported late."""
+    library, stage = transformers(), log.stage
 
     class VlmTrainer(library.Trainer):
         """See the module."""
@@ -48,16 +61,18 @@ def make_trainer(model: Any, dataset: Any, collator: Any, arguments: Any, stage:
             """AdamW with a learning rate for each module."""
             if self.optimizer is None:
                 groups = parameter_groups(model or self.model, stage.learning_rate, stage.weight_decay)
-                self.optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate, betas=(0.9, 0.999), eps=1e-8)
+                self.optimizer = torch.optim.AdamW(
+                    [{**group} for group in groups], lr=arguments.learning_rate, betas=(0.9, 0.999), eps=1e-8
+                )
             return self.optimizer
 
-        def _get_train_sampler(self, train_dataset: Any = None) -> SampleOrder:
+        def _get_train_sampler(self, train_dataset: object = None) -> SampleOrder:
             lengths = dataset.lengths() if arguments.train_sampling_strategy == "group_by_length" else None
             return SampleOrder(len(dataset), stage.batch_size, arguments.max_steps, arguments.seed, lengths)
 
-        def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        def _save(self, output_dir: str | None = None, state_dict: Mapping[str, object] | None = None) -> None:
             if arguments.should_save:
-                folder = Path(output_dir or arguments.output_dir)
+                folder = Path(output_dir or str(arguments.output_dir))
                 folder.mkdir(parents=True, exist_ok=True)
                 save_file(_trained(self.model, state_dict), folder / _WEIGHTS, metadata={"format": "pt"})
 
@@ -68,36 +83,36 @@ def make_trainer(model: Any, dataset: Any, collator: Any, arguments: Any, stage:
                 load_trained(model or self.model, load_file(Path(resume_from_checkpoint) / _WEIGHTS))
 
     trainer = VlmTrainer(
-        model=model,
+        model=objective,
         args=arguments,
         train_dataset=dataset,
         data_collator=collator,
-        callbacks=[_make_callback(watch)],
+        callbacks=[_make_callback(log, stop)],
     )
-    # Ours says it all.
+    # Its lines are in our log.
     trainer.remove_callback(library.PrinterCallback)
     return trainer
 
 
-def trained_state(trainer: Any) -> dict[str, Tensor]:
-    """Everything the stage trained, on CPU, gathered where it is sharded; to be called by every process."""
+def trained_state(trainer: "Trainer") -> dict[str, Tensor]:
+    """All trained weights on the CPU, gathered on the main process when sharded; every process must call it."""
     state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     return _trained(trainer.accelerator.unwrap_model(trainer.model), state)
 
 
 def load_trained(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put trained weights into a model that has been set up for the stage; raises OpenVisionError when names differ."""
+    """Load trained weights into a model that is prepared for the stage; raises OpenVisionError when names differ."""
     expected = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if expected != state.keys():
         different = sorted(expected ^ state.keys())
         raise OpenVisionError(
-            f"the checkpoint trains other weights than the recipe: {different[:5]}; choose another run"
+            f"the checkpoint holds other trained weights than the recipe: {different[:5]}; choose another run folder"
         )
     model.load_state_dict(state, strict=False)
 
 
 def last_checkpoint(folder: Path, main: bool) -> Path | None:
-    """The newest complete checkpoint; `main` removes what kill -9 left incomplete."""
+    """The newest complete checkpoint; the `main` process removes incomplete ones, which kill -9 leaves."""
     complete: list[tuple[int, Path]] = []
     for path in folder.glob("checkpoint-*"):
         if (path / COMPLETE).is_file():
@@ -107,65 +122,75 @@ def last_checkpoint(folder: Path, main: bool) -> Path | None:
     return max(complete)[1] if complete else None
 
 
-def _trained(model: nn.Module, state: dict[str, Any] | None) -> dict[str, Tensor]:
+def _trained(model: nn.Module, state: Mapping[str, object] | None) -> dict[str, Tensor]:
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if state is None:
-        state = dict(model.named_parameters())
-    elif not state:
-        # Sharded training gathers on the main process only.
+    if state is not None and not state:
+        # Sharded weights are gathered on the main process only.
         return {}
-    return {name: state[name].detach().cpu().contiguous() for name in names}
+    tensors = dict(model.named_parameters()) if state is None else state
+    return {name: tensor.detach().cpu().contiguous() for name in names if isinstance(tensor := tensors[name], Tensor)}
 
 
-def _make_callback(watch: Watch) -> Any:
-    library = transformers()
+def _make_callback(log: StageLog, stop: StopRequest) -> "TrainerCallback":
+    name, batch_size = log.stage.name, log.stage.batch_size
 
-    class WatchCallback(library.TrainerCallback):
-        """Writes the log, marks checkpoints complete, honours the wish to stop."""
+    class StageCallback(transformers().TrainerCallback):
+        """Writes the log, marks checkpoints as complete, and stops after the step when asked to."""
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_train_begin(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
+        ) -> None:
             self.start, self.first = time.perf_counter(), state.global_step
             if args.should_save:
-                _forget(watch.metrics, watch.stage, state.global_step)
+                _drop_later_lines(log.metrics, name, state.global_step)
 
         def on_log(
-            self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kept: Any
+            self,
+            args: "TrainingArguments",
+            state: "TrainerState",
+            control: "TrainerControl",
+            optimizer: torch.optim.Optimizer,
+            logs: Mapping[str, float] | None = None,
+            **_: object,
         ) -> None:
             if not args.should_save or not logs or "loss" not in logs:
                 return
             seconds = time.perf_counter() - self.start
             rate = (state.global_step - self.first) / seconds
-            rates = {f"lr_{group['module']}": group["lr"] for group in kept["optimizer"].param_groups}
             line = {
                 "kind": "train",
-                "stage": watch.stage,
+                "stage": name,
                 "step": state.global_step,
                 "loss": logs["loss"],
                 "grad_norm": logs.get("grad_norm"),
-                **rates,
-                "samples_per_second": round(rate * watch.batch_size, 2),
+                **{f"lr_{group['module']}": group["lr"] for group in optimizer.param_groups},
+                "samples_per_second": round(rate * batch_size, 2),
             }
-            append_text(watch.metrics, json.dumps(line) + "\n")
+            append_text(log.metrics, json.dumps(line) + "\n")
             minutes, rest = divmod(round((state.max_steps - state.global_step) / rate), 60)
-            watch.say(
-                f"{watch.stage}  step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}  "
-                f"{rate * watch.batch_size:.1f} samples/s  {minutes}:{rest:02d} left"
+            log.say(
+                f"{name}  step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}  "
+                f"{rate * batch_size:.1f} samples/s  {minutes}:{rest:02d} left"
             )
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-            if watch.stop_requested:
+        def on_step_end(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
+        ) -> "TrainerControl":
+            if stop.wanted:
                 control.should_save = control.should_training_stop = True
             return control
 
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_save(
+            self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
+        ) -> None:
             if args.should_save:
-                atomic_write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, "")
+                atomic_write_text(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE, "")
 
-    return WatchCallback()
+    return StageCallback()
 
 
-def _forget(metrics: Path, stage: str, step: int) -> None:
-    """Drop lines of steps that are taken again."""
+def _drop_later_lines(metrics: Path, stage: str, step: int) -> None:
+    """Drop the lines of steps after `step`, which are repeated."""
     if not metrics.exists():
         return
     lines = read_json_lines(metrics)

@@ -1,4 +1,4 @@
-"""The runner: answers on disk, going on after a cut, refusing to mix runs; lmms-eval's plug-in; published tables."""
+"""The runner: answers on disk, resume, refusing to mix runs; lmms-eval's plug-in; published tables."""
 
 import json
 import sys
@@ -10,15 +10,15 @@ from PIL import Image
 
 from openvision.errors import OpenVisionError
 from openvision.multimodal.benchmarks import find_benchmark
-from openvision.multimodal.benchmarks.answerer import load_answerer
 from openvision.multimodal.benchmarks.reported import find_reported, tables
 from openvision.multimodal.benchmarks.runner import (
     ANSWERS,
     RESULT,
     Options,
     fingerprint,
+    load_answerer,
     run_benchmark,
-    take,
+    sample_questions,
 )
 
 PICTURES = find_benchmark("pictures")
@@ -26,7 +26,7 @@ PICTURES = find_benchmark("pictures")
 
 @pytest.fixture
 def data(tmp_path):
-    """Ten questions about five pictures."""
+    """Ten questions about five images."""
     folder = tmp_path / "data"
     folder.mkdir()
     rows = []
@@ -67,7 +67,7 @@ def test_answers_and_numbers_are_written(data, tmp_path):
     assert json.loads((tmp_path / "out" / RESULT).read_text()) == result
 
 
-def test_goes_on_where_it_stopped(data, tmp_path):
+def test_resumes_where_it_stopped(data, tmp_path):
     out, options = tmp_path / "out", Options(batch_size=2)
     with pytest.raises(KeyboardInterrupt):
         run_benchmark(PICTURES, data, lambda: Scripted(2), {"model": "m"}, out, options)
@@ -91,16 +91,16 @@ def test_another_run_in_the_same_folder_is_refused(data, tmp_path):
         run_benchmark(PICTURES, data, Scripted, {"model": "m"}, tmp_path / "out", Options(limit=4))
 
 
-def test_limit_takes_whole_pictures_and_always_the_same(data):
+def test_limit_samples_whole_images_and_always_the_same(data):
     questions = PICTURES.read(data)
-    taken = take(questions, 4)
-    assert len(taken) == 4
-    assert len({question.image for question in taken}) == 2
-    assert taken == take(questions, 4)
-    assert take(questions, 99) == questions
+    sampled = sample_questions(questions, 4)
+    assert len(sampled) == 4
+    assert len({question.image for question in sampled}) == 2
+    assert sampled == sample_questions(questions, 4)
+    assert sample_questions(questions, 99) == questions
 
 
-def test_a_broken_picture_is_named(data, tmp_path):
+def test_a_broken_image_is_named(data, tmp_path):
     (data / "0.png").write_bytes(b"no picture")
     with pytest.raises(OpenVisionError, match=r"0\.png cannot be read"):
         run_benchmark(PICTURES, data, Scripted, {"model": "m"}, tmp_path / "out")
@@ -108,7 +108,7 @@ def test_a_broken_picture_is_named(data, tmp_path):
 
 def test_no_folder(tmp_path):
     with pytest.raises(OpenVisionError, match="is not a folder"):
-        run_benchmark(PICTURES, tmp_path / "none", Scripted, {}, tmp_path / "out")
+        run_benchmark(PICTURES, tmp_path / "none", Scripted, {"model": "m"}, tmp_path / "out")
 
 
 def test_fingerprint_sees_weights(tmp_path):
@@ -126,7 +126,7 @@ def test_a_model_answers_in_batches_as_alone(model_folder):
     assert together == [answer([i], [p], 6)[0] for i, p in zip(images, prompts, strict=True)]
 
 
-def test_blind_answers_do_not_depend_on_the_picture(model_folder):
+def test_blind_answers_do_not_depend_on_the_image(model_folder):
     blind = load_answerer(model_folder, "cpu", "float32", blind=True)
     black, white = (Image.new("RGB", (40, 40), colour) for colour in ("black", "white"))
     assert blind([black], ["What is this?"], 6) == blind([white], ["What is this?"], 6)
@@ -150,7 +150,7 @@ def test_command_scores_a_model(model_folder, data, tmp_path):
     ]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0
-    assert "10 questions about 5 pictures" in done.output
+    assert "10 questions about 5 images" in done.output
     assert (tmp_path / "o" / "pictures" / RESULT).is_file()
 
 
@@ -199,8 +199,8 @@ def test_lmms_eval_runs_a_model(lmms_eval, model_folder):
     found = getattr(importlib.import_module(module), name)
     assert issubclass(found, lmms_eval)
     model = found(pretrained=str(model_folder), device="cpu", batch_size="2", dtype="float32")
-    pictures = [Image.new("RGB", (30, 30), (0, 60 * number, 0)) for number in range(3)]
-    model.task_dict = {"mme": {"test": [{"image": image} for image in pictures]}}
+    images = [Image.new("RGB", (30, 30), (0, 60 * number, 0)) for number in range(3)]
+    model.task_dict = {"mme": {"test": [{"image": image} for image in images]}}
     settings = [{"max_new_tokens": 4}, {"max_new_tokens": 2, "until": "\n"}, {"max_new_tokens": 4}]
     requests = [
         Request(f"Is it {number}?", settings[number], lambda row: [row["image"]], number, "mme", "test")
@@ -209,7 +209,7 @@ def test_lmms_eval_runs_a_model(lmms_eval, model_folder):
     answers = model.generate_until(requests)
     alone = load_answerer(model_folder, "cpu", "float32")
     for number, new_tokens in enumerate((4, 2, 4)):
-        expected = alone([pictures[number]], [f"Is it {number}?"], new_tokens)[0]
+        expected = alone([images[number]], [f"Is it {number}?"], new_tokens)[0]
         assert answers[number] == (expected.split("\n")[0].strip() if number == 1 else expected)
     with pytest.raises(NotImplementedError, match="generate"):
         model.loglikelihood([])

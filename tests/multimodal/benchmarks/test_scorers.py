@@ -9,7 +9,7 @@ from PIL import Image
 
 from openvision.errors import OpenVisionError
 from openvision.multimodal.benchmarks import BENCHMARKS, Question, find_benchmark
-from openvision.multimodal.benchmarks.intervals import tabulate, with_intervals
+from openvision.multimodal.benchmarks.benchmark import tabulate, with_intervals
 from openvision.multimodal.benchmarks.scorers.chartqa import relaxed
 from openvision.multimodal.benchmarks.scorers.mme import COGNITION, MME, PERCEPTION
 from openvision.multimodal.benchmarks.scorers.mmvet import MMVET, judged

@@ -1,4 +1,4 @@
-"""Conversations: the loss falls on answers, token by token; what is refused; pictures to pixels; batches."""
+"""Conversations: the loss falls on answers, token by token; what is refused; images to pixels; batches."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,16 @@ import torch
 from PIL import Image
 
 from openvision.errors import OpenVisionError
-from openvision.multimodal.data.collate import Collator
-from openvision.multimodal.data.conversation import IGNORED, SampleError, encode, parse_sample
-from openvision.multimodal.data.dataset import ConversationDataset, Rules, from_rows, read_hub_dataset, read_llava_json
-from openvision.multimodal.data.sampler import SampleOrder
+from openvision.multimodal.data.batching import Collator, SampleOrder
+from openvision.multimodal.data.conversation import IGNORED, SampleError, parse_conversation, tokenize
+from openvision.multimodal.data.dataset import (
+    ConversationDataset,
+    Item,
+    ReadOptions,
+    read_hub_dataset,
+    read_llava_json,
+    read_rows,
+)
 from openvision.multimodal.model.generate import Assistant, load_assistant
 from tests.multimodal import tiny
 
@@ -31,7 +37,7 @@ def open_data(assistant: Assistant, folder: Path, **settings) -> ConversationDat
     collection = read_llava_json([folder / "train.json"], folder / "images")
     aspect = "anyres" if assistant.geometry.pinpoints else "pad"
     settings = {"aspect": aspect, "max_length": 400} | settings
-    return ConversationDataset(collection.records, assistant.processor, assistant.geometry, **settings)
+    return ConversationDataset(collection.samples, assistant.processor, assistant.geometry, **settings)
 
 
 def row(*texts: str, **more) -> dict:
@@ -41,7 +47,7 @@ def row(*texts: str, **more) -> dict:
 
 
 def encoded(sample, tokenizer, counts=(), max_length=400):
-    return encode(sample, tokenizer, tokenizer.convert_tokens_to_ids("<image>"), counts, max_length)
+    return tokenize(sample, tokenizer, tokenizer.convert_tokens_to_ids("<image>"), counts, max_length)
 
 
 # Answers only.
@@ -49,7 +55,7 @@ def encoded(sample, tokenizer, counts=(), max_length=400):
 
 def test_the_loss_falls_on_answers_token_by_token(assistant) -> None:
     tokenizer = assistant.processor.tokenizer
-    sample = parse_sample(row("<image>\nWho?", "A dog.", "Sure?", "Yes"), "x7", 1)
+    sample = parse_conversation(row("<image>\nWho?", "A dog.", "Sure?", "Yes"), "x7", 1)
     made = encoded(sample, tokenizer, [3])
     image, start, end = (tokenizer.convert_tokens_to_ids(mark) for mark in ("<image>", "<|im_start|>", "<|im_end|>"))
 
@@ -71,7 +77,7 @@ def test_the_loss_falls_on_answers_token_by_token(assistant) -> None:
 
 
 def test_the_prompt_in_training_is_the_prompt_at_inference(assistant) -> None:
-    sample = parse_sample(row("<image>\nWho is it?", "A dog."), "x7", 1)
+    sample = parse_conversation(row("<image>\nWho is it?", "A dog."), "x7", 1)
     made = encoded(sample, assistant.processor.tokenizer, [assistant.geometry.patches])
     first = next(index for index, label in enumerate(made.labels) if label != IGNORED)
     content = [{"type": "image", "image": Image.new("RGB", (9, 9))}, {"type": "text", "text": "Who is it?"}]
@@ -84,34 +90,36 @@ def test_the_prompt_in_training_is_the_prompt_at_inference(assistant) -> None:
 def test_a_system_message_is_context(assistant) -> None:
     turns = [{"role": "system", "content": "Be brief."}, *({"role": "user", "content": "Hm?"},)]
     turns.append({"role": "assistant", "content": "Ok."})
-    made = encoded(parse_sample({"messages": turns}, "x7", 0), assistant.processor.tokenizer)
+    made = encoded(parse_conversation({"messages": turns}, "x7", 0), assistant.processor.tokenizer)
     learnt = [token for token in made.labels if token != IGNORED]
     assert assistant.processor.tokenizer.decode(learnt) == "Ok.<|im_end|>"
 
 
 def test_whitespace_inside_an_answer_is_learnt(assistant) -> None:
-    made = encoded(parse_sample(row("Hm?", " a\n\n b \n"), "x7", 0), assistant.processor.tokenizer)
+    made = encoded(parse_conversation(row("Hm?", " a\n\n b \n"), "x7", 0), assistant.processor.tokenizer)
     learnt = [token for token in made.labels if token != IGNORED]
     assert assistant.processor.tokenizer.decode(learnt) == " a\n\n b \n<|im_end|>"
 
 
 def test_the_image_token_moves_to_the_front_as_in_llava() -> None:
-    assert parse_sample(row("What?\n<image>", "It."), "x7", 1).turns[0].text == "<image>\nWhat?"
-    assert parse_sample(row("What?\n<image>", "It."), "x7", 1, image_first=False).turns[0].text == "What?\n<image>"
+    assert parse_conversation(row("What?\n<image>", "It."), "x7", 1).turns[0].text == "<image>\nWhat?"
+    assert (
+        parse_conversation(row("What?\n<image>", "It."), "x7", 1, image_first=False).turns[0].text == "What?\n<image>"
+    )
 
 
-def test_loose_ends_are_left_out_as_in_llava() -> None:
+def test_loose_ends_are_dropped_as_in_llava() -> None:
     turns = [{"from": "gpt", "value": "Hi."}, *row("A?", "B.", "C?")["conversations"]]
-    assert [turn.text for turn in parse_sample({"conversations": turns}, "x7", 0).turns] == ["A?", "B."]
+    assert [turn.text for turn in parse_conversation({"conversations": turns}, "x7", 0).turns] == ["A?", "B."]
 
 
 @pytest.mark.parametrize(
     ("given", "images", "message"),
     [
-        (row("What?", "It."), 1, "has 1 picture but no <image>"),
-        (row("<image><image> What?", "It."), 1, "2 <image> for 1 picture; "),
-        (row("<image> What?", "It."), 0, "1 <image> for 0 pictures"),
-        (row("<image> What?", "It."), 2, "2 pictures but only 1 <image>"),
+        (row("What?", "It."), 1, "1 image but no <image>"),
+        (row("<image><image> What?", "It."), 1, "2 <image> for 1 image; "),
+        (row("<image> What?", "It."), 0, "1 <image> for 0 images"),
+        (row("<image> What?", "It."), 2, "2 images but only 1 <image>"),
         (row("<image> What?", "It is <image>."), 2, "<image> in an answer or system message"),
         (row("What?", "  "), 0, "message 2 is an empty answer"),
         (row(" ", "It."), 0, "message 1 is an empty user message"),
@@ -124,42 +132,42 @@ def test_loose_ends_are_left_out_as_in_llava() -> None:
 )
 def test_bad_samples_are_refused_by_name(given, images, message) -> None:
     with pytest.raises(SampleError) as error:
-        parse_sample(given, "x7", images)
+        parse_conversation(given, "x7", images)
     assert message in str(error.value)
     assert "sample x7" in str(error.value)
 
 
 def test_cut_off(assistant) -> None:
     tokenizer = assistant.processor.tokenizer
-    sample = parse_sample(row("<image>\nWho?", "A dog."), "x7", 1)
+    sample = parse_conversation(row("<image>\nWho?", "A dog."), "x7", 1)
     whole = encoded(sample, tokenizer, [3])
     short = encoded(sample, tokenizer, [3], len(whole.input_ids) - 5)
     assert short.input_ids == whole.input_ids[:-5]
-    with pytest.raises(SampleError, match="x7: no room for its picture"):
+    with pytest.raises(SampleError, match="x7: its image does not fit"):
         encoded(sample, tokenizer, [401])
     answer = next(place for place, label in enumerate(whole.labels) if label != -100)
     with pytest.raises(SampleError, match="x7: no answer within"):
         encoded(sample, tokenizer, [3], answer)
 
 
-# Files and pictures.
+# Files and images.
 
 
-def test_missing_and_broken_pictures_are_counted(assistant, data_folder, tmp_path) -> None:
+def test_missing_and_broken_images_are_counted(assistant, data_folder, tmp_path) -> None:
     rows = json.loads((data_folder / "train.json").read_text())[:3]
     images = tmp_path / "images"
     images.mkdir()
     (images / "0.png").write_bytes((data_folder / "images" / "0.png").read_bytes())
     (images / "1.png").write_bytes(b"no picture")
     (tmp_path / "train.json").write_text(json.dumps(rows))
-    rules = Rules(rejects=tmp_path / "rejects.jsonl")
-    collection = read_llava_json([tmp_path / "train.json"], images, rules)
-    assert len(collection.records) == 2
-    assert collection.report() == ["samples left out, picture missing: 1"]
-    data = ConversationDataset(collection.records, assistant.processor, assistant.geometry, "pad", 400, rules)
+    options = ReadOptions(rejects=tmp_path / "rejects.jsonl")
+    collection = read_llava_json([tmp_path / "train.json"], images, options)
+    assert len(collection.samples) == 2
+    assert collection.report() == ["samples dropped, image missing: 1"]
+    data = ConversationDataset(collection.samples, assistant.processor, assistant.geometry, "pad", 400, options)
     # The next sample takes the place of the broken one.
     assert data[1]["input_ids"] == data[0]["input_ids"]
-    assert data.rejected == {"picture unreadable": 1}
+    assert data.replaced == {"image unreadable": 1}
     named = [json.loads(line)["id"] for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
     assert named == ["s2", "s1"]
 
@@ -168,13 +176,13 @@ def test_bad_samples_stop_or_are_skipped(tmp_path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(row("What?", "")) + "\n" + json.dumps(row("What?", "It.")) + "\n")
     with pytest.raises(SampleError, match="x7"):
         read_llava_json([tmp_path / "a.jsonl"], tmp_path)
-    collection = read_llava_json([tmp_path / "a.jsonl"], tmp_path, Rules(skip_bad=True))
-    assert (len(collection.records), collection.left_out) == (1, {"unusable": 1})
+    collection = read_llava_json([tmp_path / "a.jsonl"], tmp_path, ReadOptions(skip_bad=True))
+    assert (len(collection.samples), collection.dropped) == (1, {"unusable": 1})
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "is not JSON"), ("{}", "must be a list"), ("[]", "no usable sample"), (None, "cannot be read")],
+    [("{", "is not valid JSON"), ("{}", "must be a JSON list"), ("[]", "no usable sample"), (None, "cannot be read")],
 )
 def test_bad_files(tmp_path, text, message) -> None:
     if text is not None:
@@ -187,8 +195,8 @@ def test_rows_of_a_data_set(assistant) -> None:
     image = Image.new("L", (30, 20), 90)
     rows = [row("<image>\nWhat?", "It.", image=image), row("<image><image>Same?", "No.", images=[image, image])]
     rows.append(row("Hm?", "Ok.", image=None))
-    collection = from_rows(rows)
-    data = ConversationDataset(collection.records, assistant.processor, assistant.geometry, "pad", 400)
+    collection = read_rows(rows)
+    data = ConversationDataset(collection.samples, assistant.processor, assistant.geometry, "pad", 400)
     assert [len(data[index].get("pixel_values", [])) for index in range(3)] == [1, 2, 0]
     assert sum(token == assistant.processor.image_token_id for token in data[1]["input_ids"]) == 50
 
@@ -212,7 +220,7 @@ def test_hub_data_sets_are_read_by_their_library(monkeypatch) -> None:
         return [row("<image>\nWhat?", "It.", image=Image.new("RGB", (5, 5)))]
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    assert len(read_hub_dataset("org/name", "sub", "train").records) == 1
+    assert len(read_hub_dataset("org/name", "sub", "train").samples) == 1
     assert asked == [("org/name", "sub", "train")]
 
 
@@ -271,7 +279,7 @@ def test_batches_do_not_change_the_loss(assistant, next_assistant, data_folder, 
 
 @pytest.mark.parametrize("kind", ["llava-1.5", "llava-next"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_blank_picture_changes_no_loss_and_gives_the_projector_a_gradient(
+def test_a_blank_image_changes_no_loss_and_gives_the_projector_a_gradient(
     assistant, next_assistant, data_folder, kind, packed
 ) -> None:
     subject = assistant if kind == "llava-1.5" else next_assistant
@@ -286,10 +294,10 @@ def test_a_blank_picture_changes_no_loss_and_gives_the_projector_a_gradient(
 
 
 def test_samples_of_a_pack_do_not_learn_each_others_first_token(assistant) -> None:
-    items = [{"input_ids": [1, 2], "labels": [1, 2], "image_sizes": []} for _ in range(2)]
+    items: list[Item] = [{"input_ids": [1, 2], "labels": [1, 2], "image_sizes": []} for _ in range(2)]
     batch = collator(assistant, packed=True)(items)
     assert batch["labels"].tolist() == [[IGNORED, 2, IGNORED, 2]]
-    assert batch["position_ids"].tolist() == [[0, 1, 0, 1]]
+    assert batch.get("position_ids", torch.empty(0)).tolist() == [[0, 1, 0, 1]]
 
 
 # Order.
@@ -317,7 +325,7 @@ def test_like_lengths_share_a_batch() -> None:
     assert abs(np.corrcoef(means, np.arange(100))[0, 1]) < 0.4
 
 
-def test_lengths_are_estimated_without_pictures(assistant, tmp_path) -> None:
+def test_lengths_are_estimated_without_images(assistant, tmp_path) -> None:
     data = tiny.write_data(tmp_path / "data")
     dataset = open_data(assistant, data)
     for file in (data / "images").iterdir():

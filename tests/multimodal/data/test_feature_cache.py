@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from openvision.errors import OpenVisionError
-from openvision.multimodal.data.dataset import Aspect, ConversationDataset, read_llava_json
+from openvision.multimodal.data.dataset import ConversationDataset, read_llava_json
 from openvision.multimodal.data.feature_cache import CachedTower, FeatureCache, encoder_key, patch_features
-from openvision.multimodal.data.images import ImageFile, UnreadableImageError
+from openvision.multimodal.data.images import ImageFile, ImageSourceError
 from openvision.multimodal.model.generate import load_assistant
+from openvision.multimodal.model.geometry import Aspect
 from tests.multimodal import tiny
 
 
@@ -21,11 +22,11 @@ class Subject:
     def __init__(self, model_folder, data_folder, folder) -> None:
         self.assistant = load_assistant(model_folder, "cpu")
         self.data = shutil.copytree(data_folder, folder / "data")
-        records = read_llava_json([self.data / "train.json"], self.data / "images").records
-        self.pictures = [picture for record in records for picture in record.pictures]
+        samples = read_llava_json([self.data / "train.json"], self.data / "images").samples
+        self.images = [image for sample in samples for image in sample.images]
         self.aspect: Aspect = "anyres" if self.assistant.geometry.pinpoints else "pad"
         processor, geometry = self.assistant.processor, self.assistant.geometry
-        self.dataset = ConversationDataset(records, processor, geometry, self.aspect, 600)
+        self.dataset = ConversationDataset(samples, processor, geometry, self.aspect, 600)
         self.folder = folder / "features"
 
     def key(self, dtype=torch.float32) -> str:
@@ -35,15 +36,15 @@ class Subject:
         return FeatureCache(self.folder, self.key(dtype), self.assistant.geometry, dtype)
 
     def fill(self, cache: FeatureCache) -> int:
-        """Returns how many pictures the tower was shown."""
-        missing = cache.missing(self.pictures, self.aspect)
+        """Returns how many images the tower encoded."""
+        missing = cache.missing(self.images, self.aspect)
         seen = []
 
         def tower(pixels):
             seen.append(len(pixels))
             return patch_features(self.assistant.model, pixels)
 
-        cache.fill(missing, self.dataset, tower, lambda done, share: None)
+        cache.fill(missing, self.dataset.pixels, tower, lambda done, share: None)
         return sum(seen)
 
 
@@ -57,9 +58,9 @@ def test_features_are_the_towers(request, data_folder, tmp_path, folder) -> None
     subject = Subject(request.getfixturevalue(folder), data_folder, tmp_path)
     cache = subject.open()
     subject.fill(cache)
-    for picture in subject.pictures:
-        features, size = cache.read(picture, subject.aspect)
-        image = picture.open()
+    for source in subject.images:
+        features, size = cache.read(source, subject.aspect)
+        image = source.open()
         assert size == (image.height, image.width)
         assert len(features) == subject.assistant.geometry.squares(*size)
         alone = patch_features(subject.assistant.model, subject.dataset.pixels(image))
@@ -70,26 +71,26 @@ def test_what_is_there_is_not_computed_again(subject) -> None:
     assert subject.fill(subject.open()) == 12
     assert subject.fill(subject.open()) == 0
     # Another place, same content; another content, same place.
-    moved = subject.pictures[0].path.rename(subject.data / "moved.png")
+    moved = subject.images[0].path.rename(subject.data / "moved.png")
     assert subject.open().missing([ImageFile(moved)], "pad") == []
-    shutil.copy(subject.pictures[1].path, subject.pictures[2].path)
+    shutil.copy(subject.images[1].path, subject.images[2].path)
     moved.write_bytes(moved.read_bytes() + b" ")
     assert len(subject.open().missing([ImageFile(moved)], "pad")) == 1
-    assert subject.open().missing([subject.pictures[2]], "pad") == []
+    assert subject.open().missing([subject.images[2]], "pad") == []
 
 
-def test_equal_pictures_are_computed_once(subject) -> None:
-    shutil.copy(subject.pictures[0].path, subject.pictures[1].path)
+def test_equal_images_are_computed_once(subject) -> None:
+    shutil.copy(subject.images[0].path, subject.images[1].path)
     assert subject.fill(subject.open()) == 11
 
 
-def test_padded_and_cropped_pictures_differ(subject) -> None:
+def test_padded_and_cropped_images_differ(subject) -> None:
     cache = subject.open()
     subject.fill(cache)
-    assert len(cache.missing(subject.pictures, "crop")) == 12
+    assert len(cache.missing(subject.images, "crop")) == 12
 
 
-def test_another_encoder_layer_preparation_or_dtype_is_another_cache(subject) -> None:
+def test_another_encoder_layer_preprocessing_or_dtype_is_another_cache(subject) -> None:
     key = subject.key()
     assert key == subject.key()
     assert key != subject.key(torch.bfloat16)
@@ -118,23 +119,23 @@ def test_files_are_whole_or_absent(subject) -> None:
     subject.fill(cache)
     assert [path.suffix for path in cache.folder.iterdir() if path.suffix not in (".safetensors", ".jsonl")] == []
     file = next(cache.folder.glob("*.safetensors"))
-    # A crash cuts the list of pictures short: the last line is hashed again.
+    # A crash cuts the list of hashes short: the last line is hashed again.
     listing = cache.folder / "pictures.jsonl"
     listing.write_text(listing.read_text()[:-10])
-    assert subject.open().missing(subject.pictures, "pad") == []
+    assert subject.open().missing(subject.images, "pad") == []
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(OpenVisionError, match="is damaged"):
         subject.open()
 
 
 def test_broken_and_vanished_pictures(subject) -> None:
-    subject.pictures[0].path.write_bytes(b"no picture")
-    subject.pictures[1].path.unlink()
+    subject.images[0].path.write_bytes(b"no picture")
+    subject.images[1].path.unlink()
     cache = subject.open()
     assert subject.fill(cache) == 10
-    for picture in subject.pictures[:2]:
-        with pytest.raises(UnreadableImageError):
-            cache.read(picture, "pad")
+    for source in subject.images[:2]:
+        with pytest.raises(ImageSourceError):
+            cache.read(source, "pad")
 
 
 def test_a_disk_that_is_too_small(subject, monkeypatch) -> None:
@@ -150,10 +151,10 @@ def test_a_disk_that_is_too_small(subject, monkeypatch) -> None:
 def test_workers_open_files_themselves(subject) -> None:
     cache = subject.open()
     subject.fill(cache)
-    cache.read(subject.pictures[0], "pad")
+    cache.read(subject.images[0], "pad")
     again = pickle.loads(pickle.dumps(cache))
-    features, _ = again.read(subject.pictures[0], "pad")
-    assert torch.equal(features, cache.read(subject.pictures[0], "pad")[0])
+    features, _ = again.read(subject.images[0], "pad")
+    assert torch.equal(features, cache.read(subject.images[0], "pad")[0])
 
 
 def test_the_stand_in_returns_what_it_is_given() -> None:

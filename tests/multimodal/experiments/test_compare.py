@@ -7,14 +7,16 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from openvision.errors import OpenVisionError
-from openvision.multimodal.experiments.baselines import blind_data, blind_recipe, random_encoder
 from openvision.multimodal.experiments.compare import (
     RESULT,
     TABLE,
     Contestant,
+    blind_data,
+    blind_recipe,
     compare,
     parse_benchmarks,
     parse_contestants,
+    random_encoder,
 )
 from openvision.multimodal.experiments.demo import Demo, DemoOptions, default_contestants, demonstrate
 from openvision.multimodal.recipe import VlmRecipe, parse_vlm_recipe
@@ -144,8 +146,8 @@ def test_random_encoder_has_the_shape_and_other_weights(encoder_folder, tmp_path
     assert torch.equal(made.cls_token, again.cls_token)
 
 
-def test_blind_keeps_words_and_drops_pictures(data_folder, tmp_path):
-    folder = blind_data(recipe(), data_folder, tmp_path)
+def test_blind_keeps_words_and_drops_images(data_folder, tmp_path):
+    folder = blind_data(recipe().stages, data_folder, tmp_path)
     before = json.loads((data_folder / "train.json").read_text())
     after = json.loads((folder / "train.json").read_text())
     assert len(after) == len(before)
@@ -166,9 +168,9 @@ def test_blind_trains_the_language_model_only():
 def test_names_of_contestants():
     parsed = parse_contestants(["runs/quickstart/model", "clip=some/folder", "random:runs/quickstart/model", "blind"])
     assert [contestant.name for contestant in parsed] == ["quickstart", "clip", "random-quickstart", "blind"]
-    with pytest.raises(OpenVisionError, match="two encoders are called 'quickstart'"):
+    with pytest.raises(OpenVisionError, match="two encoders have the name 'quickstart'"):
         parse_contestants(["runs/quickstart/model", "other/quickstart"])
-    with pytest.raises(OpenVisionError, match="cannot name a folder"):
+    with pytest.raises(OpenVisionError, match="cannot be the name of a folder"):
         parse_contestants(["../x=runs/quickstart/model"])
 
 
@@ -178,17 +180,19 @@ def test_benchmarks_with_columns():
         ("textvqa", "textvqa", "a"),
         ("val", "pictures", "b/c"),
     ]
-    with pytest.raises(OpenVisionError, match="names no folder"):
+    with pytest.raises(OpenVisionError, match="has no folder"):
         parse_benchmarks(["textvqa"])
     with pytest.raises(OpenVisionError, match="given twice"):
         parse_benchmarks(["pictures=a", "pictures=b"])
 
 
 def test_wrong_benchmark_folder_is_told_before_training(demonstrated, tmp_path):
-    from openvision.multimodal.experiments.compare import Comparison
+    from openvision.multimodal.experiments.compare import EncoderComparison
 
     demo, _, _, _ = demonstrated
-    plan = Comparison(demo.contestants, str(demo.llm), demo.recipe, tmp_path, parse_benchmarks([f"gqa={tmp_path}"]))
+    plan = EncoderComparison(
+        demo.contestants, str(demo.llm), demo.recipe, tmp_path, parse_benchmarks([f"gqa={tmp_path}"])
+    )
     with pytest.raises(OpenVisionError, match="must hold"):
         compare(plan, tmp_path / "out")
     assert not (tmp_path / "out").exists()

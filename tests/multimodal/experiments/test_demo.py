@@ -1,4 +1,4 @@
-"""Conversations about drawn pictures: true, balanced, in LLaVA's format, and nothing held out among them."""
+"""Conversations about drawn images: true, balanced, in LLaVA's format, and nothing held out among them."""
 
 import io
 import json
@@ -13,12 +13,13 @@ from openvision.data.shards.dataset import ShardWriter
 from openvision.data.sources.openmoji.attributes import VisualAttributes
 from openvision.data.sources.openmoji.names import EmojiName, clean_name
 from openvision.errors import OpenVisionError
-from openvision.multimodal.benchmarks.intervals import tabulate
+from openvision.multimodal.benchmarks.benchmark import tabulate
 from openvision.multimodal.benchmarks.scorers.pictures import PICTURES
 from openvision.multimodal.data.dataset import read_llava_json
 from openvision.multimodal.experiments.demo_data import (
     DemoOptions,
-    Pictured,
+    DrawnImage,
+    LlavaRow,
     conversations,
     make_demo_data,
     questions,
@@ -113,8 +114,8 @@ def test_yes_and_no_are_true():
     assert {"Is there a woman?", "Is there a man?"} <= present(named("woman and man holding hands"))
 
 
-def pictured() -> list[Pictured]:
-    return [Pictured(str(i), f"train/{i}.png", name, RED) for i, name in enumerate(names())]
+def images() -> list[DrawnImage]:
+    return [DrawnImage(str(i), f"train/{i}.png", name, RED) for i, name in enumerate(names())]
 
 
 def polar(rows: list[dict]) -> dict[str, Counter]:
@@ -125,14 +126,14 @@ def polar(rows: list[dict]) -> dict[str, Counter]:
 
 
 def test_every_text_has_as_many_yes_as_no():
-    rows = questions(pictured(), DemoOptions(yes_no=1000), random.Random(0))
+    rows = questions(images(), DemoOptions(yes_no=1000), random.Random(0))
     found = polar([row for row in rows if row["kind"] == "yes/no"])
     assert len(found) > 8
     assert all(count["yes"] == count["no"] for count in found.values())
 
 
-def test_a_model_without_pictures_is_right_half_the_time(tmp_path):
-    rows = questions(pictured(), DemoOptions(yes_no=1000), random.Random(0))
+def test_a_model_without_images_is_right_half_the_time(tmp_path):
+    rows = questions(images(), DemoOptions(yes_no=1000), random.Random(0))
     (tmp_path / "train").mkdir()
     for row in rows:
         row["image"] = "a.png"
@@ -145,7 +146,7 @@ def test_a_model_without_pictures_is_right_half_the_time(tmp_path):
     assert PICTURES.metrics(marks, np.ones(len(marks)))["yes_no"] == 50
 
 
-def turns_of(row: dict) -> list[tuple[str, str]]:
+def turns_of(row: LlavaRow) -> list[tuple[str, str]]:
     said = [turn["value"].removeprefix("<image>\n") for turn in row["conversations"]]
     return list(zip(said[::2], said[1::2], strict=True))
 
@@ -157,7 +158,7 @@ def topic_of(question: str) -> str | None:
 
 
 def test_no_answer_of_a_conversation_gives_away_a_later_one():
-    rows = conversations(pictured(), DemoOptions(turns=8, rounds=5), random.Random(0))
+    rows = conversations(images(), DemoOptions(turns=8, rounds=5), random.Random(0))
     assert len(rows) == 5 * len(EMOJI)
     for row in rows:
         asked = [turn["value"] for turn in row["conversations"] if turn["from"] == "human"]
@@ -173,14 +174,14 @@ def test_no_answer_of_a_conversation_gives_away_a_later_one():
 
 
 def test_conversations_say_yes_about_as_often_as_no():
-    rows = conversations(pictured(), DemoOptions(turns=8, rounds=200), random.Random(0))
+    rows = conversations(images(), DemoOptions(turns=8, rounds=200), random.Random(0))
     named = Counter(answer for row in rows for question, answer in turns_of(row) if question.startswith("Is it "))
     assert 0.8 < named["yes"] / named["no"] < 1.25
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """The twelve names as red pictures, in every split."""
+    """The twelve names as red images, in every split."""
     folder = tmp_path_factory.mktemp("shards")
     for split in ("train", "validation", "heldout_compositional", "heldout_random"):
         with ShardWriter(folder / split) as writer:
@@ -194,13 +195,13 @@ def shards(tmp_path_factory):
     return folder
 
 
-def test_files_are_llavas_and_each_split_has_its_own_pictures(shards, tmp_path):
+def test_files_are_llavas_and_each_split_has_its_own_images(shards, tmp_path):
     folder = make_demo_data(shards, tmp_path / "data")
     collection = read_llava_json([folder / "train.json"], folder / "images")
-    assert len(collection.records) == DemoOptions().rounds * len(EMOJI)
-    captions = read_llava_json([folder / "captions.json"], folder / "images").records
-    assert [record.sample.id for record in captions] == [f"train-{number}" for number in range(len(EMOJI))]
-    assert not collection.left_out
+    assert len(collection.samples) == DemoOptions().rounds * len(EMOJI)
+    captions = read_llava_json([folder / "captions.json"], folder / "images").samples
+    assert [sample.conversation.id for sample in captions] == [f"train-{number}" for number in range(len(EMOJI))]
+    assert not collection.dropped
     rows = json.loads((folder / "train.json").read_text())
     assert all(row["image"].startswith("train/") for row in rows)
     for split in ("validation", "heldout_compositional", "heldout_random"):

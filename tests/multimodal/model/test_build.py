@@ -29,7 +29,7 @@ TOKENS = {
 
 
 def ask(model, processor, image):
-    """Ids and pictures of one question, by the stock processor alone."""
+    """Ids and images of one question, by the stock processor alone."""
     content = [{"type": "image", "image": image}, {"type": "text", "text": "What is it?"}]
     return processor.apply_chat_template(
         [{"role": "user", "content": content}],
@@ -134,7 +134,8 @@ def test_anyres_tokens_are_the_stock_ones(next_folder, size) -> None:
     from transformers import AutoConfig, AutoProcessor
 
     processor = AutoProcessor.from_pretrained(next_folder)
-    geometry = check_processor(processor, AutoConfig.from_pretrained(next_folder), "model")
+    config: Any = AutoConfig.from_pretrained(next_folder)
+    geometry = check_processor(processor, config, "model")
     inputs = processor(text="<image>", images=Image.new("RGB", size[::-1]), return_tensors="pt")
     assert (inputs["input_ids"] == processor.image_token_id).sum() == geometry.tokens(*size)
     assert inputs["pixel_values"].shape[1] == geometry.squares(*size)
@@ -216,8 +217,8 @@ def test_what_a_tokenizer_lacks_can_be_given(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"crop_size": {"height": 40, "width": 40}}, "crops pictures to 40 px, but the encoder takes 44 px"),
-        ({"size": {"shortest_edge": 48}}, "resizes pictures to 48 px"),
+        ({"crop_size": {"height": 40, "width": 40}}, "crops images to 40 px, but the encoder takes 44 px"),
+        ({"size": {"shortest_edge": 48}}, "resizes images to 48 px"),
     ],
 )
 def test_a_processor_for_another_resolution(model_folder, tmp_path, change, message) -> None:
@@ -246,7 +247,7 @@ def test_build_from_the_command_line(llm_folder, tmp_path) -> None:
     arguments = ("build", "--encoder", tmp_path / "encoder", "--llm", llm_folder, "-o", tmp_path / "vlm")
     result = run(*arguments, "--framework", "llava-next")
     assert result.exit_code == 0, result.output
-    assert "5 x 5 = 25 tokens a square, up to 135 a picture in tiles" in result.output
+    assert "5 x 5 = 25 tokens a square, up to 135 an image in tiles" in result.output
     assert "not empty" in str(run(*arguments).exception)
 
 

@@ -1,4 +1,4 @@
-"""Runs of tiny models: what trains, at which rate, going on after kill -9, LoRA, features cached or not."""
+"""Runs of tiny models: what trains, at which rate, resume after kill -9, LoRA, features cached or not."""
 
 import json
 import os
@@ -164,7 +164,7 @@ train(load_vlm_recipe(recipe), model, data, run, say)
 
 
 @pytest.mark.parametrize("stage", [LORA, WORDS, pytest.param(WHOLE, marks=pytest.mark.slow)])
-def test_going_on_after_kill_9(model_folder, data_folder, tmp_path, stage) -> None:
+def test_resume_after_kill_9(model_folder, data_folder, tmp_path, stage) -> None:
     made = recipe(stage | {"samples": 40})
     file, run = tmp_path / "recipe.toml", tmp_path / "killed"
     file.write_text(dump_vlm_recipe(made))
@@ -175,7 +175,7 @@ def test_going_on_after_kill_9(model_folder, data_folder, tmp_path, stage) -> No
     (run / "stages" / "0-s0" / "checkpoints" / "checkpoint-999").mkdir()
     told: list[str] = []
     folder = train(made, model_folder, data_folder, run, told.append)
-    assert any("going on from checkpoint-4" in line for line in told)
+    assert any("resuming from checkpoint-4" in line for line in told)
     whole = train(made, model_folder, data_folder, tmp_path / "whole")
     assert len(losses(run)) == 10
     assert losses(run) == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
@@ -183,7 +183,7 @@ def test_going_on_after_kill_9(model_folder, data_folder, tmp_path, stage) -> No
         torch.testing.assert_close(weights(folder)[name], tensor, rtol=1e-5, atol=1e-6)
 
 
-def test_stopping_saves_and_the_same_command_goes_on(model_folder, data_folder, tmp_path) -> None:
+def test_stopping_saves_and_the_same_command_resumes(model_folder, data_folder, tmp_path) -> None:
     from openvision.training.trainer import Interrupted
 
     made = recipe(WHOLE | {"samples": 40}, checkpoint_every=100)
@@ -217,12 +217,12 @@ def test_learning_rates_by_module_and_no_decay_of_vectors(model_folder) -> None:
 @pytest.mark.parametrize("framework", ["model_folder", "next_folder"])
 def test_everything_that_is_trained_gets_a_gradient(request, data_folder, framework) -> None:
     """Distributed training waits for every parameter: what lies behind the feature layer must be frozen."""
-    from openvision.multimodal.data.collate import Collator
+    from openvision.multimodal.data.batching import Collator
     from openvision.multimodal.data.dataset import ConversationDataset, read_llava_json
 
     assistant = load_assistant(request.getfixturevalue(framework), "cpu")
     aspect = "anyres" if assistant.geometry.pinpoints else "pad"
-    records = read_llava_json([data_folder / "train.json"], data_folder / "images").records
+    records = read_llava_json([data_folder / "train.json"], data_folder / "images").samples
     data = ConversationDataset(records, assistant.processor, assistant.geometry, aspect, 600)
     collator = Collator(
         assistant.processor.tokenizer.pad_token_id, assistant.processor.image_token_id, assistant.geometry
@@ -280,7 +280,7 @@ def test_recipes_say_what_the_papers_say() -> None:
         ("stages.0.bach_size=3", "unknown key stages.0.bach_size (did you mean batch_size?)"),
         ("stages.0.learning_rate={}", "learning_rate is empty"),
         ("stages.0.aspect=anyres", "does not fit llava-1.5"),
-        ("stages.0.conversations=none", "give either conversations (files) or hub"),
+        ("stages.0.conversations=none", "set either conversations (files) or hub"),
         ("stages.0.lora={rank=2}", "lora needs learning_rate.llm"),
         ("stages.1.objective=words", "objective 'words' trains the projector only"),
         ("framework=blip", "framework"),
@@ -296,7 +296,7 @@ def test_bad_recipes(override, message) -> None:
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        ({"micro_batch": 3}, "batch_size 4 is no multiple of"),
+        ({"micro_batch": 3}, "batch_size 4 is not a multiple of"),
         ({}, "run of another recipe"),
     ],
 )
@@ -361,7 +361,7 @@ train(load_vlm_recipe(recipe, sys.argv[6:]), model, data, run, lambda line: prin
     [("ddp", "run.cache_features=never"), ("ddp", "run.cache_features=always"), ("fsdp", "run.fsdp=true")],
 )
 def test_two_processes_train_as_one(model_folder, data_folder, tmp_path, how, override) -> None:
-    """Sample 12 has no picture: one process of a step may see none."""
+    """Sample 12 has no image: one process of a step may see none."""
     made = recipe(WORDS, PROJECTOR, EVERYTHING, batching="random", cache_features="never", fsdp=False)
     file, script = tmp_path / "recipe.toml", tmp_path / "two.py"
     file.write_text(dump_vlm_recipe(made))

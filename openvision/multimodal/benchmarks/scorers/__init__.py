@@ -1,1 +1,1 @@
-"""Scorers: one module per benchmark, each with the official metric."""
+"""Scorers: one module for each benchmark, with its official metric."""

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from openvision.multimodal.benchmarks.question import (
+from openvision.multimodal.benchmarks.benchmark import (
     Benchmark,
     Question,
     accuracy,
+    find_image,
     first_folder,
-    picture,
-    read_json,
+    read_json_list,
 )
 
 LAYOUT = "the folder test with test_human.json, test_augmented.json and the folder png"
@@ -22,18 +22,18 @@ def read(data: Path) -> list[Question]:
     return [
         Question(
             id=f"{half}-{number}",
-            image=picture(test / "png", row["imgname"]),
+            image=find_image(test / "png", row["imgname"]),
             prompt=row["query"] + _PROMPT,
             truth=(row["label"],),
             group=half,
         )
         for half in ("human", "augmented")
-        for number, row in enumerate(read_json(test / f"test_{half}.json", LAYOUT))
+        for number, row in enumerate(read_json_list(test / f"test_{half}.json", LAYOUT))
     ]
 
 
 def relaxed(answer: str, target: str) -> bool:
-    """Within 5 % of a number other than 0; otherwise the same text in any case. 96% is the number 0.96."""
+    """Whether a number is within 5 % of a target other than 0, or else the text is the same; 96% is 0.96."""
     given, wanted = _number(answer), _number(target)
     if given is not None and wanted:
         return abs(given - wanted) / abs(wanted) <= _TOLERANCE

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from openvision.multimodal.benchmarks.question import (
+from openvision.multimodal.benchmarks.benchmark import (
     SINGLE_WORD,
     Benchmark,
     Question,
     accuracy,
+    find_image,
     first_folder,
-    picture,
     read_json,
 )
 from openvision.multimodal.benchmarks.scorers.normalise import exact_answer
@@ -24,7 +24,7 @@ def read(data: Path) -> list[Question]:
     return [
         Question(
             id=number,
-            image=picture(images, row["imageId"]),
+            image=find_image(images, row["imageId"]),
             prompt=row["question"] + SINGLE_WORD,
             truth=(row["answer"],),
             group="open" if row["types"]["structural"] == "query" else "binary",
@@ -34,7 +34,7 @@ def read(data: Path) -> list[Question]:
 
 
 def mark(question: Question, answer: str) -> dict[str, float]:
-    """1 for the same words without case and punctuation."""
+    """1 for the same words, case and punctuation ignored."""
     return {"right": float(exact_answer(answer) == exact_answer(question.truth[0]))}
 
 

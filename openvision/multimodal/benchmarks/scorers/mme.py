@@ -1,4 +1,4 @@
-"""MME (Fu et al. 2023): two yes-or-no questions a picture; accuracy plus the share of pictures with both right."""
+"""MME (Fu et al. 2023): two yes-or-no questions for each image; accuracy plus the share of images with both correct."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvision.errors import OpenVisionError
-from openvision.multimodal.benchmarks.question import SINGLE_WORD, Benchmark, Marks, Question, picture
+from openvision.multimodal.benchmarks.benchmark import SINGLE_WORD, Benchmark, Marks, Question, find_image
 from openvision.multimodal.benchmarks.scorers.normalise import starts_yes_or_no
 
 PERCEPTION = (
@@ -23,13 +23,14 @@ PERCEPTION = (
 )
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 LAYOUT = (
-    "one folder a task (existence, count, ...), pictures and texts side by side or in images and questions_answers_YN"
+    "one folder for each task (existence, count, ...), with images and texts side by side or in the folders "
+    "images and questions_answers_YN"
 )
 _OFFICIAL_INSTRUCTION = " Please answer yes or no."
 
 
 def read(data: Path) -> list[Question]:
-    """All tasks that are there; one missing is an error, because sums over fewer mean nothing."""
+    """The questions of all tasks; a missing task is an error, because sums over fewer tasks mean nothing."""
     root = data / "MME_Benchmark_release_version"
     root = root if root.is_dir() else data
     root = root / "MME_Benchmark" if (root / "MME_Benchmark").is_dir() else root
@@ -47,8 +48,10 @@ def _read_task(folder: Path) -> list[Question]:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         pairs = [line.split("\t") for line in lines]
         if len(pairs) != 2 or any(len(pair) != 2 for pair in pairs):
-            raise OpenVisionError(f"{path} does not hold two lines of a question, a tab and an answer; fetch MME again")
-        image, cluster = picture(images, path.stem), f"{folder.name}/{path.stem}"
+            raise OpenVisionError(
+                f"{path} does not hold two lines of a question, a tab and an answer; download MME again"
+            )
+        image, cluster = find_image(images, path.stem), f"{folder.name}/{path.stem}"
         for number, (text, truth) in enumerate(pairs):
             prompt = text.strip().replace(_OFFICIAL_INSTRUCTION, "") + SINGLE_WORD
             right = truth.strip().lower()
@@ -57,19 +60,19 @@ def _read_task(folder: Path) -> list[Question]:
 
 
 def mark(question: Question, answer: str) -> dict[str, float]:
-    """1 for an answer that begins with the right word."""
+    """1 for an answer that starts with the correct word."""
     return {"right": float(starts_yes_or_no(answer) == question.truth[0])}
 
 
 def metrics(marks: Marks, weights: NDArray[np.float64]) -> dict[str, float]:
-    """Points of every task (0 to 200) and the sums: perception (to 2000) and cognition (to 800)."""
+    """Points of every task (0 to 200) and their sums: perception (up to 2000) and cognition (up to 800)."""
     right, clusters = marks.columns["right"], marks.clusters
     both = np.bincount(clusters, right)[clusters] == np.bincount(clusters)[clusters]
     points = {}
     for task in np.unique(marks.groups):
         rows = marks.groups == task
         total = weights[rows].sum()
-        # Weights belong to pictures, so the mean over questions is the mean over pictures.
+        # Both questions of an image have the same weight, so the mean over questions is the mean over images.
         points[str(task)] = float(100 * ((right + both) * weights)[rows].sum() / total) if total else float("nan")
     sums = {
         "perception": sum(points[task] for task in PERCEPTION if task in points),

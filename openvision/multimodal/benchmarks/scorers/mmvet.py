@@ -1,4 +1,4 @@
-"""MM-Vet (Yu et al. 2023): open questions that a language model judges; we write its input and read its grades.
+"""MM-Vet (Yu et al. 2023): open questions, graded by a language model; we write its input and read its grades.
 
 The official evaluator takes one JSON file {"v1_0": answer, ...} and writes a file of grades; that file, read by
 `judged`, gives the reported numbers.
@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvision.errors import OpenVisionError
-from openvision.multimodal.benchmarks.question import (
+from openvision.multimodal.benchmarks.benchmark import (
     Benchmark,
     Marks,
     Question,
+    find_image,
     first_folder,
     mean,
-    picture,
     read_json,
 )
 
@@ -26,13 +26,13 @@ CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 
 
 def read(data: Path) -> list[Question]:
-    """All questions; the group lists the capabilities a question needs."""
+    """All questions; the group lists the capabilities that a question needs."""
     root = data / "mm-vet" if (data / "mm-vet").is_dir() else data
     images = first_folder(root, ("images",), LAYOUT)
     return [
         Question(
             id=number,
-            image=picture(images, row["imagename"]),
+            image=find_image(images, row["imagename"]),
             prompt=row["question"],
             truth=(row["answer"],),
             group=" ".join(sorted(row["capability"])),
@@ -42,12 +42,12 @@ def read(data: Path) -> list[Question]:
 
 
 def mark(question: Question, answer: str) -> dict[str, float]:
-    """Only whether there is an answer: right or wrong is for the judge to say."""
+    """1 for any answer; whether it is correct is for the judge to say."""
     return {"answered": float(bool(answer.strip()))}
 
 
 def metrics(marks: Marks, weights: NDArray[np.float64]) -> dict[str, float]:
-    """Share of questions with an answer, in percent. This is no score."""
+    """Share of questions with an answer, in percent. This is not a score."""
     return {"answered": mean(marks.columns["answered"], weights)}
 
 
@@ -60,7 +60,9 @@ def judged(questions: Sequence[Question], grades: Mapping[str, Mapping[str, Sequ
     """Score in total and by capability, in percent, from the evaluator's file of grades (mean over its runs)."""
     missing = [question.id for question in questions if not grades.get(question.id, {}).get("score")]
     if missing:
-        raise OpenVisionError(f"the judge has not graded {missing[0]} and {len(missing) - 1} more; let it finish")
+        raise OpenVisionError(
+            f"the judge has not graded {missing[0]} and {len(missing) - 1} more; run the evaluator to the end"
+        )
     scores = np.array([np.mean(grades[question.id]["score"]) for question in questions])
     totals = {"total": float(100 * scores.mean())}
     for capability in CAPABILITIES:

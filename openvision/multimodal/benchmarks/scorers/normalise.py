@@ -1,11 +1,11 @@
-"""Answers made comparable: the VQA normalisation, yes or no, a chosen letter.
+"""Normalisation of answers: VQA's rules, yes or no, a chosen letter.
 
-The rules are those of the official evaluators, odd ones included, because published numbers were made with them.
+The rules are those of the official evaluators, with their oddities, because published numbers were computed with them.
 """
 
 import re
 
-# In these words an apostrophe that was left out is put back: removing any single one gives the key.
+# A missing apostrophe is restored in these words: removing any single one gives the key.
 _CONTRACTED = (
     "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't "
     "haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've "
@@ -32,12 +32,12 @@ _ARTICLES = ("a", "an", "the")
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")
 _PERIOD = re.compile(r"\.(?!\d)")
-# The official evaluator hands a flag of value 32 to a parameter that counts replacements.
+# The official evaluator passes a flag of value 32 to a parameter that counts replacements.
 _MOST_PERIODS = 32
 
 
 def vqa_answer(text: str) -> str:
-    """An answer as the evaluator of VQA and TextVQA compares it: "The two mountain's" -> "2 mountain 's"."""
+    """An answer in the normal form of VQA and TextVQA: "The two mountain's" -> "2 mountain 's"."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     text = _without_punctuation(text.replace("\n", " ").replace("\t", " ").strip())
     words = (_NUMBERS.get(word, word) for word in text.split())
@@ -45,7 +45,7 @@ def vqa_answer(text: str) -> str:
 
 
 def _without_punctuation(text: str) -> str:
-    """Marks that stand beside a space vanish, others become a space; periods vanish unless a digit follows."""
+    """Punctuation beside a space is removed, other punctuation becomes a space; periods go unless a digit follows."""
     commas = _COMMA_IN_NUMBER.search(text) is not None
     result = text
     for mark in _PUNCTUATION:
@@ -55,12 +55,12 @@ def _without_punctuation(text: str) -> str:
 
 
 def exact_answer(text: str) -> str:
-    """Lower case, without punctuation and outer spaces: how GQA's short answers are compared."""
+    """An answer in the normal form of GQA: lower case, without punctuation and outer spaces."""
     return re.sub(r"[^\w\s]", "", text.lower()).strip()
 
 
 def starts_yes_or_no(text: str) -> str:
-    """MME's reading: yes, no or other, from the first four characters."""
+    """MME's rule: yes, no or other, from the first four characters."""
     text = text.lower().strip().replace(".", "")
     if len(text) == 1:
         return {"y": "yes", "n": "no"}.get(text, "other")
@@ -69,7 +69,7 @@ def starts_yes_or_no(text: str) -> str:
 
 
 def says_no(text: str) -> bool:
-    """POPE's reading: the first sentence has the word no or not; every other answer counts as yes."""
+    """POPE's rule: whether the first sentence has the word no or not; every other answer counts as yes."""
     words = text.partition(".")[0].replace(",", "").split(" ")
     return any(word in ("No", "no", "not") for word in words)
 
@@ -79,7 +79,7 @@ _SENTENCE = re.compile(r"[Tt]he (?:correct )?answer is \(?([A-Z])\b")
 
 
 def letter(text: str) -> str | None:
-    """The option an answer chooses: "B", "b", "B. blue" or "The answer is B."; None when it chooses none."""
+    """The option that an answer chooses: "B", "b", "B. blue" or "The answer is B."; None when it chooses none."""
     text = text.strip()
     if len(text) == 1 and text.isalpha():
         return text.upper()

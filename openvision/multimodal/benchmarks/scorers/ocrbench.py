@@ -1,17 +1,17 @@
-"""OCRBench (Liu et al. 2023): 1,000 questions about text in pictures; the answer must hold the truth as a substring."""
+"""OCRBench (Liu et al. 2023): 1,000 questions about text in images; the answer must contain the truth."""
 
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from openvision.multimodal.benchmarks.question import (
+from openvision.multimodal.benchmarks.benchmark import (
     Benchmark,
     Marks,
     Question,
+    find_image,
     first_folder,
-    picture,
-    read_json,
+    read_json_list,
 )
 
 LAYOUT = "OCRBench.json (or OCRBench/OCRBench.json) and the folder OCRBench_Images"
@@ -36,12 +36,12 @@ TASKS = {
 def read(data: Path) -> list[Question]:
     """All 1,000 questions, each group one of the ten types."""
     nested = data / "OCRBench" / "OCRBench.json"
-    rows = read_json(nested if nested.is_file() else data / "OCRBench.json", LAYOUT)
+    rows = read_json_list(nested if nested.is_file() else data / "OCRBench.json", LAYOUT)
     images = first_folder(data, ("OCRBench_Images",), LAYOUT)
     return [
         Question(
             id=str(number),
-            image=picture(images, row["image_path"]),
+            image=find_image(images, row["image_path"]),
             prompt=row["question"].strip(),
             truth=tuple(row["answers"]) if isinstance(row["answers"], list) else (row["answers"],),
             group=row["type"],
@@ -51,7 +51,7 @@ def read(data: Path) -> list[Question]:
 
 
 def contains(answer: str, truths: tuple[str, ...], formula: bool) -> bool:
-    """Whether any truth stands in the answer: without case, or for formulas without spaces but with case."""
+    """Whether the answer contains a truth: case ignored, for formulas spaces ignored instead."""
     return any(_plain(truth, formula) in _plain(answer, formula) for truth in truths)
 
 
@@ -61,7 +61,7 @@ def _plain(text: str, formula: bool) -> str:
 
 
 def mark(question: Question, answer: str) -> dict[str, float]:
-    """1 for an answer that holds a truth."""
+    """1 for an answer that contains a truth."""
     return {"right": float(contains(answer, question.truth, question.group == _FORMULAS))}
 
 

@@ -1,4 +1,4 @@
-"""Our own questions about drawn pictures, as `multimodal/demo_data.py` writes them."""
+"""Our own questions about drawn images, as `experiments/demo_data.py` writes them."""
 
 from pathlib import Path
 
@@ -6,26 +6,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvision.errors import OpenVisionError
-from openvision.multimodal.benchmarks.question import Benchmark, Marks, Question, group_means, mean, read_json
+from openvision.multimodal.benchmarks.benchmark import Benchmark, Marks, Question, group_means, mean, read_json_list
 from openvision.multimodal.benchmarks.scorers.normalise import exact_answer, starts_yes_or_no
 
-LAYOUT = "questions.json, a list of {id, image, kind, question, answer}; pictures relative to the folder"
+LAYOUT = "questions.json, a list of {id, image, kind, question, answer}; images relative to the folder"
 _POLAR = "yes/no"
 
 
 def read(data: Path) -> list[Question]:
     """The questions of one split."""
     questions = []
-    for row in read_json(data / "questions.json", LAYOUT):
+    for row in read_json_list(data / "questions.json", LAYOUT):
         image = (data / row["image"]).resolve()
         if not image.is_file():
-            raise OpenVisionError(f"picture {image} is missing; make the questions and pictures again")
+            raise OpenVisionError(f"image {image} is missing; make the questions and images again")
         questions.append(Question(row["id"], image, row["question"], (row["answer"],), row["kind"]))
     return questions
 
 
 def mark(question: Question, answer: str) -> dict[str, float]:
-    """1 for the right word, or the right words without case and punctuation."""
+    """1 for the correct answer, case and punctuation ignored."""
     truth = question.truth[0]
     if question.group == _POLAR:
         said = starts_yes_or_no(answer)
@@ -34,7 +34,7 @@ def mark(question: Question, answer: str) -> dict[str, float]:
 
 
 def metrics(marks: Marks, weights: NDArray[np.float64]) -> dict[str, float]:
-    """Accuracy of open and of yes-or-no questions, of every kind of open question, and how often yes was said."""
+    """Accuracy of open and yes-or-no questions, of every kind of open question, and the share of yes, in percent."""
     polar = (marks.groups == _POLAR).astype(np.float64)
     kinds = {f"open/{kind}": value for kind, value in group_means(marks, "right", weights).items() if kind != _POLAR}
     return {
@@ -45,4 +45,4 @@ def metrics(marks: Marks, weights: NDArray[np.float64]) -> dict[str, float]:
     }
 
 
-PICTURES = Benchmark("pictures", "Drawn pictures", LAYOUT, read, mark, metrics, 12, ("open", "yes_no"))
+PICTURES = Benchmark("pictures", "Drawn images", LAYOUT, read, mark, metrics, 12, ("open", "yes_no"))

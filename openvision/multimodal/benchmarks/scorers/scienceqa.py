@@ -1,24 +1,24 @@
-"""ScienceQA, the test questions with a picture (Lu et al. 2022): multiple choice."""
+"""ScienceQA, the test questions with an image (Lu et al. 2022): multiple choice."""
 
 from pathlib import Path
 
-from openvision.multimodal.benchmarks.question import (
+from openvision.multimodal.benchmarks.benchmark import (
     LETTER,
     Benchmark,
     Question,
     accuracy,
+    find_image,
     first_folder,
     lettered,
-    picture,
     read_json,
 )
 from openvision.multimodal.benchmarks.scorers.normalise import letter
 
-LAYOUT = "problems.json, pid_splits.json and the folder images/test (or test) with a folder a question"
+LAYOUT = "problems.json, pid_splits.json and the folder images/test (or test) with one folder for each question"
 
 
 def read(data: Path) -> list[Question]:
-    """Questions of the test split that have a picture."""
+    """Questions of the test split that have an image."""
     problems = read_json(data / "problems.json", LAYOUT)
     images = first_folder(data, ("images/test", "test"), LAYOUT)
     questions = []
@@ -29,7 +29,7 @@ def read(data: Path) -> list[Question]:
             questions.append(
                 Question(
                     id=number,
-                    image=picture(images / number, row["image"]),
+                    image=find_image(images / number, row["image"]),
                     prompt=f"{context}{row['question']}\n{lettered(row['choices'])}{LETTER}",
                     truth=(chr(ord("A") + row["answer"]),),
                     group=row["subject"],
@@ -40,7 +40,7 @@ def read(data: Path) -> list[Question]:
 
 
 def mark(question: Question, answer: str) -> dict[str, float]:
-    """1 for the right letter."""
+    """1 for the correct letter."""
     return {"right": float(letter(answer) == question.truth[0])}
 
 

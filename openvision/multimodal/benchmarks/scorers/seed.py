@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from openvision.multimodal.benchmarks.question import (
+from openvision.multimodal.benchmarks.benchmark import (
     LETTER,
     Benchmark,
     Question,
     accuracy,
+    find_image,
     first_folder,
     lettered,
-    picture,
     read_json,
 )
 from openvision.multimodal.benchmarks.scorers.normalise import letter
@@ -18,7 +18,7 @@ LAYOUT = "SEED-Bench.json and the folder SEED-Bench-image"
 
 
 def read(data: Path) -> list[Question]:
-    """The questions about pictures; those about videos are left out."""
+    """The questions about images, without those about videos."""
     content = read_json(data / "SEED-Bench.json", LAYOUT)
     images = first_folder(data, ("SEED-Bench-image", "seed_bench_image"), LAYOUT)
     names = {number: name for name, number in content["question_type"].items()}
@@ -29,7 +29,7 @@ def read(data: Path) -> list[Question]:
             questions.append(
                 Question(
                     id=str(row["question_id"]),
-                    image=picture(images, row["data_id"]),
+                    image=find_image(images, row["data_id"]),
                     prompt=f"{row['question']}\n{lettered(choices)}{LETTER}",
                     truth=(row["answer"],),
                     group=names[row["question_type_id"]],
@@ -40,7 +40,7 @@ def read(data: Path) -> list[Question]:
 
 
 def mark(question: Question, answer: str) -> dict[str, float]:
-    """1 for the right letter."""
+    """1 for the correct letter."""
     return {"right": float(letter(answer) == question.truth[0])}
 
 

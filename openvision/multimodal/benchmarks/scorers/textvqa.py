@@ -3,18 +3,18 @@
 from pathlib import Path
 
 from openvision.errors import OpenVisionError
-from openvision.multimodal.benchmarks.question import (
+from openvision.multimodal.benchmarks.benchmark import (
     SINGLE_WORD,
     Benchmark,
     Question,
     accuracy,
+    find_image,
     first_folder,
-    picture,
     read_json,
 )
 from openvision.multimodal.benchmarks.scorers.normalise import vqa_answer
 
-LAYOUT = "TextVQA_0.5.1_val.json and the folder train_images (the val split's pictures lie in it too)"
+LAYOUT = "TextVQA_0.5.1_val.json and the folder train_images (which holds the images of the val split, too)"
 _ANSWERS = 10
 
 
@@ -27,9 +27,9 @@ def read(data: Path) -> list[Question]:
         if len(row["answers"]) != _ANSWERS:
             raise OpenVisionError(
                 f"question {row['question_id']} of TextVQA has {len(row['answers'])} answers, not {_ANSWERS}; "
-                "fetch TextVQA_0.5.1_val.json again"
+                "download TextVQA_0.5.1_val.json again"
             )
-        image, prompt = picture(images, row["image_id"]), row["question"].capitalize() + SINGLE_WORD
+        image, prompt = find_image(images, row["image_id"]), row["question"].capitalize() + SINGLE_WORD
         questions.append(Question(str(row["question_id"]), image, prompt, tuple(row["answers"])))
     return questions
 

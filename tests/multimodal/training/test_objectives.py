@@ -1,4 +1,4 @@
-"""A projector that learns the language model's words: its loss, and what comes of it."""
+"""Objectives: answer logits give the model's own loss; the word loss, and what the projector learns from it."""
 
 import json
 import math
@@ -9,19 +9,77 @@ import torch
 from PIL import Image
 
 from openvision.errors import OpenVisionError
-from openvision.multimodal.data.collate import Collator
+from openvision.multimodal.data.batching import Collator
 from openvision.multimodal.data.dataset import ConversationDataset, read_llava_json
 from openvision.multimodal.model.generate import load_assistant
+from openvision.multimodal.training.objectives import AnswerLoss, WordAlignment, count_words
 from openvision.multimodal.training.run import train
-from openvision.multimodal.training.word_alignment import align_words, count_words
 from tests.multimodal.training.test_run import WORDS, losses, recipe
+
+# Answers.
+
+
+def batch_and_model(folder, data_folder, aspect, packed):
+    assistant = load_assistant(folder, "cpu", "float32")
+    records = read_llava_json([data_folder / "train.json"], data_folder / "images").samples
+    dataset = ConversationDataset(records, assistant.processor, assistant.geometry, aspect, 4096)
+    tokenizer = assistant.processor.tokenizer
+    collator = Collator(tokenizer.pad_token_id, assistant.processor.image_token_id, assistant.geometry, packed=packed)
+    return collator([dataset[index] for index in (0, 1, 2, 12)]), assistant.model.train()
+
+
+def loss_and_gradients(model, batch, **more):
+    model.zero_grad()
+    loss = model(**batch, **more)["loss"]
+    loss.backward()
+    return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("count", [None, 50, torch.tensor(50)])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("framework", ["llava-1.5", "llava-next"])
+def test_answer_logits_give_the_same_gradients(model_folder, next_folder, data_folder, framework, packed, count):
+    folder, aspect = (model_folder, "pad") if framework == "llava-1.5" else (next_folder, "anyres")
+    batch, model = batch_and_model(folder, data_folder, aspect, packed)
+    more = {} if count is None else {"num_items_in_batch": count}
+    whole, expected = loss_and_gradients(model, batch, **more)
+    computed = []
+    model.lm_head.register_forward_hook(lambda *call: computed.append(len(call[-1])))
+    loss, found = loss_and_gradients(AnswerLoss(model), batch, **more)
+    torch.testing.assert_close(loss, whole)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+    answers = (batch["labels"] != -100).sum()
+    assert computed == [answers]
+    assert answers < 0.5 * batch["labels"].numel()
+
+
+def test_the_model_itself_is_unchanged(model_folder, data_folder):
+    batch, model = batch_and_model(model_folder, data_folder, "pad", False)
+    model.eval()
+    question = {name: value for name, value in batch.items() if name != "labels"}
+    with torch.inference_mode():
+        before = model(**question).logits
+        AnswerLoss(model)(**batch)
+        torch.testing.assert_close(model(**question).logits, before)
+
+
+def test_parameters_have_the_names_of_the_model(model_folder):
+    """So checkpoints are the same with and without an objective."""
+    model = load_assistant(model_folder, "cpu").model
+    assert [name for name, _ in AnswerLoss(model).named_parameters()] == [name for name, _ in model.named_parameters()]
+    assert AnswerLoss(model).state_dict().keys() == model.state_dict().keys()
+
+
+# Words.
 
 READ = {"vision_feature_layer": -2, "vision_feature_select_strategy": "default"}
 
 
 def open_data(folder, data_folder, aspect):
     assistant = load_assistant(folder, "cpu", "float32")
-    records = read_llava_json([data_folder / "train.json"], data_folder / "images").records
+    records = read_llava_json([data_folder / "train.json"], data_folder / "images").samples
     return assistant, ConversationDataset(records, assistant.processor, assistant.geometry, aspect, 4096)
 
 
@@ -36,7 +94,7 @@ def vocabulary_of(assistant, dataset):
 
 
 def slow_loss(model, dataset, indices, vocabulary, special) -> torch.Tensor:
-    """Sample by sample, as the module's text says it; pictures go through the tower one at a time."""
+    """Sample by sample, as the module's text says it; images go through the tower one at a time."""
     embeddings = model.get_input_embeddings().weight.detach()
     words = [embeddings[token] for token in vocabulary.ids.tolist()]
     unit = torch.stack(words).square().mean().sqrt()
@@ -60,7 +118,7 @@ def slow_loss(model, dataset, indices, vocabulary, special) -> torch.Tensor:
 
 @pytest.mark.parametrize("indices", [(0, 1, 2, 12), (3,), (12,)])
 @pytest.mark.parametrize("framework", ["llava-1.5", "llava-next"])
-def test_the_loss_is_what_its_text_says(model_folder, next_folder, data_folder, framework, indices):
+def test_the_word_loss_is_what_its_text_says(model_folder, next_folder, data_folder, framework, indices):
     folder, aspect = (model_folder, "pad") if framework == "llava-1.5" else (next_folder, "anyres")
     assistant, dataset = open_data(folder, data_folder, aspect)
     model, vocabulary = assistant.model, vocabulary_of(assistant, dataset)
@@ -71,8 +129,7 @@ def test_the_loss_is_what_its_text_says(model_folder, next_folder, data_folder, 
         expected.backward()
     slope = projector.grad.clone() if projector.grad is not None else torch.zeros_like(projector)
     model.zero_grad()
-    align_words(model, vocabulary)
-    loss = model(**make_batch(assistant, dataset, indices))["loss"]
+    loss = WordAlignment(model, vocabulary)(**make_batch(assistant, dataset, indices))["loss"]
     loss.backward()
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(projector.grad, slope, rtol=1e-3, atol=1e-4 * float(slope.abs().max()))
@@ -104,7 +161,7 @@ def write_colours(folder: Path) -> Path:
     return folder
 
 
-def test_a_picture_comes_to_say_its_own_words(model_folder, tmp_path):
+def test_an_image_comes_to_say_its_own_words(model_folder, tmp_path):
     """Of the bytes of "red", "green" and "blue", those of its own name lie nearest, in a shade that was not trained."""
     stage = WORDS | {"samples": 900, "batch_size": 9, "micro_batch": 9}
     folder = train(recipe(stage), model_folder, write_colours(tmp_path / "data"), tmp_path / "run")
@@ -114,8 +171,8 @@ def test_a_picture_comes_to_say_its_own_words(model_folder, tmp_path):
     tokenizer, processor = assistant.processor.tokenizer, assistant.processor.image_processor
     embeddings = assistant.model.get_input_embeddings().weight.detach()
     for name, colour in COLOURS.items():
-        picture = Image.new("RGB", (44, 44), tuple(value + 10 for value in colour))
-        pixels = processor(images=picture, return_tensors="pt")["pixel_values"]
+        image = Image.new("RGB", (44, 44), tuple(value + 10 for value in colour))
+        pixels = processor(images=image, return_tensors="pt")["pixel_values"]
         found = assistant.model.model.get_image_features(pixels, **READ)
         pooled = torch.cat(list(found.pooler_output)).mean(dim=0)
         said = {word: (embeddings[tokenizer(word)["input_ids"]] @ pooled).mean().item() for word in COLOURS}

@@ -8,8 +8,7 @@ from typer.testing import CliRunner
 from openvision.cli.main import app
 from openvision.errors import OpenVisionError
 from openvision.multimodal.data.conversation import Turn
-from openvision.multimodal.model.chat import converse
-from openvision.multimodal.model.generate import Assistant, Decoding, Question, load_assistant, prompt_of
+from openvision.multimodal.model.generate import Assistant, Decoding, Prompt, converse, load_assistant, render_prompt
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 70), "blue")
 SHORT = Decoding(max_new_tokens=6)
@@ -27,29 +26,28 @@ def one(model_folder) -> Assistant:
 
 def test_batches_answer_as_single_questions_do(assistant) -> None:
     questions = [
-        Question("What is it?", (RED,)),
-        Question("Hello there, how are you today?"),
-        Question("A colour?", (BLUE,)),
-        Question("Same?", (RED, BLUE)),
-        Question("Hi."),
+        Prompt("What is it?", (RED,)),
+        Prompt("Hello there, how are you today?"),
+        Prompt("A colour?", (BLUE,)),
+        Prompt("Same?", (RED, BLUE)),
+        Prompt("Hi."),
     ]
     alone = [assistant.answer([question], SHORT)[0] for question in questions]
     assert assistant.answer(questions, Decoding(max_new_tokens=6, batch_size=3)) == alone
     assert any(alone)
 
 
-def test_pictures_are_seen(one) -> None:
+def test_images_are_seen(one) -> None:
     def logits(image):
-        prompt = prompt_of(Question("What?", (image,)), one.processor.tokenizer)
         with torch.inference_mode():
-            return one.model(**one.prepare([prompt], [Question("What?", (image,))])).logits
+            return one.model(**one.prepare([Prompt("What?", (image,))])).logits
 
     assert not torch.allclose(logits(RED), logits(BLUE))
     assert torch.equal(logits(RED), logits(RED))
 
 
 def test_a_stream_is_the_answer(one) -> None:
-    question = Question("What is it?", (RED,))
+    question = Prompt("What is it?", (RED,))
     assert "".join(one.stream(question, SHORT)).strip() == one.answer([question], SHORT)[0]
 
 
@@ -59,7 +57,7 @@ def test_a_failing_stream_fails(one, monkeypatch) -> None:
 
     monkeypatch.setattr(one.model, "generate", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        list(one.stream(Question("What?", (RED,)), SHORT))
+        list(one.stream(Prompt("What?", (RED,)), SHORT))
 
 
 def test_no_image_token_is_ever_written(one) -> None:
@@ -70,7 +68,7 @@ def test_no_image_token_is_ever_written(one) -> None:
     bias = torch.zeros(one.model.config.text_config.vocab_size)
     bias[image_token] = 1e4
     one.model.lm_head.bias = torch.nn.Parameter(bias)
-    inputs = one.prepare([prompt_of(Question("Hm?"), one.processor.tokenizer)], [Question("Hm?")])
+    inputs = one.prepare([Prompt("Hm?")])
     made = one.model.generate(**inputs, max_new_tokens=3)
     assert image_token not in made[0, inputs["input_ids"].shape[1] :]
 
@@ -78,16 +76,16 @@ def test_no_image_token_is_ever_written(one) -> None:
 def test_prompts(one) -> None:
     tokenizer = one.processor.tokenizer
     history = (Turn("user", "Who?"), Turn("assistant", "A dog."))
-    assert prompt_of(Question("Sure?", (RED,), history, "Be brief."), tokenizer) == (
+    assert render_prompt(Prompt("Sure?", (RED,), history, "Be brief."), tokenizer) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<image>\nWho?<|im_end|>\n"
         "<|im_start|>assistant\nA dog.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n"
     )
-    with pytest.raises(OpenVisionError, match="stands for a picture"):
-        prompt_of(Question("What is <image>?"), tokenizer)
+    with pytest.raises(OpenVisionError, match="is reserved for images"):
+        render_prompt(Prompt("What is <image>?"), tokenizer)
 
 
 def test_a_conversation_remembers(one, monkeypatch) -> None:
-    asked: list[Question] = []
+    asked: list[Prompt] = []
 
     def stream(question, decoding):
         asked.append(question)
@@ -111,7 +109,7 @@ def test_the_command(model_folder, tmp_path) -> None:
     once = run(model_folder, tmp_path / "red.png", "--prompt", "What?", "--max-new-tokens", 4)
     assert once.exit_code == 0, once.output
     assistant = load_assistant(model_folder, "cpu")
-    assert once.output.strip() == assistant.answer([Question("What?", (RED,))], Decoding(max_new_tokens=4))[0]
+    assert once.output.strip() == assistant.answer([Prompt("What?", (RED,))], Decoding(max_new_tokens=4))[0]
     talked = run(model_folder, tmp_path / "red.png", "--max-new-tokens", 4, input="What?\nSure?\n\n")
     assert talked.exit_code == 0, talked.output
     assert talked.output.count("> ") == 3
@@ -121,10 +119,10 @@ def test_bad_input(model_folder, llm_folder, tmp_path) -> None:
     RED.save(tmp_path / "red.png")
     (tmp_path / "broken.png").write_bytes(b"x")
     for arguments, message in (
-        ((model_folder, tmp_path / "none.png"), "is no readable picture"),
-        ((model_folder, tmp_path / "broken.png"), "is no readable picture"),
-        ((tmp_path / "nothing", tmp_path / "red.png"), "holds no model that reads pictures"),
-        ((llm_folder, tmp_path / "red.png"), "holds no model that reads pictures"),
+        ((model_folder, tmp_path / "none.png"), "is not a readable image"),
+        ((model_folder, tmp_path / "broken.png"), "is not a readable image"),
+        ((tmp_path / "nothing", tmp_path / "red.png"), "holds no LLaVA model"),
+        ((llm_folder, tmp_path / "red.png"), "holds no LLaVA model"),
     ):
         result = run(*arguments, "--prompt", "What?")
         assert isinstance(result.exception, OpenVisionError), result.output
