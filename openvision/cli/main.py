@@ -69,13 +69,13 @@ app.command(rich_help_panel="Checkpoints")(weights.verify)
 def main() -> None:
     """Entry point of the console script."""
     from openvision.training.run.signals import Interrupted
-    from openvision.training.run.watchdog import AlreadyToldError
+    from openvision.training.run.watchdog import AlreadyReportedError
 
     try:
         app()
     except OpenVisionError as error:
         _fail(str(error), 1)
-    except AlreadyToldError:
+    except AlreadyReportedError:
         _leave(1)
     except Interrupted as stop:
         # One of the processes of torchrun speaks for all of them.
@@ -93,9 +93,9 @@ def _fail(message: str, code: int) -> None:
 def _leave(code: int) -> None:
     """End the process; one of several does not wait for threads that wait for the others."""
     if "RANK" in os.environ:
-        from openvision.training.run.watchdog import leave_at_once
+        from openvision.training.run.watchdog import exit_immediately
 
-        leave_at_once(code)
+        exit_immediately(code)
     sys.exit(code)
 
 

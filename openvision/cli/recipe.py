@@ -26,8 +26,9 @@ def show(
 ) -> None:
     """Print a recipe with every default filled in, as TOML, and list the values that no source gives."""
     from openvision.recipe.view import show_recipe
+    from openvision.training.setup.evaluators import complete_evaluators
 
-    typer.echo(show_recipe(recipe, overrides, smoke), nl=False)
+    typer.echo(show_recipe(recipe, overrides, smoke, complete_evaluators), nl=False)
 
 
 @app.command()
@@ -37,8 +38,9 @@ def diff(
 ) -> None:
     """Print the values in which two recipes differ, defaults filled in; a dash is a key that a recipe does not have."""
     from openvision.recipe.view import diff_recipes
+    from openvision.training.setup.evaluators import complete_evaluators
 
-    differences = diff_recipes(first, second)
+    differences = diff_recipes(first, second, complete_evaluators)
     if not differences:
         typer.echo("no difference but name and description")
         return
@@ -56,11 +58,12 @@ def validate(
 ) -> None:
     """Check recipes and build their models without memory; every broken one is named."""
     from openvision.recipe.view import check_recipe
+    from openvision.training.setup.evaluators import complete_evaluators
 
     broken = 0
     for path in recipes:
         try:
-            typer.echo(f"{path}: {check_recipe(path)}")
+            typer.echo(f"{path}: {check_recipe(path, complete_evaluators)}")
         except OpenVisionError as error:
             broken += 1
             typer.echo(f"openvision: {error}", err=True)

@@ -167,14 +167,14 @@ def hung_process(bench: Bench) -> str:
     assert "process 0 has made no progress for" in report
     assert "step 6, forward, backward and update" in report
     assert "in admit_with_fault" in report
-    assert "its stacks are in" in outcome.log
+    assert "its stack traces are in" in outcome.log
     return "stack names the function it hung in"
 
 
-@promise("a process that hangs for good ends the run after parallel.step_seconds")
+@promise("a process that hangs for good ends the run after parallel.step_timeout_seconds")
 def hung_for_good(bench: Bench) -> str:
     run = bench.new_run()
-    changes = {"run.hang_seconds": 1.0, "parallel.step_seconds": 3.0}
+    changes = {"run.hang_seconds": 1.0, "parallel.step_timeout_seconds": 3.0}
     outcome = bench.run(run, changes, processes=2, faults=[{}, {"hang_at_step": [5, 30.0]}])
     assert outcome.codes[0] == 1, outcome.log
     assert "a process of this run was lost or hung (step 6" in outcome.log

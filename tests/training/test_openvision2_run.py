@@ -22,7 +22,7 @@ RECIPE = {
     "data": {"train": "train", "validation": "validation", "vocab_size": 128},
     "stages": [
         {"resolution": 16, "samples": 64, "batch_size": 8, "base_learning_rate": 0.03, "warmup_samples": 16},
-        {"resolution": 32, "samples": 32, "batch_size": 8, "base_learning_rate": 0.01, "accumulate": 2},
+        {"resolution": 32, "samples": 32, "batch_size": 8, "base_learning_rate": 0.01, "micro_batches": 2},
     ],
     "run": {"log_every": 2, "evaluate_every": 4, "checkpoint_every": 3, "precision": "float32"},
 }
@@ -80,6 +80,6 @@ def test_a_stopped_run_goes_on_bit_for_bit(finished, shapes_folder, tmp_path):
 
 def test_accumulation_that_does_not_divide_the_batch_is_refused():
     wrong = copy.deepcopy(RECIPE)
-    wrong["stages"][0]["accumulate"] = 3
-    with pytest.raises(OpenVisionError, match="accumulate 3 does not divide batch_size 8"):
+    wrong["stages"][0]["micro_batches"] = 3
+    with pytest.raises(OpenVisionError, match="batch_size 8 is not divisible by micro_batches 3"):
         parse_recipe(wrong, "tiny2")
