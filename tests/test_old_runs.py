@@ -89,8 +89,8 @@ def test_checkpoints_are_listed_and_verified(old):
     listed = run("checkpoint", "ls", old / "openvision/stopped").splitlines()
     assert [line.split()[0] for line in listed[1:3]] == ["4", "6"]
     assert listed[3].startswith("best: step 4")
-    assert run("checkpoint", "verify", old / "openvision/stopped").count("whole") == 2
-    assert run("checkpoint", "verify", old / "openvision2/stopped").count("whole") == 1
+    assert run("checkpoint", "verify", old / "openvision/stopped").count("intact") == 2
+    assert run("checkpoint", "verify", old / "openvision2/stopped").count("intact") == 1
 
 
 @pytest.mark.parametrize("export", ["openvision", "openvision--average", "openvision2"])

@@ -77,7 +77,7 @@ def damaged_checkpoint(bench: Bench) -> str:
     state.write_text(state.read_text().replace('"position": 56', '"position": 48'))
     outcome = bench.run(run)
     assert outcome.codes == [0], outcome.log
-    assert "checkpoint step-00000007 is damaged (state.json does not hold what was written" in outcome.log
+    assert "checkpoint step-00000007 is damaged (state.json differs from what was written" in outcome.log
     assert_same(run, bench.reference())
     for manifest in (run / "checkpoints").glob("step-*/manifest.json"):
         manifest.write_text("{}")
