@@ -82,7 +82,7 @@ def test_a_stopped_run_goes_on(kind, old, tmp_path):
 @pytest.mark.parametrize("kind", ["openvision", "openvision2"])
 def test_the_recipe_of_a_run_is_read(kind, old):
     found = run("recipe", "diff", old / kind / "finished/recipe.toml", old / kind / "stopped/recipe.toml")
-    assert "no difference" in found
+    assert "no differences" in found
 
 
 def test_checkpoints_are_listed_and_verified(old):

@@ -1,4 +1,4 @@
-"""`openvision quickstart`: draw the data, train in three stages, evaluate, report."""
+"""`openvision quickstart`: draw data, train in three stages, evaluate, report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,15 +6,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from openvision.cli.options import Overrides
+
 
 def quickstart(
-    folder: Annotated[Path, typer.Option(help="Where data, run and report go.")] = Path("runs"),
-    recipe: Annotated[Path, typer.Option(help="The recipe to train.")] = Path("recipes/quickstart.toml"),
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a value of the recipe; repeatable.")
-    ] = None,
+    folder: Annotated[Path, typer.Option(help="Folder for data, run and report.")] = Path("runs"),
+    recipe: Annotated[Path, typer.Option(help="Recipe file.")] = Path("recipes/quickstart.toml"),
+    overrides: Overrides = None,
 ) -> None:
-    """Train an encoder on drawn pictures in minutes, on any machine, and show what it learned."""
+    """Train an encoder on drawn images in minutes, on any machine, evaluate it and write a report."""
     from openvision.data.sources.openmoji.source import make_openmoji
     from openvision.evaluation.report.run_page import build_report
     from openvision.evaluation.suites.held_out import evaluate_run, print_tables

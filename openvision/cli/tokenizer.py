@@ -1,20 +1,20 @@
-"""`openvision tokenizer`: learn a vocabulary, look at ids."""
+"""`openvision tokenizer`: train a WordPiece vocabulary, show token ids."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Learn a WordPiece vocabulary; look at ids.", no_args_is_help=True)
+app = typer.Typer(help="Train a WordPiece vocabulary; show token ids.", no_args_is_help=True)
 
 
 @app.command()
 def train(
-    source: Annotated[Path, typer.Argument(help="Folder of shards, or a text file with one text a line.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write tokenizer.json into.")],
-    vocab_size: Annotated[int, typer.Option(help="Entries at most.", min=100)] = 32000,
+    source: Annotated[Path, typer.Argument(help="Folder of shards, or a text file with one text per line.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for tokenizer.json.")],
+    vocab_size: Annotated[int, typer.Option(help="Maximum number of entries.", min=100)] = 32000,
 ) -> None:
-    """Learn a vocabulary from the texts of training shards or of a text file."""
+    """Train a vocabulary on the texts of shards or of a text file."""
     from openvision.data.shards.dataset import ShardDataset, all_texts
     from openvision.errors import OpenVisionError
     from openvision.files import make_folder
@@ -33,12 +33,12 @@ def train(
 
 @app.command()
 def encode(
-    text: Annotated[str, typer.Argument(help="Text to look at.")],
-    tokenizer: Annotated[Path, typer.Option(help="tokenizer.json, a folder that holds one, or a vocab.txt.")],
-    length: Annotated[int, typer.Option(help="Ids in all, the class token included.", min=4)] = 80,
+    text: Annotated[str, typer.Argument(help="Text to tokenize.")],
+    tokenizer: Annotated[Path, typer.Option(help="tokenizer.json, a folder with one, or a vocab.txt.")],
+    length: Annotated[int, typer.Option(help="Number of ids, padding and class token included.", min=4)] = 80,
 ) -> None:
-    """Show the ids of a text as a text tower reads them."""
+    """Show the token ids that a text tower reads."""
     from openvision.text.tokenizer import Tokenizer
 
-    loaded = Tokenizer.from_vocabulary(tokenizer) if tokenizer.suffix == ".txt" else Tokenizer.load(tokenizer)
+    loaded = Tokenizer.load(tokenizer)
     typer.echo(" ".join(str(index) for index in loaded.encode([text], length)[0]))

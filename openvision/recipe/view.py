@@ -86,7 +86,7 @@ def _tokenizer(recipe: Recipe, path: Path) -> str:
     file = Path(recipe.data.tokenizer)
     if not file.exists():
         return f"; its tokenizer {file} does not exist yet"
-    tokenizer = Tokenizer.from_vocabulary(file) if file.suffix == ".txt" else Tokenizer.load(file)
+    tokenizer = Tokenizer.load(file)
     if tokenizer.vocab_size > recipe.vocab_size:
         raise OpenVisionError(
             f"recipe {path}: data.tokenizer {file} has {tokenizer.vocab_size} entries, the model only "

@@ -97,8 +97,7 @@ def claim_tokenizer(recipe: Recipe, data: Mixture, run_folder: Path) -> Tokenize
     if (folder / "tokenizer.json").is_file():
         return Tokenizer.load(folder)
     if recipe.data.tokenizer is not None:
-        path = Path(recipe.data.tokenizer)
-        tokenizer = Tokenizer.from_vocabulary(path) if path.suffix == ".txt" else Tokenizer.load(path)
+        tokenizer = Tokenizer.load(Path(recipe.data.tokenizer))
     else:
         assert recipe.data.vocab_size is not None
         tokenizer = Tokenizer.train(data.texts(), recipe.data.vocab_size)
