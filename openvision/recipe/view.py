@@ -1,7 +1,7 @@
 """Show, compare and check recipes: `openvision recipe show`, `diff` and `validate`."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -9,7 +9,7 @@ import torch
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
 from openvision.models.openvision2 import build_model
-from openvision.recipe.schema import Recipe, dump_recipe, load_recipe, read_recipe_text
+from openvision.recipe.schema import Recipe, Stage, dump_recipe, load_recipe, read_recipe_text
 from openvision.recipe.smoke import smoke_recipe
 from openvision.recipe.text import flatten, places, remarks
 from openvision.text.tokenizer import Tokenizer
@@ -41,13 +41,13 @@ def show_recipe(path: Path, overrides: list[str] | None = None, smoke: bool = Fa
     if smoke:
         recipe = smoke_recipe(recipe)
     before, after = values_of(written), values_of(recipe)
-    told = {
+    kept = {
         remark.place: remark.text
         for remark in remarks(read_recipe_text(path))
         if _below(before, remark.place) == _below(after, remark.place)
     }
-    lines = [f"{line}  # {told[place]}" if place in told else line for place, line in places(dump_recipe(recipe))]
-    return "\n".join([*lines, "", *_stages(recipe), "#", *_sources(told)]) + "\n"
+    lines = [f"{line}  # {kept[place]}" if place in kept else line for place, line in places(dump_recipe(recipe))]
+    return "\n".join([*lines, "", *_stages(recipe.stages), "#", *_sources(kept)]) + "\n"
 
 
 def diff_recipes(first: Path, second: Path, complete: Complete = keep) -> list[tuple[str, str, str]]:
@@ -104,18 +104,18 @@ def _written(values: JsonObject, key: str) -> str:
     return json.dumps(values[key]) if key in values else "-"
 
 
-def _stages(recipe: Recipe) -> list[str]:
+def _stages(stages: Sequence[Stage]) -> list[str]:
     return [
         f"# stage {index}: {stage.resolution} px, {stage.steps:,} updates of {stage.batch_size:,} samples, "
         f"{stage.warmup_steps:,} of them warm-up, peak learning rate {stage.peak_learning_rate:.4g}"
-        for index, stage in enumerate(recipe.stages)
+        for index, stage in enumerate(stages)
     ]
 
 
-def _sources(told: dict[str, str]) -> list[str]:
-    if not told:
+def _sources(kept: dict[str, str]) -> list[str]:
+    if not kept:
         return ["# Every value is as published."]
     return [
         "# Values that are not published, or differ from the published ones:",
-        *(f"#   {key}: {text}" for key, text in told.items()),
+        *(f"#   {key}: {text}" for key, text in kept.items()),
     ]

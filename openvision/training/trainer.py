@@ -73,9 +73,9 @@ class Trainer:
         self.evaluators = build_evaluators(recipe, data_folder)
         data, changes = self._first(lambda: claim_data(self.dataset, run_folder, force)) or ({}, [])
         # The main process makes the tokenizer; the others wait for it and read it.
-        self.tokenizer = self._first(lambda: claim_tokenizer(recipe, self.dataset, run_folder)) or claim_tokenizer(
-            recipe, self.dataset, run_folder
-        )
+        self.tokenizer = self._first(
+            lambda: claim_tokenizer(recipe.data, recipe.vocab_size, self.dataset, run_folder)
+        ) or claim_tokenizer(recipe.data, recipe.vocab_size, self.dataset, run_folder)
         self.objective = build_objective(recipe, self.tokenizer.bos_id, processes.group)
         self.precision = resolve_precision(recipe.run.precision, processes.device)
         self.spread = build_spread(recipe, processes, fresh=not checkpoints(run_folder / "checkpoints"))

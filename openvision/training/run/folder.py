@@ -15,7 +15,7 @@ from pathlib import Path
 from openvision.data.mixture import Mixture
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_write_text, make_folder
-from openvision.recipe.schema import STORED, Recipe, Run, dump_recipe, load_recipe
+from openvision.recipe.schema import STORED, Data, Recipe, Run, dump_recipe, load_recipe
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.setup.evaluators import complete_evaluators
 
@@ -88,7 +88,7 @@ def describe_data(data: Mixture) -> JsonObject:
     return {"manifest_sha256": data.manifest_hash(), "sources": sources}
 
 
-def claim_tokenizer(recipe: Recipe, data: Mixture, run_folder: Path) -> Tokenizer:
+def claim_tokenizer(settings: Data, model_vocab_size: int, data: Mixture, run_folder: Path) -> Tokenizer:
     """Tokenizer of the run folder; trained or copied there when the run starts.
 
     Raises OpenVisionError when it has more entries than the model can embed.
@@ -96,14 +96,14 @@ def claim_tokenizer(recipe: Recipe, data: Mixture, run_folder: Path) -> Tokenize
     folder = run_folder / "tokenizer"
     if (folder / "tokenizer.json").is_file():
         return Tokenizer.load(folder)
-    if recipe.data.tokenizer is not None:
-        tokenizer = Tokenizer.load(Path(recipe.data.tokenizer))
+    if settings.tokenizer is not None:
+        tokenizer = Tokenizer.load(Path(settings.tokenizer))
     else:
-        assert recipe.data.vocab_size is not None
-        tokenizer = Tokenizer.train(data.texts(), recipe.data.vocab_size)
-    if tokenizer.vocab_size > recipe.vocab_size:
+        assert settings.vocab_size is not None
+        tokenizer = Tokenizer.train(data.texts(), settings.vocab_size)
+    if tokenizer.vocab_size > model_vocab_size:
         raise OpenVisionError(
-            f"the tokenizer has {tokenizer.vocab_size} entries, the model only {recipe.vocab_size}; raise vocab_size"
+            f"the tokenizer has {tokenizer.vocab_size} entries, the model only {model_vocab_size}; raise vocab_size"
         )
     make_folder(folder)
     tokenizer.save(folder)
