@@ -114,7 +114,7 @@ def _stages(stages: Sequence[Stage]) -> list[str]:
 
 def _sources(kept: dict[str, str]) -> list[str]:
     if not kept:
-        return ["# Every value is as published."]
+        return ["# No value carries a remark on its source."]
     return [
         "# Values that are not published, or differ from the published ones:",
         *(f"#   {key}: {text}" for key, text in kept.items()),
