@@ -44,7 +44,7 @@ def test_it_learns_and_measures_its_caption_loss(finished):
     train = [line for line in lines if line["kind"] == "train"]
     assert train[-1]["caption"] < train[0]["caption"]
     assert train[-1]["loss"] == pytest.approx(2 * train[-1]["caption"])
-    assert not {"contrastive", "temperature"} & train[-1].keys()
+    assert not {"contrastive", "logit_scale"} & train[-1].keys()
     measured = [line["caption_loss"] for line in lines if line["kind"] == "eval"]
     assert len(measured) == 3
     assert measured[-1] < measured[0]
