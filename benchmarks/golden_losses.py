@@ -34,11 +34,15 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = Path(__file__).parent / "golden"
 
 # Recipe keys that were renamed: dotted name in the recipes here, numbers of tables left out -> the name since.
-# E.g. {"stages.accumulate": "stages.gradient_caching"}; a key may move to another table that way. A package that calls
-# the old name unknown is given the new one.
-RENAMED_KEYS: dict[str, str] = {}
-# Numbers of the log that were renamed: name of November 2026 -> the name since, e.g. {"temperature": "logit_scale"}.
-RENAMED_METRICS: dict[str, str] = {}
+# A key may move to another table that way. A package that calls the old name unknown is given the new one.
+RENAMED_KEYS: dict[str, str] = {
+    "stages.accumulate": "stages.micro_batches",
+    "augment.crop_law": "augment.crop_sampling",
+    "parallel.start_seconds": "parallel.start_timeout_seconds",
+    "parallel.step_seconds": "parallel.step_timeout_seconds",
+}
+# Numbers of the log that were renamed: name of November 2026 -> the name since.
+RENAMED_METRICS: dict[str, str] = {"temperature": "logit_scale"}
 
 # Where a run leaves what is compared.
 METRICS = "metrics.jsonl"

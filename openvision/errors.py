@@ -1,6 +1,6 @@
-"""Errors a user can act on, and the one way optional libraries are imported.
+"""The error class for user errors, and the import of optional libraries.
 
-The command line prints an `OpenVisionError` as one sentence and exits with code 1; anything else is a bug and
+The command line prints an `OpenVisionError` as one sentence and exits with code 1. Any other exception is a bug and
 keeps its traceback.
 """
 
@@ -9,15 +9,14 @@ from types import ModuleType
 
 
 class OpenVisionError(Exception):
-    """Bad input or environment: the message names the file, key or value and the remedy."""
+    """Bad input or environment. The message names the file, key or value, then the remedy."""
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional `module`, or say which extra of this distribution brings it."""
+    """Import an optional `module`; raises OpenVisionError that names the extra to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise OpenVisionError(
-            f"this needs the package {module.split('.')[0]!r}, which is not installed; "
-            f"run: pip install 'openvision-encoders[{extra}]'"
+            f"the package {module.split('.')[0]!r} is not installed; run: pip install 'openvision-encoders[{extra}]'"
         ) from error

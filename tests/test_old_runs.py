@@ -82,15 +82,15 @@ def test_a_stopped_run_goes_on(kind, old, tmp_path):
 @pytest.mark.parametrize("kind", ["openvision", "openvision2"])
 def test_the_recipe_of_a_run_is_read(kind, old):
     found = run("recipe", "diff", old / kind / "finished/recipe.toml", old / kind / "stopped/recipe.toml")
-    assert "no difference" in found
+    assert "no differences" in found
 
 
 def test_checkpoints_are_listed_and_verified(old):
     listed = run("checkpoint", "ls", old / "openvision/stopped").splitlines()
     assert [line.split()[0] for line in listed[1:3]] == ["4", "6"]
     assert listed[3].startswith("best: step 4")
-    assert run("checkpoint", "verify", old / "openvision/stopped").count("whole") == 2
-    assert run("checkpoint", "verify", old / "openvision2/stopped").count("whole") == 1
+    assert run("checkpoint", "verify", old / "openvision/stopped").count("intact") == 2
+    assert run("checkpoint", "verify", old / "openvision2/stopped").count("intact") == 1
 
 
 @pytest.mark.parametrize("export", ["openvision", "openvision--average", "openvision2"])

@@ -1,1 +1,1 @@
-"""The command line: one thin file per command. May import everything; imports it when a command runs."""
+"""Command line: one thin file per command. May import every folder, and does so when a command runs."""

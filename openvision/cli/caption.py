@@ -1,4 +1,4 @@
-"""`openvision caption`: what an OpenVision 2 model writes about pictures."""
+"""`openvision caption`: caption images with an OpenVision 2 model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,14 +9,14 @@ from openvision.cli.options import Resolution
 
 
 def caption(
-    pictures: Annotated[list[Path], typer.Argument(help="Pictures to caption.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
     checkpoint: Annotated[str, typer.Option(help="Model folder of an OpenVision 2 run.")],
-    max_length: Annotated[int | None, typer.Option(help="Tokens at most; all the decoder reads by default.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Maximum length in tokens; by default the decoder's.")] = None,
     resolution: Resolution = None,
 ) -> None:
-    """Caption pictures with a model trained by recipes/openvision2."""
+    """Caption images with a model trained with a recipe of recipes/openvision2."""
     from openvision.inference.load import load_captioner
 
     captioner = load_captioner(checkpoint, resolution=resolution)
-    for picture, text in zip(pictures, captioner.caption(pictures, max_length), strict=True):
-        typer.echo(f"{picture}\t{text}")
+    for image, text in zip(images, captioner.caption(images, max_length), strict=True):
+        typer.echo(f"{image}\t{text}")

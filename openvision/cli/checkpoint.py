@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Look at the checkpoints of a run.", no_args_is_help=True)
+app = typer.Typer(help="List, verify and export the checkpoints of a run.", no_args_is_help=True)
 
-Run = Annotated[Path, typer.Argument(help="Folder of the run, as given to `openvision train --run`.")]
+Run = Annotated[Path, typer.Argument(help="Run folder, as given to `openvision train --run`.")]
 Which = Annotated[str, typer.Option("--step", help="newest, best, or a number of steps.")]
 
 
@@ -24,9 +24,9 @@ def ls(run: Run) -> None:
 
 @app.command()
 def verify(
-    run: Run, step: Annotated[str, typer.Option("--step", help="all, newest, best, or a number.")] = "all"
+    run: Run, step: Annotated[str, typer.Option("--step", help="all, newest, best, or a number of steps.")] = "all"
 ) -> None:
-    """Read checkpoints in full and compare every file with its hash."""
+    """Verify checkpoints: compare every file with its SHA-256."""
     from rich.console import Console
 
     from openvision.training.checkpoint.folders import verify_all
@@ -40,9 +40,9 @@ def export(
     run: Run,
     output: Annotated[Path, typer.Option("-o", "--output", help="Model folder to write.")],
     step: Which = "newest",
-    average: Annotated[bool, typer.Option("--average", help="The averaged parameters (optimizer.ema).")] = False,
+    average: Annotated[bool, typer.Option("--average", help="Export the averaged parameters (optimizer.ema).")] = False,
 ) -> None:
-    """Write a checkpoint as a model folder that every other command reads."""
+    """Export a checkpoint as a model folder, for all other commands."""
     from openvision.training.checkpoint.export import export_checkpoint
 
     export_checkpoint(run, step, output, average)

@@ -1,4 +1,4 @@
-"""`openvision classify`: which label fits a picture."""
+"""`openvision classify`: zero-shot classification of an image."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,12 +11,12 @@ from openvision.cli.options import DEFAULT_CHECKPOINT, CheckpointOption, Squash
 
 
 def classify(
-    image: Annotated[Path, typer.Argument(help="Picture to classify.")],
-    labels: Annotated[str, typer.Option(help='Labels to choose from, separated by commas: "a cat,a dog".')],
+    image: Annotated[Path, typer.Argument(help="Image file.")],
+    labels: Annotated[str, typer.Option(help='Labels, separated by commas: "a cat,a dog".')],
     checkpoint: CheckpointOption = DEFAULT_CHECKPOINT,
     squash: Squash = False,
 ) -> None:
-    """Say which of your labels fits a picture, with probabilities."""
+    """Classify an image zero-shot: probabilities of your labels."""
     from openvision.inference.encoder import clean_labels
     from openvision.inference.load import load
 

@@ -1,4 +1,4 @@
-"""`openvision compare`: which of two checkpoints is better, and whether that is noise."""
+"""`openvision compare`: compare two checkpoints with a paired bootstrap."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,11 +7,11 @@ import typer
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(help="Folder of results that `openvision eval --suite` wrote.")],
-    second: Annotated[Path, typer.Argument(help="Another one.")],
-    page: Annotated[Path | None, typer.Option(help="Write a page that compares the two, too.")] = None,
+    first: Annotated[Path, typer.Argument(help="Folder of results of `openvision eval --suite`.")],
+    second: Annotated[Path, typer.Argument(help="Folder of results to compare with.")],
+    page: Annotated[Path | None, typer.Option(help="Also write an HTML page.")] = None,
 ) -> None:
-    """Say which of two checkpoints is better, and whether that is noise: paired bootstrap on the same pictures."""
+    """Compare two checkpoints: differences with intervals from a paired bootstrap over the same images."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""`openvision encode`: a folder of pictures or shards into one file of vectors."""
+"""`openvision encode`: embed the images of a folder or of shards."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,22 +10,22 @@ from openvision.cli.progress import ProgressLine
 
 
 def encode(
-    source: Annotated[Path, typer.Argument(help="Folder of pictures, with its subfolders, or of tar shards.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .safetensors or .parquet.")],
+    source: Annotated[Path, typer.Argument(help="Folder of images, including subfolders, or of tar shards.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output file: .safetensors or .parquet.")],
     checkpoint: CheckpointOption = DEFAULT_CHECKPOINT,
-    batch_size: Annotated[int, typer.Option(help="Pictures a step.", min=1)] = 64,
-    threads: Annotated[int, typer.Option(help="Threads that decode.", min=1)] = 2,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 64,
+    threads: Annotated[int, typer.Option(help="Decoding threads.", min=1)] = 2,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, ...")] = "cpu",
     resolution: Resolution = None,
     squash: Squash = False,
     revision: Revision = None,
     offline: Offline = False,
 ) -> None:
-    """Encode pictures into vectors; the same command goes on after a stop."""
+    """Embed images into vectors. The same command resumes after a stop."""
     from openvision.inference.embed import embed, pictures_of
     from openvision.inference.load import load_vision
 
-    # Before the model: a wrong folder is told at once.
+    # Check the folder before loading the model.
     pictures_of(source)
     encoder = load_vision(
         checkpoint,
@@ -34,8 +34,8 @@ def encode(
         revision=revision,
         offline=offline,
     ).to(device)
-    line = ProgressLine("pictures")
+    line = ProgressLine("images")
     result = embed(encoder, source, output, batch_size, threads, progress=lambda done, total: line(done, done / total))
     for name, reason in result.skipped:
         typer.echo(f"skipped: {name}: {reason}", err=True)
-    typer.echo(f"{result.encoded} pictures encoded, {len(result.skipped)} skipped: {output}")
+    typer.echo(f"{result.encoded} images encoded, {len(result.skipped)} skipped: {output}")

@@ -15,25 +15,25 @@ from openvision.files import atomic_write_text
 def evaluate(
     checkpoints: Annotated[
         list[str] | None,
-        typer.Argument(help="Checkpoints of any kind; for the held-out sets the folder of a finished run."),
+        typer.Argument(help="Checkpoints; with --suite heldout, folders of finished runs."),
     ] = None,
     suite: Annotated[
         str, typer.Option(help="heldout (the quickstart's held-out sets), quick, paper, or a TOML file.")
     ] = "heldout",
-    data: Annotated[str, typer.Option(help="Folder that the suite's data lie in.")] = "runs/openmoji",
+    data: Annotated[str, typer.Option(help="Folder with the data sets of the suite.")] = "runs/openmoji",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for results and page.")] = Path("runs/eval"),
     template: Annotated[
         list[str] | None,
-        typer.Option(help='For heldout: prompt template with {} for the name, e.g. "a drawing of {}"; repeatable.'),
+        typer.Option(help='With heldout: prompt template with {} for the name, e.g. "a drawing of {}"; repeatable.'),
     ] = None,
-    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Measure only what data are there for.")] = False,
-    csv: Annotated[Path | None, typer.Option(help="Write a table in open_clip's columns, too.")] = None,
+    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Skip evaluators without data.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Also write a table with the columns of open_clip.")] = None,
     resolution: Resolution = None,
     squash: Squash = False,
-    batch_size: Annotated[int, typer.Option(help="Pictures a step.", min=1)] = 64,
-    threads: Annotated[int, typer.Option(help="Threads that decode.", min=1)] = 2,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 64,
+    threads: Annotated[int, typer.Option(help="Decoding threads.", min=1)] = 2,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, ...")] = "cpu",
-    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Compute in bfloat16, not float32.")] = False,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Compute in bfloat16 instead of float32.")] = False,
     vocabulary: Vocabulary = None,
     revision: Revision = None,
     offline: Offline = False,

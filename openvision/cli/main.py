@@ -1,7 +1,7 @@
-"""The command line: `openvision --help` is the table of contents, one thin file a command.
+"""Entry point of the command line: registers all commands and maps errors to exit codes.
 
-A mistake of the user ends with one sentence on standard error and exit code 1, an interrupted job with 130, a training
-run that the scheduler stopped with 75.
+Exit code 1 and one sentence on standard error for a user error, 130 for an interrupted job, 75 for a training run that
+the scheduler stopped.
 """
 
 import os
@@ -67,18 +67,18 @@ app.command(rich_help_panel="Checkpoints")(weights.verify)
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the console script."""
     from openvision.training.run.signals import Interrupted
-    from openvision.training.run.watchdog import AlreadyToldError
+    from openvision.training.run.watchdog import AlreadyReportedError
 
     try:
         app()
     except OpenVisionError as error:
         _fail(str(error), 1)
-    except AlreadyToldError:
+    except AlreadyReportedError:
         _leave(1)
     except Interrupted as stop:
-        # One of the processes of torchrun speaks for all of them.
+        # One process of torchrun reports for all of them.
         _fail("" if os.environ.get("RANK", "0") != "0" else str(stop), stop.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
@@ -91,11 +91,11 @@ def _fail(message: str, code: int) -> None:
 
 
 def _leave(code: int) -> None:
-    """End the process; one of several does not wait for threads that wait for the others."""
+    """Exit; a process of torchrun does not join threads, which may wait for the other processes."""
     if "RANK" in os.environ:
-        from openvision.training.run.watchdog import leave_at_once
+        from openvision.training.run.watchdog import exit_immediately
 
-        leave_at_once(code)
+        exit_immediately(code)
     sys.exit(code)
 
 

@@ -1,30 +1,26 @@
-"""`openvision plan`: what a recipe costs on given devices, before anything starts."""
+"""`openvision plan`: estimate the cost of a recipe on given devices."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from openvision.cli.options import Overrides, RecipeFile
+
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file, e.g. recipes/quickstart.toml.")],
-    devices: Annotated[int, typer.Option(help="Number of devices; of machines with --device cpu.", min=1)] = 1,
-    device: Annotated[str, typer.Option(help="h100, h200, a100, 4090 or cpu (a machine of two cores).")] = "h100",
-    mfu: Annotated[str | None, typer.Option(help="Utilisation of forward and backward, e.g. 0.4 or 0.3-0.45.")] = None,
-    price: Annotated[str | None, typer.Option(help="US dollars a device-hour, e.g. 2.5 or 2-3.")] = None,
-    caption_tokens: Annotated[
-        float | None, typer.Option(help="Mean number of target tokens of a caption.", min=0)
-    ] = None,
+    recipe: RecipeFile,
+    devices: Annotated[int, typer.Option(help="Number of devices, or of machines with --device cpu.", min=1)] = 1,
+    device: Annotated[str, typer.Option(help="h100, h200, a100, 4090 or cpu (a machine with two cores).")] = "h100",
+    mfu: Annotated[str | None, typer.Option(help="Model FLOPs utilisation, e.g. 0.4 or 0.3-0.45.")] = None,
+    price: Annotated[str | None, typer.Option(help="US dollars per device-hour, e.g. 2.5 or 2-3.")] = None,
+    caption_tokens: Annotated[float | None, typer.Option(help="Mean length of a caption, tokens.", min=0)] = None,
     pairs: Annotated[
-        int | None, typer.Option(help="Pairs in the data set; by default those of Recap-DataComp-1B.", min=1)
+        int | None, typer.Option(help="Image-text pairs in the data set; Recap-DataComp-1B by default.", min=1)
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change a value of the recipe, e.g. --set stages.0.batch_size=64; repeatable."),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Exact numbers instead of the page.")] = False,
+    overrides: Overrides = None,
+    json: Annotated[bool, typer.Option("--json", help="Print exact numbers as JSON.")] = False,
 ) -> None:
-    """Work out FLOPs, memory, hours, energy, cost and data of a recipe; nothing is run."""
+    """Estimate FLOPs, memory, hours, energy, cost and data of a recipe, without running it."""
     from openvision.hardware import device_named
     from openvision.planning.arguments import range_argument
     from openvision.planning.cost import DATASET_SAMPLES

@@ -1,4 +1,4 @@
-"""`openvision profile`: where the time of a training step goes."""
+"""`openvision profile`: time and trace a training step."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import typer
 from rich import box
 from rich.table import Table
 
+from openvision.cli.options import Overrides, RecipeFile, ShardFolders
 from openvision.errors import OpenVisionError
 
 if TYPE_CHECKING:
@@ -15,19 +16,15 @@ if TYPE_CHECKING:
 
 
 def profile(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file, e.g. recipes/quickstart.toml.")],
-    data: Annotated[
-        str | None, typer.Option(help="Folder or URL that holds the shard folders named in the recipe.")
-    ] = None,
+    recipe: RecipeFile,
+    data: ShardFolders = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for trace.json.")] = Path("runs/profile"),
-    stage: Annotated[int, typer.Option(help="Number of the stage, from 0.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed, after a first one that is not.")] = 3,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a value of the recipe; repeatable.")
-    ] = None,
-    smoke: Annotated[bool, typer.Option("--smoke", help="Profile the recipe's smoke form on drawn pictures.")] = False,
+    stage: Annotated[int, typer.Option(help="Index of the stage, from 0.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to time, after one warm-up step.")] = 3,
+    overrides: Overrides = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Profile the smoke form, on drawn images.")] = False,
 ) -> None:
-    """Time the parts of a training step, list its slowest operations, and write a trace to look at."""
+    """Time the parts of a training step, list its slowest operations, and write a trace for Perfetto."""
     import shutil
 
     from rich.console import Console
@@ -39,8 +36,8 @@ def profile(
 
     loaded = load_recipe(recipe, overrides)
     if smoke == (data is not None):
-        raise OpenVisionError("give the folder of your shards with --data, or --smoke to draw pictures")
-    # What an earlier profile trained is of no use to this one.
+        raise OpenVisionError("give either the folder of your shards with --data, or --smoke")
+    # Do not resume the run of an earlier profile.
     shutil.rmtree(make_folder(output) / "run", ignore_errors=True)
     if smoke:
         loaded, data = prepare_smoke(loaded, output)
@@ -54,10 +51,10 @@ def profile(
 
 
 def _table(what: str, rows: "Sequence[Row]") -> Table:
-    """Name, milliseconds and share of each row; names are cut to fit 80 columns."""
+    """Table of name, milliseconds per step and share; long names are cut to fit 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column(what, no_wrap=True, max_width=48, overflow="ellipsis")
-    table.add_column("ms a step", justify="right")
+    table.add_column("ms/step", justify="right")
     table.add_column("share", justify="right")
     for row in rows:
         table.add_row(row.name, f"{row.milliseconds:,.1f}", f"{row.share:.1%}")

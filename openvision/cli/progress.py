@@ -1,4 +1,4 @@
-"""One line about a long job on standard error: done, rate, time left; rewritten in a terminal, else now and then."""
+"""Progress of a long job on standard error: a line rewritten in a terminal, a new line every 10 s elsewhere."""
 
 import sys
 import time
@@ -7,18 +7,18 @@ import typer
 
 
 class ProgressLine:
-    """Told how much is done, says it at a bearable rate."""
+    """Prints the count, the rate and the time left."""
 
     def __init__(self, unit: str) -> None:
-        """`unit` is what is counted: "pictures"."""
+        """`unit` is the plural of the counted things, e.g. "images"."""
         self.unit = unit
         self.start = self.said = time.monotonic()
         self.first: tuple[int, float] | None = None
 
     def __call__(self, done: int, share: float | None = None) -> None:
-        """Tell that `done` are done, and which share of the work that is, where it is known.
+        """Report `done` units; `share` of the work, 0 to 1, if the total is known.
 
-        What an earlier run had done before the first call does not count for the rate.
+        The rate excludes the units of the first call, which may come from an interrupted job.
         """
         now, terminal = time.monotonic(), sys.stderr.isatty()
         if self.first is None:

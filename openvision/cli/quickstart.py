@@ -14,7 +14,7 @@ def quickstart(
         list[str] | None, typer.Option("--set", help="Change a value of the recipe; repeatable.")
     ] = None,
 ) -> None:
-    """Train an encoder on drawn pictures in minutes, on any machine, and show what it learned."""
+    """Train an encoder on drawn images in minutes, on any machine, evaluate it and write a report."""
     from openvision.data.sources.openmoji.make import make_openmoji
     from openvision.evaluation.report.run_page import build_report
     from openvision.evaluation.suites.held_out import evaluate_run, print_tables

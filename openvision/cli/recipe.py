@@ -1,4 +1,4 @@
-"""`openvision recipe show`, `diff` and `validate`: look at recipes without running them."""
+"""`openvision recipe show`, `diff` and `validate`: inspect recipes without running them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,40 +7,37 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from openvision.cli.options import Overrides, RecipeFile
 from openvision.errors import OpenVisionError
 
-app = typer.Typer(help="Show, compare and check recipes.", no_args_is_help=True)
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Change a value first, e.g. --set stages.0.batch_size=64; repeatable."),
-]
-Smoke = Annotated[bool, typer.Option("--smoke", help="Show the form that `openvision train --smoke` runs.")]
+app = typer.Typer(help="Show, compare and validate recipes.", no_args_is_help=True)
 
 
 @app.command()
 def show(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file, e.g. recipes/openvision/l14.toml.")],
+    recipe: RecipeFile,
     overrides: Overrides = None,
-    smoke: Smoke = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Show the smoke form of `openvision train --smoke`.")] = False,
 ) -> None:
-    """Print a recipe with every default filled in, as TOML, and list the values that no source gives."""
+    """Print a recipe as TOML with all defaults, and list the values that are not as published."""
     from openvision.recipe.view import show_recipe
+    from openvision.training.setup.evaluators import complete_evaluators
 
-    typer.echo(show_recipe(recipe, overrides, smoke), nl=False)
+    typer.echo(show_recipe(recipe, overrides, smoke, complete_evaluators), nl=False)
 
 
 @app.command()
 def diff(
     first: Annotated[Path, typer.Argument(help="Recipe file.")],
-    second: Annotated[Path, typer.Argument(help="Another one.")],
+    second: Annotated[Path, typer.Argument(help="Recipe file to compare with.")],
 ) -> None:
-    """Print the values in which two recipes differ, defaults filled in; a dash is a key that a recipe does not have."""
+    """Print the values that differ between two recipes, defaults included; "-" stands for a missing key."""
     from openvision.recipe.view import diff_recipes
+    from openvision.training.setup.evaluators import complete_evaluators
 
-    differences = diff_recipes(first, second)
+    differences = diff_recipes(first, second, complete_evaluators)
     if not differences:
-        typer.echo("no difference but name and description")
+        typer.echo("no differences, except perhaps name and description")
         return
     table = Table(box=None, pad_edge=False)
     for column in ("", str(first), str(second)):
@@ -54,15 +51,16 @@ def diff(
 def validate(
     recipes: Annotated[list[Path], typer.Argument(help="Recipe files.")],
 ) -> None:
-    """Check recipes and build their models without memory; every broken one is named."""
+    """Validate recipes and build their models on the meta device; reports every invalid one."""
     from openvision.recipe.view import check_recipe
+    from openvision.training.setup.evaluators import complete_evaluators
 
-    broken = 0
+    invalid = 0
     for path in recipes:
         try:
-            typer.echo(f"{path}: {check_recipe(path)}")
+            typer.echo(f"{path}: {check_recipe(path, complete_evaluators)}")
         except OpenVisionError as error:
-            broken += 1
+            invalid += 1
             typer.echo(f"openvision: {error}", err=True)
-    if broken:
-        raise OpenVisionError(f"{broken} of {len(recipes)} recipes are not valid: see above")
+    if invalid:
+        raise OpenVisionError(f"{invalid} of {len(recipes)} recipes are invalid; see above")

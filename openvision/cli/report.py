@@ -1,4 +1,4 @@
-"""`openvision report`: the HTML report of a run."""
+"""`openvision report`: HTML report of a run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ def report(
         "runs/openmoji"
     ),
 ) -> None:
-    """Write one self-contained HTML page about a run: numbers, curves, galleries; works offline."""
+    """Write the report of a run as one self-contained HTML page: metrics, curves, galleries."""
     from openvision.evaluation.report.run_page import build_report
 
     typer.echo(f"report: {build_report(run, data)}")

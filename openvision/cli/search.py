@@ -1,4 +1,4 @@
-"""`openvision search`: find pictures in a folder by a text."""
+"""`openvision search`: find images in a folder by text."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,17 +9,17 @@ from openvision.cli.options import DEFAULT_CHECKPOINT, CheckpointOption, Squash
 
 
 def search(
-    folder: Annotated[Path, typer.Argument(help="Folder of pictures, searched with its subfolders.")],
-    query: Annotated[str, typer.Argument(help='What to look for, e.g. "a red car".')],
-    top: Annotated[int, typer.Option(help="How many pictures to show.", min=1)] = 5,
+    folder: Annotated[Path, typer.Argument(help="Folder of images, including subfolders.")],
+    query: Annotated[str, typer.Argument(help='Text to search for, e.g. "a red car".')],
+    top: Annotated[int, typer.Option(help="Number of images to show.", min=1)] = 5,
     checkpoint: CheckpointOption = DEFAULT_CHECKPOINT,
     squash: Squash = False,
 ) -> None:
-    """Find the pictures in a folder that fit a text best."""
+    """Find the images in a folder that match a text best."""
     from openvision.inference.encoder import pictures_in, search
     from openvision.inference.load import load
 
-    # Before the model: a wrong folder is told at once.
+    # Check the folder before loading the model.
     pictures_in(folder)
     result = search(load(checkpoint, preprocessing="squash" if squash else "crop"), folder, query, top)
     for path, score in result.hits:

@@ -1,7 +1,7 @@
-"""`openvision models`, `info`, `convert`, `export` and `verify`: checkpoints in and out."""
+"""`openvision models`, `info`, `convert`, `export` and `verify`: released and own checkpoints."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -10,9 +10,20 @@ from rich.table import Table
 from openvision.cli.options import Checkpoint, Decoder, ImageSize, Offline, Resolution, Revision, Vocabulary
 from openvision.errors import OpenVisionError
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from openvision.models.autoregressive import AutoregressiveDecoderConfig
+    from openvision.models.decoder import DecoderConfig
+    from openvision.models.text import TextConfig
+    from openvision.models.vision import VisionConfig
+    from openvision.text.tokenizer import Tokenizer
+
+    TowerConfig = VisionConfig | TextConfig | DecoderConfig | AutoregressiveDecoderConfig
+
 
 def models() -> None:
-    """List every released checkpoint, with size, resolution and reported accuracy."""
+    """List the released checkpoints with size, resolution and reported accuracy."""
     from openvision.weights.registry import available_models, released
 
     table = Table(box=None, pad_edge=False)
@@ -32,12 +43,12 @@ def models() -> None:
             f"{entry.imagenet_top1:.1f}" if entry.imagenet_top1 is not None else "-",
             entry.repository,
         )
-    # Wider than most terminals, and piped into grep: never wrapped.
+    # Wider than most terminals; not wrapped, so that grep works.
     Console(width=None if Console().width > 150 else 150).print(table)
     typer.echo(
-        "\nparameters: vision tower and head; tokens: patches at that resolution; ImageNet: zero-shot accuracy as\n"
-        "reported. Pictures: shorter side and centre crop as trained, or --squash as the released configurations say.\n"
-        "openvision2 models hold a vision tower only: use openvision.load_vision."
+        "\nparameters: vision tower and head. tokens: patches at that resolution. ImageNet: reported zero-shot top-1.\n"
+        "Preprocessing: resize the shorter side and centre-crop, as in training; --squash as in the released "
+        "configurations.\nopenvision2 models are vision towers only: load them with openvision.load_vision."
     )
 
 
@@ -47,14 +58,14 @@ def info(
     revision: Revision = None,
     offline: Offline = False,
 ) -> None:
-    """Say what a checkpoint holds: shape, parameters, tokens, where it came from."""
+    """Show the shape, parameters, tokens and provenance of a checkpoint."""
     from openvision.weights.load import Request, load_checkpoint
 
     loaded = load_checkpoint(checkpoint, Request(image_size=image_size, revision=revision, offline=offline))
     vision = loaded.vision.config
     rows, columns = vision.grid()
     lines = [("source", loaded.source), ("vision", _shape(loaded.vision, vision))]
-    lines.append(("pictures", f"{vision.image_size} px, patch {vision.patch_size}: {rows} x {columns} patch tokens"))
+    lines.append(("images", f"{vision.image_size} px, patch {vision.patch_size}: {rows} x {columns} patch tokens"))
     if loaded.model is not None:
         config = loaded.model.config
         lines.append(("text", f"{_shape(loaded.model.text, config.text)}, {config.text.context_length} ids"))
@@ -64,47 +75,44 @@ def info(
         lines.append(("logit scale", f"{float(loaded.model.logit_scale.detach().exp()):.2f}"))
     if loaded.captioner is not None:
         decoder = loaded.captioner.decoder
-        lines.append(("decoder", f"{_shape(decoder, decoder.config)}, {decoder.config.caption_length} ids, one by one"))
+        lines.append(("decoder", f"{_shape(decoder, decoder.config)}, {decoder.config.caption_length} ids, causal"))
         lines.append(("vocabulary", _vocabulary(loaded.tokenizer, decoder.config.vocab_size)))
     head = loaded.vision.head
-    lines.append(("embedding", f"{head.out_features} wide" if head is not None else "none: no trained head"))
-    lines += [(name.replace("_", " "), str(value)) for name, value in _plain(loaded.provenance).items()]
+    lines.append(("embedding", f"{head.out_features} dimensions" if head is not None else "none: no trained head"))
+    plain = {name: value for name, value in loaded.provenance.items() if isinstance(value, (str, int, float))}
+    lines += [(name.replace("_", " "), str(value)) for name, value in plain.items()]
     for name, value in lines:
         typer.echo(f"{name:<18} {value}")
 
 
-def _shape(module: Any, config: Any) -> str:
+def _shape(module: "nn.Module", config: "TowerConfig") -> str:
     count = sum(parameter.numel() for parameter in module.parameters())
     return f"{config.depth} blocks of width {config.width}, {config.heads} heads, {count / 1e6:.2f} M parameters"
 
 
-def _vocabulary(tokenizer: Any, size: int) -> str:
-    return f"{tokenizer.vocab_size} of {size} entries" if tokenizer is not None else f"{size} entries, none came along"
-
-
-def _plain(provenance: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in provenance.items() if isinstance(value, (str, int, float))}
+def _vocabulary(tokenizer: "Tokenizer | None", size: int) -> str:
+    return f"{tokenizer.vocab_size} of {size} entries" if tokenizer is not None else f"{size} entries, not included"
 
 
 def convert(
     checkpoint: Checkpoint,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
-    vision_only: Annotated[bool, typer.Option("--vision-only", help="Keep the vision tower alone.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder.")],
+    vision_only: Annotated[bool, typer.Option("--vision-only", help="Convert only the vision tower.")] = False,
     vocabulary: Vocabulary = None,
     image_size: ImageSize = None,
     decoder: Decoder = False,
     revision: Revision = None,
     offline: Offline = False,
 ) -> None:
-    """Turn any checkpoint into a folder of ours: safetensors, shape, tokenizer."""
+    """Convert any checkpoint to a model folder: safetensors, config, tokenizer."""
     from openvision.weights.export.targets import export
     from openvision.weights.load import Request, load_checkpoint
 
     loaded = load_checkpoint(checkpoint, Request(vision_only, vocabulary, image_size, decoder, revision, offline))
     if loaded.model is not None and loaded.tokenizer is None:
         raise OpenVisionError(
-            f"{checkpoint} brings no vocabulary, and a model folder needs one: give bert-base-uncased's vocab.txt with "
-            "--vocabulary, or keep the vision tower alone with --vision-only"
+            f"{checkpoint} comes without a vocabulary, which a model folder needs; give the vocab.txt of "
+            "bert-base-uncased with --vocabulary, or convert only the vision tower with --vision-only"
         )
     for result in export(loaded, "safetensors", output):
         typer.echo(result)
@@ -114,23 +122,23 @@ def convert(
 def export(
     checkpoint: Checkpoint,
     to: Annotated[str, typer.Option(help="safetensors, open_clip, timm, transformers, beit, siglip or onnx.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
-    precision: Annotated[str, typer.Option(help="Of ONNX graphs: fp32, fp16 or int8.")] = "fp32",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output folder.")],
+    precision: Annotated[str, typer.Option(help="Precision of ONNX graphs: fp32, fp16 or int8.")] = "fp32",
     dynamic_resolution: Annotated[
-        bool, typer.Option("--dynamic-resolution", help="ONNX graph for any resolution.")
+        bool, typer.Option("--dynamic-resolution", help="ONNX graph that accepts any resolution.")
     ] = False,
     resolution: Resolution = None,
-    vision_only: Annotated[bool, typer.Option("--vision-only", help="Export the vision tower alone.")] = False,
+    vision_only: Annotated[bool, typer.Option("--vision-only", help="Export only the vision tower.")] = False,
     accept_drift: Annotated[
-        bool, typer.Option("--accept-drift", help="Write the SigLIP form although it cannot be exact.")
+        bool, typer.Option("--accept-drift", help="Export to SigLIP although the result is not exact.")
     ] = False,
-    check: Annotated[bool, typer.Option(help="Load the result and compare it with the model.")] = True,
+    check: Annotated[bool, typer.Option(help="Load the result in the other library and compare.")] = True,
     vocabulary: Vocabulary = None,
     image_size: ImageSize = None,
     revision: Revision = None,
     offline: Offline = False,
 ) -> None:
-    """Write an encoder for another library, load it there and compare."""
+    """Export an encoder to another library, load it there and compare."""
     from typing import get_args
 
     from openvision.weights.export.onnx import Precision
@@ -139,9 +147,9 @@ def export(
     from openvision.weights.load import Request, load_checkpoint
 
     if to not in TARGETS:
-        raise OpenVisionError(f"unknown export target {to!r}; there are {', '.join(TARGETS)}")
+        raise OpenVisionError(f"unknown export target {to!r}; choose one of {', '.join(TARGETS)}")
     if precision not in get_args(Precision):
-        raise OpenVisionError(f"unknown precision {precision!r}; there are {', '.join(get_args(Precision))}")
+        raise OpenVisionError(f"unknown precision {precision!r}; choose one of {', '.join(get_args(Precision))}")
     options = ExportOptions(
         precision=precision,  # pyright: ignore[reportArgumentType]
         dynamic_resolution=dynamic_resolution,
@@ -161,11 +169,11 @@ def verify(
     revision: Revision = None,
     offline: Offline = False,
 ) -> None:
-    """Check a released checkpoint: strict loading, its numbers, and zero-shot on a few drawn pictures."""
+    """Verify a checkpoint: strict loading, finite numbers, and zero-shot accuracy on a few drawn images."""
     from openvision.inference.verify import verify as run
 
     report = run(checkpoint, vocabulary, revision, offline)
     for line in report.lines():
         typer.echo(line)
     if not report.passed:
-        raise OpenVisionError(f"{checkpoint} does not behave like a trained OpenVision encoder: see the lines above")
+        raise OpenVisionError(f"{checkpoint} does not behave like a trained OpenVision encoder; see the lines above")

@@ -27,7 +27,7 @@ class Augment(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    crop_law: Literal["original", "random_resized"] = "original"
+    crop_sampling: Literal["original", "random_resized"] = "original"
     """How crops are drawn: as the original does, or area uniform and aspect log-uniform as RandomResizedCrop does."""
     crop_area: tuple[Probability, Probability] = (0.4, 1.0)
     """Least and greatest share of the picture that a crop covers."""
@@ -106,7 +106,7 @@ def random_resized_box(rng: np.random.Generator, height: int, width: int, augmen
 
 def random_crop(picture: Picture, rng: np.random.Generator, size: int, augment: Augment) -> np.ndarray:
     """A random crop of a picture resized to (size, size, 3), uint8."""
-    draw = random_crop_box if augment.crop_law == "original" else random_resized_box
+    draw = random_crop_box if augment.crop_sampling == "original" else random_resized_box
     box = draw(rng, picture.height, picture.width, augment)
     return resize(picture.crop(box, size), size, size)
 

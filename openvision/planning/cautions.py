@@ -52,7 +52,7 @@ def _layout(recipe: Recipe, plan: StagePlan) -> Iterator[str]:
         and (fit.setting.devices == 1 or fit.setting.sharding == mode)
     ]
     chunks = min((fit.parts for fit in own if fit.micro_batch), default=None)
-    if chunks is not None and chunks <= plan.stage.accumulate:
+    if chunks is not None and chunks <= plan.stage.micro_batches:
         return
     smallest = "does not fit" if chunks is None else f"surely fits only in {chunks} chunks"
     yield f"the layout written in the recipe {smallest}; see how to run it below"

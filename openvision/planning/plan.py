@@ -75,8 +75,8 @@ class Plan:
         if self.assumptions.devices > 1 and mode != parallel.mode:
             wanted.append(f"parallel.mode={mode}")
         for index, stage in enumerate(self.stages):
-            if stage.chosen is not None and stage.chosen.parts != stage.stage.accumulate:
-                wanted.append(f"stages.{index}.accumulate={stage.chosen.parts}")
+            if stage.chosen is not None and stage.chosen.parts != stage.stage.micro_batches:
+                wanted.append(f"stages.{index}.micro_batches={stage.chosen.parts}")
         return tuple(wanted)
 
     @property

@@ -1,24 +1,25 @@
-"""A recipe: one TOML file that says everything about a training run, parsed into frozen models.
+"""A recipe: one TOML file that defines a training run, parsed into frozen pydantic models.
 
-Unknown keys are errors that name the nearest known one. Lengths are in samples, never in epochs or steps; learning
-rates are given per 256 samples of batch, as the papers do.
+An unknown key is an error that names the nearest known one. Lengths are counted in samples, not in epochs or steps;
+learning rates are given per 256 samples of batch, as in the papers.
 """
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, ValidationError, model_validator
 
 from openvision.errors import OpenVisionError
-from openvision.evaluation.evaluators.base import AnyEvaluator, check_titles
+from openvision.files import JsonObject
 from openvision.images.augment import Augment
 from openvision.models.openvision import OpenVisionConfig
 from openvision.models.openvision2 import OpenVision2Config
 from openvision.recipe.text import apply_override, describe_problem
+from openvision.renamed import translate_recipe
 
-# What `model.kind` may say; without it the model is OpenVision 1, or plain CLIP where it has no decoder.
+# `model.kind` -> its definition in the schema. The default is OpenVision 1; without a decoder that is plain CLIP.
 KINDS = {"openvision": "OpenVisionConfig", "openvision2": "OpenVision2Config"}
 
 # The batch that `base_learning_rate` refers to.
@@ -26,63 +27,63 @@ REFERENCE_BATCH = 256
 
 
 class Section(BaseModel):
-    """A table of the recipe: frozen, no unknown keys."""
+    """Base class of the tables of a recipe: frozen, unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Source(Section):
-    """One of several folders of training shards."""
+    """One source of a training mixture: a folder of shards and its weight."""
 
     folder: str
     """Relative to the data folder, or a URL."""
     weight: Annotated[float, Field(ge=0)] = 1.0
-    """Share of the samples that come from it, before normalisation."""
+    """Sampling weight, before normalisation."""
     alt_key: str | None = None
-    """As in `data`, whose value it has by default."""
+    """Overrides `data.alt_key` for this source."""
     synthetic_key: str | None = None
+    """Overrides `data.synthetic_key` for this source."""
 
 
 class Data(Section):
-    """Where the shards are and how a sample's texts become ids."""
+    """Training and validation shards, and the tokenizer."""
 
     train: str | tuple[Source, ...]
-    """Folder of training shards, relative to the data folder given on the command line, or a URL; or several, as
-    tables `[[data.train]]` with weights."""
+    """Folder of training shards, relative to the data folder given on the command line, or a URL; a mixture is written
+    as tables `[[data.train]]` with weights."""
     validation: str | None = None
-    """Folder of shards measured during training; every choice is made on it."""
+    """Folder of the validation shards, evaluated during training."""
     alt_key: str = "txt"
-    """Name of the alt-text: "txt" for the txt member, else a field of the json or of the captions tar."""
+    """Where a sample's alt-text is: "txt" for the .txt member, else a field of the json or of the captions tar."""
     synthetic_key: str = "synthetic"
-    """Name of the synthetic caption, likewise."""
+    """Where a sample's synthetic caption is, likewise."""
     order: Literal["global", "blocks"] = "global"
-    """"global" shuffles all samples; "blocks" keeps neighbours together, for shards behind a network."""
+    """"global" shuffles all samples; "blocks" shuffles blocks of neighbouring samples, for shards behind a network."""
     block: PositiveInt = 64
-    """Samples of a shard read together in the order "blocks"."""
+    """Samples of a block with order "blocks"."""
     window: PositiveInt = 4096
-    """Samples among which blocks are shuffled once more."""
+    """Samples of a window with order "blocks": the shuffled blocks are shuffled again within windows."""
     reject_budget: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Share of samples that may be unusable before the run ends."""
+    """Fraction of samples that may be unusable; above it the run stops."""
     vocab_size: PositiveInt | None = None
-    """Learn a WordPiece vocabulary of this size from the training texts; None needs `tokenizer`."""
+    """Train a WordPiece vocabulary of this size on the training texts; or give `tokenizer`."""
     tokenizer: str | None = None
     """Path of a tokenizer.json, of a folder that holds one, or of a vocab.txt."""
 
     @model_validator(mode="after")
     def _one_tokenizer(self) -> "Data":
         if (self.vocab_size is None) == (self.tokenizer is None):
-            raise ValueError("give either vocab_size (a vocabulary is learnt) or tokenizer (a path)")
+            raise ValueError("give either vocab_size (to train a vocabulary) or tokenizer (a path)")
         return self
 
 
 class Loss(Section):
-    """Weights of the two objectives, and the texts the contrastive one sees (spec section 5)."""
+    """Weights of the contrastive and the caption loss, and the texts to contrast with (spec section 5)."""
 
     contrastive: Annotated[float, Field(ge=0)] = 1.0
     caption: Annotated[float, Field(ge=0)] = 2.0
     texts: tuple[Literal["alt", "sentence"], ...] = ("alt", "sentence")
-    """Kinds of text contrasted with the image, each a problem of its own; "alt" must come first. None with
-    OpenVision 2."""
+    """Texts contrasted with the image, each in a loss of its own; "alt" must come first. Empty with OpenVision 2."""
 
     @model_validator(mode="after")
     def _alt_first(self) -> "Loss":
@@ -92,20 +93,20 @@ class Loss(Section):
 
 
 class Optimizer(Section):
-    """Adam with decoupled weight decay on matrices (spec section 5)."""
+    """AdamW, with weight decay on matrices only (spec section 5)."""
 
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
     first_moment: Literal["bfloat16", "float32"] = "bfloat16"
     clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """Greatest norm of the gradient; None, as published, leaves it alone."""
+    """Maximum gradient norm; None, as published, does not clip."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of an average of the parameters, which is then measured and written instead of them; None is off."""
+    """Decay of the exponential moving average of the parameters, which is then evaluated and exported; None is off."""
 
 
 class Stage(Section):
-    """One stage of training at one resolution; parameters carry over, the optimizer starts anew."""
+    """A training stage at one resolution. Parameters carry over from the stage before, optimizer state does not."""
 
     resolution: PositiveInt
     samples: PositiveInt
@@ -113,33 +114,33 @@ class Stage(Section):
     base_learning_rate: Annotated[float, Field(gt=0)]
     """Peak learning rate per 256 samples of batch."""
     warmup_samples: Annotated[int, Field(ge=0)] = 0
-    accumulate: PositiveInt = 1
-    """Chunks in which a batch is computed when it does not fit into memory; the update stays that of the batch."""
+    micro_batches: PositiveInt = 1
+    """Number of micro-batches that a batch is computed in; gradient caching keeps the loss that of the whole batch."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Stochastic depth of the vision tower: probability at its last block, growing linearly from 0 at its first."""
+    """Stochastic depth of the vision tower: rate at its last block, growing linearly from 0 at its first."""
 
     @property
     def steps(self) -> int:
-        """Optimizer updates of the stage."""
+        """Optimizer updates in the stage."""
         return self.samples // self.batch_size
 
     @property
     def warmup_steps(self) -> int:
-        """Updates of linear warm-up."""
+        """Linear warm-up, in updates."""
         return self.warmup_samples // self.batch_size
 
     @property
     def peak_learning_rate(self) -> float:
-        """Learning rate at the end of warm-up."""
+        """Learning rate after warm-up."""
         return self.base_learning_rate * self.batch_size / REFERENCE_BATCH
 
     @model_validator(mode="after")
     def _at_least_one_step(self) -> "Stage":
         if self.steps < 1:
             raise ValueError(f"samples {self.samples} do not fill one batch of {self.batch_size}")
-        if self.batch_size % self.accumulate:
+        if self.batch_size % self.micro_batches:
             raise ValueError(
-                f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}; choose a divisor of it"
+                f"batch_size {self.batch_size} is not divisible by micro_batches {self.micro_batches}; choose a divisor"
             )
         if self.warmup_samples >= self.samples:
             raise ValueError(f"warmup_samples {self.warmup_samples} must be fewer than samples {self.samples}")
@@ -147,82 +148,101 @@ class Stage(Section):
 
 
 class Run(Section):
-    """How the run is carried out: nothing here is part of the published recipe."""
+    """How a run is executed: precision, logging, evaluation, checkpoints. Not part of the published recipe."""
 
     precision: Literal["float32", "bfloat16", "auto"] = "auto"
-    """Compute dtype; "auto" takes bfloat16 where the device is fast at it. Parameters stay float32."""
+    """Compute dtype; "auto" is bfloat16 on devices with fast bfloat16. Parameters stay float32."""
     compile: bool = False
-    """Compile each block with torch.compile: a minute of warm-up, faster steps afterwards."""
+    """Compile each block with torch.compile: about a minute of warm-up, then faster steps."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """What of a block is computed again in the backward pass instead of being kept: nothing, all but the results of
-    matrix products and attention, or everything."""
+    """Activations of a block that the backward pass recomputes: none, all but the outputs of matrix products and
+    attention, or all."""
     peak_tflops: Annotated[float, Field(gt=0)] | None = None
-    """Dense bfloat16 peak of one device, 10^12 operations a second, for the MFU of devices that are not known."""
+    """Dense bfloat16 peak of one device, TFLOP/s: gives the MFU of a device that openvision.hardware does not list."""
     tensorboard: bool = False
-    """Write event files for TensorBoard into the run folder."""
+    """Write TensorBoard event files to the run folder."""
     wandb: str | None = None
-    """Name of the Weights & Biases project to log to."""
+    """Weights & Biases project to log to."""
     trackio: str | None = None
-    """Name of the trackio project to log to."""
+    """trackio project to log to."""
     loader_threads: PositiveInt = 1
-    """Threads that decode, in each worker."""
+    """Decoding threads per worker."""
     loader_workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that decode; 0 decodes in the training process."""
+    """Worker processes of the data loader; 0 decodes in the training process."""
     log_every: PositiveInt = 10
-    """Steps between lines of the log."""
+    """Steps between log lines."""
     evaluate_every: PositiveInt = 100
-    """Steps between measurements on the validation shards."""
+    """Steps between evaluations."""
     checkpoint_every: PositiveInt = 100
     """Steps between checkpoints."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] | None = None
-    """Minutes after which a checkpoint is written even if `checkpoint_every` steps have not passed."""
+    """Save a checkpoint after this many minutes even if `checkpoint_every` steps have not passed."""
     checkpoints_kept: PositiveInt = 2
-    """Newest checkpoints kept."""
+    """How many of the newest checkpoints to keep."""
     checkpoint_best: str | None = None
-    """Number of the validation whose best checkpoint is kept too, e.g. "top1"; the lowest for a loss."""
+    """Metric whose best checkpoint is kept too: "top1" of the validation, or "NAME/METRIC" of an evaluator."""
     hang_seconds: Annotated[float, Field(gt=0)] | None = 600.0
-    """Seconds without progress after which a process writes its stacks to hangs/ in the run folder."""
+    """Seconds without progress after which a process writes its stack traces to RUN/hangs/; None is off."""
 
 
 class Parallel(Section):
-    """How many processes share the run, started by torchrun; it may change whenever the run goes on."""
+    """Distributed training with torchrun; may change whenever a run is resumed."""
 
     mode: Literal["ddp", "fsdp"] = "ddp"
-    """"ddp" keeps the model in every process; "fsdp" cuts parameters, gradients and moments into slices."""
+    """"ddp" replicates the model in every process; "fsdp" shards parameters, gradients and optimizer state (FSDP2)."""
     replicate: PositiveInt = 1
-    """With "fsdp": groups of processes that hold a whole model each; a machine per group keeps slices near."""
-    start_seconds: Annotated[float, Field(gt=0)] = 1800.0
-    """How long an exchange between processes may take up to the end of the first step."""
-    step_seconds: Annotated[float, Field(gt=0)] = 300.0
-    """How long it may take afterwards: a lost or hung process ends the run after this time."""
+    """With "fsdp": number of replicas (HSDP), each sharded over world size / replicate processes, e.g. one per node."""
+    start_timeout_seconds: Annotated[float, Field(gt=0)] = 1800.0
+    """Timeout of a collective up to the end of the first step."""
+    step_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    """Timeout of a collective afterwards: a lost or hung process stops the run after this time."""
 
 
 class Guards(Section):
-    """What is done about a loss that jumps; a loss or gradient that is not finite always ends the run."""
+    """Response to loss spikes. A loss or gradient that is not finite always stops the run."""
 
     spikes: Literal["off", "log", "skip"] = "off"
-    """"log" reports a step whose loss jumps, "skip" leaves its update out as well."""
+    """"log" reports a step whose loss spikes, "skip" also skips its update."""
     spike_window: Annotated[int, Field(ge=20)] = 100
-    """Newest losses that a jump is measured against."""
+    """Number of recent losses that a loss is compared with."""
     spike_deviations: Annotated[float, Field(gt=0)] = 8.0
-    """How many deviations above their median a loss must be."""
+    """A loss this many standard deviations (estimated from the MAD) above the median is a spike."""
 
 
-def _kind(model: Any) -> str:
+class EvaluatorTable(BaseModel):
+    """A table `[[evaluate]]`: which evaluator runs during training, under which name and how often.
+
+    Options of the evaluator itself are kept as they are; `openvision.training.setup.evaluators` checks them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    kind: str
+    name: str = ""
+    """Prefix of its metrics; `kind` by default."""
+    every: PositiveInt | None = None
+    """Steps between measurements; `run.evaluate_every` by default."""
+
+    @property
+    def title(self) -> str:
+        """Prefix of its metrics in the log."""
+        return self.name or self.kind
+
+
+def _kind(model: object) -> str:
     if isinstance(model, dict):
         return str(model.get("kind", "openvision"))
     return getattr(model, "kind", "openvision")
 
 
 class Recipe(Section):
-    """Everything a run needs but the data folder and the place for its results."""
+    """A training run, except its data folder and run folder."""
 
     name: str
     description: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
     start: str | None = None
-    """Weights to start from instead of random ones: released name, Hub id, model folder or file. What they do not hold,
-    such as a decoder, starts at random."""
+    """Pretrained weights: released name, Hub id, model folder or file. Missing towers are initialised randomly."""
     model: Annotated[
         Annotated[OpenVisionConfig, Tag("openvision")] | Annotated[OpenVision2Config, Tag("openvision2")],
         Discriminator(_kind),
@@ -233,8 +253,8 @@ class Recipe(Section):
     optimizer: Optimizer = Optimizer()
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     guards: Guards = Guards()
-    evaluate: tuple[AnyEvaluator, ...] | None = None
-    """What is measured during training beside the validation split: tables `[[evaluate]]`."""
+    evaluate: tuple[EvaluatorTable, ...] | None = None
+    """Evaluators that run during training beside the validation: tables `[[evaluate]]`."""
     run: Run = Run()
     parallel: Parallel = Parallel()
 
@@ -245,33 +265,32 @@ class Recipe(Section):
 
     @property
     def caption_length(self) -> int | None:
-        """Positions of the caption target; None when there is no decoder to predict it."""
+        """Length of the caption target, tokens; None without a decoder."""
         return self.model.decoder.caption_length if self.model.decoder else None
 
     @property
     def context_length(self) -> int | None:
-        """Ids of a text for the text tower; None when there is no text tower."""
+        """Context length of the text tower, tokens; None without a text tower."""
         return self.model.text.context_length if isinstance(self.model, OpenVisionConfig) else None
 
     @property
     def vocab_size(self) -> int:
-        """Entries that every part of the model has room for."""
+        """Largest vocabulary that every tower can embed."""
         sizes = [self.model.text.vocab_size] if isinstance(self.model, OpenVisionConfig) else []
         return min([*sizes, self.model.decoder.vocab_size] if self.model.decoder else sizes)
 
     @property
     def reads_synthetic(self) -> bool:
-        """Whether anything is learnt from synthetic captions."""
+        """Whether any loss uses synthetic captions."""
         return self.model.decoder is not None or "sentence" in self.loss.texts
 
     @model_validator(mode="after")
     def _evaluators_named(self) -> "Recipe":
-        try:
-            check_titles(self.evaluate or (), "evaluate")
-        except OpenVisionError as error:
-            raise ValueError(str(error)) from error
+        titles = [one.title for one in self.evaluate or ()]
+        if doubled := next((title for title in titles if titles.count(title) > 1), None):
+            raise ValueError(f"evaluate: two evaluators named {doubled!r}; give each its own name")
         title, slash, _ = (self.run.checkpoint_best or "").partition("/")
-        if slash and title not in {one.title for one in self.evaluate or ()}:
+        if slash and title not in titles:
             raise ValueError(f"run.checkpoint_best {self.run.checkpoint_best!r}: no evaluator is named {title!r}")
         return self
 
@@ -300,19 +319,33 @@ class Recipe(Section):
         return self
 
 
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe and apply `key.path=value` overrides (values in TOML syntax; bare words are strings)."""
+STORED = "recipe.toml"
+"""Name of the resolved recipe in run and model folders."""
+# One of these lies beside a recipe that a run wrote.
+_BESIDE_STORED = ("data.json", "sessions.json", "model.safetensors")
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None, stored: bool | None = None) -> Recipe:
+    """Read a recipe and apply `key.path=value` overrides (values in TOML syntax; bare words are strings).
+
+    Keys that were renamed are translated in a `stored` recipe, which is by default the recipe.toml of a run or model
+    folder. Raises OpenVisionError that names the file and the key.
+    """
     try:
         data = tomllib.loads(read_recipe_text(path))
     except tomllib.TOMLDecodeError as error:
         raise OpenVisionError(f"recipe {path} is not valid TOML: {error}") from error
+    if stored is None:
+        stored = path.name == STORED and any((path.parent / name).exists() for name in _BESIDE_STORED)
+    if stored:
+        translate_recipe(data)
     for override in overrides or []:
         apply_override(data, override)
     return parse_recipe(data, str(path))
 
 
 def read_recipe_text(path: Path) -> str:
-    """The file as written, remarks included; raises OpenVisionError when it cannot be read."""
+    """Text of a recipe file, comments included; raises OpenVisionError when it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -321,8 +354,8 @@ def read_recipe_text(path: Path) -> str:
         raise OpenVisionError(f"recipe {path} cannot be read: {error}") from error
 
 
-def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
-    """Validate a recipe; `source` names it in errors."""
+def parse_recipe(data: JsonObject, source: str) -> Recipe:
+    """Validate a recipe; errors name it as `source`."""
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -332,5 +365,5 @@ def parse_recipe(data: dict[str, Any], source: str) -> Recipe:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as TOML that `load_recipe` reads back to the same recipe."""
+    """The recipe as TOML; `load_recipe` reads it back to an equal recipe."""
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))

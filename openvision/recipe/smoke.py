@@ -1,16 +1,14 @@
-"""The smoke form of a recipe: every part of it once, on a CPU, within a minute.
+"""Smoke test of a recipe: every stage, loss and tower once, on a CPU, within a minute.
 
-Kept is what the recipe is about: widths, heads, patch, resolutions, vocabulary size, text lengths, losses,
-augmentation, optimizer, number of stages. Cut are the samples (two updates in the first stage, one in each later one,
-of two pictures) and, where a tower is wide (B and larger) or its pictures long (patch 8), the depth of every tower to
-two blocks. Data are drawn: coloured shapes with alt-text and caption, whose own small vocabulary is learnt, while the
-model keeps room for all the words of the recipe.
+Kept: widths, heads, patch size, resolutions, vocabulary size, text lengths, losses, augmentation, optimizer, number of
+stages. Reduced: the batch (2 images), the updates (two in the first stage, one in each later stage) and, for wide
+towers (B and larger) or many patches (patch 8), the depth of every tower (2 blocks). The data is drawn: coloured shapes
+with alt-text and caption. A small vocabulary is trained on it; the embeddings keep the size of the recipe.
 """
 
 import io
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -20,9 +18,9 @@ from openvision.models.openvision2 import ModelConfig
 from openvision.recipe.schema import Data, Parallel, Recipe, Run, Stage
 
 BATCH = 2
-# Of the first stage: one of warm-up, and one that finds the moments of an update before it. Later stages take one.
+# Updates of the first stage: one of warm-up, and one with the moments of an update before it. Later stages take one.
 UPDATES = 2
-# A vision tower at least this wide, or with this many patches, is cut to DEPTH blocks, and so are the towers beside it.
+# A model whose vision tower is at least this wide, or has this many patches, is reduced to DEPTH blocks in every tower.
 WIDE = 768
 LONG = 1024
 DEPTH = 2
@@ -33,7 +31,7 @@ _SIZE = (120, 96)
 
 
 def smoke_recipe(recipe: Recipe) -> Recipe:
-    """The smoke form of `recipe`, validated like any other; a pure function."""
+    """The smoke form of `recipe`, validated; a pure function."""
     changed = recipe.model_copy(
         update={
             "name": f"{recipe.name}-smoke",
@@ -50,14 +48,14 @@ def smoke_recipe(recipe: Recipe) -> Recipe:
 
 
 def prepare_smoke(recipe: Recipe, run_folder: Path) -> tuple[Recipe, str]:
-    """The smoke form of `recipe` and the folder with its data, drawn into `run_folder`."""
+    """The smoke form of `recipe` and its data folder, drawn below `run_folder`."""
     smoke, folder = smoke_recipe(recipe), run_folder / "smoke-data"
     write_smoke_data(smoke, folder)
     return smoke, str(folder)
 
 
 def write_smoke_data(recipe: Recipe, folder: Path) -> None:
-    """Draw the shards that a smoke recipe names, `train` and `validation`, unless they are there already."""
+    """Draw the shards of a smoke recipe, `train` and `validation`, unless `folder` exists."""
     if folder.exists():
         return
     with atomic_folder(folder) as temporary:
@@ -71,7 +69,7 @@ def write_smoke_data(recipe: Recipe, folder: Path) -> None:
 
 
 def is_cut(model: ModelConfig) -> bool:
-    """Whether the smoke form of a model has fewer blocks."""
+    """Whether the smoke form of a model has reduced depth."""
     rows, columns = model.vision.grid()
     return model.vision.width >= WIDE or rows * columns >= LONG
 
@@ -79,12 +77,11 @@ def is_cut(model: ModelConfig) -> bool:
 def _shallow(model: ModelConfig) -> ModelConfig:
     if not is_cut(model):
         return model
-    towers: dict[str, Any] = {
-        name: replace(tower, depth=min(tower.depth, DEPTH))
-        for name in ("vision", "text", "decoder")
-        if (tower := getattr(model, name, None)) is not None
-    }
-    return replace(model, **towers)
+    shallow = model
+    for name in ("vision", "text", "decoder"):
+        if (tower := getattr(model, name, None)) is not None:
+            shallow = replace(shallow, **{name: replace(tower, depth=min(tower.depth, DEPTH))})
+    return shallow
 
 
 def _own_data(recipe: Recipe) -> Data:
@@ -103,13 +100,13 @@ def _short(stage: Stage, index: int) -> Stage:
         "samples": BATCH * updates,
         "batch_size": BATCH,
         "warmup_samples": min(stage.warmup_samples, BATCH * (updates - 1)),
-        "accumulate": min(stage.accumulate, BATCH),
+        "micro_batches": min(stage.micro_batches, BATCH),
     }
     return stage.model_copy(update=changes)
 
 
 def _quiet(run: Run) -> Run:
-    """One line an update; one evaluation and one checkpoint a stage, at its end; no compiler, no tracker."""
+    """Log every update; evaluate and checkpoint at the end of each stage; no torch.compile, no trackers."""
     changes = {
         "log_every": 1,
         "evaluate_every": UPDATES,
@@ -124,7 +121,7 @@ def _quiet(run: Run) -> Run:
     return run.model_copy(update=changes)
 
 
-def _texts(data: Data, name: str) -> dict[str, Any]:
+def _texts(data: Data, name: str) -> dict[str, str]:
     colour, shape = name.split()
     caption = f"A {shape} on white. The {shape} is {colour}. There is nothing else in the picture."
     texts = {"name": name, "category": shape, data.synthetic_key: caption}

@@ -1,6 +1,6 @@
-"""The text of a recipe: overrides on the command line, errors that name the nearest key, remarks behind values.
+"""The text of a recipe: --set overrides, error messages that suggest a key, remarks in comments.
 
-A value that no source gives carries a remark on its line, and a table on the line of its header:
+A value that differs from the papers, or that they do not give, carries a remark on its line; a table, on its header:
 
     warmup_samples = 0  # not published; ours: the third stage of version 1 has none
     precision = "bfloat16"  # published: float32; ours: several times as fast, and what version 1 ran in
@@ -11,9 +11,12 @@ import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+
+from pydantic_core import ErrorDetails
 
 from openvision.errors import OpenVisionError
+from openvision.files import JsonObject
+from openvision.renamed import new_key
 
 _HEADER = re.compile(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
 _KEY = re.compile(r"^\s*([A-Za-z0-9_.-]+)\s*=")
@@ -22,24 +25,24 @@ _REMARK = re.compile(r"#\s*((?:not published|published:[^;]*); ours: .+?)\s*$")
 
 @dataclass(frozen=True)
 class Remark:
-    """What a recipe says about where a value comes from."""
+    """Comment on the source of a value."""
 
     place: str
     """Dotted key, e.g. `stages.2.warmup_samples`."""
     text: str
-    """From "not published" or "published: ..." on."""
+    """Begins with "not published" or "published: ..."."""
 
 
 def remarks(text: str) -> list[Remark]:
-    """Every value and table of a recipe that its authors did not take from a source, in order."""
+    """Remarks of a recipe, in order: the values and tables that are not taken from a paper."""
     found = [(place, _REMARK.search(line)) for place, line in places(text) if place]
     return [Remark(place, match[1]) for place, match in found if match]
 
 
 def places(text: str) -> Iterator[tuple[str, str]]:
-    """Every line, after the dotted key of the table it opens or the value it sets; tables of arrays are numbered.
+    """(dotted key, line) for every line: key of the table it opens or the value it sets, else "".
 
-    The key of any other line is empty.
+    Tables of an array are numbered: `stages.0`.
     """
     table = ""
     counts: dict[str, int] = {}
@@ -56,22 +59,22 @@ def places(text: str) -> Iterator[tuple[str, str]]:
             yield "", line
 
 
-def flatten(value: Any, place: str = "") -> dict[str, Any]:
-    """Every leaf of nested tables by its dotted key; an array of plain values is a leaf, an array of tables is not."""
+def flatten(value: object, place: str = "") -> JsonObject:
+    """Dotted key -> value for every leaf of nested tables; an array of values is a leaf, an array of tables is not."""
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         value = {str(index): item for index, item in enumerate(value)}
     if not isinstance(value, dict):
         return {place: value}
-    leaves: dict[str, Any] = {}
+    leaves: JsonObject = {}
     for key, item in value.items():
         leaves |= flatten(item, f"{place}.{key}".lstrip("."))
     return leaves
 
 
-def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set one value, `key.path=value` with the value in TOML syntax; a bare word is a string, `none` removes the key.
+def apply_override(data: JsonObject, override: str) -> None:
+    """Apply `key.path=value`, the value in TOML syntax; a bare word is a string, `none` removes the key.
 
-    Raises OpenVisionError for another form or a place that the recipe does not have.
+    Raises OpenVisionError for another form or a key path that does not exist.
     """
     path, equals, value = override.partition("=")
     if not equals or not path:
@@ -81,7 +84,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         parsed = value
     *parents, last = path.split(".")
-    node: Any = data
+    node: dict | list = data
     try:
         for key in parents:
             node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
@@ -92,33 +95,35 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         else:
             node[last] = parsed
     except (ValueError, IndexError, TypeError, AttributeError):
-        raise OpenVisionError(f"--set {override!r}: the recipe has no place {path}") from None
+        raise OpenVisionError(f"--set {override!r}: the recipe has no key {path}") from None
 
 
-def describe_problem(problem: Any, schema: dict[str, Any], kinds: dict[str, str]) -> str:
-    """One sentence about one problem that pydantic found; `kinds` as `known_keys` takes them."""
+def describe_problem(problem: ErrorDetails, schema: JsonObject, kinds: dict[str, str]) -> str:
+    """A pydantic error in one sentence, with the key and the remedy; `kinds` as in `known_keys`."""
     location = problem["loc"]
     place = ".".join(str(part) for part in location if part not in kinds)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        if new := new_key(place):
+            return f"unknown key {place}: it was renamed, write {new}"
         return f"unknown key {place}{_suggestion(location, schema, kinds)}"
     if problem["type"] == "missing":
         return f"key {place} is missing"
     if problem["type"] == "union_tag_invalid":
-        return f"{place}.kind is {problem['ctx']['tag']!r}, but there are only {', '.join(kinds)}"
+        return f"{place}.kind is {problem.get('ctx', {}).get('tag')!r}; choose one of {', '.join(kinds)}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
 
 
-def _suggestion(location: tuple[int | str, ...], schema: dict[str, Any], kinds: dict[str, str]) -> str:
+def _suggestion(location: tuple[int | str, ...], schema: JsonObject, kinds: dict[str, str]) -> str:
     known = known_keys(location[:-1], schema, kinds)
     near = difflib.get_close_matches(str(location[-1]), known, n=1)
     return f" (did you mean {near[0]}?)" if near else (f" (known: {', '.join(known)})" if known else "")
 
 
-def known_keys(parents: tuple[int | str, ...], schema: dict[str, Any], kinds: dict[str, str]) -> list[str]:
-    """Keys that may stand at a place of the recipe, by its JSON schema.
+def known_keys(parents: tuple[int | str, ...], schema: JsonObject, kinds: dict[str, str]) -> list[str]:
+    """Keys of the table at `parents`, from the recipe's JSON schema.
 
-    `kinds` maps a kind of model, which pydantic puts into the place of a problem, to its definition in the schema.
+    `kinds` maps a kind of model, which pydantic inserts into the location of an error, to its definition in the schema.
     """
     node, definitions = schema, schema["$defs"]
     for key in parents:

@@ -1,49 +1,58 @@
-"""Recipes for people to look at: all values with their remarks, what differs between two, whether one can be built."""
+"""Show, compare and check recipes: `openvision recipe show`, `diff` and `validate`."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from openvision.errors import OpenVisionError
+from openvision.files import JsonObject
 from openvision.models.openvision2 import build_model
-from openvision.recipe.schema import Recipe, dump_recipe, load_recipe, read_recipe_text
+from openvision.recipe.schema import Recipe, Stage, dump_recipe, load_recipe, read_recipe_text
 from openvision.recipe.smoke import smoke_recipe
 from openvision.recipe.text import flatten, places, remarks
 from openvision.text.tokenizer import Tokenizer
 
-# What a recipe is called is no difference between two of them.
+# Differences in these keys are not reported.
 _NAMES = ("name", "description")
 
+Complete = Callable[[Recipe, str], Recipe]
+"""Checks the evaluators of a recipe and fills in their defaults; the string names the recipe in errors."""
 
-def values_of(recipe: Recipe) -> dict[str, Any]:
-    """Every value of a recipe by its dotted key, defaults included; what is None is left out."""
+
+def keep(recipe: Recipe, source: str) -> Recipe:
+    """Leave the evaluators of a recipe as they are written."""
+    return recipe
+
+
+def values_of(recipe: Recipe) -> JsonObject:
+    """Dotted key -> value of a recipe, defaults included, None left out."""
     return flatten(recipe.model_dump(mode="json", exclude_none=True))
 
 
-def show_recipe(path: Path, overrides: list[str] | None = None, smoke: bool = False) -> str:
-    """The resolved recipe as TOML that can be run, remarks behind their values; below, in comments, what follows.
+def show_recipe(path: Path, overrides: list[str] | None = None, smoke: bool = False, complete: Complete = keep) -> str:
+    """The resolved recipe as valid TOML with remarks; comments below it list the stages in updates and all remarks.
 
-    What follows are the stages in updates, and the remarks together. A remark goes when `overrides` or the smoke form
-    change its value.
+    A remark is dropped when `overrides` or the smoke form change its value.
     """
-    written, recipe = load_recipe(path), load_recipe(path, overrides)
+    written = load_recipe(path)
+    recipe = complete(load_recipe(path, overrides), f"recipe {path}")
     if smoke:
         recipe = smoke_recipe(recipe)
     before, after = values_of(written), values_of(recipe)
-    told = {
+    kept = {
         remark.place: remark.text
         for remark in remarks(read_recipe_text(path))
         if _below(before, remark.place) == _below(after, remark.place)
     }
-    lines = [f"{line}  # {told[place]}" if place in told else line for place, line in places(dump_recipe(recipe))]
-    return "\n".join([*lines, "", *_stages(recipe), "#", *_sources(told)]) + "\n"
+    lines = [f"{line}  # {kept[place]}" if place in kept else line for place, line in places(dump_recipe(recipe))]
+    return "\n".join([*lines, "", *_stages(recipe.stages), "#", *_sources(kept)]) + "\n"
 
 
-def diff_recipes(first: Path, second: Path) -> list[tuple[str, str, str]]:
-    """Keys whose resolved values differ, with both values as TOML would write them, or "-" where there is none."""
-    left, right = values_of(load_recipe(first)), values_of(load_recipe(second))
+def diff_recipes(first: Path, second: Path, complete: Complete = keep) -> list[tuple[str, str, str]]:
+    """(key, first value, second value) for every resolved value that differs; "-" stands for a missing one."""
+    left, right = (values_of(complete(load_recipe(path), f"recipe {path}")) for path in (first, second))
     keys = [*left, *(key for key in right if key not in left)]
     return [
         (key, _written(left, key), _written(right, key))
@@ -52,12 +61,12 @@ def diff_recipes(first: Path, second: Path) -> list[tuple[str, str, str]]:
     ]
 
 
-def check_recipe(path: Path) -> str:
-    """Load a recipe, build its model and that of its smoke form without memory; returns what it is in a line.
+def check_recipe(path: Path, complete: Complete = keep) -> str:
+    """Validate a recipe and its smoke form, build its model on the meta device; returns a summary in one line.
 
-    Raises OpenVisionError for what is wrong with it, the tokenizer's size included where its file is there.
+    Raises OpenVisionError for the first problem. A tokenizer file that exists is checked against the model too.
     """
-    recipe = load_recipe(path)
+    recipe = complete(load_recipe(path), f"recipe {path}")
     smoke_recipe(recipe)
     with torch.device("meta"):
         model = build_model(recipe.model)
@@ -76,8 +85,8 @@ def _tokenizer(recipe: Recipe, path: Path) -> str:
         return ""
     file = Path(recipe.data.tokenizer)
     if not file.exists():
-        return f"; its tokenizer {file} is not here yet"
-    tokenizer = Tokenizer.from_vocabulary(file) if file.suffix == ".txt" else Tokenizer.load(file)
+        return f"; its tokenizer {file} does not exist yet"
+    tokenizer = Tokenizer.load(file)
     if tokenizer.vocab_size > recipe.vocab_size:
         raise OpenVisionError(
             f"recipe {path}: data.tokenizer {file} has {tokenizer.vocab_size} entries, the model only "
@@ -86,24 +95,27 @@ def _tokenizer(recipe: Recipe, path: Path) -> str:
     return ""
 
 
-def _below(values: dict[str, Any], place: str) -> dict[str, Any]:
-    """The value at a place, or all values of the table there."""
+def _below(values: JsonObject, place: str) -> JsonObject:
+    """The value with the key `place`, or all values of the table `place`."""
     return {key: value for key, value in values.items() if key == place or key.startswith(f"{place}.")}
 
 
-def _written(values: dict[str, Any], key: str) -> str:
+def _written(values: JsonObject, key: str) -> str:
     return json.dumps(values[key]) if key in values else "-"
 
 
-def _stages(recipe: Recipe) -> list[str]:
+def _stages(stages: Sequence[Stage]) -> list[str]:
     return [
         f"# stage {index}: {stage.resolution} px, {stage.steps:,} updates of {stage.batch_size:,} samples, "
         f"{stage.warmup_steps:,} of them warm-up, peak learning rate {stage.peak_learning_rate:.4g}"
-        for index, stage in enumerate(recipe.stages)
+        for index, stage in enumerate(stages)
     ]
 
 
-def _sources(told: dict[str, str]) -> list[str]:
-    if not told:
-        return ["# No value is marked as not published."]
-    return ["# Values that no source gives, or gives otherwise:", *(f"#   {key}: {text}" for key, text in told.items())]
+def _sources(kept: dict[str, str]) -> list[str]:
+    if not kept:
+        return ["# No value carries a remark on its source."]
+    return [
+        "# Values that are not published, or differ from the published ones:",
+        *(f"#   {key}: {text}" for key, text in kept.items()),
+    ]

@@ -100,7 +100,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Read a tokenizer.json, or the one in a folder."""
+        """Read a tokenizer.json, the one in a folder, or a vocab.txt."""
+        if path.suffix == ".txt":
+            return cls.from_vocabulary(path)
         file = path / FILE_NAME if path.is_dir() else path
         if not file.is_file():
             raise OpenVisionError(f"{file} does not exist; every model folder has a tokenizer, so check the path")

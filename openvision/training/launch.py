@@ -5,7 +5,7 @@ from pathlib import Path
 from openvision.files import make_folder
 from openvision.recipe.schema import Recipe
 from openvision.runtime import join_processes
-from openvision.training.run.watchdog import clear_failure, told_once
+from openvision.training.run.watchdog import clear_failure, report_once
 from openvision.training.trainer import Trainer
 
 
@@ -15,7 +15,7 @@ def launch(recipe: Recipe, data_folder: str | Path, run_folder: Path, force: boo
     Raises Interrupted when the run was asked to stop and has saved its state.
     """
     make_folder(run_folder)
-    with join_processes(recipe.parallel.start_seconds, recipe.parallel.replicate) as processes:
+    with join_processes(recipe.parallel.start_timeout_seconds, recipe.parallel.replicate) as processes:
         if processes.is_main:
             clear_failure(run_folder)
         processes.barrier()
@@ -24,7 +24,7 @@ def launch(recipe: Recipe, data_folder: str | Path, run_folder: Path, force: boo
         def how_far() -> str:
             return "before the first step" if trainer is None else f"step {trainer.progress.step + 1}"
 
-        with told_once(run_folder, processes.rank, processes.size, how_far):
+        with report_once(run_folder, processes.rank, processes.size, how_far):
             trainer = Trainer(recipe, data_folder, run_folder, processes, force)
             trainer.run()
         return trainer.model_folder if processes.is_main else None

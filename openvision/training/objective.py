@@ -81,7 +81,7 @@ class ImageTextObjective:
         scale = model.logit_scale.exp()
         per_kind = contrastive_losses(image_embeds, text_embeds, scale, group=self.group)
         terms = {f"contrastive_{kind}": term for kind, term in zip(self.recipe.texts, per_kind, strict=True)}
-        return terms | {"contrastive": per_kind.mean(), "temperature": scale}
+        return terms | {"contrastive": per_kind.mean(), "logit_scale": scale}
 
     def _texts(self, batch: Batch) -> list[Tensor]:
         ids = {"alt": batch.alt_ids, "sentence": batch.sentence_ids}

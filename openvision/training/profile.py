@@ -122,7 +122,7 @@ def profile_recipe(
     device = trainer.processes.device
     phases = Phases(device)
     objective: Any = _CountedObjective(trainer.objective, phases)
-    step = Step(trainer.model.train(), objective, trainer.optimizer, trainer.precision, stage.accumulate)
+    step = Step(trainer.model.train(), objective, trainer.optimizer, trainer.precision, stage.micro_batches)
 
     with ExitStack() as stack:
         stack.enter_context(_watching(trainer.model, trainer.optimizer, phases))

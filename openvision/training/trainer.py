@@ -18,7 +18,7 @@ from torch import Tensor
 
 from openvision.data.loader import Batch, InputSpec, Loader, LoaderOptions
 from openvision.errors import OpenVisionError
-from openvision.evaluation.evaluators.in_training import check_evaluators, due, less_is_better, measure_in_training
+from openvision.evaluation.evaluators.in_training import due, less_is_better, measure_in_training
 from openvision.files import make_folder
 from openvision.provenance import describe_run
 from openvision.recipe.schema import Recipe, Stage, dump_recipe
@@ -34,10 +34,11 @@ from openvision.training.randomness import Draws
 from openvision.training.run import messages as reporting
 from openvision.training.run.folder import claim_data, claim_recipe, claim_tokenizer
 from openvision.training.run.log import RunLog
-from openvision.training.run.sessions import Record
+from openvision.training.run.sessions import SessionHistory
 from openvision.training.run.signals import Interrupted, StopRequest, clear_requeue, mark_requeue
 from openvision.training.run.throughput import Meter
 from openvision.training.run.watchdog import Watchdog
+from openvision.training.setup.evaluators import build_evaluators, complete_evaluators
 from openvision.training.setup.model import build_spread, whole_model
 from openvision.training.step import Step
 from openvision.training.validation import headline, validate
@@ -61,7 +62,7 @@ class Trainer:
 
         `force` accepts a recipe or data other than the run was begun with, and records it.
         """
-        self.recipe = recipe
+        self.recipe = recipe = complete_evaluators(recipe, f"recipe {recipe.name}")
         self.processes = processes
         self.run_folder = make_folder(run_folder)
         self.log: RunLog | reporting.NoLog = reporting.NoLog()
@@ -69,19 +70,19 @@ class Trainer:
         self.dataset = open_training_data(recipe, data_folder)
         self.validation = open_validation_data(recipe, data_folder)
         self.data_folder = data_folder
-        check_evaluators(recipe.evaluate or (), data_folder, has_text=recipe.context_length is not None)
+        self.evaluators = build_evaluators(recipe, data_folder)
         data, changes = self._first(lambda: claim_data(self.dataset, run_folder, force)) or ({}, [])
         # The main process makes the tokenizer; the others wait for it and read it.
-        self.tokenizer = self._first(lambda: claim_tokenizer(recipe, self.dataset, run_folder)) or claim_tokenizer(
-            recipe, self.dataset, run_folder
-        )
+        self.tokenizer = self._first(
+            lambda: claim_tokenizer(recipe.data, recipe.vocab_size, self.dataset, run_folder)
+        ) or claim_tokenizer(recipe.data, recipe.vocab_size, self.dataset, run_folder)
         self.objective = build_objective(recipe, self.tokenizer.bos_id, processes.group)
         self.precision = resolve_precision(recipe.run.precision, processes.device)
         self.spread = build_spread(recipe, processes, fresh=not checkpoints(run_folder / "checkpoints"))
         self.model = self.spread.module
         self.optimizer = build_optimizer(self.model, recipe.optimizer)
         self.stop = StopRequest()
-        self.record = Record(run_folder, processes, self.spread.mode) if processes.is_main else None
+        self.record = SessionHistory(run_folder, processes, self.spread.mode) if processes.is_main else None
         self.checkpoints = Checkpoints(
             run_folder / "checkpoints",
             processes,
@@ -133,7 +134,7 @@ class Trainer:
             self.progress.stage, self.progress.stage_step = index, 0
             self.optimizer = build_optimizer(self.model, self.recipe.optimizer)
         step = Step(
-            self.model, self.objective, self.optimizer, self.precision, stage.accumulate, self.spread, self._admit
+            self.model, self.objective, self.optimizer, self.precision, stage.micro_batches, self.spread, self._admit
         )
         meter = Meter(self.processes.device, reporting.peak_of(self.recipe, self.processes.device, self.processes.size))
         with self._loader(stage) as loader:
@@ -201,7 +202,7 @@ class Trainer:
     def _advance(self, stage: Stage, batch: Batch, meter: Meter) -> None:
         """Count the step that was done."""
         if self.progress.stage_step == 0:
-            self.processes.shorten_timeouts(self.recipe.parallel.step_seconds)
+            self.processes.shorten_timeouts(self.recipe.parallel.step_timeout_seconds)
         self._caption_tokens = batch.label_mask.sum().item() / len(batch.images)
         flops = reporting.sample_flops(self.recipe, stage, self._caption_tokens) * stage.batch_size
         self.progress.step += 1
@@ -241,7 +242,7 @@ class Trainer:
     def _evaluate(self, stage: Stage) -> None:
         """Measure what is due after this step, on the validation split and by the recipe's evaluators."""
         every, last = self.recipe.run.evaluate_every, self.progress.stage_step == stage.steps
-        evaluators = due(self.recipe.evaluate or (), self.progress.stage_step, every, last)
+        evaluators = due(self.evaluators, self.progress.stage_step, every, last)
         split = self.validation if self._due(every, stage) else None
         if split is None and not evaluators:
             return

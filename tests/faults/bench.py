@@ -1,4 +1,4 @@
-"""Where faults are tried: a tiny recipe, its data, and runs that are started, broken and started again."""
+"""A tiny recipe, its data, and runs that are started, broken and resumed."""
 
 import copy
 import json

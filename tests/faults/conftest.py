@@ -1,4 +1,4 @@
-"""The bench on which faults are tried."""
+"""A bench: starts real training processes with faults in them."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from bench import Bench
 from forks import ForkServer
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bench(shapes_folder, tmp_path_factory):
     server = ForkServer()
     yield Bench(server, shapes_folder, tmp_path_factory.mktemp("faults"))

@@ -89,7 +89,7 @@ def _kill_in_save(call: int) -> None:
     from openvision.training.checkpoint import tensors as checkpoint_tensors
 
     checkpoint_tensors.dcp.save = counting(checkpoint_tensors.dcp.save)
-    for name in ("write_state", "write_durably", "sync_folder", "prune", "describe"):
+    for name in ("write_state", "write_durably", "sync_folder", "prune", "hash_file"):
         setattr(checkpoint, name, counting(getattr(checkpoint, name)))
     for function in ("fsync", "replace"):
         setattr(os, function, counting(getattr(os, function)))
@@ -102,19 +102,19 @@ def _kill_in_load(call: int) -> None:
     from openvision.training.checkpoint import tensors as checkpoint_tensors
 
     counted = [0]
-    describe, load = checkpoint_files.describe, checkpoint_tensors.dcp.load
+    hash_file, load = checkpoint_files.hash_file, checkpoint_tensors.dcp.load
 
-    def describe_or_die(path: Path) -> Any:
+    def hash_or_die(path: Path) -> Any:
         counted[0] += 1
         if counted[0] == call:
             _die()
-        return describe(path)
+        return hash_file(path)
 
     def load_or_die(*arguments: Any, **options: Any) -> Any:
         load(*arguments, **options)
         _die()
 
-    checkpoint_files.describe = describe_or_die
+    checkpoint_files.hash_file = hash_or_die
     checkpoint_tensors.dcp.load = load_or_die
 
 

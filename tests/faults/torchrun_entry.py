@@ -1,4 +1,4 @@
-"""What torchrun starts in `promises.torchrun`: the command line, with one kill -9 in the first life of the run."""
+"""What torchrun starts in test_processes.py: the command line, with one kill -9 in the first life of the run."""
 
 import sys
 from pathlib import Path

@@ -85,7 +85,7 @@ def test_commands(folder, pictures):
     told = run(app, ["info", str(folder)])
     assert told.exit_code == 0, told.output
     assert "2 blocks of width 32" in told.output
-    assert "9 ids, one by one" in told.output
+    assert "9 ids, causal" in told.output
     path = str(pictures / "red.png")
     written = run(app, ["caption", path, "--checkpoint", str(folder), "--max-length", "4"])
     assert written.output.startswith(f"{path}\t")

@@ -119,5 +119,5 @@ def test_the_command(model_folder, many, tmp_path) -> None:
     arguments = ["encode", str(many), "-o", str(tmp_path / "f.safetensors"), "--checkpoint", str(model_folder)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert "10 pictures encoded, 1 skipped" in result.output
+    assert "10 images encoded, 1 skipped" in result.output
     assert "skipped: 05.png" in result.output

@@ -63,7 +63,7 @@ def test_options_reach_the_plan():
     ("words", "part"),
     [
         (("missing.toml",), "does not exist"),
-        ((L14, "--device", "tpu"), "'tpu' is not known; choose one of h100"),
+        ((L14, "--device", "tpu"), "unknown device 'tpu'; choose one of h100"),
         ((L14, "--mfu", "fast"), "--mfu 'fast' is neither a number"),
         ((L14, "--mfu", "2"), "must be above 0 and at most 1"),
         ((L14, "--set", "nonsense"), "not of the form key=value"),

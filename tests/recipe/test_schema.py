@@ -36,7 +36,7 @@ def test_misspelt_key_is_named_with_the_nearest():
         ("loss.caption=0", "loss.caption must be above 0"),
         ("stages=[]", "at least 1 item"),
         ("data.tokenizer=x", "either vocab_size"),
-        ("stages.7.samples=1", "has no place stages.7.samples"),
+        ("stages.7.samples=1", "has no key stages.7.samples"),
         ("nonsense", "is not of the form key=value"),
         ('loss.texts=["sentence"]', "texts must be"),
         ("stages.0.base_learning_rate=-1", r"stages\.0\.base_learning_rate: Input should be greater than 0"),
@@ -53,7 +53,7 @@ V2 = RECIPES / "openvision2" / "l14.toml"
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.kind=openvision3", r"model\.kind is 'openvision3', but there are only openvision, openvision2"),
+        ("model.kind=openvision3", r"model\.kind is 'openvision3'; choose one of openvision, openvision2"),
         ("model.kepp_ratio=0.5", r"unknown key model\.kepp_ratio \(did you mean keep_ratio\?\)"),
         ("model.decoder.text_position=none2", r"unknown key model\.decoder\.text_position \(did you mean"),
         (
@@ -64,7 +64,7 @@ V2 = RECIPES / "openvision2" / "l14.toml"
         ("loss.contrastive=1", r"OpenVision 2 has no text tower"),
         ('loss.texts=["alt"]', r"OpenVision 2 has no text tower"),
         ("loss.caption=0", r"loss\.caption must be above 0"),
-        ("stages.1.accumulate=3", r"stages\.1: accumulate 3 does not divide batch_size 16384"),
+        ("stages.1.micro_batches=3", r"stages\.1: batch_size 16384 is not divisible by micro_batches 3"),
         ("stages.0.resolution=13", r"stages\.0\.resolution 13 is smaller than a patch of 14 pixels"),
     ],
 )

@@ -69,7 +69,7 @@ def test_data_or_smoke_but_not_both(tmp_path):
     run = CliRunner().invoke
     neither = run(app, ["train", recipe, "--run", str(tmp_path / "run")])
     assert isinstance(neither.exception, OpenVisionError)
-    assert "with --data, or try the recipe with --smoke" in str(neither.exception)
+    assert "with --data, or test the recipe with --smoke" in str(neither.exception)
     both = run(app, ["train", recipe, "--smoke", "--data", "x", "--run", str(tmp_path / "run")])
     assert "leave --data out" in str(both.exception)
     assert not (tmp_path / "run").exists()

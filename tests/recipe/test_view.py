@@ -83,7 +83,7 @@ def test_commands(tmp_path):
     assert shown.exit_code == 0, shown.output
     assert "\nseed = 5\n" in shown.output
     same = run(app, ["recipe", "diff", str(H14), str(H14)])
-    assert same.output == "no difference but name and description\n"
+    assert same.output == "no differences, except perhaps name and description\n"
     different = run(app, ["recipe", "diff", str(H14), str(RECIPES / "openvision" / "l14.toml")])
     assert "model.vision.depth" in different.output
     broken = tmp_path / "broken.toml"
@@ -91,4 +91,4 @@ def test_commands(tmp_path):
     checked = run(app, ["recipe", "validate", str(broken), str(H14)])
     assert "unknown key augment.jiter (did you mean jitter?)" in checked.output
     assert "1,305.5M parameters (631.7M in the vision tower), 3 stages" in checked.output
-    assert "1 of 2 recipes are not valid" in str(checked.exception)
+    assert "1 of 2 recipes are invalid" in str(checked.exception)

@@ -132,3 +132,5 @@ def test_files_that_are_no_tokenizer(tmp_path):
     (tmp_path / "vocab.txt").write_text("a\nb\n")
     with pytest.raises(OpenVisionError, match=r"has no \[PAD\]"):
         Tokenizer.from_vocabulary(tmp_path / "vocab.txt")
+    with pytest.raises(OpenVisionError, match=r"has no \[PAD\]"):
+        Tokenizer.load(tmp_path / "vocab.txt")

@@ -67,7 +67,7 @@ def run(out: str, parallel: dict[str, Any]) -> None:
     """Write the first values, the losses and the gradients of every case."""
     torch.set_num_threads(1)
     written: dict[str, torch.Tensor] = {}
-    with join_processes(Parallel(**parallel).start_seconds, Parallel(**parallel).replicate) as processes:
+    with join_processes(Parallel(**parallel).start_timeout_seconds, Parallel(**parallel).replicate) as processes:
         for name, parts in CASES:
             recipe = recipe_of(name, parallel)
             spread = build_spread(recipe, processes, fresh=True)

@@ -22,7 +22,7 @@ RECIPE = {
     "data": {"train": "train", "validation": "validation", "vocab_size": 128},
     "stages": [
         {"resolution": 16, "samples": 64, "batch_size": 8, "base_learning_rate": 0.03, "warmup_samples": 16},
-        {"resolution": 32, "samples": 32, "batch_size": 8, "base_learning_rate": 0.01, "accumulate": 2},
+        {"resolution": 32, "samples": 32, "batch_size": 8, "base_learning_rate": 0.01, "micro_batches": 2},
     ],
     "run": {"log_every": 2, "evaluate_every": 4, "checkpoint_every": 3, "precision": "float32"},
 }
@@ -44,7 +44,7 @@ def test_it_learns_and_measures_its_caption_loss(finished):
     train = [line for line in lines if line["kind"] == "train"]
     assert train[-1]["caption"] < train[0]["caption"]
     assert train[-1]["loss"] == pytest.approx(2 * train[-1]["caption"])
-    assert not {"contrastive", "temperature"} & train[-1].keys()
+    assert not {"contrastive", "logit_scale"} & train[-1].keys()
     measured = [line["caption_loss"] for line in lines if line["kind"] == "eval"]
     assert len(measured) == 3
     assert measured[-1] < measured[0]
@@ -80,6 +80,6 @@ def test_a_stopped_run_goes_on_bit_for_bit(finished, shapes_folder, tmp_path):
 
 def test_accumulation_that_does_not_divide_the_batch_is_refused():
     wrong = copy.deepcopy(RECIPE)
-    wrong["stages"][0]["accumulate"] = 3
-    with pytest.raises(OpenVisionError, match="accumulate 3 does not divide batch_size 8"):
+    wrong["stages"][0]["micro_batches"] = 3
+    with pytest.raises(OpenVisionError, match="batch_size 8 is not divisible by micro_batches 3"):
         parse_recipe(wrong, "tiny2")

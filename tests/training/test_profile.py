@@ -32,7 +32,7 @@ def test_parts_cover_the_step_and_the_trace_can_be_read(tiny_recipe, shapes_fold
 
 def test_a_step_in_chunks_is_accounted_for_too(shapes_folder, tmp_path):
     data = copy.deepcopy(TINY_RECIPE)
-    data["stages"][0]["accumulate"] = 2
+    data["stages"][0]["micro_batches"] = 2
     result = profile_recipe(parse_recipe(data, "tiny"), str(shapes_folder), tmp_path, steps=1)
     assert {"text tower", "backward", "losses"} <= {row.name for row in result.parts}
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt, SerializeAsAny, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from openvision.errors import OpenVisionError
 from openvision.evaluation.evaluators.model import Subject
@@ -148,10 +148,6 @@ def _explain(problem: Any, chosen: type[Evaluator]) -> str:
         return f"key {place} is missing"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
-
-
-AnyEvaluator = Annotated[SerializeAsAny[Evaluator], BeforeValidator(_parse)]
-"""Field type of a recipe: any evaluator, parsed by its kind."""
 
 
 def parse_evaluators(tables: Sequence[Any], source: str) -> list[Evaluator]:

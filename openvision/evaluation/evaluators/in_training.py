@@ -1,6 +1,6 @@
 """Evaluators of a recipe during training: every process measures its slice, all get the same numbers.
 
-    named = due(recipe.evaluate or (), step, recipe.run.evaluate_every, last=step == stage.steps)
+    named = due(evaluators, step, recipe.run.evaluate_every, last=step == stage.steps)
     if named:
         numbers = measure_in_training(named, model, tokenizer, data_folder, stage.resolution)
 

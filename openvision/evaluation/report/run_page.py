@@ -27,7 +27,8 @@ from openvision.evaluation.suites.held_out import (
     percent,
     set_title,
 )
-from openvision.files import atomic_folder, read_json_lines
+from openvision.files import atomic_folder
+from openvision.renamed import read_metrics
 from openvision.weights.folder import load_folder
 
 # The galleries show the harder set.
@@ -74,7 +75,7 @@ def build_report(run_folder: Path, data_folder: Path, sizes: Sizes | None = None
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Lines of a run's metrics.jsonl; raises OpenVisionError when it is missing or holds no training step."""
-    lines = read_json_lines(path)
+    lines = read_metrics(path)
     if not any(line.get("kind") == "train" for line in lines):
         raise OpenVisionError(f"{path} holds no training steps; train the run first")
     return lines

@@ -20,9 +20,10 @@ from openvision.evaluation.report.examples import write_gallery
 from openvision.evaluation.suites.artefact import file_sha256
 from openvision.evaluation.suites.results import EVALUATION, FORMAT, Result, entry, read_result, tensors, write_result
 from openvision.evaluation.suites.suite import Suite, usable
-from openvision.files import make_folder, read_json_lines
+from openvision.files import make_folder
 from openvision.images.preprocess import Preprocessing
 from openvision.provenance import git_state, library_versions
+from openvision.renamed import read_metrics
 from openvision.weights.load import Checkpoint, Request, load_checkpoint
 from openvision.weights.registry import available_models, released_in
 
@@ -220,4 +221,4 @@ def history(source: str) -> list[dict[str, Any]]:
     file = Path(source).parent / "metrics.jsonl"
     if not file.is_file():
         return []
-    return [line for line in read_json_lines(file) if line.get("kind") == "eval"]
+    return [line for line in read_metrics(file) if line.get("kind") == "eval"]

@@ -1,4 +1,4 @@
-"""A model folder from a checkpoint, whatever number of processes wrote it."""
+"""Export a checkpoint as a model folder."""
 
 from pathlib import Path
 
@@ -8,19 +8,19 @@ from torch import nn
 from openvision.errors import OpenVisionError
 from openvision.models.openvision2 import build_model
 from openvision.provenance import describe_run
-from openvision.recipe.schema import dump_recipe, load_recipe
+from openvision.recipe.schema import STORED, dump_recipe, load_recipe
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.checkpoint.folders import DamagedCheckpointError, find_checkpoint, read_state, verify
 from openvision.weights.folder import save_folder
 
 
 def export_checkpoint(run: Path, which: str, output: Path, average: bool = False) -> None:
-    """Write the checkpoint `which` ("newest", "best" or a number of steps) of a run as a model folder.
+    """Write checkpoint "newest", "best" or a number of steps of a run as a model folder.
 
-    `average` takes the averaged parameters. Raises OpenVisionError when the checkpoint is missing, damaged or has no
-    average, or when `output` exists.
+    `average` exports the averaged parameters (optimizer.ema). Raises OpenVisionError when the checkpoint is missing,
+    damaged or has no averages, or when `output` exists.
     """
-    # Reading one takes a second of imports.
+    # Takes a second to import.
     from openvision.training.checkpoint.tensors import load_parameters
 
     if output.exists():
@@ -31,7 +31,7 @@ def export_checkpoint(run: Path, which: str, output: Path, average: bool = False
         state = read_state(path)
     except DamagedCheckpointError as error:
         raise OpenVisionError(f"checkpoint {path} is damaged: {error}; export another one with --step") from error
-    recipe = load_recipe(run / "recipe.toml")
+    recipe = load_recipe(run / STORED, stored=True)
     with torch.device("meta"):
         model: nn.Module = build_model(recipe.model)
     model.to_empty(device="cpu")

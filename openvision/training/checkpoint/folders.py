@@ -1,11 +1,11 @@
-"""Checkpoints as folders: which there are, which are whole, and which may go.
+"""Checkpoint folders: their files, and how to find, verify, list and prune them.
 
-    RUN/checkpoints/step-00001200/shard-00001-model-00001-of-00001.safetensors   a process's share of every tensor
-    RUN/checkpoints/step-00001200/state.json      step, position, stage, clock, what else an exact continuation needs
+    RUN/checkpoints/step-00001200/shard-00001-model-00001-of-00001.safetensors   shards of one process
+    RUN/checkpoints/step-00001200/state.json      step, position, stage, and what else an exact resume needs
     RUN/checkpoints/step-00001200/manifest.json   size and SHA-256 of every other file
 
-A folder takes its name only when everything in it is on disk. One that turns out to be damaged is set aside under
-another name, never deleted.
+A folder is renamed to step-N only when all its files are on disk. A damaged checkpoint is set aside under another name,
+not deleted.
 """
 
 import hashlib
@@ -15,9 +15,10 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from openvision.errors import OpenVisionError
+from openvision.files import JsonObject
 
 STATE = "state.json"
 MANIFEST = "manifest.json"
@@ -25,55 +26,63 @@ FORMAT = 2
 _PREFIX = "step-"
 _DAMAGED = "damaged-"
 _BLOCK = 2**22
+_MIB = 2**20
 
 
 @dataclass
 class Progress:
-    """How far a run is."""
+    """Progress of a run."""
 
     step: int = 0
-    """Finished updates over all stages."""
+    """Updates taken, over all stages."""
     stage: int = 0
     stage_step: int = 0
-    """Finished updates of the current stage."""
+    """Updates taken in the current stage."""
     position: int = 0
-    """Samples consumed over all stages."""
+    """Samples seen, over all stages."""
     seconds: float = 0.0
-    """Time spent training, evaluation not counted."""
+    """Training time, without evaluation."""
     tflops: float = 0.0
-    """Compute spent training, in 10^12 operations."""
+    """Training compute, 10^12 FLOPs."""
     skipped: int = 0
-    """Updates left out because the loss had jumped."""
+    """Updates skipped because of a loss spike."""
     skipped_in_a_row: int = 0
-    """Those of them since the newest update that was made."""
+    """Updates skipped since the last update taken."""
     recent_losses: list[float] = field(default_factory=list)
-    """Losses of the newest steps, which a jump is measured against."""
+    """Recent losses, to detect loss spikes."""
     best: dict[str, float] | None = None
-    """`value` of the metric that says which checkpoint is best, and its `step`."""
+    """Best `value` of the metric `run.checkpoint_best`, and its `step`."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What state.json says."""
+    """Content of state.json."""
 
     progress: Progress
     optimizer: dict[str, dict[str, int | float]]
-    """Numbers the optimizer keeps beside its tensors: entry -> parameter -> number."""
-    written_by: dict[str, Any]
-    """Processes, mode, time and versions: for people."""
+    """Optimizer state that is not a tensor: entry -> parameter name -> number."""
+    written_by: JsonObject
+    """Processes, mode, time and data manifest, for information."""
+
+
+class FileEntry(TypedDict):
+    """Entry of a file in manifest.json."""
+
+    bytes: int
+    sha256: str
 
 
 class DamagedCheckpointError(Exception):
-    """A checkpoint is not what was written."""
+    """A checkpoint differs from what was written."""
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint after `step` updates lies."""
+    """Folder of the checkpoint after `step` updates."""
     return checkpoints / f"{_PREFIX}{step:08d}"
 
 
 def step_of(checkpoint: Path) -> int:
-    """Updates before a checkpoint."""
+    """Number of updates before a checkpoint."""
     return int(checkpoint.name.removeprefix(_PREFIX))
 
 
@@ -83,23 +92,23 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what an interrupted save left."""
+    """Remove the files of an interrupted save."""
     for path in folder.glob(f".{_PREFIX}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def prune(folder: Path, keep: int, spared: Iterable[int]) -> None:
-    """Remove all but the newest `keep` checkpoints and those of the steps `spared`."""
-    kept = set(spared)
+def prune(folder: Path, keep: int, keep_steps: Iterable[int]) -> None:
+    """Remove all checkpoints but the newest `keep` and those of `keep_steps`."""
+    kept = set(keep_steps)
     for old in checkpoints(folder)[:-keep]:
         if step_of(old) not in kept:
-            # The manifest goes first: a folder removed in part is no checkpoint any more.
+            # Remove the manifest first: a folder without it is not taken for a checkpoint.
             (old / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(old, ignore_errors=True)
 
 
 def set_aside(checkpoint: Path) -> Path:
-    """Rename a damaged checkpoint, so that nobody takes it for a good one; returns its new name."""
+    """Rename a damaged checkpoint so that it is not loaded again; returns its new path."""
     place = checkpoint.with_name(_DAMAGED + checkpoint.name)
     shutil.rmtree(place, ignore_errors=True)
     os.replace(checkpoint, place)
@@ -107,12 +116,12 @@ def set_aside(checkpoint: Path) -> Path:
 
 
 def damaged(folder: Path) -> list[Path]:
-    """Checkpoints that were set aside."""
+    """Damaged checkpoints that were set aside."""
     return sorted(folder.glob(f"{_DAMAGED}{_PREFIX}*"))
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file, as the manifest lists them."""
+def hash_file(path: Path) -> FileEntry:
+    """Size and SHA-256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
@@ -120,8 +129,8 @@ def describe(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def read_manifest(checkpoint: Path) -> dict[str, dict[str, Any]]:
-    """Files of a checkpoint; raises DamagedCheckpointError."""
+def read_manifest(checkpoint: Path) -> dict[str, FileEntry]:
+    """Name -> entry of the files of a checkpoint; raises DamagedCheckpointError."""
     try:
         return dict(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -129,32 +138,32 @@ def read_manifest(checkpoint: Path) -> dict[str, dict[str, Any]]:
 
 
 def verify(checkpoint: Path, part: int = 0, parts: int = 1) -> int:
-    """Read every file of a checkpoint and compare it with the manifest; returns the bytes read.
+    """Compare the files of a checkpoint with its manifest; returns the bytes read.
 
-    With `parts`, only every so many files from number `part` on. Raises DamagedCheckpointError naming the file.
+    Reads files `part`, `part + parts`, ...: processes share the work. Raises DamagedCheckpointError naming the file.
     """
     total = 0
     for name, wanted in sorted(read_manifest(checkpoint).items())[part::parts]:
         try:
-            found = describe(checkpoint / name)
+            found = hash_file(checkpoint / name)
         except OSError as error:
             raise DamagedCheckpointError(f"{name} cannot be read: {error.strerror}") from error
         if found["bytes"] != wanted["bytes"]:
             raise DamagedCheckpointError(f"{name} has {found['bytes']} bytes, {wanted['bytes']} were written")
         if found["sha256"] != wanted["sha256"]:
-            raise DamagedCheckpointError(f"{name} does not hold what was written (SHA-256 differs)")
+            raise DamagedCheckpointError(f"{name} differs from what was written (SHA-256)")
         total += found["bytes"]
     return total
 
 
 def write_state(folder: Path, state: State) -> None:
-    """Write state.json into a folder."""
+    """Write state.json to `folder`."""
     content = {"format": FORMAT, **asdict(state)}
     write_durably(folder / STATE, json.dumps(content, indent=1) + "\n")
 
 
 def read_state(checkpoint: Path) -> State:
-    """What state.json says; raises DamagedCheckpointError."""
+    """Read state.json; raises DamagedCheckpointError."""
     try:
         content = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         known = {each.name for each in fields(Progress)}
@@ -165,7 +174,7 @@ def read_state(checkpoint: Path) -> State:
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Write a file and wait until it is on disk."""
+    """Write a file and fsync it."""
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -173,7 +182,7 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk."""
+    """Fsync a folder, i.e. the names in it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -182,28 +191,28 @@ def sync_folder(folder: Path) -> None:
 
 
 def find_checkpoint(run: Path, which: str) -> Path:
-    """The checkpoint of a run that `which` names: "newest", "best", or a number of steps.
+    """Checkpoint "newest", "best", or of a number of steps.
 
-    Raises OpenVisionError when there is none.
+    Raises OpenVisionError when the run has no such checkpoint.
     """
     folder = run / "checkpoints"
     found = checkpoints(folder)
     if not found:
-        raise OpenVisionError(f"{run} holds no checkpoint; give the folder of a run, or wait for its first save")
+        raise OpenVisionError(f"{run} has no checkpoint; give the folder of a run, or wait for its first save")
     if which == "newest":
         return found[-1]
     there = {step_of(path): path for path in found}
     if which == "best":
         best = _read(found[-1]).progress.best
         if best is None:
-            raise OpenVisionError(f"{run} marks no best checkpoint; set run.checkpoint_best to a metric of the recipe")
+            raise OpenVisionError(f"{run} has no best checkpoint; set run.checkpoint_best to a metric")
         step = int(best["step"])
     elif which.isdigit():
         step = int(which)
     else:
-        raise OpenVisionError(f"{which!r} is no checkpoint; give newest, best or a number of steps")
+        raise OpenVisionError(f"{which!r} is not a checkpoint; give newest, best or a number of steps")
     if step not in there:
-        raise OpenVisionError(f"{run} keeps no checkpoint of step {step}; it has {', '.join(map(str, there))}")
+        raise OpenVisionError(f"{run} has no checkpoint of step {step}; choose one of {', '.join(map(str, there))}")
     return there[step]
 
 
@@ -214,11 +223,8 @@ def _read(checkpoint: Path) -> State:
         raise OpenVisionError(f"checkpoint {checkpoint}: {error}") from error
 
 
-_MIB = 2**20
-
-
 def table_of(run: Path) -> list[str]:
-    """One line a checkpoint, under a header; damaged ones last. Raises OpenVisionError when there is none."""
+    """Lines of a table: header, one line per checkpoint, damaged ones last. Raises OpenVisionError without any."""
     folder = run / "checkpoints"
     find_checkpoint(run, "newest")
     lines = [f"{'step':>10}  {'stage':>5}  {'samples':>14}  {'size':>12}  {'processes':>9}  {'mode':<12} written"]
@@ -242,16 +248,16 @@ def table_of(run: Path) -> list[str]:
 
 
 def verify_all(run: Path, which: str) -> Iterator[str]:
-    """Verify one checkpoint or all of them, a line each; raises OpenVisionError at the end when any is damaged."""
+    """Verify one checkpoint or "all", one line each; raises OpenVisionError at the end if any is damaged."""
     newest = find_checkpoint(run, "newest" if which == "all" else which)
     broken = []
     for path in checkpoints(run / "checkpoints") if which == "all" else [newest]:
         try:
-            yield f"{path.name}: whole, {verify(path) / _MIB:.1f} MiB read"
+            yield f"{path.name}: intact, {verify(path) / _MIB:.1f} MiB read"
         except DamagedCheckpointError as error:
             broken.append(path.name)
             yield f"{path.name}: DAMAGED, {error}"
     if broken:
         raise OpenVisionError(
-            f"{', '.join(broken)} in {run / 'checkpoints'}: damaged; the run goes on from the newest whole one"
+            f"{', '.join(broken)} in {run / 'checkpoints'}: damaged; the run resumes from the newest intact one"
         )

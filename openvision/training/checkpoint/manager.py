@@ -1,9 +1,9 @@
-"""Saving and restoring a run: sharded, in the background, at any number of processes.
+"""Save and restore a run: sharded, in the background, at any number of processes.
 
-- Every process writes its share, and a run goes on with another number of processes (checkpoint_tensors.py).
-- Training waits only for a copy of the state; a thread writes it, hashes it and gives the folder its name.
-- A save that fails (a full disk, say) is reported, and training goes on: the checkpoint before is untouched.
-- Data order, crops and what else is random are functions of (seed, position): no generator state is kept.
+- Every process writes its shards; a run can be resumed with another number of processes (tensors.py).
+- Training waits only for a copy of the state. A thread writes and hashes the files and renames the folder.
+- A failed save (e.g. a full disk) is reported and training continues; the previous checkpoint is untouched.
+- No generator state is saved: data order, crops and all other randomness are functions of (seed, position).
 """
 
 import json
@@ -14,22 +14,24 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from openvision.errors import OpenVisionError
+from openvision.files import JsonObject
 from openvision.runtime import SINGLE_PROCESS, Processes, all_gather_object
 from openvision.training.checkpoint.folders import (
     MANIFEST,
     STATE,
     DamagedCheckpointError,
+    FileEntry,
     Progress,
     State,
     checkpoints,
-    describe,
     folder_of,
+    hash_file,
     prune,
     read_state,
     remove_unfinished,
@@ -40,9 +42,14 @@ from openvision.training.checkpoint.folders import (
     write_state,
 )
 
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.staging import DefaultStager
+
+T = TypeVar("T")
+
 
 class Checkpoints:
-    """The checkpoints of one run; every method is called by all processes alike."""
+    """Checkpoints of one run. All processes must call every method together."""
 
     def __init__(
         self,
@@ -50,15 +57,15 @@ class Checkpoints:
         processes: Processes = SINGLE_PROCESS,
         keep: int = 2,
         say: Callable[[str], None] = print,
-        written_by: dict[str, Any] | None = None,
+        written_by: JsonObject | None = None,
     ) -> None:
-        """`written_by` is noted in every checkpoint; `say` is told what a person should know."""
+        """`written_by` is stored in every checkpoint; `say` receives messages for the user."""
         self.folder = folder
         self.processes = processes
         self.keep = keep
         self.say = say
         self.written_by = written_by or {}
-        self._stager: Any = None
+        self._stager: DefaultStager | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._written: int | None = None
@@ -67,9 +74,9 @@ class Checkpoints:
         processes.barrier()
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-        """Copy the state after `progress.step` updates and write it in the background, unless that was done already.
+        """Copy the state after `progress.step` updates and write it in the background; once per step.
 
-        Waits for the save before, whose memory it uses again.
+        Waits for the previous save, whose staging memory it reuses.
         """
         from openvision.training.checkpoint.tensors import gather_state, make_stager
 
@@ -77,24 +84,26 @@ class Checkpoints:
         if progress.step == self._written:
             return
         tensors, numbers = gather_state(model, optimizer)
-        written_by = {**self.written_by, "processes": self.processes.size, "time": _now()}
-        state = State(deepcopy(progress), numbers, written_by)
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        state = State(deepcopy(progress), numbers, {**self.written_by, "processes": self.processes.size, "time": time})
         self._stager = self._stager or make_stager()
-        self._pending = self._thread.submit(self._write, self._stager.stage(tensors), state)
+        copies = self._stager.stage(tensors)
+        assert isinstance(copies, dict), "staging is synchronous"
+        self._pending = self._thread.submit(self._write, copies, state)
 
     @property
     def writing(self) -> bool:
-        """Whether a save is still under way."""
+        """Whether a save is in progress."""
         return self._pending is not None and not self._pending.done()
 
     def finish(self) -> None:
-        """Wait until nothing is being written any more."""
+        """Wait for the save in progress."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def close(self) -> None:
-        """Finish, and let go of the memory."""
+        """Wait for the save in progress and free the staging memory."""
         self.finish()
         self._thread.shutdown()
         if self._stager is not None:
@@ -102,47 +111,46 @@ class Checkpoints:
             self._stager = None
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-        """Load the newest checkpoint that is whole into `model` and a fresh `optimizer`; a new `Progress` without any.
+        """Load the newest intact checkpoint into `model` and a fresh `optimizer`; without one return `Progress()`.
 
-        A damaged one is set aside, and the one before is taken. Raises OpenVisionError when all are damaged.
+        A damaged checkpoint is set aside and the one before is tried. Raises OpenVisionError when all are damaged.
         """
         found = self.processes.broadcast(checkpoints(self.folder))
         for path in reversed(found):
-            reason = self._load(path, model, optimizer)
-            if isinstance(reason, Progress):
-                self._written = reason.step
-                return reason
+            loaded = self._load(path, model, optimizer)
+            if isinstance(loaded, Progress):
+                self._written = loaded.step
+                return loaded
             if self.processes.is_main:
                 place = set_aside(path)
                 self.say(
-                    f"checkpoint {path.name} is damaged ({reason}); set aside as {place.name}, trying the one before"
+                    f"checkpoint {path.name} is damaged ({loaded}); set aside as {place.name}, trying the one before"
                 )
         if found:
             raise OpenVisionError(
                 f"all {len(found)} checkpoints in {self.folder} are damaged; restore one, or remove the folder "
-                "to start anew"
+                "to train from the start"
             )
         return Progress()
 
     def _load(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | str:
-        """The progress of a checkpoint after loading it, or what is wrong with it, everywhere the same."""
+        """Progress of a checkpoint after loading it, or its damage; the same in every process."""
         from openvision.training.checkpoint.tensors import load_tensors
 
         state: State | None = None
         try:
             verify(path, self.processes.rank, self.processes.size)
-            state, reason = read_state(path), ""
+            state, damage = read_state(path), ""
         except DamagedCheckpointError as error:
-            reason = str(error)
-        reasons = all_gather_object(reason, self.processes.control)
-        if reason := next(filter(None, reasons), ""):
-            return reason
+            damage = str(error)
+        if damage := next(filter(None, all_gather_object(damage, self.processes.control)), ""):
+            return damage
         assert state is not None
         load_tensors(path, model, optimizer, state, self.processes.control)
         return state.progress
 
     def _write(self, tensors: dict[str, Tensor], state: State) -> None:
-        """Runs in the thread: all processes together write one folder, and none leaves before it has its name."""
+        """Write a checkpoint together with the other processes; runs in the background thread."""
         from openvision.training.checkpoint.tensors import write_tensors
 
         step = state.progress.step
@@ -151,38 +159,37 @@ class Checkpoints:
         try:
             write_tensors(temporary, tensors, self.processes.saving)
             mine = temporary.glob(f"shard-{self.processes.rank + 1:05d}-*")
-            self._agree(self._together(lambda: {path.name: describe(path) for path in mine}, temporary, final, state))
+            shards = self._together(lambda: {path.name: hash_file(path) for path in mine})
+            files = {name: entry for part in shards for name, entry in part.items()}
+            # No process returns before the folder has its final name.
+            self._together(lambda: self._complete(files, temporary, final, state) if self.processes.is_main else None)
             self._written = step
         except Exception as error:
-            # A lost process is noticed by training itself; here only this save is lost.
+            # Training itself notices a lost process; here only this save fails.
             if self.processes.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
                 self.say(
                     f"checkpoint of step {step} could not be written ({_reason(error)}); "
-                    "the one before is kept and training goes on"
+                    "the previous one is kept and training continues"
                 )
 
-    def _together(
-        self, hashes: Callable[[], dict[str, Any]], temporary: Path, final: Path, state: State
-    ) -> OSError | None:
-        """Collect the hashes of all processes and complete the folder; the error, if any, that ended it."""
+    def _together(self, work: Callable[[], T]) -> list[T]:
+        """Results of `work` in all processes, by rank; an OSError in any of them is raised in all."""
         try:
-            mine: Any = hashes()
+            mine: T | OSError = work()
         except OSError as error:
             mine = error
-        parts = all_gather_object(mine, self.processes.saving)
-        failed = next((part for part in parts if isinstance(part, OSError)), None)
-        if failed is not None or not self.processes.is_main:
-            return failed
-        try:
-            self._complete({name: entry for part in parts for name, entry in part.items()}, temporary, final, state)
-        except OSError as error:
-            return error
-        return None
+        results: list[T] = []
+        for result in all_gather_object(mine, self.processes.saving):
+            if isinstance(result, OSError):
+                raise result
+            results.append(result)
+        return results
 
-    def _complete(self, files: dict[str, Any], temporary: Path, final: Path, state: State) -> None:
+    def _complete(self, files: dict[str, FileEntry], temporary: Path, final: Path, state: State) -> None:
+        """Add state and manifest, rename the folder, and remove old checkpoints."""
         write_state(temporary, state)
-        files[STATE] = describe(temporary / STATE)
+        files[STATE] = hash_file(temporary / STATE)
         write_durably(temporary / MANIFEST, json.dumps({"files": files}, indent=1) + "\n")
         sync_folder(temporary)
         if final.exists():
@@ -193,19 +200,9 @@ class Checkpoints:
         prune(self.folder, self.keep, [int(best["step"])] if best else [])
         remove_unfinished(self.folder)
 
-    def _agree(self, error: OSError | None) -> None:
-        """Fail everywhere when it failed anywhere."""
-        failed = next((each for each in all_gather_object(error, self.processes.saving) if each is not None), None)
-        if failed is not None:
-            raise failed
 
-
-def _reason(error: BaseException) -> str:
-    """What ended a save, without the machinery around it."""
+def _reason(error: Exception) -> str:
+    """Cause of a failed save in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,7 +1,7 @@
-"""The tensors of a checkpoint: gathered, copied, written and read through torch.distributed.checkpoint.
+"""Tensors of a checkpoint: gather, stage, write and read them with torch.distributed.checkpoint (DCP).
 
-It plans who writes what and puts slices together again, so a checkpoint of two processes opens in one or in four, of
-DDP in FSDP. Files are safetensors: nothing is pickled. Importing this takes a second, so that is left until needed.
+DCP plans which process writes what and reshards on loading: a checkpoint of two processes loads in one or in four, one
+of DDP in FSDP. Files are safetensors; nothing is pickled. Importing this module takes a second: import it late.
 """
 
 import errno
@@ -9,8 +9,8 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import STORAGE_TYPES, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.storage import WriteResult
@@ -30,9 +30,9 @@ from openvision.errors import OpenVisionError
 from openvision.training.checkpoint.folders import State
 from openvision.training.optimizer import AVERAGE
 
-# Files of about this size: when a run goes on, its processes check the hashes of different files.
+# Target size of a file: on resume the processes share the files to hash.
 FILE_BYTES = 2**28
-# Saving without torchrun is meant.
+# Saving in one process, without torchrun, is intended.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 _MODEL, _OPTIMIZER = "model.", "optimizer."
 
@@ -40,7 +40,7 @@ _MODEL, _OPTIMIZER = "model.", "optimizer."
 def gather_state(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, int | float]]]:
-    """Tensors of parameters and of their optimizer states by name, and the numbers among the states."""
+    """Parameters and optimizer state by name, and the optimizer state that is not a tensor: entry -> name -> number."""
     tensors = {f"{_MODEL}{name}": tensor.detach() for name, tensor in model.named_parameters()}
     numbers: dict[str, dict[str, int | float]] = {}
     for name, parameter in model.named_parameters():
@@ -59,9 +59,9 @@ def load_tensors(
     state: State,
     group: dist.ProcessGroup | None = None,
 ) -> None:
-    """Fill `model` and a fresh `optimizer` from a checkpoint, whatever wrote it.
+    """Load a checkpoint into `model` and a fresh `optimizer`, at any number of processes and in any mode.
 
-    Raises OpenVisionError when the tensors are not those of this model.
+    Raises OpenVisionError when a shape is not that of the model.
     """
     reader = HuggingFaceStorageReader(str(path))
     stored = reader.read_metadata().state_dict_metadata
@@ -77,50 +77,50 @@ def load_tensors(
 
 
 def load_parameters(path: Path, model: nn.Module, average: bool = False) -> None:
-    """Fill a whole model from a checkpoint; `average` takes the averaged parameters.
+    """Load the parameters of an unsharded model; `average` loads the averaged ones (optimizer.ema).
 
-    Raises OpenVisionError when the checkpoint is of another model or holds no average.
+    Raises OpenVisionError when a shape is not that of the model, or the checkpoint has no averages.
     """
     reader = HuggingFaceStorageReader(str(path))
     stored = reader.read_metadata().state_dict_metadata
     prefix = f"{_OPTIMIZER}{AVERAGE}." if average else _MODEL
     if average and not any(name.startswith(prefix) for name in stored):
-        raise OpenVisionError(f"checkpoint {path} holds no averaged parameters: its recipe has no optimizer.ema")
+        raise OpenVisionError(f"checkpoint {path} has no averaged parameters: its recipe has no optimizer.ema")
     wanted = {f"{prefix}{name}": parameter.detach() for name, parameter in model.named_parameters()}
     _check_shapes(path, wanted, stored)
     dcp.load(wanted, storage_reader=reader, no_dist=True)
 
 
-def _moments_of(name: str, parameter: Tensor, stored: dict[str, Any]) -> dict[str, Tensor]:
-    """Empty tensors for the states that were stored of a parameter, cut as the parameter is."""
+def _moments_of(name: str, parameter: Tensor, stored: Mapping[str, STORAGE_TYPES]) -> dict[str, Tensor]:
+    """Zeros for the stored optimizer state of a parameter, sharded like the parameter."""
     ending, found = f".{name}", {}
     for key, metadata in stored.items():
-        if key.startswith(_OPTIMIZER) and key.endswith(ending):
+        if key.startswith(_OPTIMIZER) and key.endswith(ending) and isinstance(metadata, TensorStorageMetadata):
             entry = key.removeprefix(_OPTIMIZER).removesuffix(ending)
             if "." not in entry:
                 found[entry] = torch.zeros_like(parameter, dtype=metadata.properties.dtype)
     return found
 
 
-def _check_shapes(path: Path, wanted: dict[str, Tensor], stored: dict[str, Any]) -> None:
+def _check_shapes(path: Path, wanted: dict[str, Tensor], stored: Mapping[str, STORAGE_TYPES]) -> None:
     there = {name: tuple(entry.size) for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
     for name, tensor in wanted.items():
         if there.get(name) != tuple(tensor.shape):
             raise OpenVisionError(
-                f"checkpoint {path} is of another model: {name.removeprefix(_MODEL)} is {there.get(name)} there and "
-                f"{tuple(tensor.shape)} in the recipe; choose another run folder"
+                f"checkpoint {path} is of another model: {name.removeprefix(_MODEL)} has shape {there.get(name)}, "
+                f"in the recipe {tuple(tensor.shape)}; choose another run folder"
             )
 
 
 class _Writer(HuggingFaceStorageWriter):
-    """Writes tensors from the memory that they are in.
+    """Writes tensors without a copy in memory.
 
-    The stock writer puts a file together in memory first, holding the interpreter's lock; a training step beside it
-    waits. The files are those of the stock writer, and are read by the stock reader.
+    The stock writer first assembles a file in memory and holds the GIL, which blocks the training step. The files are
+    identical to those of the stock writer, and the stock reader reads them.
     """
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write the items of this process, and wait for the disk."""
+        """Write and fsync the items of this process."""
         numbers: dict[str, int] = plan.storage_data["fqn_to_index_mapping"] if plan.items else {}
         files: dict[int, list[WriteItem]] = {}
         for item in plan.items:
@@ -152,14 +152,14 @@ def _write_file(path: Path, items: list[WriteItem], planner: SavePlanner) -> Non
 
 
 def _system_error(error: SafetensorError) -> OSError:
-    """What the operating system said, which safetensors tells in words."""
+    """The OSError behind a SafetensorError, which has its number only in its text."""
     number = re.search(r"os error (\d+)", str(error))
     code = int(number[1]) if number else errno.EIO
     return OSError(code, os.strerror(code))
 
 
 def write_tensors(folder: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
-    """Write tensors into `folder`, every process its share; raises OSError when any of them cannot."""
+    """Write tensors to `folder`, each process its shards; raises OSError when any process fails."""
     writer = _Writer(str(folder), _files_of(tensors), save_distributed=True)
     try:
         dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
@@ -168,13 +168,13 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor], group: dist.ProcessG
 
 
 def _cause(error: CheckpointException) -> Exception:
-    """What went wrong in the first process that failed."""
+    """Exception of the first process that failed."""
     found = next(iter(error.failures.values()))[0]
     return found if isinstance(found, Exception) else RuntimeError(repr(found))
 
 
 def _files_of(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """Tensor -> number of the file it goes into, from 1 on."""
+    """Tensor name -> number of its file, from 1 on."""
     numbers, number, room = {}, 1, FILE_BYTES
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
@@ -186,7 +186,7 @@ def _files_of(tensors: dict[str, Tensor]) -> dict[str, int]:
 
 
 def make_stager() -> DefaultStager:
-    """Copies a state to the CPU, into the same memory every time."""
+    """Stager that copies a state to the CPU and reuses its memory."""
     pinned = torch.cuda.is_available()
     options = StagingOptions(
         use_pinned_memory=pinned, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=pinned

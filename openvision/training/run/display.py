@@ -1,4 +1,4 @@
-"""What a person sees of a long job: a progress bar in a terminal, plain lines elsewhere."""
+"""Training on the screen: a progress bar in a terminal, log lines elsewhere."""
 
 from types import TracebackType
 
@@ -7,7 +7,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 
 class TrainingDisplay:
-    """Shows loss, images a second and the time left."""
+    """Shows losses, throughput and the time left."""
 
     def __init__(self, total_steps: int, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -44,7 +44,7 @@ class TrainingDisplay:
             self._bar.update(self._task, completed=step, description=description)
 
     def log(self, step: int, values: dict[str, float], seconds_left: float) -> None:
-        """Show the newest numbers: all of them where lines are printed, the first few beside a bar."""
+        """Show the metrics of a step: losses and throughput beside a bar, all of them in a log line."""
         terms = [f"{name} {values[name]:.3f}" for name in ("loss", "contrastive", "caption") if name in values]
         terms.append(f"{values['images_per_second']:.0f} images/s")
         if self._task is not None:
@@ -55,18 +55,18 @@ class TrainingDisplay:
 
 
 def _state(values: dict[str, float]) -> list[str]:
-    temperature = [f"temperature {values['temperature']:.2f}"] if "temperature" in values else []
-    return [*temperature, f"lr {values['lr']:.2e}", f"gradient {values['gradient_norm']:.2f}"]
+    scale = [f"logit scale {values['logit_scale']:.2f}"] if "logit_scale" in values else []
+    return [*scale, f"lr {values['lr']:.2e}", f"gradient {values['gradient_norm']:.2f}"]
 
 
 def _machine(values: dict[str, float]) -> list[str]:
-    """Speed as MFU where the device's peak is known; waiting for data; memory."""
-    share = f"MFU {values['mfu']:.1%}" if "mfu" in values else f"{values['tflops_per_second']:.3g} TFLOP/s"
-    return [share, f"data {values['data_wait']:.0%}", f"{values['memory_gib']:.1f} GiB"]
+    """MFU, or TFLOP/s where the peak of the device is unknown; time spent waiting for data; peak memory."""
+    speed = f"MFU {values['mfu']:.1%}" if "mfu" in values else f"{values['tflops_per_second']:.3g} TFLOP/s"
+    return [speed, f"data {values['data_wait']:.0%}", f"{values['memory_gib']:.1f} GiB"]
 
 
 def duration(seconds: float) -> str:
-    """As people write it: 3:07, 2:15:00, 4 d 03:20:00."""
+    """Format seconds: 3:07, 2:15:00, 4 d 03:20:00."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

@@ -1,55 +1,57 @@
-"""A run folder belongs to one recipe and one set of data: what a run was begun with is what it goes on with.
+"""Run folder: it belongs to one recipe and one data set, which must not change when the run is resumed.
 
 RUN/recipe.toml   the resolved recipe
-RUN/data.json     samples and manifest hash of every source, and of its shards
-RUN/tokenizer/    the tokenizer, learnt or copied on the first start
+RUN/data.json     samples and manifest hash of every source, and hashes of its shards
+RUN/tokenizer/    the tokenizer, trained or copied when the run starts
 
-How the run is carried out may change whenever it goes on: number of processes, sharding, loader, how often it logs and
-saves. Anything else is refused with the difference shown, or accepted with `force` and recorded.
+How a run is executed may change on resume: number of processes, sharding, data loader, logging and checkpoint periods.
+Any other difference is shown and refused, or accepted with `force` and recorded.
 """
 
 import difflib
 import json
 from pathlib import Path
-from typing import Any
 
 from openvision.data.mixture import Mixture
 from openvision.errors import OpenVisionError
-from openvision.files import atomic_write_text, make_folder
-from openvision.recipe.schema import Recipe, Run, dump_recipe, load_recipe
+from openvision.files import JsonObject, atomic_write_text, make_folder
+from openvision.recipe.schema import STORED, Data, Recipe, Run, dump_recipe, load_recipe
 from openvision.text.tokenizer import Tokenizer
+from openvision.training.setup.evaluators import complete_evaluators
 
-RECIPE = "recipe.toml"
 DATA = "data.json"
-# Shards named in a difference; more would hide the rest of the message.
-_NAMED = 5
-# Parts of `run` that change numbers.
-_NUMBERS = ("precision", "compile")
+# Changed shards listed in an error message.
+_LISTED_SHARDS = 5
+# Keys of `run` that change the numbers of a run.
+_NUMERIC_KEYS = ("precision", "compile")
 
 
 def claim_recipe(recipe: Recipe, run_folder: Path, force: bool = False) -> list[str]:
-    """Write the resolved recipe into the run folder, or compare it with the one there.
+    """Write the recipe to the run folder, after comparing it with the one that the run was started with.
 
-    Returns differences accepted by `force`; without it raises OpenVisionError that shows them.
+    Returns the differences that `force` accepted; without `force` raises OpenVisionError that shows them.
     """
-    path = run_folder / RECIPE
+    path = run_folder / STORED
     differences: list[str] = []
     if path.exists():
-        differences = _differences(_published(load_recipe(path)), _published(recipe))
+        differences = _diff(
+            _fixed_lines(load_recipe(path, stored=True), str(path)), _fixed_lines(recipe, "this recipe")
+        )
         _refuse(
             differences,
             force,
-            f"{run_folder} holds a run of another recipe:\n{_listed(differences)}\nchoose another run folder, undo the "
-            "change, or go on with --force, which is recorded",
+            f"{run_folder} holds a run of another recipe:\n{_indented(differences)}\nchoose another run folder, undo "
+            "the change, or resume with --force, which is recorded",
         )
     atomic_write_text(path, dump_recipe(recipe))
     return differences
 
 
-def claim_data(data: Mixture, run_folder: Path, force: bool = False) -> tuple[dict[str, Any], list[str]]:
-    """Write what the data are into the run folder, or compare it with what is there.
+def claim_data(data: Mixture, run_folder: Path, force: bool = False) -> tuple[JsonObject, list[str]]:
+    """Write the identity of the data to the run folder, after comparing it with the data the run was started with.
 
-    Returns the description of the data, and differences accepted by `force`; without it raises OpenVisionError.
+    Returns the identity, without single shards, and the differences that `force` accepted; without `force` raises
+    OpenVisionError that shows them.
     """
     path = run_folder / DATA
     found = describe_data(data)
@@ -58,23 +60,21 @@ def claim_data(data: Mixture, run_folder: Path, force: bool = False) -> tuple[di
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
             if before["manifest_sha256"] != found["manifest_sha256"]:
-                differences = _data_differences(before, found)
+                differences = _data_diff(before, found)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise OpenVisionError(
-                f"{path} cannot be read ({error}); remove it to accept the data as they are"
-            ) from error
+            raise OpenVisionError(f"{path} cannot be read ({error}); remove it to accept the current data") from error
         _refuse(
             differences,
             force,
-            f"the data are not those that {run_folder} was begun with:\n{_listed(differences)}\nrestore them, choose "
-            "another run folder, or go on with --force, which is recorded",
+            f"the data differ from those that {run_folder} was started with:\n{_indented(differences)}\nrestore them, "
+            "choose another run folder, or resume with --force, which is recorded",
         )
     atomic_write_text(path, json.dumps(found, indent=1) + "\n")
     return _without_shards(found), differences
 
 
-def describe_data(data: Mixture) -> dict[str, Any]:
-    """Identity of the data: their manifest hash, and for each source its name, samples, hash and shards."""
+def describe_data(data: Mixture) -> JsonObject:
+    """Identity of the data: manifest hash; name, weight, samples, manifest hash and shard hashes of each source."""
     sources = [
         {
             "name": name,
@@ -88,41 +88,43 @@ def describe_data(data: Mixture) -> dict[str, Any]:
     return {"manifest_sha256": data.manifest_hash(), "sources": sources}
 
 
-def claim_tokenizer(recipe: Recipe, data: Mixture, run_folder: Path) -> Tokenizer:
-    """The run's own tokenizer, learnt or copied on the first start."""
+def claim_tokenizer(settings: Data, model_vocab_size: int, data: Mixture, run_folder: Path) -> Tokenizer:
+    """Tokenizer of the run folder; trained or copied there when the run starts.
+
+    Raises OpenVisionError when it has more entries than the model can embed.
+    """
     folder = run_folder / "tokenizer"
     if (folder / "tokenizer.json").is_file():
         return Tokenizer.load(folder)
-    if recipe.data.tokenizer is not None:
-        path = Path(recipe.data.tokenizer)
-        tokenizer = Tokenizer.from_vocabulary(path) if path.suffix == ".txt" else Tokenizer.load(path)
+    if settings.tokenizer is not None:
+        tokenizer = Tokenizer.load(Path(settings.tokenizer))
     else:
-        assert recipe.data.vocab_size is not None
-        tokenizer = Tokenizer.train(data.texts(), recipe.data.vocab_size)
-    if tokenizer.vocab_size > recipe.vocab_size:
+        assert settings.vocab_size is not None
+        tokenizer = Tokenizer.train(data.texts(), settings.vocab_size)
+    if tokenizer.vocab_size > model_vocab_size:
         raise OpenVisionError(
-            f"the tokenizer has {tokenizer.vocab_size} entries, the model only {recipe.vocab_size}: raise vocab_size"
+            f"the tokenizer has {tokenizer.vocab_size} entries, the model only {model_vocab_size}; raise vocab_size"
         )
     make_folder(folder)
     tokenizer.save(folder)
     return tokenizer
 
 
-def _published(recipe: Recipe) -> list[str]:
-    """Lines of the recipe without what may change between two starts."""
-    free = {name: field.default for name, field in Run.model_fields.items() if name not in _NUMBERS}
-    fixed = recipe.model_copy(
+def _fixed_lines(recipe: Recipe, source: str) -> list[str]:
+    """TOML lines of a recipe, with defaults for everything that may change on resume."""
+    free = {name: field.default for name, field in Run.model_fields.items() if name not in _NUMERIC_KEYS}
+    fixed = complete_evaluators(recipe, source).model_copy(
         update={"run": recipe.run.model_copy(update=free), "parallel": type(recipe.parallel)(), "description": ""}
     )
     return dump_recipe(fixed).splitlines()
 
 
-def _differences(before: list[str], after: list[str]) -> list[str]:
-    lines = difflib.unified_diff(before, after, "in the run folder", "now", lineterm="", n=0)
+def _diff(before: list[str], after: list[str]) -> list[str]:
+    lines = difflib.unified_diff(before, after, lineterm="", n=0)
     return [line for line in lines if not line.startswith(("---", "+++", "@@"))]
 
 
-def _data_differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+def _data_diff(before: JsonObject, after: JsonObject) -> list[str]:
     old, new = ({source["name"]: source for source in each["sources"]} for each in (before, after))
     found = [f"- source {name}" for name in old if name not in new]
     found += [f"+ source {name}" for name in new if name not in old]
@@ -135,18 +137,18 @@ def _data_differences(before: dict[str, Any], after: dict[str, Any]) -> list[str
             for shard in sorted({**old[name]["shards"], **new[name]["shards"]})
             if old[name]["shards"].get(shard) != new[name]["shards"].get(shard)
         ]
-        more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+        more = f" and {len(changed) - _LISTED_SHARDS} more" if len(changed) > _LISTED_SHARDS else ""
         if changed:
-            found.append(f"source {name}: shards changed, added or gone: {', '.join(changed[:_NAMED])}{more}")
+            found.append(f"source {name}: shards changed, added or gone: {', '.join(changed[:_LISTED_SHARDS])}{more}")
     return found or [f"manifest {before['manifest_sha256'][:12]} -> {after['manifest_sha256'][:12]}"]
 
 
-def _without_shards(data: dict[str, Any]) -> dict[str, Any]:
+def _without_shards(data: JsonObject) -> JsonObject:
     sources = [{key: value for key, value in source.items() if key != "shards"} for source in data["sources"]]
     return {**data, "sources": sources}
 
 
-def _listed(differences: list[str]) -> str:
+def _indented(differences: list[str]) -> str:
     return "\n".join(f"  {line}" for line in differences)
 
 

@@ -1,32 +1,34 @@
-"""The record of a run: one JSON object a line, appended as the run goes, cut back to the checkpoint on resume.
+"""Log of a run: metrics.jsonl with one JSON object a line, the screen, and the trackers of the recipe.
 
-The same numbers go to the screen and to the trackers that the recipe asks for.
+On resume metrics.jsonl is cut back to the step of the checkpoint.
 """
 
 import json
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-from openvision.files import atomic_write_text, read_json_lines
+from openvision.files import JsonObject, atomic_write_text
 from openvision.recipe.schema import Recipe
+from openvision.renamed import read_metrics
 from openvision.training.run.display import TrainingDisplay
 from openvision.training.run.trackers import open_trackers
 
+METRICS = "metrics.jsonl"
+
 
 class MetricsLog:
-    """Append-only `metrics.jsonl`."""
+    """Append-only metrics.jsonl."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
-        """Keep the lines of steps up to `resume_step`: later ones will be made again."""
+        """Open `path`; drop lines after `resume_step`, whose steps will be trained again."""
         self.path = path
-        kept = [line for line in read_json_lines(path) if line["step"] <= resume_step] if path.exists() else []
+        kept = [line for line in read_metrics(path) if line["step"] <= resume_step] if path.exists() else []
         atomic_write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
-    def write(self, kind: str, values: dict[str, Any]) -> None:
-        """Append one line and hand it to the operating system at once."""
+    def write(self, kind: str, values: JsonObject) -> None:
+        """Append one line and flush it to the operating system."""
         self._file.write(json.dumps({"kind": kind, **values}) + "\n")
         self._file.flush()
 
@@ -36,12 +38,12 @@ class MetricsLog:
 
 
 class RunLog:
-    """Everything that is written about a run while it goes: metrics.jsonl, the screen, trackers."""
+    """Writes metrics.jsonl, the screen and the trackers. `where` is the step, stage and samples of a line."""
 
     def __init__(self, recipe: Recipe, run_folder: Path, resume_step: int) -> None:
-        """Open what the recipe asks for; raises OpenVisionError when a tracker's library is missing."""
+        """Open all outputs; raises OpenVisionError when the library of a tracker is not installed."""
         self._trackers = open_trackers(recipe, run_folder, resume_step)
-        self._metrics = MetricsLog(run_folder / "metrics.jsonl", resume_step)
+        self._metrics = MetricsLog(run_folder / METRICS, resume_step)
         self._display = TrainingDisplay(recipe.steps)
 
     def __enter__(self) -> "RunLog":
@@ -57,26 +59,26 @@ class RunLog:
         self._closing.__exit__(kind, error, trace)
 
     def say(self, message: str) -> None:
-        """One line on the screen."""
+        """Print one line."""
         self._display.say(message)
 
     def step(self, step: int, description: str) -> None:
-        """So many steps are done."""
+        """Move the progress bar to `step` finished steps."""
         self._display.step(step, description)
 
-    def train(self, where: dict[str, Any], numbers: dict[str, float], seconds_left: float) -> None:
-        """The numbers of a training step."""
+    def train(self, where: JsonObject, numbers: dict[str, float], seconds_left: float) -> None:
+        """Log the metrics of a training step."""
         self._metrics.write("train", {**where, **numbers})
         self._display.log(where["step"], numbers, seconds_left)
         self._track("train", where["step"], numbers)
 
-    def evaluation(self, where: dict[str, Any], numbers: dict[str, float]) -> None:
-        """The numbers of a measurement."""
+    def evaluation(self, where: JsonObject, numbers: dict[str, float]) -> None:
+        """Log the metrics of an evaluation; `where["split"]` names it."""
         self._metrics.write("eval", {**where, **numbers})
         self._track(where["split"], where["step"], numbers)
 
-    def event(self, where: dict[str, Any], message: str) -> None:
-        """Something out of the ordinary at a step."""
+    def event(self, where: JsonObject, message: str) -> None:
+        """Log and print an exceptional event, such as a loss spike."""
         self._metrics.write("event", {**where, "message": message})
         self.say(f"step {where['step']}: {message}")
 

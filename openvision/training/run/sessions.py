@@ -1,8 +1,7 @@
-"""How a run came about: RUN/sessions.json, one entry each time it was started.
+"""Session history of a run: RUN/sessions.json has one entry for each time that the run was started.
 
-An entry says when, on which machines, with how many processes and in which mode, from which step to which, with what
-code, recipe, data and libraries, how long it took and what it may have cost in energy. What differs from the session
-before, and was accepted with --force, stands in it too. The trained model carries all of it.
+An entry holds the time, host, number of processes, mode, first and last step, code, recipe, data, libraries, duration,
+an estimate of the energy, and the differences that --force accepted. The provenance of the model has a summary.
 """
 
 import json
@@ -11,35 +10,36 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from openvision.errors import OpenVisionError
-from openvision.files import atomic_write_text
+from openvision.files import JsonObject, atomic_write_text
 from openvision.hardware import DEVICES
 from openvision.provenance import describe_run, dirty_diff
 from openvision.runtime import Processes
 
 SESSIONS = "sessions.json"
 CODE = "code"
-# Taken where a device's power is not known: a core of a server processor under load, with its share of the machine.
-_WATTS_A_THREAD = 10.0
+# Assumed power of a CPU thread: a core of a server processor under load, with its share of the machine.
+_WATTS_PER_THREAD = 10.0
+# Assumed power of an accelerator that openvision.hardware does not list.
+_WATTS_PER_ACCELERATOR = 400.0
 
 
-def read_sessions(run_folder: Path) -> list[dict[str, Any]]:
-    """All sessions of a run, oldest first; none before its first start."""
+def read_sessions(run_folder: Path) -> list[JsonObject]:
+    """Sessions of a run, oldest first; empty before its first start. Raises OpenVisionError when unreadable."""
     path = run_folder / SESSIONS
     if not path.exists():
         return []
     try:
         return list(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise OpenVisionError(f"{path} cannot be read ({error}); remove it to go on without the history") from error
+        raise OpenVisionError(f"{path} cannot be read ({error}); remove it to resume without the history") from error
 
 
-class Record:
-    """The history of a run; only the main process has one."""
+class SessionHistory:
+    """Appends the current session to the history of a run; only the main process has one."""
 
     def __init__(self, run_folder: Path, processes: Processes, mode: str) -> None:
         self.run_folder = run_folder
@@ -48,8 +48,8 @@ class Record:
         self.sessions = read_sessions(run_folder)
         self._begun = time.monotonic()
 
-    def begin(self, recipe_toml: str, data: dict[str, Any], seed: int, step: int, accepted: list[str]) -> None:
-        """The run has been opened and stands after `step` updates; `accepted` are differences let through."""
+    def begin(self, recipe_toml: str, data: JsonObject, seed: int, step: int, accepted: list[str]) -> None:
+        """Start a session after `step` updates; `accepted` are the differences that --force accepted."""
         described = describe_run(recipe_toml, data["manifest_sha256"], seed, sys.argv)
         self._keep_diff(described)
         self.sessions.append(
@@ -70,7 +70,7 @@ class Record:
         self._write()
 
     def reached(self, step: int, ended: str | None = None) -> None:
-        """The run stands after `step` updates, all saved; `ended` says why the session is over."""
+        """Record a checkpoint after `step` updates; `ended` is the reason when the session is over."""
         session = self.sessions[-1]
         seconds = time.monotonic() - self._begun
         session |= {"to_step": step, "seconds": round(seconds, 1), "energy": self._energy(seconds)}
@@ -78,8 +78,8 @@ class Record:
             session["ended"] = ended
         self._write()
 
-    def summary(self) -> dict[str, Any]:
-        """What an artefact should carry of the whole history."""
+    def summary(self) -> JsonObject:
+        """Summary of all sessions for the provenance of a model."""
         return {
             "sessions": [
                 {key: each.get(key) for key in ("started", "processes", "mode", "from_step", "to_step", "accepted")}
@@ -94,11 +94,11 @@ class Record:
         try:
             atomic_write_text(self.run_folder / SESSIONS, json.dumps(self.sessions, indent=1) + "\n")
         except OpenVisionError:
-            # A full disk must not end the training that the record is about; the next save writes it again.
+            # A full disk must not stop training; the next save writes the history again.
             return
 
-    def _keep_diff(self, described: dict[str, Any]) -> None:
-        """Put what differs from the commit beside the record."""
+    def _keep_diff(self, described: JsonObject) -> None:
+        """Save the uncommitted changes of the code to RUN/code/."""
         git = described["git"]
         if not git or not git["dirty_diff_sha256"]:
             return
@@ -106,18 +106,15 @@ class Record:
         if not path.exists():
             atomic_write_text(path, dirty_diff())
 
-    def _energy(self, seconds: float) -> dict[str, Any]:
-        """An estimate from the power limits of the devices; nothing is measured."""
+    def _energy(self, seconds: float) -> JsonObject:
+        """Estimate of the energy from power limits; nothing is measured."""
+        size, threads = self.processes.size, torch.get_num_threads()
         if torch.cuda.is_available():
             name = torch.cuda.get_device_name().lower()
             known = next((device for key, device in DEVICES.items() if device.gpu and key in name), None)
-            watts = known.watts if known else 400.0
-            method = (
-                f"power limit of {self.processes.size} accelerators, {watts:.0f} W each; host and cooling not counted"
-            )
+            watts = known.watts if known else _WATTS_PER_ACCELERATOR
+            method = f"power limit of {size} accelerators, {watts:.0f} W each; host and cooling not counted"
         else:
-            watts = _WATTS_A_THREAD * torch.get_num_threads()
-            method = (
-                f"{_WATTS_A_THREAD:.0f} W for each of {self.processes.size * torch.get_num_threads()} threads, assumed"
-            )
-        return {"kwh": round(watts * self.processes.size * seconds / 3.6e6, 6), "method": method}
+            watts = _WATTS_PER_THREAD * threads
+            method = f"{_WATTS_PER_THREAD:.0f} W for each of {size * threads} threads, assumed"
+        return {"kwh": round(watts * size * seconds / 3.6e6, 6), "method": method}

@@ -1,8 +1,8 @@
-"""Being asked to stop: SIGTERM and SIGUSR1 (the scheduler wants the machine), SIGINT (a person pressed Ctrl-C).
+"""Signal handling: finish the step, checkpoint, exit.
 
-The step that is under way is finished, the state is saved and the process leaves: with exit code 75 and a file REQUEUE
-in the run folder when the scheduler asked, so that a job script knows to queue the run again (torchrun turns every
-exit code into 1); with 130 when a person did. A second Ctrl-C does not wait for the step.
+SIGTERM and SIGUSR1 come from a scheduler: exit code 75, and a file REQUEUE in the run folder that tells a job script to
+queue the run again (torchrun turns every exit code into 1). SIGINT (Ctrl-C) comes from a person: exit code 130; a
+second one does not wait for the end of the step.
 """
 
 import signal
@@ -18,7 +18,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(Exception):  # noqa: N818
-    """The run was asked to stop and has saved its state."""
+    """The run stopped on request, after saving a checkpoint."""
 
     def __init__(self, message: str, exit_code: int = EXIT_INTERRUPTED) -> None:
         super().__init__(message)
@@ -26,26 +26,26 @@ class Interrupted(Exception):  # noqa: N818
 
 
 class StopRequest:
-    """Whether this process was asked to stop; signals are taken while the context lasts."""
+    """Whether this process should stop. Signals are handled while the context is active."""
 
     def __init__(self) -> None:
         self.wanted = False
         self.requeue = False
-        """Whether the run wants to be queued again: a scheduler asked, not a person."""
+        """Whether to queue the run again: the scheduler asked for the stop."""
         self._before: dict[int, object] = {}
 
     @property
     def exit_code(self) -> int:
-        """What the process leaves with."""
+        """Exit code of the process."""
         return EXIT_REQUEUE if self.requeue else EXIT_INTERRUPTED
 
     def ask(self, requeue: bool = False) -> None:
-        """Stop after the step that is under way."""
+        """Stop after the current step."""
         self.wanted = True
         self.requeue = self.requeue or requeue
 
     def __enter__(self) -> "StopRequest":
-        # Python lets only the main thread take signals; a run in another thread is stopped by its owner.
+        # Only the main thread can set signal handlers; a run in another thread is stopped with `ask`.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         return self
@@ -64,10 +64,10 @@ class StopRequest:
 
 
 def mark_requeue(run_folder: Path, step: int) -> None:
-    """Leave the file that a job script looks for."""
+    """Write RUN/REQUEUE for the job script."""
     (run_folder / REQUEUE).write_text(f"stopped by the scheduler after step {step}; start the same command again\n")
 
 
 def clear_requeue(run_folder: Path) -> None:
-    """The run has started: whoever looks now must not queue it once more."""
+    """Remove RUN/REQUEUE: the run has been started again."""
     (run_folder / REQUEUE).unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""When a process hangs or dies: its stack, one clear message, and an end for all.
+"""Hung and lost processes: stack traces, and one error message for all processes of a run.
 
-- A process that makes no progress for a stated time writes the stacks of all its threads to RUN/hangs/, with the step
-  and what it was doing. The process that hangs shows the place; the others show that they wait.
-- When one process fails the others fail with it at their next exchange. The first to say why claims RUN/FAILED; the
-  rest stay silent, so that the log ends with one message.
+- A process without progress for `run.hang_seconds` writes the stack traces of its threads to RUN/hangs/, with the step
+  and the activity: the hung process shows where it hangs, the others that they wait for it.
+- When one process fails, the others fail at their next collective. The first to report claims RUN/FAILED; the others
+  stay silent, so that the log ends with one message.
 """
 
 import faulthandler
@@ -16,27 +16,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from openvision.errors import OpenVisionError
 from openvision.training.run.signals import Interrupted
 
 FAILED = "FAILED"
 HANGS = "hangs"
-# How much later a lost process is reported than it was noticed: the one that knows why goes first.
+# Seconds between noticing a lost process and reporting it: a process that knows the cause reports first.
 _GRACE = 1.0
 
 
 class LostProcessError(OpenVisionError):
-    """Another process of the run failed, and this one cannot go on without it."""
+    """Another process of the run was lost, and this one cannot continue without it."""
 
 
-class AlreadyToldError(Exception):
-    """The run failed and another process has said why."""
+class AlreadyReportedError(Exception):
+    """The run failed, and another process has reported why."""
 
 
 class Watchdog:
-    """Reports the stacks of this process when `beat` is not called for `limit` seconds; None is off."""
+    """Writes the stack traces of this process when `beat` is not called for `limit` seconds; None is off."""
 
     def __init__(self, folder: Path, rank: int, limit: float | None, say: Callable[[str], None] = print) -> None:
         self.folder = folder
@@ -51,11 +50,11 @@ class Watchdog:
 
     @property
     def path(self) -> Path:
-        """Where stacks are written."""
+        """File of the stack traces of this process."""
         return self.folder / HANGS / f"process-{self.rank:05d}.txt"
 
     def beat(self, step: int, what: str) -> None:
-        """This process is alive, after `step` updates, and now begins `what`."""
+        """Report progress: `step` updates are done, and `what` begins now."""
         self._beaten, self._step, self._what = time.monotonic(), step, what
 
     def __enter__(self) -> "Watchdog":
@@ -80,7 +79,7 @@ class Watchdog:
 
     def _watch(self, limit: float) -> None:
         while True:
-            # Armed anew every round: it fires by itself when a library keeps the interpreter's lock from this thread.
+            # Set again in every round; it fires on its own when a library holds the GIL and blocks this thread.
             faulthandler.dump_traceback_later(2 * limit, file=self._file)
             if self._stopped.wait(limit / 10):
                 return
@@ -95,63 +94,62 @@ class Watchdog:
         self._file.write(f"{where}\n")
         self._file.flush()
         faulthandler.dump_traceback(self._file)
-        self.say(f"{where}; its stacks are in {self.path}")
+        self.say(f"{where}; its stack traces are in {self.path}")
 
 
 def clear_failure(run_folder: Path) -> None:
-    """Forget how the run ended the last time."""
+    """Remove RUN/FAILED of the session before."""
     (run_folder / FAILED).unlink(missing_ok=True)
 
 
 @contextmanager
-def told_once(run_folder: Path, rank: int, size: int, where: Callable[[], str]) -> Iterator[None]:
-    """Let the first failure among the processes pass and silence those that follow from it.
+def report_once(run_folder: Path, rank: int, size: int, where: Callable[[], str]) -> Iterator[None]:
+    """Re-raise the first failure among the processes of a run, and silence the failures that follow from it.
 
-    `where` says how far the run is. Raises AlreadyToldError in the processes that have nothing to add, LostProcessError
-    when a process went without a word.
+    `where` names the current step. Raises LostProcessError when another process was lost without an error of its own,
+    and AlreadyReportedError in the processes that have nothing to add.
     """
     if size == 1:
         yield
         return
     try:
         yield
-    except (Interrupted, AlreadyToldError):
+    except (Interrupted, AlreadyReportedError):
         raise
     except OpenVisionError as error:
         if _claim(run_folder, rank, str(error)):
             raise
-        raise AlreadyToldError(str(error)) from None
+        raise AlreadyReportedError(str(error)) from None
     except RuntimeError as error:
         if not _is_loss(error):
             _claim(run_folder, rank, repr(error))
             raise
         time.sleep(_GRACE)
         message = (
-            f"a process of this run was lost or hung ({where()}, seen by process {rank}); all stop. Look for what "
-            "ended it, e.g. its memory; the same command goes on from the newest checkpoint"
+            f"a process of this run was lost or hung ({where()}, seen by process {rank}); all processes stop. Find the "
+            "cause, e.g. out of memory, then run the same command: it resumes from the newest checkpoint"
         )
         if _claim(run_folder, rank, message):
             raise LostProcessError(message) from error
-        raise AlreadyToldError(message) from None
+        raise AlreadyReportedError(message) from None
     except Exception as error:
         _claim(run_folder, rank, repr(error))
         raise
 
 
 def _claim(run_folder: Path, rank: int, message: str) -> bool:
-    """Whether this process is the first to say what went wrong."""
+    """Whether this process is the first to report a failure."""
     try:
         descriptor = os.open(run_folder / FAILED, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except OSError:
         return False
-    record: dict[str, Any] = {"process": rank, "message": message}
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(json.dumps({"process": rank, "message": message}) + "\n")
     return True
 
 
 def _is_loss(error: RuntimeError) -> bool:
-    """Whether an exchange failed because another process is gone or late, as the backends put it."""
+    """Whether a collective failed because another process is gone or late, by the errors of the backends."""
     import torch.distributed as dist
 
     if isinstance(error, (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)):
@@ -160,8 +158,8 @@ def _is_loss(error: RuntimeError) -> bool:
     return any(sign in text for sign in ("gloo", "connection closed", "connection reset", "timed out", "nccl"))
 
 
-def leave_at_once(code: int) -> None:
-    """End this process without waiting for threads that wait for processes which are gone."""
+def exit_immediately(code: int) -> None:
+    """Exit without joining threads, which may wait for lost processes."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

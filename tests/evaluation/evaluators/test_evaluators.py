@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tomllib
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,7 +23,6 @@ from openvision.evaluation.metrics.calibration import calibration, confidences
 from openvision.evaluation.metrics.ranks import similarity
 from openvision.evaluation.suites.held_out import evaluate_split
 from openvision.images.preprocess import BadSampleError
-from openvision.recipe.schema import dump_recipe, parse_recipe
 from openvision.weights.folder import load_folder
 
 ALL = [
@@ -295,22 +293,3 @@ def test_a_class_the_probe_never_saw(subject, fake_data, tmp_path) -> None:
     assert labelled_shards(fake_data / "train", "name").classes
     with pytest.raises(OpenVisionError, match="is not among those of train"):
         measured(subject, fake_data, table)
-
-
-def test_evaluators_in_a_recipe(tiny_recipe) -> None:
-    content = {**tomllib.loads(dump_recipe(tiny_recipe)), "evaluate": [ALL[4], {**ALL[0], "every": 3}]}
-    recipe = parse_recipe(content, "r")
-    assert recipe.evaluate is not None
-    assert [(one.title, one.every) for one in recipe.evaluate] == [("knn", None), ("names", 3)]
-    # A resolved recipe is read back as it was; one without evaluators says nothing of them.
-    assert parse_recipe(tomllib.loads(dump_recipe(recipe)), "again") == recipe
-    assert "evaluate" not in tomllib.loads(dump_recipe(tiny_recipe))
-    for wrong, message in [
-        ([{**ALL[4], "kay": 3}], r"evaluate\.0: unknown key kay"),
-        ([ALL[0], ALL[0]], "two evaluators named 'names'"),
-    ]:
-        with pytest.raises(OpenVisionError, match=message):
-            parse_recipe({**content, "evaluate": wrong}, "r")
-    run = {**content["run"], "checkpoint_best": "nmes/top1"}
-    with pytest.raises(OpenVisionError, match="no evaluator is named 'nmes'"):
-        parse_recipe({**content, "run": run}, "r")

@@ -6,7 +6,13 @@ import pytest
 
 from openvision.errors import OpenVisionError
 from openvision.training.run.signals import Interrupted
-from openvision.training.run.watchdog import AlreadyToldError, LostProcessError, Watchdog, clear_failure, told_once
+from openvision.training.run.watchdog import (
+    AlreadyReportedError,
+    LostProcessError,
+    Watchdog,
+    clear_failure,
+    report_once,
+)
 
 
 def where() -> str:
@@ -43,14 +49,14 @@ def test_a_process_that_goes_on_leaves_no_file(tmp_path):
 
 
 def failing(folder, rank: int, error: BaseException):
-    with told_once(folder, rank, 2, where):
+    with report_once(folder, rank, 2, where):
         raise error
 
 
 def test_the_first_error_is_told_and_the_others_are_silent(tmp_path):
     with pytest.raises(OpenVisionError, match="bad recipe"):
         failing(tmp_path, 1, OpenVisionError("bad recipe"))
-    with pytest.raises(AlreadyToldError):
+    with pytest.raises(AlreadyReportedError):
         failing(tmp_path, 0, OpenVisionError("bad recipe"))
     clear_failure(tmp_path)
     with pytest.raises(OpenVisionError, match="bad recipe"):
@@ -61,14 +67,14 @@ def test_a_lost_process_is_told_unless_another_one_knew_more(tmp_path):
     gone = RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
     with pytest.raises(LostProcessError, match=r"lost or hung \(step 3, seen by process 0\)"):
         failing(tmp_path, 0, gone)
-    with pytest.raises(AlreadyToldError):
+    with pytest.raises(AlreadyReportedError):
         failing(tmp_path, 1, gone)
 
 
 def test_a_bug_keeps_its_traceback_and_a_stop_is_no_failure(tmp_path):
     with pytest.raises(RuntimeError, match="shape mismatch"):
         failing(tmp_path, 0, RuntimeError("shape mismatch"))
-    with pytest.raises(AlreadyToldError):
+    with pytest.raises(AlreadyReportedError):
         failing(tmp_path, 1, OpenVisionError("later"))
     clear_failure(tmp_path)
     with pytest.raises(Interrupted):
@@ -77,6 +83,6 @@ def test_a_bug_keeps_its_traceback_and_a_stop_is_no_failure(tmp_path):
 
 
 def test_one_process_writes_no_marker(tmp_path):
-    with pytest.raises(OpenVisionError), told_once(tmp_path, 0, 1, where):
+    with pytest.raises(OpenVisionError), report_once(tmp_path, 0, 1, where):
         raise OpenVisionError("bad recipe")
     assert not (tmp_path / "FAILED").exists()

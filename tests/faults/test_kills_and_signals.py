@@ -1,4 +1,4 @@
-"""Promises about processes that are killed, lost, or told to leave."""
+"""Runs whose processes are killed, lost or told to stop."""
 
 import json
 import random
@@ -6,8 +6,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 from bench import KILLED, REQUEUE, STEPS, Bench, assert_same
-from promise import promise
 
 
 def _until_done(bench: Bench, run: Path, plan: list[dict[str, Any]], processes: int = 1) -> int:
@@ -27,40 +27,30 @@ def _until_done(bench: Bench, run: Path, plan: list[dict[str, Any]], processes: 
     return killed
 
 
-@promise("kill -9 in a step, in a save and in a load: the final weights are those of the uninterrupted run", short=True)
-def killed_anywhere(bench: Bench) -> str:
+def test_kill_in_a_step_a_save_and_a_load(bench: Bench) -> None:
+    """kill -9 in a step, in a save and in a load: the final weights are those of the uninterrupted run."""
     run = bench.new_run()
     plan = [{"kill_at_step": 5}, {"kill_in_save": 4}, {"kill_in_load": 1}, {"kill_at_step": 9}, {"kill_in_save": 9}]
     killed = _until_done(bench, run, plan)
     assert killed == len(plan)
     assert_same(run, bench.reference())
-    return f"{killed} kills, bit-identical"
 
 
-def _random_kills(bench: Bench, seed: int, least: int, in_a_run: int, processes: int = 1) -> str:
-    """Runs with up to `in_a_run` kills each until there were `least` of them; what was seen."""
-    chance, total, rounds = random.Random(seed), 0, 0
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "seed", "least", "kills_per_run"), [(1, 20, 20, 7), (2, 10, 10, 5)])
+def test_random_kills(processes: int, seed: int, least: int, kills_per_run: int, bench: Bench) -> None:
+    """At least `least` kill -9 of a process at random places, several in each run: bit-identical."""
+    chance, total = random.Random(seed), 0
     while total < least:
-        plan = [_random_fault(chance) for _ in range(in_a_run)]
+        plan = [_random_fault(chance) for _ in range(kills_per_run)]
         run = bench.new_run()
         total += _until_done(bench, run, plan, processes)
         assert_same(run, bench.reference(processes=processes))
-        rounds += 1
-    return f"{total} kills in {rounds} runs, bit-identical"
 
 
-@promise("twenty kill -9 at random places of a run of one process: bit-identical")
-def twenty_kills(bench: Bench) -> str:
-    return _random_kills(bench, seed=20, least=20, in_a_run=7)
-
-
-@promise("ten kill -9 of one of two processes at random places: bit-identical")
-def ten_kills_of_two(bench: Bench) -> str:
-    return _random_kills(bench, seed=10, least=10, in_a_run=5, processes=2)
-
-
-@promise("kill -9 at every single call that brings a checkpoint to disk: bit-identical")
-def killed_at_every_call_of_a_save(bench: Bench) -> str:
+@pytest.mark.slow
+def test_kill_at_every_call_of_a_save(bench: Bench) -> None:
+    """kill -9 at every single call that brings a checkpoint to disk: bit-identical."""
     begun = bench.new_run()
     assert bench.run(begun, faults={"signal_at_step": [3, signal.SIGTERM]}).codes == [REQUEUE]
     call = 0
@@ -77,7 +67,6 @@ def killed_at_every_call_of_a_save(bench: Bench) -> str:
         assert bench.run(run).codes == [0]
         assert_same(run, bench.reference())
     assert call > 10
-    return f"{call - 1} places, all bit-identical"
 
 
 def _random_fault(chance: random.Random) -> dict[str, Any]:
@@ -85,8 +74,8 @@ def _random_fault(chance: random.Random) -> dict[str, Any]:
     return {kind: chance.randrange(STEPS) if kind == "kill_at_step" else chance.randint(1, 3 if "load" in kind else 25)}
 
 
-@promise("one of two processes killed: the other ends within seconds, with one clear message", short=True)
-def lost_process(bench: Bench) -> str:
+def test_a_lost_process_ends_the_others_with_one_message(bench: Bench) -> None:
+    """One of two processes killed: the other ends within seconds, with one clear message."""
     run = bench.new_run()
     outcome = bench.run(run, processes=2, faults=[{}, {"kill_at_step": 5}])
     assert outcome.codes == [1, KILLED], outcome.log
@@ -96,11 +85,10 @@ def lost_process(bench: Bench) -> str:
     assert bench.run(run, processes=2).codes == [0, 0]
     assert not (run / "FAILED").exists()
     assert_same(run, bench.reference(processes=2))
-    return "exit code 1, one message, continued bit-identically"
 
 
-@promise("SIGTERM: the step is finished, the state saved, exit code 75, REQUEUE in the run folder", short=True)
-def sigterm(bench: Bench) -> str:
+def test_sigterm_finishes_the_step_and_requeues(bench: Bench) -> None:
+    """SIGTERM: the step is finished, the state saved, exit code 75, REQUEUE in the run folder."""
     run = bench.new_run()
     outcome = bench.run(run, faults={"signal_at_step": [4, signal.SIGTERM]})
     assert outcome.codes == [REQUEUE], outcome.log
@@ -110,11 +98,10 @@ def sigterm(bench: Bench) -> str:
     assert bench.run(run).codes == [0]
     assert not (run / "REQUEUE").exists()
     assert_same(run, bench.reference())
-    return "left after the step it came in, continued bit-identically"
 
 
-@promise("SIGUSR1 to one of two processes: both leave after the same step with 75; SIGINT leaves with 130", short=True)
-def sigusr1_to_one(bench: Bench) -> str:
+def test_a_signal_to_one_process_stops_all(bench: Bench) -> None:
+    """SIGUSR1 to one of two processes: both leave after the same step with 75; SIGINT leaves with 130."""
     run = bench.new_run()
     outcome = bench.run(run, processes=2, faults=[{}, {"signal_at_step": [3, signal.SIGUSR1]}])
     assert outcome.codes == [REQUEUE, REQUEUE], outcome.log
@@ -124,4 +111,3 @@ def sigusr1_to_one(bench: Bench) -> str:
     assert not (run / "REQUEUE").exists()
     assert bench.run(run, processes=2).codes == [0, 0]
     assert_same(run, bench.reference(processes=2))
-    return "after steps 4 and 9, continued bit-identically"

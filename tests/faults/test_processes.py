@@ -1,4 +1,4 @@
-"""Promises about the same run at other numbers of processes, in other modes, under torchrun, and with other data."""
+"""The same run at other numbers of processes, in other modes, under torchrun, and with other data."""
 
 import json
 import os
@@ -10,18 +10,16 @@ from itertools import repeat
 from pathlib import Path
 
 import numpy as np
+import pytest
 from bench import REQUEUE, Bench, assert_same, losses
 from grain.experimental import index_shuffle
-from promise import promise
 
 from openvision.data.order import GlobalShuffle
 from openvision.training.run.sessions import read_sessions
 
 
-@promise(
-    "another recipe or other data in the same run are refused with the difference; --force is recorded", short=True
-)
-def changed_recipe_and_data(bench: Bench) -> str:
+def test_another_recipe_or_other_data_is_refused(bench: Bench) -> None:
+    """Another recipe or other data in the same run are refused with the difference; --force is recorded."""
     run = bench.new_run()
     assert bench.run(run, faults={"signal_at_step": [3, signal.SIGTERM]}).codes == [REQUEUE]
     outcome = bench.run(run, {"optimizer.weight_decay": 0.3})
@@ -38,11 +36,11 @@ def changed_recipe_and_data(bench: Bench) -> str:
     accepted = read_sessions(run)[-1]["accepted"]
     assert "+weight_decay = 0.3" in accepted
     assert any("more.tar" in line for line in accepted)
-    return "both differences shown, both recorded"
 
 
-@promise("2 -> 1 -> 4 processes: the same global batches in the same order, losses within 1e-5")
-def other_numbers_of_processes(bench: Bench) -> str:
+@pytest.mark.slow
+def test_resume_at_other_numbers_of_processes(bench: Bench) -> None:
+    """2 -> 1 -> 4 processes: the same global batches in the same order, losses within 1e-5."""
     changes = {"stages.0.samples": 160, "stages.1.samples": 80, "optimizer.eps": 1e-6}
     alone = bench.new_run()
     assert bench.run(alone, changes, faults={"note_batches": str(alone / "batches")}).codes == [0]
@@ -59,7 +57,6 @@ def other_numbers_of_processes(bench: Bench) -> str:
     assert len(losses(alone)) == 30
     assert worst < 1e-5
     assert [session["processes"] for session in read_sessions(run)] == [2, 1, 4]
-    return f"{len(ours)} samples in the same order, losses of 30 steps within {worst:.1e}"
 
 
 def _samples(run: Path) -> dict[int, str]:
@@ -72,8 +69,9 @@ def _samples(run: Path) -> dict[int, str]:
     return found
 
 
-@promise("DDP and FSDP2 on two processes: losses of 30 steps within 1e-5 of one process, and of each other")
-def modes_agree(bench: Bench) -> str:
+@pytest.mark.slow
+def test_ddp_and_fsdp_agree(bench: Bench) -> None:
+    """DDP and FSDP2 on two processes: losses of 30 steps within 1e-5 of one process, and of each other."""
     changes = {"stages.0.samples": 160, "stages.1.samples": 80, "optimizer.eps": 1e-6}
     alone = losses(bench.reference(changes))
     ddp = losses(bench.reference(changes, processes=2))
@@ -81,11 +79,11 @@ def modes_agree(bench: Bench) -> str:
     worst = max(max(abs(ddp[step] - alone[step]), abs(fsdp[step] - ddp[step])) for step in alone)
     assert len(alone) == 30
     assert worst < 1e-5
-    return f"within {worst:.1e}"
 
 
-@promise("a run saved by FSDP2 on two processes goes on in DDP on two, and in one process")
-def other_mode(bench: Bench) -> str:
+@pytest.mark.slow
+def test_a_run_of_fsdp_resumes_in_ddp_and_alone(bench: Bench) -> None:
+    """A run saved by FSDP2 on two processes goes on in DDP on two, and in one process."""
     run = bench.new_run()
     fault = [{"signal_at_step": [5, signal.SIGTERM]}, {}]
     assert bench.run(run, {"parallel.mode": "fsdp"}, processes=2, faults=fault).codes == [REQUEUE] * 2
@@ -96,11 +94,11 @@ def other_mode(bench: Bench) -> str:
         reference = losses(bench.reference())
         worst = max(worst, *(abs(losses(other)[step] - loss) for step, loss in reference.items()))
     assert worst < 1e-4
-    return f"losses within {worst:.1e}"
 
 
-@promise("torchrun starts a run again by itself after a kill (elastic restart)")
-def elastic_restart(bench: Bench) -> str:
+@pytest.mark.slow
+def test_torchrun_restarts_a_killed_run(bench: Bench) -> None:
+    """torchrun starts a run again by itself after a kill (elastic restart)."""
     run, once = bench.new_run(), bench.folder / "killed-once"
     with _torchrun(bench, bench.recipe(), run, once) as launcher:
         printed, _ = launcher.communicate(timeout=300)
@@ -108,13 +106,13 @@ def elastic_restart(bench: Bench) -> str:
     assert once.exists()
     assert [session["from_step"] > 0 for session in read_sessions(run)] == [False, True]
     assert_same(run, bench.reference(processes=2))
-    return "killed once, started again by torchrun, bit-identical"
 
 
-@promise(
-    "SIGTERM to torchrun: its processes save and leave, and REQUEUE is there though torchrun's exit code says nothing"
-)
-def sigterm_to_torchrun(bench: Bench) -> str:
+@pytest.mark.slow
+def test_sigterm_to_torchrun(bench: Bench) -> None:
+    """SIGTERM to torchrun: its processes save and leave, and REQUEUE is there though torchrun's exit code says
+    nothing.
+    """
     run, once = bench.new_run(), bench.folder / "never-killed"
     once.touch()
     recipe = bench.recipe({"stages.0.samples": 80_000, "run.checkpoint_every": 100_000})
@@ -129,7 +127,6 @@ def sigterm_to_torchrun(bench: Bench) -> str:
     assert (run / "REQUEUE").exists()
     (step,) = bench.steps(run)
     assert f"after step {step};" in (run / "REQUEUE").read_text()
-    return f"saved at step {step}, marked for the queue"
 
 
 def _torchrun(bench: Bench, recipe: Path, run: Path, once: Path) -> subprocess.Popen[str]:
@@ -148,11 +145,12 @@ def _torchrun(bench: Bench, recipe: Path, run: Path, once: Path) -> subprocess.P
     )
 
 
-@promise("the data order of 512 processes covers an epoch of 10 million samples exactly once")
-def order_of_512_processes(bench: Bench) -> str:
+@pytest.mark.slow
+def test_512_processes_cover_an_epoch_once(bench: Bench) -> None:
+    """The data order of 512 processes covers an epoch of 10 million samples exactly once."""
     samples, processes, batch = 10_000_000, 512, 32_768
     order = GlobalShuffle(samples, seed=3)
-    shuffle = order._samples._parents[0]
+    shuffle = order._samples._parents[0]  # pyright: ignore[reportAttributeAccessIssue]
     share, steps = batch // processes, -(-samples // batch)
     seen = np.zeros(samples, dtype=np.uint8)
     for rank in range(processes):
@@ -165,4 +163,3 @@ def order_of_512_processes(bench: Bench) -> str:
         place = int(positions[rank])
         assert order[place] == index_shuffle(place, samples - 1, shuffle._seed, 4)
     assert (seen == 1).all()
-    return "every sample once"

@@ -1,4 +1,4 @@
-"""Promises about disks, data, numbers and processes that go wrong without being killed."""
+"""Runs with a full disk, damaged files, numbers that are not finite, or hung processes."""
 
 import json
 import shutil
@@ -8,15 +8,12 @@ from pathlib import Path
 
 import pytest
 from bench import KILLED, REQUEUE, Bench, assert_same, events
-from promise import promise
 
 from openvision.training.run.sessions import read_sessions
 
 
-@promise(
-    "no room while saving: the checkpoint before is kept, training goes on, saves again when there is room", short=True
-)
-def full_disk(bench: Bench) -> str:
+def test_a_full_disk_keeps_the_previous_checkpoint(bench: Bench) -> None:
+    """No room while saving: the checkpoint before is kept, training goes on, saves again when there is room."""
     run = bench.new_run()
     faults = {"file_limit_at_step": [5, 100_000], "free_files_at_step": 9, "kill_at_step": 11}
     outcome = bench.run(run, faults=faults)
@@ -28,11 +25,11 @@ def full_disk(bench: Bench) -> str:
     assert not [path for path in (run / "checkpoints").glob(".*") if "00000008" in path.name]
     assert bench.run(run).codes == [0]
     assert_same(run, bench.reference())
-    return "two saves failed by a limit on file size, continued bit-identically"
 
 
-@promise("a file system that is really full: the same")
-def full_file_system(bench: Bench) -> str:
+@pytest.mark.slow
+def test_a_full_file_system_keeps_the_previous_checkpoint(bench: Bench) -> None:
+    """A file system that is really full: the same."""
     mount = bench.folder / "small"
     mount.mkdir(exist_ok=True)
     done = subprocess.run(
@@ -55,7 +52,6 @@ def full_file_system(bench: Bench) -> str:
         assert_same(run, bench.reference())
     finally:
         subprocess.run(["umount", str(mount)], check=True)
-    return "tmpfs filled to the brim, continued bit-identically"
 
 
 def _fill(path: Path) -> None:
@@ -68,8 +64,8 @@ def _fill(path: Path) -> None:
             file.truncate(max(0, file.tell() - 2**17))
 
 
-@promise("the newest checkpoint damaged: the one before is taken, and said so; all damaged: refused", short=True)
-def damaged_checkpoint(bench: Bench) -> str:
+def test_a_damaged_checkpoint_is_set_aside(bench: Bench) -> None:
+    """The newest checkpoint damaged: the one before is taken, and said so; all damaged: refused."""
     run = bench.new_run()
     assert bench.run(run, faults={"signal_at_step": [6, signal.SIGTERM]}).codes == [REQUEUE]
     newest = run / "checkpoints" / "step-00000007"
@@ -77,18 +73,17 @@ def damaged_checkpoint(bench: Bench) -> str:
     state.write_text(state.read_text().replace('"position": 56', '"position": 48'))
     outcome = bench.run(run)
     assert outcome.codes == [0], outcome.log
-    assert "checkpoint step-00000007 is damaged (state.json does not hold what was written" in outcome.log
+    assert "checkpoint step-00000007 is damaged (state.json differs from what was written" in outcome.log
     assert_same(run, bench.reference())
     for manifest in (run / "checkpoints").glob("step-*/manifest.json"):
         manifest.write_text("{}")
     outcome = bench.run(run)
     assert outcome.codes == [1]
     assert "are damaged; restore one, or remove the folder" in outcome.log
-    return "set aside, continued bit-identically"
 
 
-@promise("a truncated shard is refused by name, and the run goes on when it is restored", short=True)
-def truncated_shard(bench: Bench) -> str:
+def test_a_truncated_shard_is_refused(bench: Bench) -> None:
+    """A truncated shard is refused by name, and the run goes on when it is restored."""
     data, run = bench.new_run(), bench.new_run()
     shutil.copytree(bench.data, data, dirs_exist_ok=True)
     assert bench.run(run, data=data, faults={"kill_at_step": 5}).codes == [KILLED]
@@ -101,17 +96,15 @@ def truncated_shard(bench: Bench) -> str:
     shard.write_bytes(content)
     assert bench.run(run, data=data).codes == [0]
     assert_same(run, bench.reference())
-    return "named, continued bit-identically"
 
 
-@promise("a loader slower than the model, and a wall clock that jumps by a day: the same run", short=True)
-def slow_loader_and_jumping_clock(bench: Bench) -> str:
+def test_a_slow_loader_or_a_jumping_clock_changes_nothing(bench: Bench) -> None:
+    """A loader slower than the model, and a wall clock that jumps by a day: the same run."""
     run = bench.new_run()
     outcome = bench.run(run, {"run.checkpoint_minutes": 10}, faults={"slow_loader": 0.05, "clock_jumps": 86400.0})
     assert outcome.codes == [0], outcome.log
     assert_same(run, bench.reference())
     assert 0 < read_sessions(run)[-1]["seconds"] < 3600
-    return "bit-identical, times measured on a clock that does not jump"
 
 
 def _stopped(bench: Bench, faults: dict[str, int], sentence: str) -> None:
@@ -125,24 +118,23 @@ def _stopped(bench: Bench, faults: dict[str, int], sentence: str) -> None:
     assert_same(run, bench.reference())
 
 
-@promise("a batch that is not a number: nothing is updated, exit code 1; two processes stop together", short=True)
-def nan_batch(bench: Bench) -> str:
+def test_a_loss_that_is_not_finite_stops_before_the_update(bench: Bench) -> None:
+    """A batch that is not a number: nothing is updated, exit code 1; two processes stop together."""
     _stopped(bench, {"nan_at_step": 5}, "step 6: loss, caption")
     run = bench.new_run()
     outcome = bench.run(run, processes=2, faults=[{}, {"nan_at_step": 3}])
     assert outcome.codes == [1, 1], outcome.log
     assert outcome.log.count("openvision: step 4: ") == 1, outcome.log
-    return "stopped before the update, continued bit-identically"
 
 
-@promise("a gradient that is not a number though the loss is one: the same", short=True)
-def nan_gradient(bench: Bench) -> str:
+def test_a_gradient_that_is_not_finite_stops_before_the_update(bench: Bench) -> None:
+    """A gradient that is not a number though the loss is one: the same."""
     _stopped(bench, {"nan_gradient_at_step": 5}, "step 6: the gradient is not finite; nothing was updated")
-    return "stopped before the update, continued bit-identically"
 
 
-@promise("a loss that jumps is reported, or its update left out, and a resume remembers the losses before it")
-def loss_jump(bench: Bench) -> str:
+@pytest.mark.slow
+def test_loss_spikes_are_skipped_across_a_resume(bench: Bench) -> None:
+    """A loss that jumps is reported, or its update left out, and a resume remembers the losses before it."""
     many = {"stages.0.samples": 320, "guards.spikes": "skip", "guards.spike_window": 20}
     run = bench.new_run()
     outcome = bench.run(run, many, faults={"jump_at_step": [25, 50.0], "signal_at_step": [27, signal.SIGTERM]})
@@ -155,11 +147,10 @@ def loss_jump(bench: Bench) -> str:
         assert [event["step"] for event in events(each)] == [26, 33]
     assert_same(run, again)
     assert json.loads((run / "model" / "provenance.json").read_text())["updates_skipped"] == 2
-    return "one jump in each half of the run, both skipped and logged"
 
 
-@promise("a process that hangs writes its stack within the stated time", short=True)
-def hung_process(bench: Bench) -> str:
+def test_a_hung_process_writes_its_stack(bench: Bench) -> None:
+    """A process that hangs writes its stack within the stated time."""
     run = bench.new_run()
     outcome = bench.run(run, {"run.hang_seconds": 0.5}, faults={"hang_at_step": [5, 1.5]})
     assert outcome.codes == [0], outcome.log
@@ -167,16 +158,15 @@ def hung_process(bench: Bench) -> str:
     assert "process 0 has made no progress for" in report
     assert "step 6, forward, backward and update" in report
     assert "in admit_with_fault" in report
-    assert "its stacks are in" in outcome.log
-    return "stack names the function it hung in"
+    assert "its stack traces are in" in outcome.log
 
 
-@promise("a process that hangs for good ends the run after parallel.step_seconds")
-def hung_for_good(bench: Bench) -> str:
+@pytest.mark.slow
+def test_a_process_hung_for_good_stops_the_run(bench: Bench) -> None:
+    """A process that hangs for good ends the run after parallel.step_timeout_seconds."""
     run = bench.new_run()
-    changes = {"run.hang_seconds": 1.0, "parallel.step_seconds": 3.0}
+    changes = {"run.hang_seconds": 1.0, "parallel.step_timeout_seconds": 3.0}
     outcome = bench.run(run, changes, processes=2, faults=[{}, {"hang_at_step": [5, 30.0]}])
     assert outcome.codes[0] == 1, outcome.log
     assert "a process of this run was lost or hung (step 6" in outcome.log
     assert "in admit_with_fault" in (run / "hangs" / "process-00001.txt").read_text()
-    return "the waiting process left after 3 s, both stacks written"
