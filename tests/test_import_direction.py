@@ -70,12 +70,16 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
+def is_deferred(block: ast.AST) -> bool:
+    """Whether importing the module does not run the block: a function, or what only type checkers read."""
+    typing_only = isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+    return typing_only or isinstance(block, ast.FunctionDef)
+
+
 def imports(path: Path) -> list[tuple[str, bool]]:
     """Imported module names, and whether the import runs when the module is imported."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    inside = {
-        node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)
-    }
+    inside = {node for block in ast.walk(tree) if is_deferred(block) for node in ast.walk(block)}
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
