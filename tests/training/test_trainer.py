@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
     shard.write_bytes(content)
     trainer = Trainer(tiny_recipe, shapes_folder, run)
     said = capsys.readouterr().out
-    assert f"checkpoint {newest.name} is damaged ({shard.name} does not hold what was written" in said
+    assert f"checkpoint {newest.name} is damaged ({shard.name} differs from what was written" in said
     assert trainer.progress.step == 11
     assert not newest.exists()
     assert (newest.parent / f"damaged-{newest.name}").is_dir()
