@@ -37,8 +37,8 @@ RECIPES = Path(__file__).parent / "golden"
 # E.g. {"stages.accumulate": "stages.gradient_caching"}; a key may move to another table that way. A package that calls
 # the old name unknown is given the new one.
 RENAMED_KEYS: dict[str, str] = {}
-# Numbers of the log that were renamed: name of November 2026 -> the name since, e.g. {"temperature": "logit_scale"}.
-RENAMED_METRICS: dict[str, str] = {}
+# Numbers of the log that were renamed: name of November 2026 -> the name since.
+RENAMED_METRICS: dict[str, str] = {"temperature": "logit_scale"}
 
 # Where a run leaves what is compared.
 METRICS = "metrics.jsonl"

@@ -68,6 +68,8 @@ def trained(script, lines: list[dict], values: list[float], folder: Path):
 
 
 def test_the_first_difference_is_named(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "RENAMED_METRICS", {})
+
     def line(step: int, **numbers: float) -> dict:
         return {"kind": "train", "step": step, "seconds": float(step), "loss": 0.5, **numbers}
 

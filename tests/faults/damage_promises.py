@@ -166,7 +166,7 @@ def hung_process(bench: Bench) -> str:
     report = (run / "hangs" / "process-00000.txt").read_text()
     assert "process 0 has made no progress for" in report
     assert "step 6, forward, backward and update" in report
-    assert "in admit_with_fault" in report
+    assert "in agree_with_fault" in report
     assert "its stacks are in" in outcome.log
     return "stack names the function it hung in"
 

@@ -52,14 +52,15 @@ def to_png(made: Any, dpi: int = 160) -> bytes:
 
 
 def learning_curves(lines: Sequence[Line], theme: Theme = LIGHT) -> Any:
-    """Loss terms, temperature and learning rate over samples seen; stages shaded and named by resolution."""
-    train = [line for line in lines if line["kind"] == "train"]
+    """Loss terms, logit scale and learning rate over samples seen; stages shaded and named by resolution."""
+    # Runs of 2026 call the logit scale "temperature".
+    train = [{"logit_scale": line.get("temperature"), **line} for line in lines if line["kind"] == "train"]
     made = figure(9.6, 5.4, theme)
     axes = made.subplots(2, 2, sharex=True)
     panels = (
         ("contrastive loss", (("contrastive_alt", "alt-text"), ("contrastive_sentence", "sentence"))),
         ("caption loss", (("caption", "caption"),)),
-        ("temperature, exp(logit scale)", (("temperature", "temperature"),)),
+        ("logit scale", (("logit_scale", "exp(logit_scale)"),)),
         ("learning rate", (("lr", "learning rate"),)),
     )
     for axis, (title, series) in zip(axes.flat, panels, strict=True):

@@ -28,7 +28,7 @@ from torch.futures import Future
 
 from openvision.errors import OpenVisionError
 from openvision.training.checkpoint.folders import State
-from openvision.training.optimizer import AVERAGE
+from openvision.training.update import AVERAGE
 
 # Files of about this size: when a run goes on, its processes check the hashes of different files.
 FILE_BYTES = 2**28

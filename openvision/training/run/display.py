@@ -55,8 +55,8 @@ class TrainingDisplay:
 
 
 def _state(values: dict[str, float]) -> list[str]:
-    temperature = [f"temperature {values['temperature']:.2f}"] if "temperature" in values else []
-    return [*temperature, f"lr {values['lr']:.2e}", f"gradient {values['gradient_norm']:.2f}"]
+    scale = [f"logit scale {values['logit_scale']:.2f}"] if "logit_scale" in values else []
+    return [*scale, f"lr {values['lr']:.2e}", f"gradient {values['gradient_norm']:.2f}"]
 
 
 def _machine(values: dict[str, float]) -> list[str]:

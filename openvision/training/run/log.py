@@ -9,10 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from openvision.files import atomic_write_text, read_json_lines
+from openvision.files import JsonObject, atomic_write_text, read_json_lines
 from openvision.recipe.schema import Recipe
 from openvision.training.run.display import TrainingDisplay
 from openvision.training.run.trackers import open_trackers
+
+# Numbers that earlier versions wrote under other names.
+_RENAMED = {"temperature": "logit_scale"}
 
 
 class MetricsLog:
@@ -22,6 +25,7 @@ class MetricsLog:
         """Keep the lines of steps up to `resume_step`: later ones will be made again."""
         self.path = path
         kept = [line for line in read_json_lines(path) if line["step"] <= resume_step] if path.exists() else []
+        kept = [{_RENAMED.get(name, name): value for name, value in line.items()} for line in kept]
         atomic_write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
@@ -83,3 +87,23 @@ class RunLog:
     def _track(self, prefix: str, step: int, numbers: dict[str, float]) -> None:
         for tracker in self._trackers:
             tracker.log(step, {f"{prefix}/{name}": value for name, value in numbers.items()})
+
+
+class NoLog:
+    """In the place of `RunLog` in all processes but the main one: messages are printed, numbers are dropped."""
+
+    def say(self, message: str) -> None:
+        """Print a line."""
+        print(message, flush=True)
+
+    def step(self, step: int, description: str) -> None:
+        """Nothing."""
+
+    def train(self, where: JsonObject, numbers: dict[str, float], seconds_left: float) -> None:
+        """Nothing."""
+
+    def evaluation(self, where: JsonObject, numbers: dict[str, float]) -> None:
+        """Nothing."""
+
+    def event(self, where: JsonObject, message: str) -> None:
+        """Nothing."""

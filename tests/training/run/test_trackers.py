@@ -62,7 +62,7 @@ NUMBERS = {
     "loss": 3.25,
     "contrastive": 1.25,
     "caption": 1.0,
-    "temperature": 14.2857,
+    "logit_scale": 14.2857,
     "lr": 0.001,
     "gradient_norm": 2.5,
     "images_per_second": 332.4,
@@ -78,7 +78,7 @@ def test_the_line_of_the_log(more, share):
     with TrainingDisplay(100, Console(file=text, width=300)) as display:
         display.log(20, NUMBERS | more, 3725)
     line = text.getvalue().strip()
-    assert line.startswith("step 20/100  loss 3.250  contrastive 1.250  caption 1.000  temperature 14.29  lr 1.00e-03")
+    assert line.startswith("step 20/100  loss 3.250  contrastive 1.250  caption 1.000  logit scale 14.29  lr 1.00e-03")
     assert line.endswith(f"332 images/s  {share}  data 2%  1.4 GiB  1:02:05 left")
 
 
