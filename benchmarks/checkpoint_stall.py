@@ -31,8 +31,10 @@ from openvision.training.checkpoint.folders import Progress, checkpoints, read_m
 from openvision.training.checkpoint.manager import Checkpoints
 from openvision.training.objective import ImageTextObjective
 from openvision.training.optimizer import build_optimizer
-from openvision.training.randomness import Draws
-from openvision.training.step import Step
+from openvision.training.randomness import SampleRandomness
+from openvision.training.setup.parallel import DistributedModel
+from openvision.training.step import forward_backward
+from openvision.training.update import apply_update, gradient_norm
 
 
 def random_batch(model: OpenVision, size: int, resolution: int) -> Batch:
@@ -59,13 +61,16 @@ def measure(size: str, resolution: int, batch_size: int, saves: int, quiet_steps
     torch.manual_seed(0)
     model = OpenVision(variant(size, 16, resolution)).train()
     optimizer = build_optimizer(model, Optimizer())
-    step = Step(model, ImageTextObjective(Loss()), optimizer, resolve_precision("auto", torch.device("cpu")))
+    distributed, objective = DistributedModel(model), ImageTextObjective(model, Loss())
+    precision = resolve_precision("auto", torch.device("cpu"))
     batch = random_batch(model, batch_size, resolution)
     store = Checkpoints(folder)
 
     def timed_step() -> float:
         begin = time.perf_counter()
-        step(batch, Draws(0, batch.positions), 1e-5)
+        optimizer.zero_grad(set_to_none=True)
+        forward_backward(distributed, objective, batch, SampleRandomness(0, batch.positions), precision)
+        apply_update(optimizer, 1e-5, gradient_norm(optimizer))
         return time.perf_counter() - begin
 
     rounds = []

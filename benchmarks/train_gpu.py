@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,10 +33,12 @@ from openvision.provenance import processor_name
 from openvision.recipe.schema import Recipe, load_recipe
 from openvision.training.objective import build_objective
 from openvision.training.optimizer import build_optimizer
-from openvision.training.randomness import Draws
+from openvision.training.randomness import SampleRandomness
 from openvision.training.run.throughput import peak_flops, peak_memory
 from openvision.training.setup.compile import prepare_blocks
-from openvision.training.step import Step
+from openvision.training.setup.parallel import DistributedModel
+from openvision.training.step import forward_backward
+from openvision.training.update import apply_update, gradient_norm
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 CASES = (
@@ -105,23 +107,33 @@ def shrunken(config: ModelConfig) -> ModelConfig:
     return replace(config, **towers)
 
 
-def build_step(recipe: Recipe, case: Case, device: torch.device) -> Step:
-    """The trainer's step of a new model, in bf16."""
+def build_step(recipe: Recipe, case: Case, device: torch.device) -> Callable[[Batch], None]:
+    """The computation of the trainer's step on a new model, in bf16."""
     model = build_model(recipe.model).to(device).train()
     prepare_blocks(model, case.checkpointing, case.compiled)  # pyright: ignore[reportArgumentType]
-    optimizer = build_optimizer(model, recipe.optimizer)
-    return Step(model, build_objective(recipe, BOS), optimizer, torch.bfloat16)
+    optimizer, distributed = build_optimizer(model, recipe.optimizer), DistributedModel(model)
+    objective = build_objective(distributed, recipe.loss, BOS)
+
+    def step(batch: Batch) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        randomness = SampleRandomness(recipe.seed, batch.positions.cpu())
+        losses = forward_backward(distributed, objective, batch, randomness, torch.bfloat16)
+        norm = gradient_norm(optimizer)
+        if losses.not_finite() or not norm.isfinite():
+            sys.exit("a loss or the gradient is not finite")
+        apply_update(optimizer, 1e-5, norm)
+
+    return step
 
 
 def time_steps(
-    step: Step, recipe: Recipe, size: int, resolution: int, steps: int, device: torch.device
+    step: Callable[[Batch], None], recipe: Recipe, size: int, resolution: int, steps: int, device: torch.device
 ) -> dict[str, Any]:
     """Median time of `steps` steps after three that do not count, and what follows from it."""
     batch = random_batch(recipe, size, resolution, device)
-    draws = Draws(recipe.seed, batch.positions.cpu())
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    seconds = [one_step(step, batch, draws, device) for _ in range(3 + steps)][3:]
+    seconds = [one_step(step, batch, device) for _ in range(3 + steps)][3:]
     rate = size / statistics.median(seconds)
     texts = len(recipe.loss.texts)
     flops = training_flops(recipe.model, resolution, texts, batch.label_mask.sum().item() / size)
@@ -139,10 +151,10 @@ def time_steps(
     }
 
 
-def one_step(step: Step, batch: Batch, draws: Draws, device: torch.device) -> float:
+def one_step(step: Callable[[Batch], None], batch: Batch, device: torch.device) -> float:
     """Seconds of a step, to the end of its work on the device."""
     start = time.perf_counter()
-    step(batch, draws, learning_rate=1e-5)
+    step(batch)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start

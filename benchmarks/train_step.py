@@ -41,11 +41,13 @@ from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.variants import variant
 from openvision.provenance import processor_name
 from openvision.recipe.schema import Loss, Optimizer
-from openvision.training.objective import ImageTextObjective
+from openvision.training.objective import Embeds, ImageTextObjective, Terms
 from openvision.training.optimizer import build_optimizer
-from openvision.training.randomness import Draws
+from openvision.training.randomness import SampleRandomness
 from openvision.training.setup.compile import Checkpointing, prepare_blocks
-from openvision.training.step import Step
+from openvision.training.setup.parallel import DistributedModel
+from openvision.training.step import forward_backward
+from openvision.training.update import apply_update, gradient_norm
 from openvision.weights.export.targets import ExportOptions, export
 from openvision.weights.load import Checkpoint
 
@@ -91,9 +93,21 @@ def our_step(
 ) -> Run:
     """A step of the trainer, without the data."""
     prepare_blocks(model.train(), recompute, compiled)
-    step = Step(model, ImageTextObjective(loss), build_optimizer(model, Optimizer()), precision)
-    draws = Draws(0, batch.positions)
-    return lambda: step(batch, draws, 1e-4).values()["loss"]
+    return step_of(model, ImageTextObjective(model, loss), batch, precision)
+
+
+def step_of(model: OpenVision, objective: ImageTextObjective, batch: Batch, precision: torch.dtype) -> Run:
+    """Forward, backward and update; returns the loss."""
+    distributed, optimizer = DistributedModel(model), build_optimizer(model, Optimizer())
+    randomness = SampleRandomness(0, batch.positions)
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        losses = forward_backward(distributed, objective, batch, randomness, precision)
+        apply_update(optimizer, 1e-4, gradient_norm(optimizer))
+        return losses.values()["loss"]
+
+    return step
 
 
 def their_step(model: OpenVision, size: str, batch: Batch, precision: torch.dtype) -> Run:
@@ -209,13 +223,14 @@ class NaiveDecoder(ParallelCaptionDecoder):
 class NaiveObjective(ImageTextObjective):
     """Cross-entropy of every position's logits, masked afterwards."""
 
-    def forward(self, model: OpenVision, batch: Batch, draws: Draws, count: Tensor) -> tuple[tuple[Tensor, ...], Any]:
+    def forward(self, batch: Batch, randomness: SampleRandomness, target_tokens: Tensor) -> tuple[Embeds, Terms]:
         """As in ImageTextObjective."""
-        output = model(normalize(batch.images), *self._texts(batch))
-        assert model.decoder is not None
-        logits = model.decoder.logits(output.caption_states)
+        output = self.model(normalize(batch.images), *self._texts(batch))
+        assert self.model.decoder is not None
+        assert output.caption_states is not None
+        logits = self.model.decoder.logits(output.caption_states)
         losses = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), reduction="none")
-        caption = (losses * batch.label_mask.flatten()).sum() / count
+        caption = (losses * batch.label_mask.flatten()).sum() / target_tokens
         return (output.image_embeds, output.text_embeds), {"caption": caption}
 
 
@@ -233,8 +248,7 @@ def caption(form: str, name: str, batch_size: int, seconds: float) -> dict[str, 
     recompute: Checkpointing = "selective" if "selective" in form else "none"
     run = our_step(model, batch, loss, DTYPES[name], recompute=recompute)
     if form == "naive":
-        step = Step(model, NaiveObjective(loss), build_optimizer(model, Optimizer()), DTYPES[name])
-        run = lambda: step(batch, Draws(0, batch.positions), 1e-4).values()["loss"]  # noqa: E731
+        run = step_of(model, NaiveObjective(model, loss), batch, DTYPES[name])
     idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     first = run()
     times: list[float] = []

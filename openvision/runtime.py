@@ -1,10 +1,11 @@
 """What a command runs on: device, precision, and the processes of a distributed run.
 
-- torchrun starts the processes and says who is who; without it a run is one process and nothing here communicates.
-- Small decisions (stop, save, skip) are taken by all processes together, over a gloo group of their own.
-- Work on rows is shared evenly: every process makes the same calls in the same order on its own slice, and all get the
-  whole result.
+- torchrun starts the processes and numbers them; without it a run is one process and nothing here communicates.
+- All processes take small decisions (stop, save, skip) together, over a gloo group of their own.
+- Rows of an evaluation are divided evenly: every process makes the same calls in the same order on its own rows, and
+  all get the whole result.
 - Parameters, heads and losses stay float32; the rest may be bfloat16 under autocast.
+- A tensor may be sharded (a DTensor, under FSDP2): `local_tensor` and `full_tensor` take either kind.
 """
 
 import os
@@ -12,14 +13,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch import Tensor
 
 from openvision.errors import OpenVisionError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -58,7 +63,7 @@ class Processes:
     group: dist.ProcessGroup | None = None
     """For tensors of the model; None in a run of one process."""
     control: dist.ProcessGroup | None = None
-    """For small decisions, on CPU tensors; None: `group`."""
+    """For small decisions, on CPU tensors; None uses `group`."""
     saving: dist.ProcessGroup | None = None
     """For the thread that writes checkpoints."""
 
@@ -73,11 +78,11 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that talks, logs and writes what is written once."""
+        """Whether this is rank 0, which prints, logs and writes the files that exist once."""
         return self.rank == 0
 
     def any_rank(self, flags: Sequence[bool]) -> list[bool]:
-        """Each flag, raised when any process raised it; the same answer everywhere."""
+        """Logical or of each flag over the processes; the same answer in all of them."""
         if self.group is None:
             return list(flags)
         votes = torch.tensor(flags, dtype=torch.uint8)
@@ -105,16 +110,16 @@ class Processes:
         return all_gather_object(value, self._small)
 
     def barrier(self) -> None:
-        """Return when all processes have come this far."""
+        """Return when all processes have called it."""
         if self.group is not None:
             dist.barrier(group=self._small)
 
     def rows(self, total: int) -> range:
-        """The rows of this process among `total`: every `size`-th."""
+        """Rows of this process among `total`: every `size`-th, from `rank` on."""
         return range(self.rank, total, self.size)
 
     def gather_rows(self, mine: NDArray, total: int) -> NDArray:
-        """Rows of all processes in order, (total, ...), from this process's, those of `rows(total)`."""
+        """all_gather of rows: `mine`, those of `rows(total)` -> the rows of all processes in order, (total, ...)."""
         if self.group is None:
             return mine
         if mine.dtype == np.bool_:
@@ -128,11 +133,20 @@ class Processes:
         return torch.stack(parts, dim=1).flatten(0, 1)[:total].cpu().numpy()
 
     def shorten_timeouts(self, seconds: float) -> None:
-        """From now on a collective operation that takes longer fails: a lost or hung process is noticed soon."""
+        """Fail from now on when a collective operation takes longer: a lost or hung process is noticed soon."""
         for group in (self.group, self.control):
             if group is not None:
                 # The public constructor argument cannot be changed later; torchtitan shortens its timeouts likewise.
                 dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main process runs the block before the others do."""
+        if not self.is_main:
+            self.barrier()
+        yield
+        if self.is_main:
+            self.barrier()
 
     @property
     def _small(self) -> dist.ProcessGroup | None:
@@ -147,14 +161,40 @@ def all_gather_object(value: T, group: dist.ProcessGroup | None) -> list[T]:
     """`value` of every process of `group`, by rank; None is a group of one."""
     if group is None:
         return [value]
-    values: list[Any] = [None] * dist.get_world_size(group)
+    values = [value] * dist.get_world_size(group)
     dist.all_gather_object(values, value, group=group)
     return values
 
 
+def is_sharded(tensor: Tensor) -> TypeGuard["DTensor"]:
+    """Whether this is a DTensor; their module takes a second to import, which only runs that shard should pay."""
+    return hasattr(tensor, "to_local")
+
+
+def local_tensor(tensor: Tensor) -> Tensor:
+    """This process's shard of a sharded tensor, else the tensor itself."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The tensor with all its shards, without a gradient; all processes must call it."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor.detach()
+
+
+def sum_over_shards(share: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """Sum of every process's `share` over the shards that `tensors` are cut into; `share` where none is sharded."""
+    sharded = next((tensor for tensor in tensors if is_sharded(tensor)), None)
+    if sharded is None:
+        return share
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    placements = [Partial() if placement.is_shard() else Replicate() for placement in sharded.placements]
+    return DTensor.from_local(share, sharded.device_mesh, placements).full_tensor()
+
+
 @contextmanager
 def join_processes(start_seconds: float, replicate: int = 1) -> Iterator[Processes]:
-    """The processes that torchrun started, this one among them; `SINGLE_PROCESS` without torchrun.
+    """Join the processes that torchrun started; yields `SINGLE_PROCESS` without torchrun.
 
     A collective operation may take `start_seconds` until `Processes.shorten_timeouts`. Raises OpenVisionError when
     `replicate` groups do not divide the processes.

@@ -29,7 +29,7 @@ def train(
     """
     from openvision.recipe.schema import load_recipe
     from openvision.recipe.smoke import prepare_smoke
-    from openvision.training.launch import launch
+    from openvision.training.trainer import launch
 
     loaded = load_recipe(recipe, overrides)
     if smoke:

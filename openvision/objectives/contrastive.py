@@ -59,7 +59,7 @@ def info_nce(
     # Under autocast the logits would be bfloat16, whose steps near 30 are an eighth: float32, as the spec has it.
     with torch.autocast(image_embeds.device.type, enabled=False):
         images, texts = (x if x.dtype == torch.float64 else x.float() for x in (image_embeds, text_embeds))
-        if world_size(group) == 1:
+        if group is None or world_size(group) == 1:
             if len(images) ** 2 <= chunk:
                 return _plain(images, texts, scale)
             group = None

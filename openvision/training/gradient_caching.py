@@ -1,86 +1,91 @@
-"""Gradients of a batch that is too large for the memory, exact for losses that couple its samples (gradient caching).
+"""Gradient caching: a batch that does not fit into memory, in micro-batches, with the exact gradient of the batch.
 
-1. Every chunk is embedded without a gradient; only the embeddings are kept.
-2. The losses over all embeddings give the gradient of each embedding, and of the temperature.
-3. Every chunk is run again, now with a gradient, and goes backward from those of its embeddings and from its captions.
+It is exact for losses that couple the samples of a batch, which plain gradient accumulation is not:
 
-What is random in a chunk depends on its samples alone (draws.py), so the second run is the first one. The result is
-that of the whole batch at once, but for the rounding of sums; the price is one more forward pass of the towers.
+1. Every micro-batch is embedded without a gradient; only the embeddings are kept.
+2. The losses over all embeddings give the gradient of each embedding, and of the logit scale.
+3. Every micro-batch runs forward once more, now with a gradient, and backward from the gradients of its embeddings and
+   from its captions.
+
+The randomness of a micro-batch depends on its samples alone (randomness.py), so the second forward pass repeats the
+first. The result is that of the batch at once, but for the rounding of sums; the price is one more forward pass.
 """
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from openvision.data.loader import Batch
 from openvision.runtime import autocast
-from openvision.training.losses import Losses, Terms
-from openvision.training.objective import Embeds, Objective, total, vision_blocks
-from openvision.training.randomness import Draws, stochastic_depth
+from openvision.training.objective import Embeds, Losses, Objective, Terms, weighted_losses
+from openvision.training.randomness import SampleRandomness, stochastic_depth
+
+MicroBatch = tuple[Batch, SampleRandomness]
 
 
-def accumulate_gradients(
+def cached_backward(
     objective: Objective,
-    model: Any,
     batch: Batch,
-    draws: Draws,
-    parts: int,
+    randomness: SampleRandomness,
+    micro_batches: int,
     precision: torch.dtype,
-    count: Tensor | None = None,
+    target_tokens: Tensor,
 ) -> Losses:
-    """Add the gradient of the whole batch to the parameters, a chunk at a time; `parts` must divide the batch.
+    """Add the gradient of the batch to the parameters, computed in `micro_batches`, a divisor of the batch size.
 
-    `count` is what sums over target tokens are divided by, by default the target tokens of the batch. Returns the
-    losses of the whole batch, without a gradient.
+    Sums over target tokens are divided by `target_tokens`. Returns the losses of the whole batch, without a gradient.
     """
     device = batch.images.device.type
-    count = batch.label_mask.sum() if count is None else count
-    chunks = list(split(batch, draws, parts))
-    embeds = _embed(objective, model, chunks, precision)
+    micro = list(split(batch, randomness, micro_batches))
+    embeds = _embed(objective, micro, precision)
     with autocast(device, precision):
-        terms = objective.coupled(model, embeds)
-    gradients = _gradients(objective, embeds, terms, parts)
+        terms = objective.coupled(embeds)
+    gradients = _embedding_gradients(objective, embeds, terms, micro_batches)
     separate: Terms = {}
-    for (chunk, chunk_draws), gradient in zip(chunks, gradients, strict=True):
-        with stochastic_depth(vision_blocks(model), chunk_draws):
+    for (rows, drawn), gradient in zip(micro, gradients, strict=True):
+        with stochastic_depth(objective.vision_blocks, drawn):
             with autocast(device, precision):
-                chunk_embeds, chunk_terms = objective.forward(model, chunk, chunk_draws, count)
-            separate = {name: separate.get(name, 0) + term.detach() for name, term in chunk_terms.items()}
-            weighed = [objective.weights[name] * term for name, term in chunk_terms.items()]
-            torch.autograd.backward([*chunk_embeds, *weighed], [*gradient, *(None for _ in weighed)])
-    return total(objective, {name: term.detach() for name, term in (terms | separate).items()})
+                own_embeds, own_terms = objective.forward(rows, drawn, target_tokens)
+            separate = {name: separate.get(name, 0) + term.detach() for name, term in own_terms.items()}
+            weighted = [objective.weights[name] * term for name, term in own_terms.items()]
+            torch.autograd.backward([*own_embeds, *weighted], [*gradient, *(None for _ in weighted)])
+    return weighted_losses(objective.weights, {name: term.detach() for name, term in (terms | separate).items()})
 
 
-def split(batch: Batch, draws: Draws, parts: int) -> Iterator[tuple[Batch, Draws]]:
-    """The batch in `parts` chunks of equal size."""
-    size = len(batch.images) // parts
-    for start in range(0, size * parts, size):
+def split(batch: Batch, randomness: SampleRandomness, micro_batches: int) -> Iterator[MicroBatch]:
+    """The batch in micro-batches of equal size."""
+    size = len(batch.images) // micro_batches
+    for start in range(0, size * micro_batches, size):
         rows = slice(start, start + size)
         tensors = {name: value[rows] for name, value in _tensors(batch).items()}
-        yield replace(batch, **tensors, keys=batch.keys[rows]), draws.part(rows)
+        yield replace(batch, **tensors, keys=batch.keys[rows]), randomness.rows(rows)
 
 
-def _embed(objective: Objective, model: Any, chunks: list[tuple[Batch, Draws]], precision: torch.dtype) -> Embeds:
-    """Embeddings of all chunks as leaves that will receive a gradient."""
+def _embed(objective: Objective, micro: list[MicroBatch], precision: torch.dtype) -> Embeds:
+    """Embeddings of all micro-batches as leaves that will receive a gradient."""
     embedded: list[Embeds] = []
     with torch.no_grad():
-        for chunk, draws in chunks:
-            # A context a chunk: autocast keeps the weights it has cast, here those without a gradient.
-            with stochastic_depth(vision_blocks(model), draws), autocast(chunk.images.device.type, precision):
-                embedded.append(objective.embed(model, chunk))
-    return tuple(torch.cat(parts, dim=-2).requires_grad_() for parts in zip(*embedded, strict=True))
+        for batch, randomness in micro:
+            # A context each: autocast keeps the weights it has cast, here those without a gradient.
+            with (
+                stochastic_depth(objective.vision_blocks, randomness),
+                autocast(batch.images.device.type, precision),
+            ):
+                embedded.append(objective.embed(batch))
+    return tuple(torch.cat(rows, dim=-2).requires_grad_() for rows in zip(*embedded, strict=True))
 
 
-def _gradients(objective: Objective, embeds: Embeds, terms: Terms, parts: int) -> list[tuple[Tensor, ...]]:
-    """Gradient of each chunk's embeddings; that of the temperature is added to its parameter."""
-    weighed = [weight * terms[name] for name, weight in objective.weights.items() if name in terms]
-    if not weighed:
-        return [() for _ in range(parts)]
-    torch.autograd.backward(weighed)
-    split_gradients = (embed.grad.chunk(parts, dim=-2) for embed in embeds if embed.grad is not None)
+def _embedding_gradients(
+    objective: Objective, embeds: Embeds, terms: Terms, micro_batches: int
+) -> list[tuple[Tensor, ...]]:
+    """Gradients of each micro-batch's embeddings; that of the logit scale is added to its parameter."""
+    weighted = [weight * terms[name] for name, weight in objective.weights.items() if name in terms]
+    if not weighted:
+        return [() for _ in range(micro_batches)]
+    torch.autograd.backward(weighted)
+    split_gradients = (embed.grad.chunk(micro_batches, dim=-2) for embed in embeds if embed.grad is not None)
     return list(zip(*split_gradients, strict=True))
 
 

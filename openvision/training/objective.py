@@ -1,49 +1,87 @@
-"""What a model is trained for: how a batch goes in and which losses come out (spec sections 5 and 9).
+"""The objectives of training: how a batch goes through the model and which losses come out (spec sections 5 and 9).
 
-An objective says apart what couples the samples of a batch (embeddings, which are contrasted with each other) and what
-does not (the caption of each): that is all gradient caching has to know.
+An objective keeps apart what couples the samples of a batch (embeddings, which are contrasted with each other) and what
+does not (the caption of each sample): that is all gradient caching has to know.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Literal, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from openvision.data.loader import Batch
 from openvision.images.preprocess import normalize
 from openvision.models.autoregressive import teacher_forcing_ids
 from openvision.models.layers import Block
-from openvision.models.openvision import OpenVision
-from openvision.models.openvision2 import OpenVision2, OpenVision2Config, random_patches
+from openvision.models.openvision import OpenVisionOutput
+from openvision.models.openvision2 import random_patches
+from openvision.models.protocols import CaptioningModel, ContrastiveModel
 from openvision.objectives.caption import caption_loss
 from openvision.objectives.contrastive import contrastive_losses
-from openvision.recipe.schema import Loss, Recipe
-from openvision.training.losses import Losses, Terms
-from openvision.training.randomness import Draws
+from openvision.recipe.schema import Loss
+from openvision.training.randomness import SampleRandomness
+from openvision.training.setup.parallel import DistributedModel
 
+Terms = dict[str, Tensor]
+"""Losses and other scalars by name, shape () each."""
 Embeds = tuple[Tensor, ...]
+Text = Literal["alt", "sentence"]
+
+
+class Losses:
+    """Scalars of one step by name; `total` is what is differentiated.
+
+    Whether they are finite is sent to the host as soon as they are known, before the backward pass is queued: an
+    accelerator works on that while the host reads the answer, so the check costs no waiting.
+    """
+
+    def __init__(self, total: Tensor, terms: Mapping[str, Tensor]) -> None:
+        self.total = total
+        self.terms: Terms = {"loss": total.detach(), **{name: term.detach() for name, term in terms.items()}}
+        finite = torch.stack([term.isfinite() for term in self.terms.values()])
+        self._finite = finite.to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if finite.is_cuda else None
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def not_finite(self) -> list[str]:
+        """Names of the terms that are NaN or infinite."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return [name for name, finite in zip(self.terms, self._finite.tolist(), strict=True) if not finite]
+
+    def values(self) -> dict[str, float]:
+        """The terms as numbers; this waits for the device."""
+        names, terms = list(self.terms), torch.stack([term.float() for term in self.terms.values()])
+        return dict(zip(names, terms.tolist(), strict=True))
 
 
 class Objective(Protocol):
-    """How a model is trained; B samples of a batch, or of a chunk of it."""
+    """A model and its losses, for B samples: a batch or a micro-batch of it."""
 
     @property
     def weights(self) -> dict[str, float]:
         """Weight of each term that enters the total."""
         ...
 
-    def embed(self, model: Any, batch: Batch) -> Embeds:
-        """What couples the samples, each tensor with the samples along its dimension -2; () where nothing does."""
+    @property
+    def vision_blocks(self) -> Sequence[Block]:
+        """The blocks that stochastic depth applies to."""
         ...
 
-    def forward(self, model: Any, batch: Batch, draws: Draws, count: Tensor) -> tuple[Embeds, Terms]:
-        """`embed` and the terms that are sums over samples, divided by `count` target tokens."""
+    def embed(self, batch: Batch) -> Embeds:
+        """The embeddings that couple the samples, which are their dimension -2; () where nothing does."""
         ...
 
-    def coupled(self, model: Any, embeds: Embeds) -> Terms:
-        """The terms that the embeddings of all samples have together, and the temperature."""
+    def forward(self, batch: Batch, randomness: SampleRandomness, target_tokens: Tensor) -> tuple[Embeds, Terms]:
+        """`embed`, and the terms that are sums over samples, divided by the number of `target_tokens`."""
+        ...
+
+    def coupled(self, embeds: Embeds) -> Terms:
+        """The terms that the embeddings of all samples have together, and the logit scale."""
         ...
 
 
@@ -51,93 +89,110 @@ class Objective(Protocol):
 class ImageTextObjective:
     """OpenVision 1 and plain CLIP: contrast with each kind of text, and caption where there is a decoder."""
 
-    recipe: Loss
-    group: Any = None
+    model: ContrastiveModel
+    loss: Loss
+    call: Callable[..., OpenVisionOutput] | None = None
+    """Calls the model in `forward`, e.g. DDP around it; None is the model itself."""
+    group: dist.ProcessGroup | None = None
     """Processes whose samples are contrasted with each other; None for this one alone."""
 
     @property
     def weights(self) -> dict[str, float]:
         """Contrast and caption."""
-        return {"contrastive": self.recipe.contrastive, "caption": self.recipe.caption}
+        return {"contrastive": self.loss.contrastive, "caption": self.loss.caption}
 
-    def embed(self, model: OpenVision, batch: Batch) -> Embeds:
+    @property
+    def vision_blocks(self) -> Sequence[Block]:
+        """Those of the vision tower."""
+        return _vision_blocks(self.model)
+
+    def embed(self, batch: Batch) -> Embeds:
         """Image embeddings (B, E) and text embeddings (K, B, E), unit vectors."""
         texts = self._texts(batch)
-        text_embeds = model.encode_text(torch.cat(texts)).unflatten(0, (len(texts), -1))
-        return model.encode_image(normalize(batch.images)), text_embeds
+        text_embeds = self.model.encode_text(torch.cat(texts)).unflatten(0, (len(texts), -1))
+        return self.model.encode_image(normalize(batch.images)), text_embeds
 
-    def forward(self, model: OpenVision, batch: Batch, draws: Draws, count: Tensor) -> tuple[Embeds, Terms]:
+    def forward(self, batch: Batch, randomness: SampleRandomness, target_tokens: Tensor) -> tuple[Embeds, Terms]:
         """Embeddings, and the caption loss where there is a decoder."""
-        output = model(normalize(batch.images), *self._texts(batch), caption_lengths=_lengths(batch))
+        call = self.call or self.model
+        output = call(normalize(batch.images), *self._texts(batch), caption_lengths=_caption_lengths(batch))
         terms = {}
-        if model.decoder is not None:
-            head = model.decoder.head.weight
-            terms["caption"] = _caption(output.caption_states, batch, head, count)
+        if self.model.decoder is not None and output.caption_states is not None:
+            terms["caption"] = _caption(output.caption_states, batch, self.model.decoder.head.weight, target_tokens)
         return (output.image_embeds, output.text_embeds), terms
 
-    def coupled(self, model: OpenVision, embeds: Embeds) -> Terms:
-        """One contrastive loss for each kind of text, their mean, and the temperature."""
+    def coupled(self, embeds: Embeds) -> Terms:
+        """One contrastive loss for each kind of text, their mean, and the logit scale, exp of the parameter."""
         image_embeds, text_embeds = embeds
-        scale = model.logit_scale.exp()
-        per_kind = contrastive_losses(image_embeds, text_embeds, scale, group=self.group)
-        terms = {f"contrastive_{kind}": term for kind, term in zip(self.recipe.texts, per_kind, strict=True)}
-        return terms | {"contrastive": per_kind.mean(), "logit_scale": scale}
+        scale = self.model.logit_scale.exp()
+        per_text = contrastive_losses(image_embeds, text_embeds, scale, group=self.group)
+        terms = {f"contrastive_{kind}": term for kind, term in zip(self.loss.texts, per_text, strict=True)}
+        return terms | {"contrastive": per_text.mean(), "logit_scale": scale}
 
     def _texts(self, batch: Batch) -> list[Tensor]:
-        ids = {"alt": batch.alt_ids, "sentence": batch.sentence_ids}
-        return [ids[kind] for kind in self.recipe.texts]
+        ids: dict[Text, Tensor] = {"alt": batch.alt_ids, "sentence": batch.sentence_ids}
+        return [ids[kind] for kind in self.loss.texts]
 
 
 @dataclass(frozen=True)
 class CaptionObjective:
     """OpenVision 2: the caption alone, from a random share of the patches."""
 
-    recipe: Loss
+    model: CaptioningModel
+    loss: Loss
     bos_id: int
+    call: Callable[..., Tensor] | None = None
+    """As in ImageTextObjective."""
 
     @property
     def weights(self) -> dict[str, float]:
         """The caption."""
-        return {"caption": self.recipe.caption}
+        return {"caption": self.loss.caption}
 
-    def embed(self, model: OpenVision2, batch: Batch) -> Embeds:
+    @property
+    def vision_blocks(self) -> Sequence[Block]:
+        """Those of the vision tower."""
+        return _vision_blocks(self.model)
+
+    def embed(self, batch: Batch) -> Embeds:
         """Nothing: captions are predicted one by one."""
         return ()
 
-    def forward(self, model: OpenVision2, batch: Batch, draws: Draws, count: Tensor) -> tuple[Embeds, Terms]:
-        """The caption loss, with the patches drawn for these samples."""
-        config = model.config
+    def forward(self, batch: Batch, randomness: SampleRandomness, target_tokens: Tensor) -> tuple[Embeds, Terms]:
+        """The caption loss, from the patches drawn for these samples."""
+        config = self.model.config
         rows, columns = config.vision.grid(*batch.images.shape[-2:])
-        keep = random_patches(draws.positions, rows * columns, config.keep_ratio, draws.seed)
+        keep = random_patches(randomness.positions, rows * columns, config.keep_ratio, randomness.seed)
         ids = teacher_forcing_ids(batch.labels, self.bos_id)
         keep = keep.to(ids.device, non_blocking=True)
-        states = model(normalize(batch.images), ids, keep, caption_lengths=_lengths(batch))
-        return (), {"caption": _caption(states, batch, model.decoder.head.weight, count)}
+        call = self.call or self.model
+        states = call(normalize(batch.images), ids, keep, caption_lengths=_caption_lengths(batch))
+        return (), {"caption": _caption(states, batch, self.model.decoder.head.weight, target_tokens)}
 
-    def coupled(self, model: OpenVision2, embeds: Embeds) -> Terms:
+    def coupled(self, embeds: Embeds) -> Terms:
         """Nothing."""
         return {}
 
 
-def build_objective(recipe: Recipe, bos_id: int, group: Any = None) -> Objective:
-    """The objective that fits the recipe's model; `bos_id` is the tokenizer's, `group` the processes of the run."""
-    if isinstance(recipe.model, OpenVision2Config):
-        return CaptionObjective(recipe.loss, bos_id)
-    return ImageTextObjective(recipe.loss, group)
+def build_objective(model: DistributedModel, loss: Loss, bos_id: int) -> Objective:
+    """The objective of a model; `bos_id` is the tokenizer's."""
+    module = model.module
+    if module.text is None:
+        return CaptionObjective(module, loss, bos_id, model.ddp)
+    return ImageTextObjective(module, loss, model.ddp, model.processes.group)
 
 
-def total(objective: Objective, terms: Terms) -> Losses:
-    """Weigh the terms."""
-    weighed = [weight * terms[name] for name, weight in objective.weights.items() if name in terms]
-    return Losses(sum(weighed[1:], start=weighed[0]), terms)
+def weighted_losses(weights: Mapping[str, float], terms: Terms) -> Losses:
+    """The losses of a batch: the weighted sum of its terms, and the terms."""
+    weighted = [weight * terms[name] for name, weight in weights.items() if name in terms]
+    return Losses(sum(weighted[1:], start=weighted[0]), terms)
 
 
-def vision_blocks(model: Any) -> Sequence[Block]:
-    """The blocks of the vision tower, which stochastic depth applies to."""
-    return list(model.vision.blocks)
+def _vision_blocks(model: ContrastiveModel | CaptioningModel) -> list[Block]:
+    return list(model.vision.blocks)  # pyright: ignore[reportReturnType]
 
 
-def _lengths(batch: Batch) -> Tensor | None:
+def _caption_lengths(batch: Batch) -> Tensor | None:
     """Positions up to the last target of each caption; None where reading them would make an accelerator wait."""
     mask = batch.label_mask
     if mask.device.type != "cpu" or not mask.shape[1]:
@@ -146,6 +201,6 @@ def _lengths(batch: Batch) -> Tensor | None:
     return (mask * positions).amax(dim=1)
 
 
-def _caption(states: Tensor, batch: Batch, head: Tensor, count: Tensor) -> Tensor:
-    """Cross-entropy of this batch's captions, divided by the target tokens of the batch it is part of."""
-    return caption_loss(states, batch.labels, batch.label_mask, head, count=count)
+def _caption(states: Tensor, batch: Batch, head: Tensor, target_tokens: Tensor) -> Tensor:
+    """Cross-entropy of the captions of a micro-batch, divided by the target tokens of the whole batch."""
+    return caption_loss(states, batch.labels, batch.label_mask, head, count=target_tokens)

@@ -1,7 +1,7 @@
-"""Where the time of a training step goes: a table by part of the step, one by operation, and a trace of both.
+"""Profile of a training step: a table by part of the step, one by operation, and a trace of both.
 
-The parts are timed around the trainer's own step, which knows nothing of it: methods of the towers, the objective, the
-optimizer and autograd are wrapped while the profile lasts. Each part counts its own time, without that of those within.
+Methods of the towers, the objective and autograd are wrapped while the profile lasts; the training code knows nothing
+of it. Each part counts its own time, without that of the parts within.
 """
 
 import time
@@ -10,20 +10,25 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torch_profile
 
 from openvision.errors import OpenVisionError
 from openvision.recipe.schema import Recipe
-from openvision.training.data import to_device
+from openvision.training.objective import Objective
 from openvision.training.optimizer import learning_rate
-from openvision.training.randomness import Draws
-from openvision.training.step import Step
-from openvision.training.trainer import Trainer
+from openvision.training.randomness import SampleRandomness
+from openvision.training.setup.data import open_loader
+from openvision.training.setup.parts import set_up_run
+from openvision.training.step import forward_backward, to_device
+from openvision.training.update import apply_update, gradient_norm
 
+P = ParamSpec("P")
+T = TypeVar("T")
 OTHER = "other"
 # Attributes of the model, and their methods by which it calls them.
 TOWERS = {
@@ -39,14 +44,14 @@ class Row:
 
     name: str
     milliseconds: float
-    """Of one step."""
+    """In one step."""
     share: float
-    """Of the step's time."""
+    """Fraction of the step's time."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What was measured."""
+    """Where the time of a step goes."""
 
     parts: list[Row]
     operations: list[Row]
@@ -85,25 +90,15 @@ class Phases:
             self.seconds[self._open[-1]] = self.seconds.get(self._open[-1], 0.0) + now - self._mark
         self._mark = now
 
-    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(self, name: str, function: Callable[P, T]) -> Callable[P, T]:
         """`function`, counted as `name`."""
 
         @wraps(function)
-        def counted(*arguments: Any, **options: Any) -> Any:
+        def counted(*arguments: P.args, **options: P.kwargs) -> T:
             with self.part(name):
                 return function(*arguments, **options)
 
         return counted
-
-
-class _CountedObjective:
-    """An objective whose own work, beside the towers it calls, is counted as losses."""
-
-    def __init__(self, objective: Any, phases: Phases) -> None:
-        self.weights = objective.weights
-        self.embed = phases.wrap("losses", objective.embed)
-        self.forward = phases.wrap("losses", objective.forward)
-        self.coupled = phases.wrap("losses", objective.coupled)
 
 
 def profile_recipe(
@@ -112,27 +107,32 @@ def profile_recipe(
     """Train `steps` steps of a stage after `warmup` ones, timed part by part, then trace one more.
 
     `folder` receives trace.json and the run folder that training needs; nothing trained is kept. Raises OpenVisionError
-    for a stage that is not there.
+    for a stage that does not exist.
     """
     if not 0 <= stage_number < len(recipe.stages):
         raise OpenVisionError(
             f"the recipe has no stage {stage_number}: choose one from 0 to {len(recipe.stages) - 1} with --stage"
         )
-    trainer, stage = Trainer(recipe, data, folder / "run"), recipe.stages[stage_number]
-    device = trainer.processes.device
+    run, stage = set_up_run(recipe, data, folder / "run"), recipe.stages[stage_number]
+    device = run.processes.device
     phases = Phases(device)
-    objective: Any = _CountedObjective(trainer.objective, phases)
-    step = Step(trainer.model.train(), objective, trainer.optimizer, trainer.precision, stage.micro_batches)
+    rate = learning_rate(1, stage.steps, stage.warmup_steps, stage.peak_learning_rate)
 
     with ExitStack() as stack:
-        stack.enter_context(_watching(trainer.model, trainer.optimizer, phases))
-        batches = stack.enter_context(trainer._loader(stage))
+        stack.enter_context(_timed(run.model.module, run.objective, phases))
+        loader = open_loader(recipe, stage, run.dataset, run.tokenizer, run.processes, 0, run.folder)
+        batches = iter(stack.enter_context(loader))
 
         def take_step() -> None:
             with phases.part(OTHER):
                 with phases.part("data"):
                     batch = to_device(next(batches), device)
-                step(batch, Draws(recipe.seed, batch.positions, stage.drop_path), learning_rate(stage, 1))
+                run.optimizer.zero_grad(set_to_none=True)
+                randomness = SampleRandomness(recipe.seed, batch.positions, stage.drop_path)
+                forward_backward(run.model, run.objective, batch, randomness, run.precision, stage.micro_batches)
+                with phases.part("optimizer"):
+                    norm, settings = gradient_norm(run.optimizer), recipe.optimizer
+                    apply_update(run.optimizer, rate, norm, settings.clip_norm, settings.ema)
 
         for _ in range(warmup):
             take_step()
@@ -149,24 +149,27 @@ def profile_recipe(
 
 
 @contextmanager
-def _watching(model: Any, optimizer: Any, phases: Phases) -> Iterator[None]:
-    """Count the parts of a step while the context lasts."""
+def _timed(model: nn.Module, objective: Objective, phases: Phases) -> Iterator[None]:
+    """Count the towers, the objective's own work and the backward pass while the context lasts."""
     with ExitStack() as stack:
+
+        def count(owner: object, method: str, name: str) -> None:
+            stack.enter_context(_replaced(owner, method, phases.wrap(name, getattr(owner, method))))
+
         for attribute, (name, methods) in TOWERS.items():
             tower = getattr(model, attribute, None)
-            for method in methods if tower is not None else ():
+            for method in methods:
                 if hasattr(tower, method):
-                    stack.enter_context(_replaced(tower, method, phases.wrap(name, getattr(tower, method))))
-        for method in ("update", "gradient_norm"):
-            counted = phases.wrap("optimizer", getattr(optimizer, method))
-            stack.enter_context(_replaced(optimizer, method, counted))
-        backward = phases.wrap("backward", torch.autograd.backward)
-        stack.enter_context(_replaced(torch.autograd, "backward", backward))
+                    count(tower, method, name)
+        for method in ("embed", "forward", "coupled"):
+            # A method of the class: instances are frozen.
+            count(type(objective), method, "losses")
+        count(torch.autograd, "backward", "backward")
         yield
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
     own = name in vars(owner)
     before = getattr(owner, name)
     setattr(owner, name, value)

@@ -1,7 +1,7 @@
-"""What is random in a step beside the data, as a function of (seed, position of the sample) and of nothing else.
+"""The randomness of a training step beside the data, a function of (seed, position of the sample) and nothing else.
 
-So a chunk of a batch draws what the batch would have drawn: gradient caching can replay it, and the result depends
-neither on the number of chunks nor on that of processes, nor on how often the run was stopped.
+A micro-batch draws what the batch would have drawn: gradient caching can replay it, and the result depends neither on
+the number of micro-batches, nor on the number of processes, nor on how often the run was stopped.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,21 +14,21 @@ from torch import Tensor
 
 from openvision.models.layers import Block
 
-# Word of the generator's counter that keeps these numbers apart from the loader's, which have the same key.
+# Word of the generator's counter that separates these numbers from the loader's, which have the same key.
 _STREAM = 1
 
 
 @dataclass(frozen=True)
-class Draws:
+class SampleRandomness:
     """The randomness of B samples."""
 
     seed: int
     positions: Tensor
     """int64 (B,) on the CPU: places of the samples in the stream of the run."""
     drop_path: float = 0.0
-    """Probability with which the last block's branches are left out; it grows linearly from 0 at the first block."""
+    """Probability of dropping the branches of the last block; it grows linearly from 0 at the first block."""
 
-    def part(self, rows: slice) -> "Draws":
+    def rows(self, rows: slice) -> "SampleRandomness":
         """The randomness of some of the samples."""
         return replace(self, positions=self.positions[rows])
 
@@ -49,9 +49,9 @@ class Draws:
 
 
 @contextmanager
-def stochastic_depth(blocks: Sequence[Block], draws: Draws) -> Iterator[None]:
+def stochastic_depth(blocks: Sequence[Block], randomness: SampleRandomness) -> Iterator[None]:
     """Scale the branches of `blocks` as drawn, forward and backward, while the context lasts."""
-    scales = draws.branch_scales(len(blocks))
+    scales = randomness.branch_scales(len(blocks))
     if scales is None:
         yield
         return

@@ -1,80 +1,189 @@
-"""One training step, read top to bottom: forward, losses, backward, agree, update.
+"""The training step, top to bottom: fetch, forward and backward, agree, update, count, log.
 
-The trainer's `_step` fetches the batch before it and logs after it: losses stay on the device until they are read.
+Losses stay on the device until they are read; every process of a run goes through the same lines. What the processes
+must decide alike (is everything finite, stop, save) they decide once a step, before the update.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from openvision.data.loader import Batch
+from openvision.files import JsonObject
+from openvision.models.flops import training_flops
 from openvision.objectives.gather import all_sum
+from openvision.recipe.schema import Stage
 from openvision.runtime import autocast
-from openvision.training.gradient_caching import accumulate_gradients
-from openvision.training.guards import refuse_broken
-from openvision.training.losses import Losses
-from openvision.training.objective import Objective, total, vision_blocks
-from openvision.training.optimizer import Adam
-from openvision.training.randomness import Draws, stochastic_depth
-from openvision.training.setup.parallel import Spread
+from openvision.training.checkpoint.folders import Progress
+from openvision.training.gradient_caching import cached_backward
+from openvision.training.guards import find_spike, raise_not_finite
+from openvision.training.objective import Losses, Objective, weighted_losses
+from openvision.training.optimizer import learning_rate
+from openvision.training.randomness import SampleRandomness, stochastic_depth
+from openvision.training.run.log import NoLog, RunLog
+from openvision.training.run.signals import StopRequest
+from openvision.training.run.throughput import Meter, seconds_left
+from openvision.training.run.watchdog import Watchdog
+from openvision.training.setup.parallel import DistributedModel
+from openvision.training.setup.parts import RunParts
+from openvision.training.update import apply_update, gradient_norm
 
-Admit = Callable[[Losses, Tensor], bool]
+
+@dataclass(frozen=True)
+class Agreed:
+    """What all processes decided in a step to do after it."""
+
+    stop: bool
+    requeue: bool
+    """Whether a scheduler asked for the stop, not a person."""
+    checkpoint: bool
 
 
 @dataclass
 class Step:
-    """What every step of a stage has in common."""
+    """One training step of a stage for each call."""
 
-    model: Any
-    objective: Objective
-    optimizer: Adam
-    precision: torch.dtype = torch.float32
-    parts: int = 1
-    """Chunks a batch is run in; they change what fits into memory, not the result."""
-    spread: Spread | None = None
-    """How `model` is spread over the processes of the run; None for one process."""
-    admit: Admit = refuse_broken
-    """Given losses and norm of the gradient, says whether the update is made, or raises."""
+    run: RunParts
+    stage: Stage
+    batches: Iterator[Batch]
+    meter: Meter
+    log: RunLog | NoLog
+    watchdog: Watchdog
+    stop: StopRequest
 
-    def __call__(self, batch: Batch, draws: Draws, learning_rate: float, measure: bool = False) -> Losses:
-        """Update the model once; returns the losses that the update was computed from.
+    def __post_init__(self) -> None:
+        stage = self.stage
+        self._steps = stage.steps
+        self._learning_rate = partial(
+            learning_rate, steps=stage.steps, warmup_steps=stage.warmup_steps, peak=stage.peak_learning_rate
+        )
 
-        `measure` leaves the norms of gradient, parameters and update to be read from `norms`. Raises OpenVisionError
-        before the update when a loss or the gradient is not finite.
+    def __call__(self, checkpoint_at: float | None = None) -> Agreed:
+        """Take the step; a checkpoint is due once `time.monotonic()` has passed `checkpoint_at` in any process.
+
+        Raises OpenVisionError in every process, before the update, when a loss or the gradient of any is not finite.
         """
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = self._backward_in_parts(batch, draws) if self.parts > 1 else self._backward(batch, draws)
-        if self.spread is not None:
-            self.spread.finish_gradients(through_forward=self.parts == 1)
-        if self.admit(losses, self.optimizer.gradient_norm()):
-            self.optimizer.update(learning_rate, measure)
-        return losses
+        run, stage, progress, processes = self.run, self.stage, self.run.progress, self.run.processes
+        rate = self._learning_rate(progress.stage_step)
+        logged = is_due(progress.stage_step + 1, run.recipe.run.log_every, self._steps)
 
-    def norms(self) -> dict[str, float]:
-        """Norms of the newest update that was measured, by the names of the log; this waits for the device."""
-        norms = self.optimizer.norms
-        return {} if norms is None else {f"{name}_norm": norm.item() for name, norm in vars(norms).items()}
+        self._beat("waiting for a batch")
+        begin = time.perf_counter()
+        batch = next(self.batches)
+        waited = time.perf_counter() - begin
+        caption_tokens = batch.label_mask.sum().item() / len(batch.images)
+        batch = to_device(batch, processes.device)
 
-    def _count(self, batch: Batch) -> Tensor:
-        """Target tokens a process: with it the mean over processes of their losses is that of the global batch."""
-        own = batch.label_mask.sum()
-        if self.spread is None or self.spread.group is None:
-            return own
-        return all_sum(own, self.spread.group) / self.spread.processes.size
+        self._beat("forward, backward and update")
+        run.optimizer.zero_grad(set_to_none=True)
+        randomness = SampleRandomness(run.recipe.seed, batch.positions, stage.drop_path)
+        losses = forward_backward(run.model, run.objective, batch, randomness, run.precision, stage.micro_batches)
+        norm = gradient_norm(run.optimizer)
 
-    def _backward(self, batch: Batch, draws: Draws) -> Losses:
-        # DDP averages gradients while they are made, if the forward pass goes through it.
-        model = self.model if self.spread is None else self.spread.forward
-        with stochastic_depth(vision_blocks(self.model), draws):
-            with autocast(batch.images.device.type, self.precision):
-                embeds, terms = self.objective.forward(model, batch, draws, self._count(batch))
-                losses = total(self.objective, self.objective.coupled(model, embeds) | terms)
+        agreed = self._agree(losses, norm, checkpoint_at)
+        spike = None
+        if run.recipe.guards.spikes != "off":
+            (loss,) = processes.mean([losses.total.item()])
+            spike = find_spike(loss, progress, run.recipe.guards)
+        norms = None
+        if spike is None or not spike.skipped:
+            settings = run.recipe.optimizer
+            norms = apply_update(run.optimizer, rate, norm, settings.clip_norm, settings.ema, measure=logged)
+
+        if progress.stage_step == 0:
+            # The first step compiles and opens connections; from now on a lost process is noticed sooner.
+            processes.shorten_timeouts(run.recipe.parallel.step_timeout_seconds)
+        texts = len(run.recipe.loss.texts)
+        flops = training_flops(run.recipe.model, stage.resolution, texts, caption_tokens) * stage.batch_size
+        progress.step += 1
+        progress.stage_step += 1
+        progress.position += stage.batch_size
+        progress.tflops += flops / 1e12
+        progress.seconds += self.meter.step(stage.batch_size, flops, waited)
+
+        self.log.step(progress.step, f"stage {progress.stage + 1} at {stage.resolution} px")
+        if spike is not None:
+            self.log.event(log_position(progress, stage.resolution), spike.describe())
+        if logged:
+            terms = losses.values()
+            means = dict(zip(terms, processes.mean(list(terms.values())), strict=True))
+            measured = {"gradient_norm": norm.item()} if norms is None else norms.values()
+            numbers = {**means, "lr": rate, **measured, **self.meter.read()}
+            left = seconds_left(run.recipe.model, texts, run.recipe.stages, progress, caption_tokens)
+            self.log.train(log_position(progress, stage.resolution), numbers, left)
+        return agreed
+
+    def _agree(self, losses: Losses, norm: Tensor, checkpoint_at: float | None) -> Agreed:
+        """Decide with the other processes, or raise OpenVisionError in all of them."""
+        self._beat("agreeing with the other processes")
+        broken = losses.not_finite() or ([] if norm.isfinite() else ["the gradient"])
+        late = checkpoint_at is not None and time.monotonic() > checkpoint_at
+        flags = [bool(broken), self.stop.wanted, self.stop.requeue, late]
+        failed, stop, requeue, checkpoint = self.run.processes.any_rank(flags)
+        if failed:
+            raise_not_finite(broken, self.run.progress.step + 1, self.run.processes)
+        return Agreed(stop, requeue, checkpoint)
+
+    def _beat(self, what: str) -> None:
+        self.watchdog.beat(self.run.progress.step, what)
+
+
+def forward_backward(
+    model: DistributedModel,
+    objective: Objective,
+    batch: Batch,
+    randomness: SampleRandomness,
+    precision: torch.dtype = torch.float32,
+    micro_batches: int = 1,
+) -> Losses:
+    """Add the gradient of the global batch to the parameters; returns the losses of this process's batch.
+
+    The mean over processes of the losses is that of the global batch. More than one of `micro_batches`, which must
+    divide the batch, takes less memory and changes nothing else (gradient_caching.py).
+    """
+    processes = model.processes
+    # Divided by this count the mean over processes of their caption losses is that of the global batch.
+    target_tokens = batch.label_mask.sum()
+    if processes.group is not None:
+        target_tokens = all_sum(target_tokens, processes.group) / processes.size
+    if micro_batches > 1:
+        with model.no_sync():
+            losses = cached_backward(objective, batch, randomness, micro_batches, precision, target_tokens)
+    else:
+        with stochastic_depth(objective.vision_blocks, randomness):
+            with autocast(batch.images.device.type, precision):
+                embeds, terms = objective.forward(batch, randomness, target_tokens)
+                losses = weighted_losses(objective.weights, objective.coupled(embeds) | terms)
             losses.total.backward()
-        return losses
+    if processes.group is not None:
+        model.finish_gradients(synced=micro_batches == 1)
+    return losses
 
-    def _backward_in_parts(self, batch: Batch, draws: Draws) -> Losses:
-        count = self._count(batch)
-        return accumulate_gradients(self.objective, self.model, batch, draws, self.parts, self.precision, count)
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with what the model reads on `device`; positions in the stream stay on the CPU."""
+    if device.type == "cpu":
+        return batch
+    names = ("images", "alt_ids", "sentence_ids", "labels", "label_mask")
+    return replace(batch, **{name: getattr(batch, name).to(device, non_blocking=True) for name in names})
+
+
+def is_due(stage_step: int, every: int, steps: int) -> bool:
+    """Whether something is done after `stage_step` of `steps` updates: every so many, and at the end of the stage."""
+    return stage_step % every == 0 or stage_step == steps
+
+
+def log_position(progress: Progress, resolution: int) -> JsonObject:
+    """What every line of the log begins with."""
+    return {
+        "step": progress.step,
+        "stage": progress.stage,
+        "resolution": resolution,
+        "samples": progress.position,
+        "seconds": round(progress.seconds, 3),
+        "tflops": round(progress.tflops, 3),
+    }

@@ -17,11 +17,11 @@ from openvision.models.openvision2 import OpenVision2
 from openvision.objectives.gather import gather
 from openvision.runtime import SINGLE_PROCESS, Processes
 from openvision.text.tokenizer import Tokenizer
-from openvision.training.setup.parallel import Spread
+from openvision.training.setup.parallel import DistributedModel
 
 
 def validate(
-    spread: Spread, model: Any, tokenizer: Tokenizer, dataset: ShardDataset, resolution: int
+    spread: DistributedModel, model: Any, tokenizer: Tokenizer, dataset: ShardDataset, resolution: int
 ) -> dict[str, float]:
     """Numbers of the split by name: those of `evaluate_split`, or `caption_loss` for a model without a text tower.
 
@@ -29,14 +29,14 @@ def validate(
     """
     if isinstance(model, OpenVision2):
         return {"caption_loss": caption_loss_of(model, tokenizer, dataset, resolution, processes=spread.processes)}
-    if spread.group is not None:
+    if spread.processes.group is not None:
         model.vision.forward = _in_slices(model.vision.forward, spread)
         model.encode_text = _in_slices(model.encode_text, spread)
     result = evaluate_split(model, tokenizer, dataset, resolution)
     return {name: value for name, value in result.items() if isinstance(value, (int, float))}
 
 
-def _in_slices(encode: Callable[[Tensor], Tensor], spread: Spread) -> Callable[[Tensor], Tensor]:
+def _in_slices(encode: Callable[[Tensor], Tensor], spread: DistributedModel) -> Callable[[Tensor], Tensor]:
     """`encode` with its rows divided among the processes; every process gets all results."""
     rank, size = spread.processes.rank, spread.processes.size
 
@@ -44,7 +44,7 @@ def _in_slices(encode: Callable[[Tensor], Tensor], spread: Spread) -> Callable[[
         share = -(-len(rows) // size)
         # All slices are equally long: the last rows are encoded more than once where they do not divide.
         own = [min(rank * share + index, len(rows) - 1) for index in range(share)]
-        return gather(encode(rows[own]).clone(), spread.group)[: len(rows)]
+        return gather(encode(rows[own]).clone(), spread.processes.group)[: len(rows)]
 
     return encode_slice
 

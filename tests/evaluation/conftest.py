@@ -102,7 +102,7 @@ def metric_lines() -> list[dict]:
             "contrastive_alt": 3 / step,
             "contrastive_sentence": 3 / step,
         }
-        loss |= {"caption": 3 / step, "temperature": 14.0 + step, "lr": 0.001 / step, "images_per_second": 100.0}
+        loss |= {"caption": 3 / step, "logit_scale": 14.0 + step, "lr": 0.001 / step, "images_per_second": 100.0}
         lines.append({"kind": "train", **where, **loss})
         if step % 4 == 0:
             lines.append({"kind": "eval", **where, "split": "validation", "top1": step / 40, "top5": step / 20})

@@ -81,7 +81,7 @@ def _serve() -> None:
     os.dup2(2, 1)
     # Building an optimizer imports torch._dynamo; saving and sharding import the rest.
     training = "openvision.training"
-    for name in ("torch._dynamo", f"{training}.checkpoint.tensors", f"{training}.setup.fsdp", f"{training}.launch"):
+    for name in ("torch._dynamo", f"{training}.checkpoint.tensors", f"{training}.setup.fsdp", f"{training}.trainer"):
         importlib.import_module(name)
     for line in sys.stdin:
         question = json.loads(line)

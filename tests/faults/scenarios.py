@@ -42,16 +42,16 @@ def _die() -> None:
 
 def _at_step(step: int, do: Any) -> None:
     """Do something in the step after `step` updates, between the batch and the update."""
-    from openvision.training.trainer import Trainer
+    from openvision.training.step import Step
 
-    admit = Trainer._admit
+    agree = Step._agree
 
-    def admit_with_fault(self: Any, losses: Any, norm: Any) -> bool:
-        if self.progress.step == step:
+    def agree_with_fault(self: Any, *arguments: Any) -> Any:
+        if self.run.progress.step == step:
             do()
-        return admit(self, losses, norm)
+        return agree(self, *arguments)
 
-    Trainer._admit = admit_with_fault  # pyright: ignore[reportAttributeAccessIssue]
+    Step._agree = agree_with_fault  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _kill_at_step(step: int) -> None:
@@ -132,7 +132,8 @@ def _free_files_at_step(step: int) -> None:
 
 def _nan_at_step(step: int) -> None:
     """A batch whose pixels are not a number."""
-    from openvision.training import objective, trainer
+    from openvision.training import objective
+    from openvision.training.step import Step
 
     normalize = objective.normalize
     now = [False]
@@ -142,30 +143,30 @@ def _nan_at_step(step: int) -> None:
         return pixels * float("nan") if now[0] else pixels
 
     objective.normalize = poisoned
-    take_step = trainer.Trainer._step
+    take_step = Step.__call__
 
-    def step_with_fault(self: Any, *arguments: Any) -> None:
-        now[0] = self.progress.step == step
-        take_step(self, *arguments)
+    def step_with_fault(self: Any, *arguments: Any) -> Any:
+        now[0] = self.run.progress.step == step
+        return take_step(self, *arguments)
 
-    trainer.Trainer._step = step_with_fault  # pyright: ignore[reportAttributeAccessIssue]
+    Step.__call__ = step_with_fault  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _nan_gradient_at_step(step: int) -> None:
     """A gradient that is not a number though the loss is fine."""
     from openvision.training import step as steps
 
-    backward = steps.Step._backward
+    backward = steps.forward_backward
     counted = [0]
 
-    def poisoned(self: Any, *arguments: Any) -> Any:
-        losses = backward(self, *arguments)
+    def poisoned(model: Any, *arguments: Any) -> Any:
+        losses = backward(model, *arguments)
         if counted[0] == step:
-            next(self.model.parameters()).grad.fill_(float("nan"))
+            next(model.module.parameters()).grad.fill_(float("nan"))
         counted[0] += 1
         return losses
 
-    steps.Step._backward = poisoned  # pyright: ignore[reportAttributeAccessIssue]
+    steps.forward_backward = poisoned
 
 
 def _jump_at_step(what: list[float]) -> None:
@@ -173,19 +174,19 @@ def _jump_at_step(what: list[float]) -> None:
     step, factor = what
     from openvision.training import step as steps
 
-    backward = steps.Step._backward
+    backward = steps.forward_backward
     counted = [0]
 
-    def raised(self: Any, *arguments: Any) -> Any:
-        losses = backward(self, *arguments)
+    def raised(model: Any, *arguments: Any) -> Any:
+        losses = backward(model, *arguments)
         if counted[0] == step:
             losses.total = losses.total * factor
-            for parameter in self.model.parameters():
+            for parameter in model.module.parameters():
                 parameter.grad.mul_(factor)
         counted[0] += 1
         return losses
 
-    steps.Step._backward = raised  # pyright: ignore[reportAttributeAccessIssue]
+    steps.forward_backward = raised
 
 
 def _slow_loader(seconds: float) -> None:

@@ -157,7 +157,7 @@ def test_a_hung_process_writes_its_stack(bench: Bench) -> None:
     report = (run / "hangs" / "process-00000.txt").read_text()
     assert "process 0 has made no progress for" in report
     assert "step 6, forward, backward and update" in report
-    assert "in admit_with_fault" in report
+    assert "in agree_with_fault" in report
     assert "its stack traces are in" in outcome.log
 
 
@@ -169,4 +169,4 @@ def test_a_process_hung_for_good_stops_the_run(bench: Bench) -> None:
     outcome = bench.run(run, changes, processes=2, faults=[{}, {"hang_at_step": [5, 30.0]}])
     assert outcome.codes[0] == 1, outcome.log
     assert "a process of this run was lost or hung (step 6" in outcome.log
-    assert "in admit_with_fault" in (run / "hangs" / "process-00001.txt").read_text()
+    assert "in agree_with_fault" in (run / "hangs" / "process-00001.txt").read_text()

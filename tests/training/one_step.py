@@ -7,13 +7,13 @@ from safetensors.torch import save_file
 
 from openvision.data.loader import Batch
 from openvision.recipe.schema import Parallel, Recipe, parse_recipe
-from openvision.runtime import Processes, join_processes
+from openvision.runtime import Processes, full_tensor, join_processes
 from openvision.training.objective import build_objective
 from openvision.training.optimizer import build_optimizer
-from openvision.training.randomness import Draws
-from openvision.training.setup.model import build_spread
-from openvision.training.setup.parallel import whole
-from openvision.training.step import Step
+from openvision.training.randomness import SampleRandomness
+from openvision.training.setup.model import build_distributed_model
+from openvision.training.step import forward_backward
+from openvision.training.update import apply_update, gradient_norm
 
 GLOBAL = 16
 TOWER = {"width": 32, "depth": 2, "mlp_dim": 64, "heads": 2}
@@ -36,7 +36,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "loss": {"contrastive": 0, "caption": 2, "texts": []},
     },
 }
-CASES = [(name, parts) for name in MODELS for parts in (1, 2)]
+CASES = [(name, micro_batches) for name in MODELS for micro_batches in (1, 2)]
 
 
 def recipe_of(name: str, parallel: dict[str, Any]) -> Recipe:
@@ -64,29 +64,31 @@ def batch_of(processes: Processes, context: int) -> Batch:
 
 
 def run(out: str, parallel: dict[str, Any]) -> None:
-    """Write the first values, the losses and the gradients of every case."""
+    """Write the initial parameters, the losses and the gradients of every case."""
     torch.set_num_threads(1)
     written: dict[str, torch.Tensor] = {}
     with join_processes(Parallel(**parallel).start_timeout_seconds, Parallel(**parallel).replicate) as processes:
-        for name, parts in CASES:
+        for name, micro_batches in CASES:
             recipe = recipe_of(name, parallel)
-            spread = build_spread(recipe, processes, fresh=True)
-            for parameter, value in spread.whole_state().items():
+            model = build_distributed_model(recipe.model, recipe.run, recipe.parallel, processes, recipe.seed)
+            for parameter, value in model.full_state_dict().items():
                 written[f"{name}/first/{parameter}"] = value.clone()
-            optimizer = build_optimizer(spread.module, recipe.optimizer)
-            objective = build_objective(recipe, 1, processes.group)
-            step = Step(spread.module.train(), objective, optimizer, parts=parts, spread=spread)
+            optimizer = build_optimizer(model.module, recipe.optimizer)
+            objective = build_objective(model, recipe.loss, 1)
             batch = batch_of(processes, 12 if recipe.context_length else 0)
-            losses = step(batch, Draws(0, batch.positions, 0.2), 0.0, measure=True)
+            randomness = SampleRandomness(0, batch.positions, 0.2)
+            losses = forward_backward(model, objective, batch, randomness, micro_batches=micro_batches)
+            norms = apply_update(optimizer, 0.0, gradient_norm(optimizer), measure=True)
+            assert norms is not None
             values = losses.values()
             for term, value in zip(values, processes.mean(list(values.values())), strict=True):
-                written[f"{name}/{parts}/loss/{term}"] = torch.tensor(value)
-            for term, norm in step.norms().items():
-                written[f"{name}/{parts}/norm/{term}"] = torch.tensor(norm)
-            for parameter, tensor in spread.module.named_parameters():
+                written[f"{name}/{micro_batches}/loss/{term}"] = torch.tensor(value)
+            for term, norm in norms.values().items():
+                written[f"{name}/{micro_batches}/norm/{term}"] = torch.tensor(norm)
+            for parameter, tensor in model.module.named_parameters():
                 if not tensor.requires_grad:
                     continue
                 assert tensor.grad is not None, parameter
-                written[f"{name}/{parts}/gradient/{parameter}"] = whole(tensor.grad).clone()
+                written[f"{name}/{micro_batches}/gradient/{parameter}"] = full_tensor(tensor.grad).clone()
         if processes.is_main:
             save_file(written, out)

@@ -1,14 +1,15 @@
 """A step of a small model on a fixed batch, for tests that compare gradients."""
 
 import torch
-from torch import nn
 
 from openvision.data.loader import Batch
+from openvision.models.openvision import OpenVision
+from openvision.models.openvision2 import OpenVision2
 from openvision.recipe.schema import Recipe, parse_recipe
 from openvision.training.objective import build_objective
-from openvision.training.optimizer import Adam
-from openvision.training.randomness import Draws
-from openvision.training.step import Step
+from openvision.training.randomness import SampleRandomness
+from openvision.training.setup.parallel import DistributedModel
+from openvision.training.step import forward_backward
 
 SAMPLES = 8
 
@@ -35,7 +36,7 @@ def batch_of(seed: int = 0) -> Batch:
     def ids(length: int) -> torch.Tensor:
         return torch.randint(5, 40, (SAMPLES, length), generator=generator)
 
-    # Captions of very different lengths, one of them empty: chunks differ in their number of target tokens.
+    # Captions of very different lengths, one of them empty: micro-batches differ in their number of target tokens.
     lengths = torch.tensor([0, 1, 9, 2, 9, 9, 3, 1])
     return Batch(
         images=torch.randint(0, 256, (SAMPLES, 3, 32, 32), generator=generator).to(torch.uint8),
@@ -51,19 +52,20 @@ def batch_of(seed: int = 0) -> Batch:
     )
 
 
-class Watched(Adam):
-    """Leaves the parameters alone, so that gradients can be compared."""
-
-    def update(self, learning_rate: float, measure: bool = False) -> None:
-        pass
-
-
-def run(model: nn.Module, recipe: Recipe, parts: int, draws: Draws, dtype: torch.dtype = torch.float32):
+def run(
+    model: OpenVision | OpenVision2,
+    recipe: Recipe,
+    micro_batches: int,
+    randomness: SampleRandomness,
+    dtype: torch.dtype = torch.float32,
+):
+    """Terms of the losses and gradients by name."""
     model.zero_grad()
-    optimizer = Watched([{"params": list(model.parameters())}])
-    losses = Step(model, build_objective(recipe, bos_id=1), optimizer, dtype, parts)(batch_of(), draws, 0.1)
+    distributed = DistributedModel(model)
+    objective = build_objective(distributed, recipe.loss, bos_id=1)
+    losses = forward_backward(distributed, objective, batch_of(), randomness, dtype, micro_batches)
     return losses.terms, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-def draws_of(drop_path: float = 0.0) -> Draws:
-    return Draws(seed=3, positions=torch.arange(100, 100 + SAMPLES), drop_path=drop_path)
+def randomness_of(drop_path: float = 0.0) -> SampleRandomness:
+    return SampleRandomness(seed=3, positions=torch.arange(100, 100 + SAMPLES), drop_path=drop_path)

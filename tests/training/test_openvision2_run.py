@@ -10,6 +10,7 @@ from openvision.errors import OpenVisionError
 from openvision.files import read_json_lines
 from openvision.models.openvision2 import OpenVision2
 from openvision.recipe.schema import Recipe, parse_recipe
+from openvision.training import step
 from openvision.training.trainer import Interrupted, Trainer
 from openvision.training.validation import caption_loss_of, headline
 
@@ -40,7 +41,7 @@ def finished(tmp_path_factory, shapes_folder) -> Trainer:
 
 
 def test_it_learns_and_measures_its_caption_loss(finished):
-    lines = read_json_lines(finished.run_folder / "metrics.jsonl")
+    lines = read_json_lines(finished.parts.folder / "metrics.jsonl")
     train = [line for line in lines if line["kind"] == "train"]
     assert train[-1]["caption"] < train[0]["caption"]
     assert train[-1]["loss"] == pytest.approx(2 * train[-1]["caption"])
@@ -52,30 +53,31 @@ def test_it_learns_and_measures_its_caption_loss(finished):
 
 
 def test_the_caption_loss_reads_all_patches_and_does_not_depend_on_the_batch(finished, shapes_folder):
-    model, split = finished.model, ShardDataset(shapes_folder / "validation")
+    model, split = finished.parts.model.module, ShardDataset(shapes_folder / "validation")
     assert isinstance(model, OpenVision2)
     model.train()
-    losses = [caption_loss_of(model, finished.tokenizer, split, 32, batch_size=size) for size in (3, 16)]
+    losses = [caption_loss_of(model, finished.parts.tokenizer, split, 32, batch_size=size) for size in (3, 16)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     assert model.training
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(finished, shapes_folder, tmp_path):
+def test_a_stopped_run_goes_on_bit_for_bit(finished, shapes_folder, tmp_path, monkeypatch):
     trainer = Trainer(recipe(), shapes_folder, tmp_path / "run")
-    take_step = trainer._step
+    forward_backward = step.forward_backward
 
     def ask_to_stop_during_the_step(*arguments):
         if trainer.progress.step == 6:
             trainer.stop.ask()
-        take_step(*arguments)
+        return forward_backward(*arguments)
 
-    trainer._step = ask_to_stop_during_the_step  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setattr(step, "forward_backward", ask_to_stop_during_the_step)
     with pytest.raises(Interrupted):
         trainer.run()
+    monkeypatch.undo()
     again = Trainer(recipe(), shapes_folder, tmp_path / "run")
     again.run()
-    for name, tensor in finished.model.state_dict().items():
-        assert torch.equal(again.model.state_dict()[name], tensor), name
+    for name, tensor in finished.parts.model.module.state_dict().items():
+        assert torch.equal(again.parts.model.module.state_dict()[name], tensor), name
 
 
 def test_accumulation_that_does_not_divide_the_batch_is_refused():

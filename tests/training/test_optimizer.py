@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from openvision.errors import OpenVisionError
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.text import TextConfig
 from openvision.models.vision import VisionConfig
 from openvision.recipe.schema import Optimizer
 from openvision.training import optimizer as optimizer_module
-from openvision.training.optimizer import Adam, build_optimizer
+from openvision.training.optimizer import Adam, build_optimizer, tiles
 
 
 def bfloat16(x: np.ndarray | float) -> np.ndarray:
@@ -66,85 +65,34 @@ def test_parameters_without_gradient_are_left_alone():
     assert not torch.equal(used, torch.ones(2))
 
 
-def trained(steps: int = 3, **options) -> tuple[list[torch.Tensor], Adam]:
+def trained(steps: int = 3) -> list[torch.Tensor]:
     """Parameters of odd sizes after some steps."""
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.randn(shape)) for shape in ((70, 33), (5,), (), (401,), (1, 300))]
-    optimizer = Adam([{"params": parameters[:2], "weight_decay": 0.2}, {"params": parameters[2:]}], **options)
+    optimizer = Adam([{"params": parameters[:2], "weight_decay": 0.2}, {"params": parameters[2:]}])
     for _ in range(steps):
         for parameter in parameters:
             parameter.grad = torch.randn_like(parameter)
-        optimizer.update(0.01)
-    return [parameter.detach() for parameter in parameters], optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01
+        optimizer.step()
+    return [parameter.detach() for parameter in parameters]
 
 
-@pytest.mark.parametrize("piece", [1, 64, 500, 2**20])
-def test_pieces_change_no_number(piece, monkeypatch):
-    whole, _ = trained()
-    monkeypatch.setattr(optimizer_module, "PIECE_ON_CPU", piece)
-    pieces, _ = trained()
-    assert all(torch.equal(a, b) for a, b in zip(whole, pieces, strict=True))
+@pytest.mark.parametrize("tile", [1, 64, 500, 2**20])
+def test_tiles_change_no_number(tile, monkeypatch):
+    whole = trained()
+    monkeypatch.setattr(optimizer_module, "TILE_ON_CPU", tile)
+    assert all(torch.equal(a, b) for a, b in zip(whole, trained(), strict=True))
 
 
-def test_clipping_scales_the_gradient_down_to_the_norm():
-    parameter = nn.Parameter(torch.zeros(4))
-    optimizer = Adam([{"params": [parameter]}], clip_norm=1.0)
-    parameter.grad = torch.full((4,), 5.0)
-    optimizer.update(0.1, measure=True)
-    assert parameter.grad.norm().item() == pytest.approx(1.0, rel=1e-5)
-    assert optimizer.norms is not None
-    assert optimizer.norms.gradient.item() == pytest.approx(10.0)
-    parameter.grad = torch.full((4,), 0.1)
-    optimizer.update(0.1)
-    assert torch.equal(parameter.grad, torch.full((4,), 0.1))
-
-
-def test_norms_are_those_of_gradient_parameters_and_update():
-    before, optimizer = trained(steps=1)
-    before = [parameter.clone() for parameter in before]
-    optimizer.update(0.01, measure=True)
-    after = [parameter.detach() for group in optimizer.param_groups for parameter in group["params"]]
-    moved = torch.cat([(a - b).flatten() for a, b in zip(after, before, strict=True)]).norm()
-    norms = optimizer.norms
-    assert norms is not None
-    assert norms.update.item() == pytest.approx(moved.item(), rel=1e-3)
-    assert norms.parameter.item() == pytest.approx(torch.cat([b.flatten() for b in before]).norm().item(), rel=1e-5)
-    gradients = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]
-    assert norms.gradient.item() == pytest.approx(torch.cat(gradients).norm().item(), rel=1e-5)
-
-
-def test_the_average_follows_the_parameters_and_takes_their_place():
-    torch.manual_seed(0)
-    parameter = nn.Parameter(torch.randn(70))
-    optimizer = Adam([{"params": [parameter]}], ema=0.75)
-    average = parameter.detach().clone()
-    for _ in range(4):
-        parameter.grad = torch.randn(70)
-        optimizer.update(0.1)
-        average = 0.75 * average + 0.25 * parameter.detach()
-    now = parameter.detach().clone()
-    with optimizer.averaged():
-        assert torch.allclose(parameter, average, atol=1e-6)
-        assert not torch.equal(parameter, now)
-    assert torch.equal(parameter, now)
-    assert torch.allclose(optimizer.state[parameter]["average"], average, atol=1e-6)
-
-
-def test_without_ema_nothing_takes_the_parameters_place():
-    parameters, optimizer = trained()
-    before = [parameter.clone() for parameter in parameters]
-    with optimizer.averaged():
-        assert all(torch.equal(a, b) for a, b in zip(parameters, before, strict=True))
-
-
-def test_parameters_that_are_not_finite_are_not_saved():
-    parameter = nn.Parameter(torch.ones(3))
-    optimizer = Adam([{"params": [parameter]}])
-    optimizer.require_finite()
-    with torch.no_grad():
-        parameter[1] = float("inf")
-    with pytest.raises(OpenVisionError, match="no longer finite and not saved; the last good checkpoint is kept"):
-        optimizer.require_finite()
+def test_tiles_hold_every_element_once_and_no_more_than_asked():
+    rows = [(torch.arange(size), torch.arange(size) + size) for size in (70, 5, 401)]
+    found = list(tiles(rows, 128))
+    assert [sum(len(tensor) for tensor in first) for first, _ in found] == [70, 69, 128, 128, 81]
+    for place in (0, 1):
+        joined = torch.cat([tensor for tile in found for tensor in tile[place]])
+        assert torch.equal(joined, torch.cat([row[place] for row in rows]))
 
 
 def test_decay_mask():

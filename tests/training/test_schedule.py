@@ -3,7 +3,7 @@
 import math
 
 from openvision.recipe.schema import Stage
-from openvision.training.optimizer import learning_rate
+from openvision.training import optimizer
 
 IMAGENET = 1_281_167
 PRETRAIN = Stage(
@@ -13,6 +13,10 @@ PRETRAIN = Stage(
     base_learning_rate=8e-6,
     warmup_samples=40 * IMAGENET,
 )
+
+
+def learning_rate(stage: Stage, step: int) -> float:
+    return optimizer.learning_rate(step, stage.steps, stage.warmup_steps, stage.peak_learning_rate)
 
 
 def test_published_step_counts_and_peak():

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from openvision.errors import OpenVisionError
 from openvision.files import read_json_lines
 from openvision.recipe.schema import dump_recipe, load_recipe
+from openvision.training import step
 from openvision.training.checkpoint.manager import checkpoints
 from openvision.training.run.log import MetricsLog
 from openvision.training.trainer import Interrupted, Trainer
@@ -58,20 +59,23 @@ def test_a_run_learns_and_records(tiny_run):
 
 
 @pytest.mark.parametrize("stop_after", [1, 5, 8, 9])
-def test_an_interrupted_run_goes_on_bit_for_bit(stop_after, tiny_recipe, shapes_folder, tiny_run, tmp_path):
+def test_an_interrupted_run_goes_on_bit_for_bit(
+    stop_after, tiny_recipe, shapes_folder, tiny_run, tmp_path, monkeypatch
+):
     run = tmp_path / "run"
     trainer = Trainer(tiny_recipe, shapes_folder, run)
-    take_step = trainer._step
+    forward_backward = step.forward_backward
 
     def ask_to_stop_during_the_step(*arguments):
         if trainer.progress.step + 1 == stop_after:
             trainer.stop.ask()
-        take_step(*arguments)
+        return forward_backward(*arguments)
 
-    trainer._step = ask_to_stop_during_the_step  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setattr(step, "forward_backward", ask_to_stop_during_the_step)
     with pytest.raises(Interrupted, match=f"after step {stop_after}"):
         trainer.run()
     assert not (run / "model").exists()
+    monkeypatch.undo()
     Trainer(tiny_recipe, shapes_folder, run).run()
     assert_same_weights(run, tiny_run)
     assert comparable(run) == comparable(tiny_run)
@@ -96,7 +100,7 @@ def test_kill_9_and_the_same_command_goes_on(tiny_recipe, shapes_folder, tiny_ru
     process.stdout.close()
     assert checkpoints(run / "checkpoints")
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert "going on from step" in done.stdout
+    assert "resuming tiny from step" in done.stdout
     assert load_recipe(run / "recipe.toml") == load_recipe(recipe, [often])
     assert_same_weights(run, tiny_run)
 
@@ -156,14 +160,30 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
 
 def test_a_loss_that_is_not_finite_is_refused_before_the_update(tiny_recipe, shapes_folder, tmp_path):
     trainer = Trainer(tiny_recipe, shapes_folder, tmp_path / "run")
+    model = trainer.parts.model.module
     with torch.no_grad():
-        trainer.model.logit_scale.fill_(float("nan"))  # pyright: ignore[reportCallIssue]
-    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+        model.logit_scale.fill_(float("nan"))  # pyright: ignore[reportCallIssue]
+    before = {name: p.clone() for name, p in model.named_parameters()}
     with pytest.raises(OpenVisionError, match=r"step 1: .*contrastive.* is not finite"):
         trainer.run()
-    unchanged = [torch.equal(p, before[n]) for n, p in trainer.model.named_parameters() if n != "logit_scale"]
+    unchanged = [torch.equal(p, before[n]) for n, p in model.named_parameters() if n != "logit_scale"]
     assert all(unchanged)
     assert not checkpoints(tmp_path / "run" / "checkpoints")
+
+
+def test_a_gradient_that_is_not_finite_is_refused_though_the_loss_is_fine(
+    tiny_recipe, shapes_folder, tmp_path, monkeypatch
+):
+    forward_backward = step.forward_backward
+
+    def poisoned(model, *arguments):
+        losses = forward_backward(model, *arguments)
+        model.module.logit_scale.grad.fill_(float("inf"))
+        return losses
+
+    monkeypatch.setattr(step, "forward_backward", poisoned)
+    with pytest.raises(OpenVisionError, match=r"step 1: the gradient is not finite; nothing was updated"):
+        Trainer(tiny_recipe, shapes_folder, tmp_path / "run").run()
 
 
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
@@ -173,6 +193,13 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
     log.write("train", {"step": 2, "again": True})
     log.close()
     assert read_json_lines(path) == [{"kind": "train", "step": 1}, {"kind": "train", "step": 2, "again": True}]
+
+
+def test_a_resumed_log_has_the_names_of_today(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "train", "step": 1, "temperature": 14.0}\n')
+    MetricsLog(path, resume_step=1).close()
+    assert read_json_lines(path) == [{"kind": "train", "step": 1, "logit_scale": 14.0}]
 
 
 def test_broken_metrics_line_is_named(tmp_path):

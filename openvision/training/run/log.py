@@ -85,3 +85,23 @@ class RunLog:
     def _track(self, prefix: str, step: int, numbers: dict[str, float]) -> None:
         for tracker in self._trackers:
             tracker.log(step, {f"{prefix}/{name}": value for name, value in numbers.items()})
+
+
+class NoLog:
+    """In the place of `RunLog` in all processes but the main one: messages are printed, numbers are dropped."""
+
+    def say(self, message: str) -> None:
+        """Print a line."""
+        print(message, flush=True)
+
+    def step(self, step: int, description: str) -> None:
+        """Nothing."""
+
+    def train(self, where: JsonObject, numbers: dict[str, float], seconds_left: float) -> None:
+        """Nothing."""
+
+    def evaluation(self, where: JsonObject, numbers: dict[str, float]) -> None:
+        """Nothing."""
+
+    def event(self, where: JsonObject, message: str) -> None:
+        """Nothing."""

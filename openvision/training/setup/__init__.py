@@ -1,1 +1,1 @@
-"""Making the model of a run: build, initialise, warm-start, compile, distribute over processes."""
+"""The parts of a run: data, and the model built, initialised, warm-started, compiled and distributed."""

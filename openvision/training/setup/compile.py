@@ -1,16 +1,16 @@
-"""How the blocks of a model are run: what is kept for the backward pass, and whether they are compiled.
+"""Activation checkpointing and compilation of a model's blocks.
 
-- Blocks are wrapped one by one, method by method, since the decoders' have several ways in. Outputs and gradients stay
-  the same: recomputation repeats the same operations.
-- "selective" keeps what is expensive to make, the results of matrix products and of attention, and makes norms, GELUs
-  and sums again: most of the memory for a few per cent of the time. On a CPU, where watching every operation costs more
+- A block gets a subclass of its own class whose ways in (the decoders' blocks have several) are wrapped, as FSDP2 does
+  it with the modules it shards: names of parameters, outputs and gradients stay the same.
+- "selective" keeps what is expensive to compute, the results of matrix products and of attention, and recomputes norms,
+  GELUs and sums: most of the memory for a few per cent of the time. On a CPU, where watching every operation costs more
   than that, blocks have a function for it (`Block.lean`).
 - Compilation comes outside of recomputation, so that the compiler sees both.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from openvision.models.layers import Block
 
 Checkpointing = Literal["none", "selective", "full"]
+Entry = Callable[..., object]
+"""A way into a block: takes the block and tensors."""
 # Every way into a block, of whichever tower.
 ENTRIES = ("forward", "forward_rows", "forward_prefix", "forward_queries")
 
@@ -39,32 +41,47 @@ if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
 
 
 def prepare_blocks(model: nn.Module, checkpointing: Checkpointing = "none", compiled: bool = False) -> None:
-    """Wrap the methods of every block of `model`, in place."""
+    """Have every block of `model` recompute its activations in the backward pass, and compile it, as asked."""
+    prepared: dict[type[Block], type[Block]] = {}
     for block in model.modules():
         if isinstance(block, Block):
             block.lean = checkpointing == "selective"
-            for name in ENTRIES:
-                method = getattr(block, name, None)
-                if method is not None:
-                    setattr(block, name, _wrapped(method, checkpointing, compiled))
+            if checkpointing != "none" or compiled:
+                kind = type(block)
+                prepared[kind] = prepared.get(kind) or _prepared(kind, checkpointing, compiled)
+                block.__class__ = prepared[kind]
 
 
-def _wrapped(method: Callable[..., Any], checkpointing: Checkpointing, compiled: bool) -> Callable[..., Any]:
+def _prepared(kind: type[Block], checkpointing: Checkpointing, compiled: bool) -> type[Block]:
+    """The subclass of a class of blocks whose entries are wrapped."""
+    entries = {name: getattr(kind, name) for name in ENTRIES if hasattr(kind, name)}
+    wrapped = {name: _wrapped(entry, checkpointing, compiled) for name, entry in entries.items()}
+    return type(f"Prepared{kind.__name__}", (kind,), wrapped)
+
+
+def _wrapped(entry: Entry, checkpointing: Checkpointing, compiled: bool) -> Entry:
+    run = entry
     if checkpointing == "full":
-        method = partial(checkpoint, method, use_reentrant=False)
+        run = partial(checkpoint, entry, use_reentrant=False)
     elif checkpointing == "selective":
         contexts = partial(create_selective_checkpoint_contexts, _keep_expensive)
-        wrapped = partial(checkpoint, method, use_reentrant=False, context_fn=contexts)
-        method = wrapped if compiled else _except_on_cpu(wrapped, method)
-    return torch.compile(method) if compiled else method
+        run = partial(checkpoint, entry, use_reentrant=False, context_fn=contexts)
+        run = run if compiled else _except_on_cpu(run, entry)
+    if compiled:
+        run = torch.compile(run)
+
+    def enter(block: Block, *tensors: Tensor | None) -> object:
+        return run(block, *tensors)
+
+    return enter
 
 
-def _except_on_cpu(method: Callable[..., Any], on_cpu: Callable[..., Any]) -> Callable[..., Any]:
-    def chosen(x: Tensor, *rest: Any) -> Any:
-        return (on_cpu if x.device.type == "cpu" else method)(x, *rest)
+def _except_on_cpu(run: Entry, on_cpu: Entry) -> Entry:
+    def chosen(block: Block, x: Tensor, *rest: Tensor | None) -> object:
+        return (on_cpu if x.device.type == "cpu" else run)(block, x, *rest)
 
     return chosen
 
 
-def _keep_expensive(context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
+def _keep_expensive(context: object, operation: object, *arguments: object, **options: object) -> CheckpointPolicy:
     return CheckpointPolicy.MUST_SAVE if operation in EXPENSIVE else CheckpointPolicy.PREFER_RECOMPUTE

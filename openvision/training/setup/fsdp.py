@@ -1,4 +1,4 @@
-"""FSDP2: every parameter of a model, its gradient and its moments cut into one slice a process.
+"""FSDP2: every parameter of a model, its gradient and its moments in slices, one a process.
 
 Importing this takes a second, which only runs that shard should pay.
 """
@@ -10,14 +10,14 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from openvision.models.layers import Block
 from openvision.training.setup.compile import ENTRIES
 
-# Methods beside `forward` through which the whole model is run.
+# Methods beside `forward` through which the whole model runs.
 _MODEL_ENTRIES = ("encode_image", "encode_text")
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Cut a model on the meta device; each block is gathered as it is used, the rest with the model.
+    """Shard a model on the meta device; each block is all-gathered as it is used, the rest with the model.
 
-    Single numbers stay whole: FSDP2 cuts along the first dimension, which they have not.
+    Single numbers stay replicated: FSDP2 shards the first dimension, which they do not have.
     """
     scalars = {parameter for parameter in model.parameters() if not parameter.ndim}
     for module in model.modules():
@@ -29,11 +29,11 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def make_mesh(device: str, processes: int, replicas: int) -> DeviceMesh:
-    """`replicas` groups of processes that hold a whole model each; one group needs no second axis."""
-    slices = processes // replicas
+    """A mesh of `replicas` groups of processes that hold a whole model each; one group needs no second axis."""
+    shards = processes // replicas
     if replicas == 1:
-        return init_device_mesh(device, (slices,), mesh_dim_names=("shard",))
-    return init_device_mesh(device, (replicas, slices), mesh_dim_names=("replicate", "shard"))
+        return init_device_mesh(device, (shards,), mesh_dim_names=("shard",))
+    return init_device_mesh(device, (replicas, shards), mesh_dim_names=("replicate", "shard"))
 
 
 def _register(module: nn.Module, names: tuple[str, ...]) -> None:

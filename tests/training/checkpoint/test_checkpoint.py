@@ -30,17 +30,18 @@ from openvision.training.checkpoint.folders import (
 from openvision.training.checkpoint.manager import Checkpoints
 from openvision.training.checkpoint.tensors import gather_state
 from openvision.training.optimizer import Adam
+from openvision.training.update import apply_update, gradient_norm
 
 
 def pair(seed: int = 0, steps: int = 2, ema: float | None = None) -> tuple[nn.Module, Adam]:
     """A small model with an optimizer that has taken some steps."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
-    optimizer = Adam([{"params": list(model.parameters())}], ema=ema)
+    optimizer = Adam([{"params": list(model.parameters())}])
     for _ in range(steps):
         optimizer.zero_grad()
         model(torch.randn(5, 4)).square().sum().backward()
-        optimizer.update(0.1)
+        apply_update(optimizer, 0.1, gradient_norm(optimizer), ema=ema)
     return model, optimizer
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from openvision.errors import OpenVisionError
 from openvision.recipe.schema import dump_recipe
-from openvision.training.data import open_training_data
 from openvision.training.run.folder import claim_data, claim_recipe
 from openvision.training.run.sessions import read_sessions
+from openvision.training.setup.data import open_training_data
 from openvision.training.trainer import Trainer
 
 
@@ -47,13 +47,13 @@ def test_other_data_are_refused_by_the_shard(tiny_recipe, shapes_folder, tmp_pat
     shutil.copytree(shapes_folder, data)
     run = tmp_path / "run"
     run.mkdir()
-    described, accepted = claim_data(open_training_data(tiny_recipe, data), run)
+    described, accepted = claim_data(open_training_data(tiny_recipe.data, data, reads_synthetic=True), run)
     assert accepted == []
     assert described["sources"][0]["samples"] == 16
     assert "shards" not in described["sources"][0]
     shard = next((data / "train").glob("*.tar"))
     shutil.copy(shard, data / "train/zzz.tar")
-    mixture = open_training_data(tiny_recipe, data)
+    mixture = open_training_data(tiny_recipe.data, data, reads_synthetic=True)
     with pytest.raises(OpenVisionError, match=r"source train: shards changed, added or gone: zzz.tar"):
         claim_data(mixture, run)
     assert claim_data(mixture, run, force=True)[1]

@@ -9,7 +9,7 @@ from openvision.models.layers import Block
 from openvision.models.openvision2 import build_model
 from openvision.training.setup import compile as execution
 from openvision.training.setup.compile import EXPENSIVE, prepare_blocks
-from tests.training.small_step import draws_of, recipe_of, run
+from tests.training.small_step import randomness_of, recipe_of, run
 
 
 class Watch(TorchDispatchMode):
@@ -45,13 +45,23 @@ def test_recomputation_changes_nothing(kind, mode):
     recipe = recipe_of(kind)
     torch.manual_seed(0)
     model = build_model(recipe.model).train()
-    terms, gradients = run(model, recipe, 1, draws_of(0.5))
+    terms, gradients = run(model, recipe, 1, randomness_of(0.5))
     prepare_blocks(model, mode)
-    again, recomputed = run(model, recipe, 1, draws_of(0.5))
+    again, recomputed = run(model, recipe, 1, randomness_of(0.5))
     assert again == terms
     assert gradients.keys() == recomputed.keys()
     for name, gradient in gradients.items():
         assert torch.equal(recomputed[name], gradient), name
+
+
+def test_prepared_blocks_are_blocks_and_no_method_of_an_instance_is_replaced():
+    plain, prepared = (build_model(recipe_of("openvision").model) for _ in range(2))
+    prepare_blocks(prepared, "full")
+    assert prepared.state_dict().keys() == plain.state_dict().keys()
+    blocks = [module for module in prepared.modules() if isinstance(module, Block)]
+    assert len(blocks) == 7
+    assert all(not {"forward", "forward_rows", "forward_prefix", "forward_queries"} & vars(b).keys() for b in blocks)
+    assert len({type(block) for block in blocks}) == 2
 
 
 def test_selective_keeps_half_of_the_mlp_on_a_cpu():
@@ -74,7 +84,7 @@ def test_full_keeps_nothing_of_a_block_and_selective_computes_no_product_again(m
             if isinstance(block, Block):
                 block.lean = False
         with Watch() as watch:
-            run(model, recipe, 1, draws_of())
+            run(model, recipe, 1, randomness_of())
         products[mode] = watch.expensive
     assert products["none"] == products["selective"] < products["full"]
 
@@ -89,9 +99,9 @@ def test_compiled_blocks_give_the_same_step():
     recipe = recipe_of("openvision")
     torch.manual_seed(0)
     model = build_model(recipe.model).train()
-    terms, gradients = run(model, recipe, 1, draws_of())
+    terms, gradients = run(model, recipe, 1, randomness_of())
     prepare_blocks(model, "selective", compiled=True)
-    again, compiled = run(model, recipe, 1, draws_of())
+    again, compiled = run(model, recipe, 1, randomness_of())
     assert abs(again["loss"] - terms["loss"]) < 1e-5
     for name, gradient in gradients.items():
         torch.testing.assert_close(compiled[name], gradient, rtol=1e-3, atol=1e-5, msg=name)

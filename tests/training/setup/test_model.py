@@ -64,6 +64,6 @@ def test_version_2_takes_its_decoder_along(tmp_path):
 def test_another_shape_is_refused_before_anything_changes(tmp_path, depth):
     other = OpenVision(replace(V1, vision=replace(VISION, depth=depth)))
     before = other.vision.cls_token.clone()
-    with pytest.raises(OpenVisionError, match=r"vision part has another shape than the recipe's model\.vision"):
+    with pytest.raises(OpenVisionError, match=r"vision tower has another shape than the recipe's model\.vision"):
         start_from(other, saved(OpenVision(V1), tmp_path / "v1"))
     assert torch.equal(other.vision.cls_token, before)

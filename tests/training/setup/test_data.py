@@ -6,7 +6,7 @@ import pytest
 
 from openvision.errors import OpenVisionError
 from openvision.recipe.schema import Recipe, load_recipe, parse_recipe
-from openvision.training.data import open_training_data, ordering_of
+from openvision.training.setup.data import open_training_data, ordering_of
 from openvision.training.trainer import Trainer
 from tests.conftest import TINY_RECIPE
 
@@ -18,14 +18,14 @@ def recipe(**data) -> Recipe:
 
 
 def test_one_folder(shapes_folder) -> None:
-    mixture = open_training_data(recipe(), shapes_folder)
+    mixture = open_training_data(recipe().data, shapes_folder, reads_synthetic=True)
     assert [source.folder for source in mixture.sources] == [str(shapes_folder / "train")]
 
 
 def test_several_folders_train_together(shapes_folder, tmp_path) -> None:
     sources = [{"folder": "train", "weight": 3}, {"folder": str(shapes_folder / "validation"), "synthetic_key": "txt"}]
     mixed = recipe(train=sources)
-    mixture = open_training_data(mixed, shapes_folder)
+    mixture = open_training_data(mixed.data, shapes_folder, mixed.reads_synthetic)
     assert (list(mixture.weights), mixture.sources[1].synthetic_key) == ([3, 1], "txt")
     Trainer(mixed, shapes_folder, tmp_path / "run").run()
     # The resolved recipe in the run folder is a recipe again.
@@ -34,13 +34,13 @@ def test_several_folders_train_together(shapes_folder, tmp_path) -> None:
 
 def test_blocks(shapes_folder, tmp_path) -> None:
     blocks = recipe(order="blocks", block=4, window=8)
-    assert (ordering_of(blocks).name, ordering_of(blocks).block) == ("blocks", 4)
+    assert (ordering_of(blocks.data).name, ordering_of(blocks.data).block) == ("blocks", 4)
     Trainer(blocks, shapes_folder, tmp_path / "run").run()
 
 
 def test_unknown_captions_name_the_known_ones(shapes_folder) -> None:
     with pytest.raises(OpenVisionError, match=r"no captions named 're_caption'; known are .*synthetic, txt"):
-        open_training_data(recipe(synthetic_key="re_caption"), shapes_folder)
+        open_training_data(recipe(synthetic_key="re_caption").data, shapes_folder, reads_synthetic=True)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_unknown_captions_name_the_known_ones(shapes_folder) -> None:
 )
 def test_mixtures_that_mean_nothing(shapes_folder, data, message) -> None:
     with pytest.raises(OpenVisionError, match=message):
-        open_training_data(recipe(**data), shapes_folder)
+        open_training_data(recipe(**data).data, shapes_folder, reads_synthetic=True)
 
 
 def test_a_misspelt_key_of_a_source() -> None:

@@ -1,0 +1,86 @@
+"""The data of a run: its sources with their weights and captions, and the loader of a stage."""
+
+from pathlib import Path
+
+from openvision.data.loader import InputSpec, Loader, LoaderOptions
+from openvision.data.mixture import Mixture, Ordering
+from openvision.data.shards.dataset import ShardDataset
+from openvision.data.shards.store import join_folder
+from openvision.recipe.schema import Data, Recipe, Source, Stage
+from openvision.runtime import Processes
+from openvision.text.tokenizer import Tokenizer
+
+
+def open_training_data(data: Data, folder: str | Path, reads_synthetic: bool) -> Mixture:
+    """The training shards that `data` names below `folder`, a path or a URL.
+
+    Raises OpenVisionError for a folder that is missing or holds no captions of the names asked for, synthetic ones
+    included if the run `reads_synthetic`.
+    """
+    sources = (Source(folder=data.train),) if isinstance(data.train, str) else data.train
+    datasets = [_open(data, folder, source) for source in sources]
+    for dataset in datasets:
+        wanted = (dataset.alt_key, dataset.synthetic_key) if reads_synthetic else (dataset.alt_key,)
+        dataset.require_captions(*wanted)
+    if data.order == "blocks":
+        for dataset in datasets:
+            dataset.read_ahead()
+    return Mixture(datasets, [source.weight for source in sources], [source.folder for source in sources])
+
+
+def open_validation_data(data: Data, folder: str | Path) -> ShardDataset | None:
+    """The shards that are evaluated during training; None when the recipe names none."""
+    return _open(data, folder, Source(folder=data.validation)) if data.validation else None
+
+
+def ordering_of(data: Data) -> Ordering:
+    """The order in which the run reads its samples."""
+    return Ordering(data.order, data.block, data.window)
+
+
+def open_loader(
+    recipe: Recipe,
+    stage: Stage,
+    dataset: Mixture,
+    tokenizer: Tokenizer,
+    processes: Processes,
+    start: int,
+    run_folder: Path,
+) -> Loader:
+    """Batches of a stage for this process, from sample `start` of the run on."""
+    rank = processes.rank
+    return Loader(
+        dataset,
+        tokenizer,
+        InputSpec(stage.resolution, recipe.context_length, recipe.caption_length, recipe.augment),
+        batch_size=stage.batch_size,
+        seed=recipe.seed,
+        start=start,
+        options=LoaderOptions(
+            ordering=ordering_of(recipe.data),
+            threads=recipe.run.loader_threads,
+            workers=recipe.run.loader_workers,
+            rank=rank,
+            world_size=processes.size,
+            reject_budget=recipe.data.reject_budget,
+            rejects_file=run_folder / (f"rejects-{rank:05d}.jsonl" if rank else "rejects.jsonl"),
+        ),
+    )
+
+
+def describe_unused(loader: Loader, context_length: int | None, reads_synthetic: bool) -> list[str]:
+    """Lines about samples and texts of a stage that this process could not use as they are."""
+    lines = [f"rejected samples, {reason}: {count}" for reason, count in sorted(loader.rejected.items())]
+    if loader.captions_missing and reads_synthetic:
+        lines.append(f"samples without a synthetic caption, alt-text used: {loader.captions_missing}")
+    if loader.texts_cut and context_length is not None:
+        lines.append(f"texts longer than {context_length} ids, cut: {loader.texts_cut}")
+    return lines
+
+
+def _open(data: Data, folder: str | Path, source: Source) -> ShardDataset:
+    return ShardDataset(
+        join_folder(folder, source.folder),
+        synthetic_key=source.synthetic_key or data.synthetic_key,
+        alt_key=source.alt_key or data.alt_key,
+    )

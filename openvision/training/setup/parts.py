@@ -1,0 +1,137 @@
+"""The parts of a run, made or restored from its folder: data, tokenizer, model, objective, optimizer, checkpoints."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from openvision.data.mixture import Mixture
+from openvision.data.shards.dataset import ShardDataset
+from openvision.evaluation.evaluators.base import Evaluator
+from openvision.files import make_folder
+from openvision.models.openvision import OpenVision
+from openvision.models.openvision2 import OpenVision2
+from openvision.recipe.schema import Recipe, dump_recipe
+from openvision.runtime import SINGLE_PROCESS, Processes, resolve_precision
+from openvision.text.tokenizer import Tokenizer
+from openvision.training.checkpoint.folders import Progress, checkpoints
+from openvision.training.checkpoint.manager import Checkpoints
+from openvision.training.objective import Objective, build_objective
+from openvision.training.optimizer import Adam, build_optimizer
+from openvision.training.run.folder import claim_data, claim_recipe, claim_tokenizer
+from openvision.training.run.sessions import SessionHistory
+from openvision.training.setup.data import open_training_data, open_validation_data
+from openvision.training.setup.evaluators import build_evaluators, complete_evaluators
+from openvision.training.setup.model import build_distributed_model, full_model
+from openvision.training.setup.parallel import DistributedModel
+from openvision.training.update import averaged_parameters
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """What the steps, evaluations and checkpoints of a run work with."""
+
+    recipe: Recipe
+    folder: Path
+    processes: Processes
+    data_folder: str | Path
+    dataset: Mixture
+    validation: ShardDataset | None
+    tokenizer: Tokenizer
+    model: DistributedModel
+    objective: Objective
+    optimizer: Adam
+    precision: torch.dtype
+    checkpoints: Checkpoints
+    progress: Progress
+    evaluators: list[Evaluator]
+    """What is evaluated beside the validation split."""
+    record: SessionHistory | None
+    """The session history; only the main process has it."""
+
+    def full_model(self) -> OpenVision | OpenVision2:
+        """The model as it is evaluated and written, all parameters in full, averaged ones where the recipe averages.
+
+        All processes must call it.
+        """
+        with averaged_parameters(self.optimizer):
+            state = self.model.full_state_dict()
+            if self.recipe.optimizer.ema is not None:
+                # The averages stand in the place of the trained parameters only as long as the context lasts.
+                state = {name: tensor.clone() for name, tensor in state.items()}
+        return full_model(self.recipe.model, state)
+
+    def describe(self) -> str:
+        """One line: what is trained, on what, how."""
+        recipe, processes = self.recipe, self.processes
+        sizes = {name: parameter.numel() for name, parameter in self.model.module.named_parameters()}
+        total, vision = sum(sizes.values()), sum(size for name, size in sizes.items() if name.startswith("vision."))
+        step = self.progress.step
+        start = f"resuming {recipe.name} from step {step}" if step else f"training {recipe.name}"
+        many = f"{processes.size} processes ({self.model.mode}), " if processes.size > 1 else ""
+        return (
+            f"{start}: {len(self.dataset)} samples, {total / 1e6:.1f}M parameters ({vision / 1e6:.1f}M in "
+            f"the vision encoder), {len(recipe.stages)} stages, {recipe.steps} steps, {many}"
+            f"{str(self.precision).removeprefix('torch.')} on {torch.get_num_threads()} threads"
+        )
+
+
+def set_up_run(
+    recipe: Recipe,
+    data_folder: str | Path,
+    run_folder: Path,
+    processes: Processes = SINGLE_PROCESS,
+    force: bool = False,
+    say: Callable[[str], None] = print,
+) -> RunParts:
+    """Open the data and the tokenizer, build the model, and restore the newest checkpoint if the run has one.
+
+    `force` accepts a recipe or data other than the run was begun with, and records it; `say` is told what a person
+    should know. Raises OpenVisionError for what does not fit or cannot be read.
+    """
+    recipe = complete_evaluators(recipe, f"recipe {recipe.name}")
+    make_folder(run_folder)
+    accepted = claim_recipe(recipe, run_folder, force) if processes.is_main else []
+    # A refused recipe ends the run before the other processes open the data.
+    processes.barrier()
+    dataset = open_training_data(recipe.data, data_folder, recipe.reads_synthetic)
+    validation = open_validation_data(recipe.data, data_folder)
+    evaluators = build_evaluators(recipe, data_folder)
+    with processes.main_first():
+        identity, changes = claim_data(dataset, run_folder, force) if processes.is_main else ({}, [])
+        # The main process makes the tokenizer; the others read it.
+        tokenizer = claim_tokenizer(recipe.data, recipe.vocab_size, dataset, run_folder)
+
+    # A run that has checkpoints is filled from one: `recipe.start` is not read again.
+    start = None if checkpoints(run_folder / "checkpoints") else recipe.start
+    model = build_distributed_model(recipe.model, recipe.run, recipe.parallel, processes, recipe.seed, start)
+    optimizer = build_optimizer(model.module, recipe.optimizer)
+    store = Checkpoints(
+        run_folder / "checkpoints",
+        processes,
+        keep=recipe.run.checkpoints_kept,
+        say=say,
+        written_by={"mode": model.mode, "manifest_sha256": dataset.manifest_hash()},
+    )
+    progress = store.restore(model.module, optimizer)
+    record = SessionHistory(run_folder, processes, model.mode) if processes.is_main else None
+    if record is not None:
+        record.begin(dump_recipe(recipe), identity, recipe.seed, progress.step, [*accepted, *changes])
+    return RunParts(
+        recipe=recipe,
+        folder=run_folder,
+        processes=processes,
+        data_folder=data_folder,
+        dataset=dataset,
+        validation=validation,
+        tokenizer=tokenizer,
+        model=model,
+        objective=build_objective(model, recipe.loss, tokenizer.bos_id),
+        optimizer=optimizer,
+        precision=resolve_precision(recipe.run.precision, processes.device),
+        checkpoints=store,
+        progress=progress,
+        evaluators=evaluators,
+        record=record,
+    )
