@@ -201,7 +201,7 @@ class NaiveDecoder(ParallelCaptionDecoder):
             q, k, v = block.attn.split_heads(block.attn.qkv(block.norm1(x)), 3)  # pyright: ignore
             scores = (q * q.shape[-1] ** -0.5) @ k.mT
             scores = scores.masked_fill(~whole, torch.finfo(scores.dtype).min)
-            x = x + block.attn.merge_heads(scores.softmax(dim=-1) @ v)  # pyright: ignore
+            x = x + block.attn.project(scores.softmax(dim=-1) @ v)  # pyright: ignore
             x = x + block.mlp(block.norm2(x))  # pyright: ignore
         return self.norm(x[:, start:].to(self.norm.weight.dtype))
 

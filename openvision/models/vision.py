@@ -13,14 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openvision.models.kernels.dispatch import compute_dtype, full_precision, linear_fp32
 from openvision.models.layers import (
     Block,
     LayerNorm,
-    compute_dtype,
-    full_precision,
     init_vision_block,
     is_skeleton,
-    linear_fp32,
     sincos_position_table,
     unit,
 )

@@ -12,7 +12,7 @@ from typing import Literal
 
 from openvision.hardware import Range
 from openvision.models.flops import AnyTower, patches_of
-from openvision.models.layers import EXPLICIT_KEYS_ON_CPU
+from openvision.models.kernels.dispatch import EXPLICIT_KEYS_ON_CPU
 from openvision.models.openvision2 import ModelConfig
 from openvision.objectives.caption import CHUNK_LOGITS as CAPTION_CHUNK
 from openvision.objectives.contrastive import CHUNK_LOGITS as CONTRASTIVE_CHUNK

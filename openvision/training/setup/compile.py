@@ -4,7 +4,7 @@
   the same: recomputation repeats the same operations.
 - "selective" keeps what is expensive to make, the results of matrix products and of attention, and makes norms, GELUs
   and sums again: most of the memory for a few per cent of the time. On a CPU, where watching every operation costs more
-  than that, blocks have a function for it (`Block.lean`).
+  than that, blocks have a function for it (`Block.recompute_mlp`).
 - Compilation comes outside of recomputation, so that the compiler sees both.
 """
 
@@ -42,7 +42,7 @@ def prepare_blocks(model: nn.Module, checkpointing: Checkpointing = "none", comp
     """Wrap the methods of every block of `model`, in place."""
     for block in model.modules():
         if isinstance(block, Block):
-            block.lean = checkpointing == "selective"
+            block.recompute_mlp = checkpointing == "selective"
             for name in ENTRIES:
                 method = getattr(block, name, None)
                 if method is not None:
