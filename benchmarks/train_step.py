@@ -34,11 +34,11 @@ from torch import Tensor
 
 from openvision.data.loader import Batch
 from openvision.errors import require
-from openvision.images.preprocess import normalize
 from openvision.models.decoder import ParallelCaptionDecoder, causal_mask
 from openvision.models.flops import training_flops
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.variants import variant
+from openvision.models.vision import normalize
 from openvision.provenance import processor_name
 from openvision.recipe.schema import Loss, Optimizer
 from openvision.training.objective import ImageTextObjective

@@ -22,11 +22,11 @@ def encode(
     offline: Offline = False,
 ) -> None:
     """Encode pictures into vectors; the same command goes on after a stop."""
-    from openvision.inference.embed import embed, pictures_of
+    from openvision.inference.embed import embed, images_of
     from openvision.inference.load import load_vision
 
     # Before the model: a wrong folder is told at once.
-    pictures_of(source)
+    images_of(source)
     encoder = load_vision(
         checkpoint,
         resolution=resolution,

@@ -28,8 +28,8 @@ from openvision.data.shards.dataset import Sample, ShardDataset
 from openvision.errors import OpenVisionError
 from openvision.files import append_text, read_json_lines
 from openvision.images.augment import Augment, apply_jitter, draw_jitter, random_crop
-from openvision.images.decode import Picture, Pixels, open_picture
-from openvision.images.preprocess import BadSampleError, to_batch
+from openvision.images.decode import BadSampleError, Pixels, SourceImage, open_image
+from openvision.images.preprocess import to_batch
 from openvision.text.captions import Captions, sample_captions
 from openvision.text.tokenizer import Tokenizer
 
@@ -355,7 +355,7 @@ class _Samples:
         self.dataset = state["dataset"]
         self._open()
 
-    def __getitem__(self, index: int) -> tuple[Sample, Picture]:
+    def __getitem__(self, index: int) -> tuple[Sample, SourceImage]:
         """Raises BadSampleError for a sample that cannot be used."""
         found = self.kept.get(index)
         if found is not None:
@@ -364,7 +364,7 @@ class _Samples:
         texts = [sample.alt] if isinstance(sample.alt, str) else sample.alt
         if not any(text.strip() for text in texts):
             raise BadSampleError("empty_text", f"{sample.key} has no alt-text")
-        picture = open_picture(sample.image)
+        picture = open_image(sample.image)
         if isinstance(picture, Pixels):
             self._keep(index, sample, picture)
         return sample, picture

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from openvision.data.loader import Batch
-from openvision.images.preprocess import normalize
 from openvision.models.autoregressive import teacher_forcing_ids
 from openvision.models.layers import Block
 from openvision.models.openvision import OpenVision
@@ -64,11 +63,11 @@ class ImageTextObjective:
         """Image embeddings (B, E) and text embeddings (K, B, E), unit vectors."""
         texts = self._texts(batch)
         text_embeds = model.encode_text(torch.cat(texts)).unflatten(0, (len(texts), -1))
-        return model.encode_image(normalize(batch.images)), text_embeds
+        return model.encode_image(batch.images), text_embeds
 
     def forward(self, model: OpenVision, batch: Batch, draws: Draws, count: Tensor) -> tuple[Embeds, Terms]:
         """Embeddings, and the caption loss where there is a decoder."""
-        output = model(normalize(batch.images), *self._texts(batch), caption_lengths=_lengths(batch))
+        output = model(batch.images, *self._texts(batch), caption_lengths=_lengths(batch))
         terms = {}
         if model.decoder is not None:
             head = model.decoder.head.weight
@@ -111,7 +110,7 @@ class CaptionObjective:
         keep = random_patches(draws.positions, rows * columns, config.keep_ratio, draws.seed)
         ids = teacher_forcing_ids(batch.labels, self.bos_id)
         keep = keep.to(ids.device, non_blocking=True)
-        states = model(normalize(batch.images), ids, keep, caption_lengths=_lengths(batch))
+        states = model(batch.images, ids, keep, caption_lengths=_lengths(batch))
         return (), {"caption": _caption(states, batch, model.decoder.head.weight, count)}
 
     def coupled(self, model: OpenVision2, embeds: Embeds) -> Terms:

@@ -24,7 +24,7 @@ from openvision.data.tools.stats import as_texts, read_header
 from openvision.errors import OpenVisionError, require
 from openvision.files import atomic_write_text
 from openvision.images.augment import Augment
-from openvision.images.preprocess import decode_image
+from openvision.images.decode import decode_image
 from openvision.text.captions import sentences
 from openvision.text.tokenizer import Tokenizer
 

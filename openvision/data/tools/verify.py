@@ -19,8 +19,7 @@ from openvision.data.shards.dataset import ShardDataset
 from openvision.data.tools.stats import as_texts
 from openvision.errors import OpenVisionError
 from openvision.files import atomic_write_text
-from openvision.images.decode import BadSampleError
-from openvision.images.preprocess import decode_image
+from openvision.images.decode import BadSampleError, decode_image
 
 Progress = Callable[[int, float], None]
 """Told how many samples were read, and which share of all bytes (0 to 1) they were."""
