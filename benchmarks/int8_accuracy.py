@@ -24,7 +24,7 @@ from openvision.data.shards.dataset import ShardDataset
 from openvision.evaluation.data.split import read_split
 from openvision.evaluation.evaluators.zero_shot import candidates_of
 from openvision.evaluation.suites.held_out import HELD_OUT
-from openvision.images.preprocess import normalize
+from openvision.models.vision import normalize
 from openvision.provenance import processor_name
 from openvision.weights.export.onnx import Precision, open_session
 from openvision.weights.export.targets import ExportOptions, export

@@ -34,11 +34,11 @@ from torch import Tensor
 
 from openvision.data.loader import Batch
 from openvision.errors import require
-from openvision.images.preprocess import normalize
 from openvision.models.decoder import ParallelCaptionDecoder, causal_mask
 from openvision.models.flops import training_flops
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.variants import variant
+from openvision.models.vision import normalize
 from openvision.provenance import processor_name
 from openvision.recipe.schema import Loss, Optimizer
 from openvision.training.objective import Embeds, ImageTextObjective, Terms
@@ -215,7 +215,7 @@ class NaiveDecoder(ParallelCaptionDecoder):
             q, k, v = block.attn.split_heads(block.attn.qkv(block.norm1(x)), 3)  # pyright: ignore
             scores = (q * q.shape[-1] ** -0.5) @ k.mT
             scores = scores.masked_fill(~whole, torch.finfo(scores.dtype).min)
-            x = x + block.attn.merge_heads(scores.softmax(dim=-1) @ v)  # pyright: ignore
+            x = x + block.attn.project(scores.softmax(dim=-1) @ v)  # pyright: ignore
             x = x + block.mlp(block.norm2(x))  # pyright: ignore
         return self.norm(x[:, start:].to(self.norm.weight.dtype))
 

@@ -17,10 +17,10 @@ def classify(
     squash: Squash = False,
 ) -> None:
     """Classify an image zero-shot: probabilities of your labels."""
-    from openvision.inference.encoder import clean_labels
+    from openvision.inference.encoder import distinct_labels
     from openvision.inference.load import load
 
-    chosen = clean_labels(labels.split(","))
+    chosen = distinct_labels(labels.split(","))
     console = Console()
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(justify="right", no_wrap=True)

@@ -22,11 +22,11 @@ def encode(
     offline: Offline = False,
 ) -> None:
     """Embed images into vectors. The same command resumes after a stop."""
-    from openvision.inference.embed import embed, pictures_of
+    from openvision.inference.embed import embed, images_of
     from openvision.inference.load import load_vision
 
     # Check the folder before loading the model.
-    pictures_of(source)
+    images_of(source)
     encoder = load_vision(
         checkpoint,
         resolution=resolution,

@@ -16,12 +16,13 @@ def search(
     squash: Squash = False,
 ) -> None:
     """Find the images in a folder that match a text best."""
-    from openvision.inference.encoder import pictures_in, search
     from openvision.inference.load import load
+    from openvision.inference.vision import image_files
 
     # Check the folder before loading the model.
-    pictures_in(folder)
-    result = search(load(checkpoint, preprocessing="squash" if squash else "crop"), folder, query, top)
+    image_files(folder)
+    encoder = load(checkpoint, preprocessing="squash" if squash else "crop")
+    result = encoder.search_folder(folder, query, top)
     for path, score in result.hits:
         typer.echo(f"{score:6.3f}  {path}")
     for _, reason in result.skipped:

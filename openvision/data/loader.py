@@ -27,7 +27,7 @@ from openvision.data.shards.dataset import Sample, ShardDataset
 from openvision.errors import OpenVisionError
 from openvision.files import append_text, read_json_lines
 from openvision.images.augment import Augment, Jitter, apply_jitter, draw_jitter, random_crop
-from openvision.images.decode import BadSampleError, Picture, Pixels, open_picture
+from openvision.images.decode import BadSampleError, Pixels, SourceImage, open_image
 from openvision.images.preprocess import to_batch
 from openvision.text.captions import Captions, sample_captions
 from openvision.text.tokenizer import Tokenizer
@@ -343,7 +343,7 @@ class _ImageCache:
     def __reduce__(self) -> tuple[type["_ImageCache"], tuple[ShardDataset]]:
         return _ImageCache, (self.dataset,)
 
-    def __getitem__(self, index: int) -> tuple[Sample, Picture]:
+    def __getitem__(self, index: int) -> tuple[Sample, SourceImage]:
         """Raises BadSampleError for a sample that cannot be used."""
         found = self._kept.get(index)
         if found is not None:
@@ -352,7 +352,7 @@ class _ImageCache:
         texts = [sample.alt] if isinstance(sample.alt, str) else sample.alt
         if not any(text.strip() for text in texts):
             raise BadSampleError("empty_text", f"{sample.key} has no alt-text")
-        image = open_picture(sample.image)
+        image = open_image(sample.image)
         if isinstance(image, Pixels):
             self._keep(index, sample, image)
         return sample, image

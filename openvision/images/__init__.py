@@ -1,1 +1,4 @@
-"""Bytes to pixels: decoding, preprocessing for evaluation, augmentation for training."""
+"""From the bytes of an image to uint8 pixels: decoding, preprocessing for inference, augmentation for training.
+
+Imports nothing of the package but errors.
+"""

@@ -1,7 +1,7 @@
 """Random crops, colour jitter and grayscale with the original's distributions (spec section 4).
 
-Randomness is drawn a sample at a time from that sample's own generator; pixels are changed a batch at a time. So a
-sample looks the same whatever batch, thread or process it falls into, and the arithmetic is vectorised.
+Random numbers are drawn a sample at a time from that sample's own generator, pixels are changed a batch at a time. So a
+sample looks the same in any batch, thread or process, and the arithmetic is vectorised.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from openvision.images.decode import Box, Picture
+from openvision.images.decode import Box, SourceImage
 from openvision.images.preprocess import resize, truncated
 
 _ATTEMPTS = 100
@@ -30,7 +30,7 @@ class Augment(BaseModel):
     crop_sampling: Literal["original", "random_resized"] = "original"
     """How crops are drawn: as the original does, or area uniform and aspect log-uniform as RandomResizedCrop does."""
     crop_area: tuple[Probability, Probability] = (0.4, 1.0)
-    """Least and greatest share of the picture that a crop covers."""
+    """Least and greatest fraction of the image that a crop covers."""
     crop_aspect: tuple[float, float] = (0.75, 1.33)
     """Least and greatest width over height of a crop."""
     jitter: Annotated[float, Field(ge=0)] = 0.4
@@ -49,7 +49,7 @@ class Augment(BaseModel):
 
 @dataclass(frozen=True)
 class Jitter:
-    """What is drawn for one sample: which operations in which order, how much, and whether it turns grey."""
+    """The colour changes drawn for one sample: operations in order, their amounts, and whether it becomes grey."""
 
     order: tuple[int, ...]
     """Indices into (brightness, contrast, saturation, hue); empty for no jitter."""
@@ -61,7 +61,7 @@ def random_crop_box(rng: np.random.Generator, height: int, width: int, augment: 
     """Draw a crop as TensorFlow's `sample_distorted_bounding_box` does: (y, x, height, width) in pixels.
 
     The aspect is uniform; the height is uniform between those that give the least and the greatest area, so the area
-    is not. After 100 failed attempts the whole picture is taken.
+    is not. After 100 failed attempts the crop is the whole image.
     """
     low, high = (share * height * width for share in augment.crop_area)
     for _ in range(_ATTEMPTS):
@@ -88,7 +88,7 @@ def random_crop_box(rng: np.random.Generator, height: int, width: int, augment: 
 def random_resized_box(rng: np.random.Generator, height: int, width: int, augment: Augment) -> Box:
     """Draw a crop as torchvision's RandomResizedCrop does: (y, x, height, width) in pixels.
 
-    After ten failed attempts the middle of the picture is taken, as large as the aspects allow.
+    After ten failed attempts the crop is the centre, as large as the aspects allow.
     """
     low, high = augment.crop_aspect
     for _ in range(10):
@@ -104,11 +104,11 @@ def random_resized_box(rng: np.random.Generator, height: int, width: int, augmen
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def random_crop(picture: Picture, rng: np.random.Generator, size: int, augment: Augment) -> np.ndarray:
-    """A random crop of a picture resized to (size, size, 3), uint8."""
+def random_crop(image: SourceImage, rng: np.random.Generator, size: int, augment: Augment) -> np.ndarray:
+    """A random crop of an image, resized to (size, size, 3), uint8."""
     draw = random_crop_box if augment.crop_sampling == "original" else random_resized_box
-    box = draw(rng, picture.height, picture.width, augment)
-    return resize(picture.crop(box, size), size, size)
+    box = draw(rng, image.height, image.width, augment)
+    return resize(image.crop(box, size), size, size)
 
 
 def draw_jitter(rng: np.random.Generator, augment: Augment) -> Jitter:
@@ -123,9 +123,9 @@ def draw_jitter(rng: np.random.Generator, augment: Augment) -> Jitter:
 
 
 def apply_jitter(images: Tensor, jitters: list[Jitter]) -> Tensor:
-    """uint8 (B, 3, H, W) and one `Jitter` a picture -> uint8 of the same shape; values truncated, not rounded.
+    """uint8 (B, 3, H, W) and one `Jitter` an image -> uint8 of the same shape; values truncated, not rounded.
 
-    Pictures of one order of operations go through them together, few enough at a time to stay in the processor's cache.
+    Images with the same order of operations are computed together, few enough at a time to stay in the cache.
     """
     result = images.clone()
     least = max(1, _CACHED_VALUES // images[0].numel()) if len(images) else 1
@@ -136,12 +136,12 @@ def apply_jitter(images: Tensor, jitters: list[Jitter]) -> Tensor:
     return result
 
 
-# Floats of a picture and what is computed from it: about a megabyte.
+# Floats of an image and what is computed from it: about a megabyte.
 _CACHED_VALUES = 64 * 1024
 
 
 def _by_order(jitters: list[Jitter]) -> dict[tuple[int, ...], list[int]]:
-    """Rows of pictures that change, by the order of their operations."""
+    """Rows of images that change, by the order of their operations."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for row, jitter in enumerate(jitters):
         if jitter.order or jitter.gray:
@@ -173,25 +173,25 @@ def _contrast(pixels: Tensor, factor: Tensor) -> Tensor:
 def _saturation(pixels: Tensor, factor: Tensor) -> Tensor:
     """Scale saturation in HSV, capped at 1. Hue and value stay, so every channel moves on a line towards the value."""
     value, chroma = _value_and_chroma(pixels)
-    # Where there is no chroma every channel is the value, and any factor will do.
+    # Without chroma every channel equals the value, and any factor will do.
     least = torch.minimum(value / chroma.clamp(min=_TINY), factor)
     moved = value - pixels
     return torch.sub(value, moved.mul_(least), out=moved)
 
 
 def _hue(pixels: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue by a share of the full circle, saturation and value kept."""
+    """Rotate the hue by a fraction of the full circle; saturation and value stay."""
     red, green, blue = pixels.split(1, dim=1)
     value, chroma = _value_and_chroma(pixels)
     safe = torch.where(chroma > 0, chroma, 1.0)
     sector = torch.where(value == green, (blue - red).div_(safe).add_(2), (red - green).div_(safe).add_(4))
     sector = torch.where(value == red, (green - blue).div_(safe), sector).add_(6 * turn)
-    # Each channel is the value less a share of the chroma that depends on how far the hue is from the channel.
+    # Each channel is the value minus a part of the chroma that depends on the distance of hue and channel.
     return torch.cat([value - chroma * _distance(sector, offset) for offset in (5.0, 3.0, 1.0)], dim=1)
 
 
 def _value_and_chroma(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest channel, and largest less smallest, (B, 1, H, W)."""
+    """Largest channel, and largest minus smallest, (B, 1, H, W)."""
     value = pixels.amax(dim=1, keepdim=True)
     return value, value - pixels.amin(dim=1, keepdim=True)
 

@@ -1,10 +1,10 @@
 """Decode images: bytes to RGB pixels, at the smallest scale that still covers the crop.
 
-A JPEG holds 8 x 8 blocks of frequencies; with the high ones left out it decodes straight to a half, a quarter or an
-eighth of its size, in a fraction of the time. So the crop is chosen first, on the size in the header, and the image
-decoded at the smallest scale that still covers the crop at the resolution wanted. JPEGs go through simplejpeg; what it
-does not take (other formats, CMYK, a rotation in the EXIF data, damage) goes through Pillow. An image that cannot be
-used raises `BadSampleError`: counted by reason and replaced, not fatal.
+A JPEG stores 8 x 8 blocks of frequencies. Without the high ones it decodes to a half, a quarter or an eighth of its
+size in a fraction of the time. So the crop is chosen first, from the size in the header, and the image is decoded at
+the smallest scale that still covers the crop at the target resolution. simplejpeg decodes JPEGs; Pillow decodes the
+rest (other formats, CMYK, EXIF rotation, damaged files). A bad image raises `BadSampleError`; the loader counts it by
+reason and replaces it with the next sample.
 """
 
 import functools
@@ -20,28 +20,28 @@ from openvision.errors import OpenVisionError
 
 
 class BadSampleError(OpenVisionError):
-    """A sample that cannot be used; `reason` is the short name it is counted by."""
+    """A sample that cannot be used. `reason` is the short name under which it is counted."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
 
 
-# A picture of more pixels is refused before it is decoded: a small file can unfold to gigabytes.
+# Larger images are refused before decoding: a small file can expand to gigabytes.
 MAX_PIXELS = 50_000_000
-# Pillow opens more, some of them by starting other programs (Ghostscript for EPS): nothing for bytes from the web.
+# Pillow opens more formats, some by starting other programs (Ghostscript for EPS), which is unsafe for web data.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "ICO")
 Box = tuple[int, int, int, int]
 """Top, left, height and width of a crop, pixels."""
 _SCALES = (8, 4, 2)
 _JPEG_START = b"\xff\xd8\xff"
-# An EXIF segment stands at the beginning of the file if anywhere.
+# An EXIF segment can only be at the beginning of the file.
 _EXIF_WITHIN = 4096
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """A decoded picture, uint8 (H, W, 3)."""
+    """A decoded image, uint8 (H, W, 3)."""
 
     array: np.ndarray
 
@@ -56,21 +56,21 @@ class Pixels:
         return self.array.shape[1]
 
     def crop(self, box: Box, size: int) -> np.ndarray:
-        """The pixels of `box`; `size` is what they are to be resized to."""
+        """The pixels of `box`; `size`, the side to resize to, is not needed here."""
         top, left, height, width = box
         return self.array[top : top + height, left : left + width]
 
 
 @dataclass(frozen=True)
 class Jpeg:
-    """A JPEG that is decoded when a crop of it is asked for."""
+    """A JPEG that is decoded when it is cropped."""
 
     data: bytes
     height: int
     width: int
 
     def crop(self, box: Box, size: int) -> np.ndarray:
-        """The pixels of `box`, at the smallest scale of 1/8, 1/4, 1/2 and 1 that gives `size` of them a side.
+        """The pixels of `box`, at the smallest scale of 1/8, 1/4, 1/2 and 1 with at least `size` pixels a side.
 
         At a smaller scale the edges of the box fall between pixels and are rounded, by half a pixel at most.
         """
@@ -87,19 +87,18 @@ class Jpeg:
         try:
             return simplejpeg.decode_jpeg(self.data, min_height=rows, min_width=columns)
         except ValueError:
-            # Pillow reads some files that simplejpeg calls damaged; it says why when it cannot either.
+            # Pillow reads some files that simplejpeg rejects, and its error says why when it cannot.
             full = _decode_by_pillow(self.data, MAX_PIXELS)
             return np.asarray(Image.fromarray(full).reduce(scale)) if scale > 1 else full
 
 
-Picture = Pixels | Jpeg
+SourceImage = Pixels | Jpeg
 
 
-def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
-    """An encoded picture, its size known and a JPEG's pixels not decoded yet.
+def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> SourceImage:
+    """Open an encoded image: its size is known, the pixels of a JPEG are not decoded yet.
 
-    Raises BadSampleError for bytes that are no picture or hold more than `max_pixels`; a JPEG that is cut short raises
-    it when it is cropped.
+    Raises BadSampleError for bytes that are not an image or exceed `max_pixels`; a truncated JPEG raises it in `crop`.
     """
     if data.startswith(_JPEG_START) and b"Exif\x00\x00" not in data[:_EXIF_WITHIN]:
         try:
@@ -113,18 +112,18 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Encoded picture -> RGB uint8 (H, W, 3), upright, transparency on white.
+    """Encoded image -> RGB uint8 (H, W, 3), upright, transparency on white.
 
-    Raises BadSampleError for bytes that are no picture, are cut short, or hold more than `max_pixels`.
+    Raises BadSampleError for bytes that are not an image, are truncated, or exceed `max_pixels`.
     """
-    picture = open_picture(data, max_pixels)
-    return picture.crop((0, 0, picture.height, picture.width), max(picture.height, picture.width))
+    image = open_image(data, max_pixels)
+    return image.crop((0, 0, image.height, image.width), max(image.height, image.width))
 
 
 def _decode_by_pillow(data: bytes, max_pixels: int) -> np.ndarray:
     try:
         with warnings.catch_warnings():
-            # Pillow warns above its own limit; ours is checked here, before any pixel is decoded.
+            # Pillow warns above its own limit; this project's limit is checked here, before decoding.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=_known_formats()) as image:
                 _check_size(image.width, image.height, max_pixels)
@@ -134,19 +133,19 @@ def _decode_by_pillow(data: bytes, max_pixels: int) -> np.ndarray:
     except Image.DecompressionBombError as error:
         raise BadSampleError("too_large", str(error)) from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise BadSampleError("undecodable", f"the picture cannot be decoded: {error}") from error
+        raise BadSampleError("undecodable", f"the image cannot be decoded: {error}") from error
 
 
 @functools.cache
 def _known_formats() -> tuple[str, ...]:
-    """Those of the formats that Pillow was built with."""
+    """The accepted formats that this build of Pillow supports."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise BadSampleError("too_large", f"the picture has {width} x {height} pixels, more than {max_pixels}")
+        raise BadSampleError("too_large", f"the image has {width} x {height} pixels, more than {max_pixels}")
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Trained encoders in use: load, encode, classify, search, caption, embed a data set.
+"""Use trained encoders: load, encode, classify, search, caption, embed a data set.
 
-May import `encoding`, `weights` and what is below them.
+May import `encoding`, `weights`, `data` and everything below them; nothing of evaluation or training.
 """

@@ -1,4 +1,4 @@
-"""A trained OpenVision 2 model that captions pictures:
+"""`Captioner`: an OpenVision 2 model that captions images.
 
 import openvision
 captioner = openvision.load_captioner("runs/mine/model")
@@ -20,7 +20,7 @@ from openvision.weights.load import Checkpoint
 
 
 class Captioner(VisionEncoder):
-    """Pictures to captions, and to everything a vision tower gives."""
+    """Images to captions, beside the features of the vision tower."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Captioner(VisionEncoder):
         resolution: Size | None = None,
         preprocessing: Preprocessing = "crop",
     ) -> None:
-        """Use `model` at `resolution` pixels, its own by default."""
+        """Use `model` at `resolution` pixels, by default its trained one."""
         super().__init__(model.vision, resolution, preprocessing)
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -41,8 +41,8 @@ class Captioner(VisionEncoder):
         """Wrap a checkpoint; raises OpenVisionError when it holds no autoregressive decoder."""
         if checkpoint.captioner is None or checkpoint.tokenizer is None:
             raise OpenVisionError(
-                f"{checkpoint.source} holds no autoregressive caption decoder: the model folder of an OpenVision 2 run "
-                "does, the released OpenVision 2 checkpoints are vision towers alone"
+                f"{checkpoint.source} has no autoregressive caption decoder: the model folder of an OpenVision 2 run "
+                "has one, the released OpenVision 2 checkpoints are vision towers only"
             )
         return cls(checkpoint.captioner, checkpoint.tokenizer, resolution, preprocessing)
 
@@ -50,7 +50,7 @@ class Captioner(VisionEncoder):
         return self.model
 
     def caption(self, images: Iterable[ImageInput], max_length: int | None = None, batch_size: int = 64) -> list[str]:
-        """Paths, Pillow images or RGB arrays -> captions of at most `max_length` tokens, chosen greedily."""
+        """n images -> n captions of at most `max_length` tokens, decoded greedily."""
         if max_length is not None and max_length < 1:
-            raise OpenVisionError(f"max_length is {max_length}; a caption has at least 1 token")
+            raise OpenVisionError(f"max_length is {max_length}; it must be at least 1 token")
         return write_captions(self.model, self.tokenizer, self.prepare_all(images), batch_size, max_length)

@@ -1,10 +1,10 @@
-"""Encode a folder of pictures or of shards into one file of vectors: streaming, and going on after a stop.
+"""Encode a folder of images or of shards into one file of vectors; a stopped job resumes.
 
-Finished parts lie beside the output in `.OUTPUT.parts` until the last one; the same command continues there. A part
-is written under a temporary name and renamed, so a kill at any moment costs one part.
+Finished parts are kept beside the output in `.OUTPUT.parts` until the last one is written, and the same command resumes
+from them. Each part is written under a temporary name and renamed, so a kill costs one part at most.
 
-    feats.safetensors   features (n, E), keys (uint8: names joined by newlines); `read_features` reads both
-    feats.parquet       columns key, embedding (fixed-size list), a row group a part; extra `parquet`
+    feats.safetensors   features (n, E), keys (uint8: names joined by newlines); read by `read_features`
+    feats.parquet       columns key, embedding (fixed-size list), one row group a part; needs the extra `parquet`
 """
 
 import hashlib
@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -25,41 +24,39 @@ from openvision.data.shards.dataset import ShardDataset
 from openvision.encoding import evaluating
 from openvision.errors import OpenVisionError, require
 from openvision.files import atomic_write_bytes, atomic_write_text, make_folder
-from openvision.images.decode import BadSampleError
-from openvision.images.preprocess import decode_image
-from openvision.inference.encoder import pictures_in
-from openvision.inference.vision import UnreadableImageError, VisionEncoder
+from openvision.images.decode import BadSampleError, decode_image
+from openvision.inference.vision import ImageInput, UnreadableImageError, VisionEncoder, image_files
 
 PART = 2048
 _FORMATS = (".safetensors", ".parquet")
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Where pictures come from: a name and a loader for each."""
+class Images:
+    """Images of a folder or of shards: names, and a function that loads one."""
 
     keys: list[str]
-    load: Callable[[int], Any]
-    """Number of a picture -> what `VisionEncoder.prepare` takes; raises UnreadableImageError or BadSampleError."""
+    load: Callable[[int], ImageInput]
+    """Index of an image -> the input of `VisionEncoder.prepare`; raises UnreadableImageError or BadSampleError."""
 
 
 @dataclass
-class Embedded:
-    """What came of it."""
+class EmbedResult:
+    """How many images were encoded, and which were not."""
 
     encoded: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    """Name and reason of the pictures that could not be read."""
+    """Name and reason of each image that could not be read."""
 
 
-def pictures_of(source: Path) -> Pictures:
-    """Pictures of a folder with its subfolders, or of the shards in it; raises OpenVisionError when there are none."""
+def images_of(source: Path) -> Images:
+    """Images of a folder and its subfolders, or of the shards in it; raises OpenVisionError when there are none."""
     if source.is_dir() and any(source.glob("*.tar")):
         dataset = ShardDataset(source)
         keys = [dataset.key(index) for index in range(len(dataset))]
-        return Pictures(keys, lambda index: decode_image(dataset[index].image))
-    paths = pictures_in(source)
-    return Pictures([path.relative_to(source).as_posix() for path in paths], lambda index: paths[index])
+        return Images(keys, lambda index: decode_image(dataset[index].image))
+    paths = image_files(source)
+    return Images([path.relative_to(source).as_posix() for path in paths], lambda index: paths[index])
 
 
 def embed(
@@ -70,11 +67,11 @@ def embed(
     threads: int = 2,
     part: int = PART,
     progress: Callable[[int, int], None] | None = None,
-) -> Embedded:
-    """Encode every picture of `source` into `output`; `progress` is told how many of how many are done.
+) -> EmbedResult:
+    """Encode every image of `source` into `output`; `progress` receives the images done and their total number.
 
-    Vectors are unit length; a tower without a head gives its pooled vector instead. Raises OpenVisionError when the
-    output exists, its suffix is unknown, or the parts beside it belong to other pictures or another model.
+    Vectors have unit length; a tower without a head gives its pooled vector instead. Raises OpenVisionError when the
+    output exists, its suffix is unknown, or the parts beside it belong to other images or another model.
     """
     if output.suffix not in _FORMATS:
         raise OpenVisionError(f"{output} must end in {' or '.join(_FORMATS)}")
@@ -82,30 +79,30 @@ def embed(
         raise OpenVisionError(f"{output} exists; remove it or choose another name")
     if output.suffix == ".parquet":
         require("pyarrow", extra="parquet")
-    pictures = pictures_of(source)
-    parts = _open_parts(output, encoder, pictures, part)
-    total = len(pictures.keys)
+    images = images_of(source)
+    parts = _open_parts(output, encoder, images, part)
+    total = len(images.keys)
     for number, start in enumerate(range(0, total, part)):
         file = parts / f"{number:06d}.safetensors"
         if not file.is_file():
             rows = range(start, min(start + part, total))
-            _write_part(file, encoder, pictures, rows, batch_size, threads, progress, total)
+            _write_part(file, encoder, images, rows, batch_size, threads, progress, total)
         elif progress:
             progress(min(start + part, total), total)
     files = sorted(parts.glob("*.safetensors"))
-    result = _result(files, pictures)
+    result = _result(files, images)
     if not result.encoded:
-        raise OpenVisionError(f"none of the {total} pictures in {source} can be read; first: {result.skipped[0][1]}")
-    _merge(files, pictures, output)
+        raise OpenVisionError(f"none of the {total} images in {source} can be read; first: {result.skipped[0][1]}")
+    _merge(files, images, output)
     shutil.rmtree(parts)
     return result
 
 
-def _open_parts(output: Path, encoder: VisionEncoder, pictures: Pictures, part: int) -> Path:
-    """The folder of parts, new or of the same job; raises OpenVisionError for another job's."""
+def _open_parts(output: Path, encoder: VisionEncoder, images: Images, part: int) -> Path:
+    """The folder of parts, new or from the same job; raises OpenVisionError when it is from another."""
     folder = make_folder(output.parent / f".{output.name}.parts")
     job = {
-        "pictures": hashlib.sha256("\n".join(pictures.keys).encode()).hexdigest(),
+        "pictures": hashlib.sha256("\n".join(images.keys).encode()).hexdigest(),
         "weights": _weights_hash(encoder),
         "resolution": encoder.resolution,
         "preprocessing": encoder.preprocessing,
@@ -116,7 +113,7 @@ def _open_parts(output: Path, encoder: VisionEncoder, pictures: Pictures, part: 
         atomic_write_text(note, json.dumps(job) + "\n")
     elif json.loads(note.read_text()) != json.loads(json.dumps(job)):
         raise OpenVisionError(
-            f"{folder} holds parts of another job (other pictures, weights or resolution); remove it or choose another "
+            f"{folder} has parts of another job (other images, weights or resolution); remove it or choose another "
             "output"
         )
     return folder
@@ -133,7 +130,7 @@ def _weights_hash(encoder: VisionEncoder) -> str:
 def _write_part(
     file: Path,
     encoder: VisionEncoder,
-    pictures: Pictures,
+    images: Images,
     rows: range,
     batch_size: int,
     threads: int,
@@ -143,9 +140,9 @@ def _write_part(
     kept: list[int] = []
     skipped: dict[str, str] = {}
     features: list[Tensor] = []
-    for batch in _prepared(encoder, pictures, rows, batch_size, threads):
+    for batch in _prepared(encoder, images, rows, batch_size, threads):
         good = [(row, image) for row, image in batch if isinstance(image, Tensor)]
-        skipped |= {pictures.keys[row]: str(reason) for row, reason in batch if not isinstance(reason, Tensor)}
+        skipped |= {images.keys[row]: str(reason) for row, reason in batch if not isinstance(reason, Tensor)}
         if good:
             features.append(_vectors(encoder, torch.stack([image for _, image in good])))
             kept += [row for row, _ in good]
@@ -158,13 +155,13 @@ def _write_part(
 
 
 def _prepared(
-    encoder: VisionEncoder, pictures: Pictures, rows: range, batch_size: int, threads: int
+    encoder: VisionEncoder, images: Images, rows: range, batch_size: int, threads: int
 ) -> Iterator[list[tuple[int, Tensor | Exception]]]:
-    """Batches of prepared pictures or of the reason why not, read ahead by threads while the model computes."""
+    """Batches of prepared images, or of the error of each, prefetched by threads while the model computes."""
 
     def prepare(row: int) -> tuple[int, Tensor | Exception]:
         try:
-            return row, encoder.prepare(pictures.load(row))
+            return row, encoder.prepare(images.load(row))
         except (UnreadableImageError, BadSampleError) as error:
             return row, error
 
@@ -187,8 +184,8 @@ def _vectors(encoder: VisionEncoder, images: Tensor) -> Tensor:
         return encoder.forward_features(images).pooled.float().cpu()
 
 
-def _result(files: list[Path], pictures: Pictures) -> Embedded:
-    result = Embedded()
+def _result(files: list[Path], images: Images) -> EmbedResult:
+    result = EmbedResult()
     for file in files:
         with safe_open(file, "pt") as content:
             result.encoded += content.get_slice("rows").get_shape()[0]
@@ -196,9 +193,9 @@ def _result(files: list[Path], pictures: Pictures) -> Embedded:
     return result
 
 
-def _merge(files: list[Path], pictures: Pictures, output: Path) -> None:
+def _merge(files: list[Path], images: Images, output: Path) -> None:
     parts = [part for part in map(load_file, files) if "features" in part]
-    names = [[pictures.keys[row] for row in part["rows"].tolist()] for part in parts]
+    names = [[images.keys[row] for row in part["rows"].tolist()] for part in parts]
     temporary = output.with_name(f".{output.name}.tmp")
     if output.suffix == ".parquet":
         _write_parquet(names, [part["features"] for part in parts], temporary)

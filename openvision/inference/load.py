@@ -1,8 +1,7 @@
-"""`openvision.load`, `load_vision` and `load_captioner`: from a name to an encoder."""
+"""`openvision.load`, `load_vision` and `load_captioner`: the public way from a name to an encoder."""
 
 import os
 from pathlib import Path
-from typing import Any
 
 from openvision.images.preprocess import Preprocessing, Size
 from openvision.inference.captioner import Captioner
@@ -21,17 +20,22 @@ def load(
     offline: bool = False,
     image_size: int | None = None,
 ) -> Encoder:
-    """Load an encoder of pictures and texts, float32 on CPU.
+    """Load an encoder of images and texts, float32 on the CPU.
 
-    `source` is a released name (`openvision.available_models()`), a Hub id, a model folder, or a file of weights in
-    our, open_clip's or the original JAX layout. `resolution` in pixels, a square or (height, width), may differ from
-    the trained one. `preprocessing` is "crop" (as trained) or "squash" (as the released configurations say).
-    `vocabulary` is bert-base-uncased's vocab.txt for weights that bring none; `image_size` the trained resolution of a
-    JAX tree, which does not say it. `revision` pins a version on the Hub, `offline` reads the cache only.
+    Args:
+        source: a released name (`openvision.available_models()`), a Hub id, a model folder, or a file of weights in
+            this project's, open_clip's or the original JAX layout.
+        resolution: pixels, a square or (height, width); may differ from the trained resolution, the default.
+        preprocessing: "crop" as in training, or "squash" as in the released configurations.
+        vocabulary: vocab.txt of bert-base-uncased, for weights that come without one.
+        revision: branch, tag or commit on the Hub.
+        offline: read the local cache of the Hub only.
+        image_size: trained resolution in pixels of a JAX tree, which does not contain it.
 
-    Raises OpenVisionError that says what is missing or broken, and what to do.
+    Raises OpenVisionError that names what is missing or broken, and the remedy.
     """
-    request = _request(vocabulary=vocabulary, revision=revision, offline=offline, image_size=image_size)
+    words = Path(vocabulary) if vocabulary is not None else None
+    request = Request(vocabulary=words, revision=revision, offline=offline, image_size=image_size)
     return Encoder.from_checkpoint(load_checkpoint(os.fspath(source), request), resolution, preprocessing)
 
 
@@ -44,17 +48,13 @@ def load_vision(
     offline: bool = False,
     image_size: int | None = None,
 ) -> VisionEncoder:
-    """Load the vision tower alone, of any checkpoint `load` knows and of OpenVision 2's; arguments as for `load`."""
-    request = _request(vision_only=True, revision=revision, offline=offline, image_size=image_size)
+    """Load the vision tower of any source of `load`, and of OpenVision 2 checkpoints; arguments as of `load`."""
+    request = Request(vision_only=True, revision=revision, offline=offline, image_size=image_size)
     return VisionEncoder.from_checkpoint(load_checkpoint(os.fspath(source), request), resolution, preprocessing)
 
 
 def load_captioner(
     source: str | os.PathLike[str], *, resolution: Size | None = None, preprocessing: Preprocessing = "crop"
 ) -> Captioner:
-    """Load an OpenVision 2 model with its caption decoder: the model folder of a run; arguments as for `load`."""
+    """Load an OpenVision 2 model with its caption decoder from the model folder of a run; arguments as of `load`."""
     return Captioner.from_checkpoint(load_checkpoint(os.fspath(source)), resolution, preprocessing)
-
-
-def _request(vocabulary: str | os.PathLike[str] | None = None, **settings: Any) -> Request:
-    return Request(vocabulary=Path(vocabulary) if vocabulary is not None else None, **settings)

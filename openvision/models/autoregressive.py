@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from openvision.models.decoder import DecoderBlock, causal_mask
-from openvision.models.layers import LayerNorm, attend, compute_dtype, init_text_block, is_skeleton, linear_fp32
+from openvision.models.kernels.dispatch import attention, compute_dtype, linear_fp32
+from openvision.models.layers import LayerNorm, init_text_block, is_skeleton
 from openvision.models.text import embedding
 
 ImageAttention = Literal["prefix", "causal"]
@@ -90,7 +91,7 @@ class AutoregressiveBlock(DecoderBlock):
         """The next L tokens (B, L, D) of a sequence -> (B, L, D); `mask` (L, cached + L) or None to see everything."""
         q, k, v = self.attn.split_heads(self.attn.qkv(self.norm1(x)), 3)
         keys, values = cache.append(k, v)
-        return self._finish(x, attend(q, keys, values, mask))
+        return self._finish(x, attention(q, keys, values, mask))
 
 
 class AutoregressiveCaptionDecoder(nn.Module):

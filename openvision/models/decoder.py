@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openvision.models.layers import Block, LayerNorm, attend, compute_dtype, init_text_block, is_skeleton, linear_fp32
+from openvision.models.kernels.dispatch import attention, compute_dtype, linear_fp32
+from openvision.models.layers import Block, LayerNorm, init_text_block, is_skeleton
 from openvision.models.lengths import states_by_length
 
 
@@ -54,7 +55,7 @@ class DecoderBlock(Block):
         """
         qp, kp, vp = self.attn.split_heads(self.attn.qkv(self.norm1(prefix)), 3)
         qq, kq, vq = self.attn.split_heads(self.attn.qkv(self.norm1(queries)), 3)
-        seen_by_prefix = attend(qp, kp, vp, prefix_mask)
+        seen_by_prefix = attention(qp, kp, vp, prefix_mask)
         prefix = self._finish(prefix, seen_by_prefix)
         return prefix, self._finish(queries, self._attend_queries(qq, kp, vp, kq, vq, mask))
 
@@ -68,11 +69,11 @@ class DecoderBlock(Block):
 
     def _attend_queries(self, qq: Tensor, kp: Tensor, vp: Tensor, kq: Tensor, vq: Tensor, mask: Tensor) -> Tensor:
         keys, values = torch.cat([kp, kq], dim=2), torch.cat([vp, vq], dim=2)
-        return attend(qq, keys, values, mask)
+        return attention(qq, keys, values, mask)
 
     def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + self.attn.merge_heads(attended)
-        return x + self.feed(x)
+        x = x + self.attn.project(attended)
+        return x + self.feed_forward(x)
 
 
 class ParallelCaptionDecoder(nn.Module):

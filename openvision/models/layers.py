@@ -1,65 +1,35 @@
-"""The parts that all towers share: attention, MLP, pre-norm block, fixed sin-cos positions (spec sections 1-3).
+"""Layers of all towers: attention, MLP, pre-norm block, fixed sin-cos positions, initialisation (spec sections 1-3).
 
-- One block serves the vision tower, the text tower and the decoder; they differ in the GELU and the initialiser.
-- LayerNorm epsilon is 1e-6 everywhere; q, k, v and every other projection inside a block have biases.
-- Under autocast the residual stream runs in the autocast dtype, as the original does: see `compute_dtype`.
+- One block serves the vision tower, the text tower and the decoders; they differ in the GELU and the initialiser.
+- LayerNorm epsilon is 1e-6 everywhere; every projection inside a block has a bias.
+- How attention and linear layers are computed on a device is decided in kernels/dispatch.py. Under autocast the
+  residual stream has the autocast dtype, as in the original: see `compute_dtype` there.
 """
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openvision.models.kernels.cpu import Linear, eager_training_on_cpu, head_attention, norm_mlp, packed_attention
+from openvision.models.kernels.dispatch import (
+    Gelu,
+    Linear,
+    attention,
+    merge_heads,
+    recomputed_mlp,
+    self_attention,
+    split_heads,
+)
 
 LAYER_NORM_EPS = 1e-6
 # The original divides by (norm + 1e-8).
 UNIT_EPS = 1e-8
-Gelu = Literal["none", "tanh"]
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype of the residual stream: autocast's where it is on, else that of `x`."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """`x` in float32, or in float64 where that is what it has."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def unit(x: Tensor) -> Tensor:
     """Scale rows to unit length: x / (|x| + 1e-8)."""
     return x / (x.norm(dim=-1, keepdim=True) + UNIT_EPS)
-
-
-def linear_fp32(x: Tensor, weight: Tensor) -> Tensor:
-    """`x @ weight.T` in float32 even under autocast: heads and decoder projections (spec 1, mixed precision)."""
-    with torch.autocast(x.device.type, enabled=False):
-        return F.linear(full_precision(x), full_precision(weight))
-
-
-# On CPU the fused kernel's backward pass is several times slower than two matrix products while sequences are short
-# (docs/decisions.md has the measurement); beyond this many keys the products' memory traffic loses in float32.
-EXPLICIT_KEYS_ON_CPU = 128
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention of q (B, h, Q, d) over k and v (B, h, K, d), scaled by d^-0.5 -> (B, h, Q, d).
-
-    `mask` (Q, K) is boolean, True where a query may look; None lets every query look everywhere.
-    """
-    if eager_training_on_cpu(q) and q.dtype == torch.bfloat16 and k.shape[2] > EXPLICIT_KEYS_ON_CPU:
-        return head_attention(q, k, v, mask)
-    if q.device.type != "cpu" or torch.compiler.is_exporting() or k.shape[2] > EXPLICIT_KEYS_ON_CPU:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(dim=-1) @ v
 
 
 class LayerNorm(nn.LayerNorm):
@@ -82,20 +52,15 @@ class Attention(nn.Module):
 
     def split_heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(B, L, parts * D) -> `parts` tensors of shape (B, heads, L, D / heads)."""
-        batch, length, _ = x.shape
-        return x.view(batch, length, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return split_heads(x, parts, self.heads)
 
-    def merge_heads(self, x: Tensor) -> Tensor:
-        """(B, heads, L, D / heads) -> (B, L, D), through the output projection."""
-        return self.proj(x.transpose(1, 2).flatten(2))
+    def project(self, attended: Tensor) -> Tensor:
+        """Merge heads and apply the output projection: (B, heads, L, D / heads) -> (B, L, D)."""
+        return self.proj(merge_heads(attended))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend every position to every position: OpenVision masks nothing, not even padding."""
-        qkv = self.qkv(x)
-        if eager_training_on_cpu(qkv) and (x.shape[1] <= EXPLICIT_KEYS_ON_CPU or qkv.dtype == torch.bfloat16):
-            return self.proj(packed_attention(qkv, self.heads))
-        q, k, v = self.split_heads(qkv, 3)
-        return self.merge_heads(attend(q, k, v))
+        """Attend from every position to every position: OpenVision masks nothing, not even padding."""
+        return self.proj(self_attention(self.qkv(x), self.heads))
 
 
 class Mlp(nn.Module):
@@ -121,37 +86,34 @@ class Block(nn.Module):
         self.attn = Attention(width, heads)
         self.norm2 = LayerNorm(width)
         self.mlp = Mlp(width, mlp_dim, gelu)
-        self.lean = False
-        """Whether training on a CPU keeps less for the backward pass and makes norms and GELUs again in it."""
+        self.recompute_mlp = False
+        """Whether training on a CPU recomputes norm and GELU of the MLP in the backward pass to save memory."""
         self.branch_scale: Tensor | None = None
-        """Factors (2, B) of the two branches of each sample; set from outside for stochastic depth."""
+        """Factors (2, B) of both residual branches of each sample, set by the trainer for stochastic depth."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
         x = x + self._scaled(self.attn(self.norm1(x)), 0)
-        return x + self._scaled(self.feed(x), 1)
+        return x + self._scaled(self.feed_forward(x), 1)
 
     def forward_rows(self, x: Tensor, rows: Tensor) -> Tensor:
-        """`forward(x)` at `rows` int64 (B, K) alone -> (B, K, D): every row is a key, those asked for are queries."""
+        """`forward(x)` at positions `rows` only, int64 (B, K) -> (B, K, D): all are keys, `rows` are queries."""
         width = x.shape[-1]
         weight, bias = self.attn.qkv.weight, self.attn.qkv.bias
         kept = x.gather(1, rows[..., None].expand(-1, -1, width))
         k, v = self.attn.split_heads(F.linear(self.norm1(x), weight[width:], bias[width:]), 2)
         (q,) = self.attn.split_heads(F.linear(self.norm1(kept), weight[:width], bias[:width]), 1)
-        kept = kept + self._scaled(self.attn.merge_heads(attend(q, k, v)), 0)
-        return kept + self._scaled(self.feed(kept), 1)
+        kept = kept + self._scaled(self.attn.project(attention(q, k, v)), 0)
+        return kept + self._scaled(self.feed_forward(kept), 1)
 
-    def feed(self, x: Tensor) -> Tensor:
-        """The MLP's branch: mlp(norm2(x))."""
-        mlp = self.mlp
-        if self.lean and eager_training_on_cpu(x) and type(mlp.fc1) is type(mlp.fc2) is Linear:
-            return norm_mlp(x, self.norm2, mlp.fc1, mlp.fc2, mlp.gelu)
-        return mlp(self.norm2(x))
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The MLP branch, mlp(norm2(x)): (B, L, D) -> (B, L, D)."""
+        return recomputed_mlp(x, self.norm2, self.mlp) if self.recompute_mlp else self.mlp(self.norm2(x))
 
-    def _scaled(self, branch: Tensor, number: int) -> Tensor:
+    def _scaled(self, branch: Tensor, index: int) -> Tensor:
         if self.branch_scale is None:
             return branch
-        return branch * self.branch_scale[number, :, None, None].to(branch.dtype)
+        return branch * self.branch_scale[index, :, None, None].to(branch.dtype)
 
 
 def sincos_position_table(rows: int, columns: int, width: int) -> Tensor:

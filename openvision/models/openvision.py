@@ -3,11 +3,11 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from openvision.files import JsonObject
 from openvision.models.decoder import DecoderConfig, ParallelCaptionDecoder
 from openvision.models.layers import unit
 from openvision.models.text import TextConfig, TextTransformer
@@ -29,12 +29,12 @@ class OpenVisionConfig:
         """How many of `patches` tokens the decoder reads in training: all."""
         return patches
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain nested dictionary, as written to `config.json`."""
         return asdict(self)
 
     @staticmethod
-    def from_dict(data: dict[str, Any]) -> "OpenVisionConfig":
+    def from_dict(data: JsonObject) -> "OpenVisionConfig":
         """Inverse of `to_dict`; raises TypeError or KeyError on an unknown or missing key."""
         rest = {key: value for key, value in data.items() if key not in ("vision", "text", "decoder")}
         decoder = data.get("decoder")
@@ -86,7 +86,7 @@ class OpenVision(nn.Module):
         return iter(())
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) -> unit vectors (B, E), float32."""
+        """Images (B, 3, H, W), uint8 or normalised floats -> unit vectors (B, E), float32."""
         return self.vision.encode_image(images)
 
     def encode_text(self, ids: Tensor) -> Tensor:

@@ -1,17 +1,19 @@
-"""OpenVision 2: a vision tower that learns by captioning alone (spec section 9).
+"""OpenVision 2: a vision tower trained by captioning only (spec section 9).
 
-No text tower, no contrastive loss, no temperature. In training the decoder reads a random 35 % of the patch tokens; the
-tower always sees the whole picture, and outside training the decoder reads all of it.
+No text tower, no contrastive loss, no temperature. In training the decoder reads a random 35 % of the patch tokens,
+otherwise all of them; the tower always encodes the whole image.
 """
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from openvision.files import JsonObject
 from openvision.models.autoregressive import AutoregressiveCaptionDecoder, AutoregressiveDecoderConfig
 from openvision.models.lengths import states_by_length
 from openvision.models.openvision import OpenVision, OpenVisionConfig
@@ -35,7 +37,7 @@ class OpenVision2Config:
     decoder: AutoregressiveDecoderConfig
     keep_ratio: float = 0.35
     kind: Literal["openvision2"] = KIND
-    """Tells this model from OpenVision 1 in recipes and in `config.json`."""
+    """Distinguishes this model from version 1 in recipes and in `config.json`."""
 
     def __post_init__(self) -> None:
         if not 0 < self.keep_ratio <= 1:
@@ -45,12 +47,12 @@ class OpenVision2Config:
         """How many of `patches` tokens the decoder reads in training: int(patches * keep_ratio), at least 1."""
         return kept_patches(patches, self.keep_ratio)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain nested dictionary, as written to `config.json`."""
         return asdict(self)
 
     @staticmethod
-    def from_dict(data: dict[str, Any]) -> "OpenVision2Config":
+    def from_dict(data: JsonObject) -> "OpenVision2Config":
         """Inverse of `to_dict`; raises TypeError, KeyError or ValueError on what does not fit."""
         rest = {key: value for key, value in data.items() if key not in ("vision", "decoder")}
         return OpenVision2Config(
@@ -144,13 +146,13 @@ def random_patches(positions: Tensor, patches: int, ratio: float, seed: int) -> 
     `image_attention` would see their order, and then reading order is the sensible one.
     """
     with np.errstate(over="ignore"):
-        rows = _mix(positions.cpu().numpy().astype(np.uint64) + _mix(np.uint64(seed)))[:, None]
+        rows = _mix(positions.cpu().numpy().astype(np.uint64) + _mix(np.array(seed, dtype=np.uint64)))[:, None]
         keys = _mix(rows + np.arange(patches, dtype=np.uint64))
     chosen = np.argsort(keys, axis=1, kind="stable")[:, : kept_patches(patches, ratio)]
     return torch.from_numpy(np.sort(chosen, axis=1))
 
 
-def _mix(x: Any) -> Any:
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """SplitMix64's output function on uint64: neighbouring counters become unrelated numbers."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

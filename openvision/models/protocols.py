@@ -45,7 +45,7 @@ class ImageEncoder(Module, Protocol):
     """Anything with an image embedding: a contrastive model, or a vision tower with a projection head."""
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) -> unit vectors (B, E), float32."""
+        """Images (B, 3, H, W), uint8 or normalised floats -> unit vectors (B, E), float32."""
         ...
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from openvision.models.layers import Block, LayerNorm, compute_dtype, init_text_block, is_skeleton, linear_fp32
+from openvision.models.kernels.dispatch import compute_dtype, linear_fp32
+from openvision.models.layers import Block, LayerNorm, init_text_block, is_skeleton
 
 
 @dataclass(frozen=True)

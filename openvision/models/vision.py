@@ -1,5 +1,6 @@
 """The vision tower: a plain pre-norm ViT with fixed positions and mean pooling before the last norm (spec section 1).
 
+- Images come in as uint8 and are normalised here, and nowhere else. Floats are taken as normalised already.
 - Patch convolution without bias, in float32; class token carried along but never read out.
 - No norm before the blocks; the patch tokens handed on are un-normalised.
 - Pooled = LayerNorm(mean of the patch tokens); embedding = bias-free head on it, in float32.
@@ -13,17 +14,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openvision.models.kernels.dispatch import compute_dtype, full_precision, linear_fp32
 from openvision.models.layers import (
     Block,
     LayerNorm,
-    compute_dtype,
-    full_precision,
     init_vision_block,
     is_skeleton,
-    linear_fp32,
     sincos_position_table,
     unit,
 )
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) -> float32 with ImageNet mean and deviation, on the tensor's own device."""
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1) * 255
+    deviation = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1) * 255
+    return (images.float() - mean) / deviation
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,12 @@ class VisionTransformer(nn.Module):
         return self._positions[key]
 
     def embed(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised floats -> (B, 1 + N, D), class token first, in the compute dtype."""
+        """Images (B, 3, H, W) -> (B, 1 + N, D), class token first, in the compute dtype.
+
+        The one place where pixels are normalised: uint8 images are, floats are taken as normalised already.
+        """
+        if images.dtype == torch.uint8:
+            images = normalize(images)
         height, width = images.shape[-2:]
         rows, columns = self.config.grid(height, width)
         if not rows or not columns:
@@ -144,7 +158,7 @@ class VisionTransformer(nn.Module):
         return x.to(compute_dtype(self.cls_token))
 
     def forward_features(self, images: Tensor, layers: Sequence[int] = (), norm: bool = False) -> VisionFeatures:
-        """Encode normalised images (B, 3, H, W) of any size that holds a patch.
+        """Encode images (B, 3, H, W), uint8 or normalised floats, of any size that holds a patch.
 
         `layers` are numbered like the hidden states of transformers: 0 is what enters the first block, i what leaves
         block i, -1 what leaves the last one, -2 (what most multimodal models read) what leaves the one before.

@@ -6,8 +6,6 @@
   gradients themselves, and nothing is computed twice.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -20,7 +18,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of cross-entropies of `states @ weight.T` against `labels`, with its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
+    def forward(ctx, states: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
         total = states.new_zeros(())
         grad_states, grad_weight = torch.empty_like(states), torch.zeros_like(weight)
         for start in range(0, len(states), chunk):
@@ -37,7 +35,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_states, grad_weight = ctx.saved_tensors
         return grad_states * grad_total, grad_weight * grad_total, None, None
 

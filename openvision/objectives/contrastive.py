@@ -9,7 +9,6 @@
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -131,7 +130,7 @@ class _ChunkedInfoNCE(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, chunk: int, group: dist.ProcessGroup | None
+        ctx, rows: Tensor, columns: Tensor, scale: Tensor, chunk: int, group: dist.ProcessGroup | None
     ) -> Tensor:
         first = 0 if group is None else dist.get_rank(group) * len(rows)
         chunks = _Chunks(rows, columns, scale, chunk)
@@ -151,7 +150,7 @@ class _ChunkedInfoNCE(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx, grad_loss: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         rows, columns, scale, *sums = ctx.saved_tensors
         of_row, of_column = _Softmax(*sums[:2]), _Softmax(*sums[2:])
         grad_rows, grad_columns = torch.empty_like(rows), torch.zeros_like(columns)

@@ -1,1 +1,1 @@
-"""What a recipe computes, holds in memory and costs on given devices. May import `recipe`, `models`, `objectives`."""
+"""Plan compute, memory, time and cost of a recipe on given devices. May import `recipe`, `models`, `objectives`."""

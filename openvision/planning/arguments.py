@@ -1,4 +1,4 @@
-"""Ranges as they are typed."""
+"""Parse ranges of the command line."""
 
 from openvision.errors import OpenVisionError
 from openvision.hardware import Range

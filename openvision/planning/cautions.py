@@ -1,4 +1,4 @@
-"""What a plan's reader must not overlook, one sentence each, with the remedy."""
+"""Warnings of a plan: one sentence each, with the remedy."""
 
 from collections.abc import Iterator, Sequence
 
@@ -16,14 +16,14 @@ def warnings_of(recipe: Recipe, stages: Sequence[StagePlan], assumptions: Assump
             'this speed, or --set run.precision="bfloat16"'
         )
     for index, plan in enumerate(stages):
-        for warning in _of_stage(recipe, plan, assumptions):
+        for warning in _stage_warnings(recipe, plan, assumptions):
             yield f"stage {index + 1}: {warning}"
     hours = sum(stage.cost.hours[0] for stage in stages)
     if hours > YEAR:
-        yield f"at best {hours / YEAR:,.1f} years: this is no plan but a reason for more devices or a smaller recipe"
+        yield f"at best {hours / YEAR:,.1f} years: use more devices or a smaller recipe"
 
 
-def _of_stage(recipe: Recipe, plan: StagePlan, assumptions: Assumptions) -> Iterator[str]:
+def _stage_warnings(recipe: Recipe, plan: StagePlan, assumptions: Assumptions) -> Iterator[str]:
     stage, device, devices = plan.stage, assumptions.device, assumptions.devices
     if stage.batch_size % devices:
         yield (
@@ -34,15 +34,15 @@ def _of_stage(recipe: Recipe, plan: StagePlan, assumptions: Assumptions) -> Iter
         least = min(fit.peak[1] for fit in plan.fits)
         yield (
             f"does not fit: one sample needs up to {least / 2**30:,.1f} GiB of {device.memory / 2**30:,.1f} GiB in the "
-            "most frugal layout; times are as if memory were no matter. Take more or larger devices"
+            "most frugal layout; times ignore memory. Use more or larger devices"
         )
     else:
-        yield from _layout(recipe, plan)
-    yield from _speed(plan, assumptions)
+        yield from _layout_warnings(recipe, plan)
+    yield from _speed_warnings(plan, assumptions)
 
 
-def _layout(recipe: Recipe, plan: StagePlan) -> Iterator[str]:
-    """Whether the recipe's own layout is one that fits."""
+def _layout_warnings(recipe: Recipe, plan: StagePlan) -> Iterator[str]:
+    """Warn when the layout in the recipe does not surely fit."""
     assert plan.chosen is not None
     run, mode = recipe.run, "replicated" if recipe.parallel.mode == "ddp" else "sharded"
     own = [
@@ -51,14 +51,14 @@ def _layout(recipe: Recipe, plan: StagePlan) -> Iterator[str]:
         if fit.setting.checkpointing == run.activation_checkpointing
         and (fit.setting.devices == 1 or fit.setting.sharding == mode)
     ]
-    chunks = min((fit.parts for fit in own if fit.micro_batch), default=None)
-    if chunks is not None and chunks <= plan.stage.micro_batches:
+    micro_batches = min((fit.parts for fit in own if fit.micro_batch), default=None)
+    if micro_batches is not None and micro_batches <= plan.stage.micro_batches:
         return
-    smallest = "does not fit" if chunks is None else f"surely fits only in {chunks} chunks"
-    yield f"the layout written in the recipe {smallest}; see how to run it below"
+    smallest = "does not fit" if micro_batches is None else f"surely fits only in {micro_batches} micro-batches"
+    yield f"the layout in the recipe {smallest}; see 'Run as planned by' below"
 
 
-def _speed(plan: StagePlan, assumptions: Assumptions) -> Iterator[str]:
+def _speed_warnings(plan: StagePlan, assumptions: Assumptions) -> Iterator[str]:
     device, devices = assumptions.device, assumptions.devices
     cores = device.host_cores * devices
     if plan.decode_cores[1] > cores:
@@ -71,13 +71,13 @@ def _speed(plan: StagePlan, assumptions: Assumptions) -> Iterator[str]:
     exposed = plan.time.exposed[0] / fastest
     if exposed > 0.1:
         yield (
-            f"{plan.time.exposed[1] / slowest:.0%} to {exposed:.0%} of a step is update and traffic, not computing: "
-            "with fewer devices each dollar goes further"
+            f"{plan.time.exposed[1] / slowest:.0%} to {exposed:.0%} of a step is not compute but update and "
+            "communication: fewer devices cost less"
         )
     rows = (plan.chosen.micro_batch if plan.chosen else plan.local_batch) * (plan.patches + 1)
     ridge = device.peak_flops / device.bandwidth
     if rows < 4 * ridge:
         yield (
-            f"matrix products of {rows:,} rows, {rows / ridge:.1f} times what balances this device's arithmetic and "
-            "memory: the assumed utilisation is out of reach"
+            f"matrix products of {rows:,} rows, {rows / ridge:.1f} times the size at which this device's arithmetic "
+            "and memory bandwidth balance: the assumed utilisation is out of reach"
         )

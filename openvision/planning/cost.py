@@ -1,4 +1,4 @@
-"""Hours, energy, money and traffic of a stage, from its FLOPs and a device; every range is an assumption made plain."""
+"""Time, energy, money and communication of a stage, from its FLOPs and a device; every range is an assumption."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ OPTIMIZER_BYTES = 26
 """Memory traffic of an update a parameter: parameter, moments and gradient read, all but the gradient written (bf16
 first moment), rounded up for the gradient being cleared."""
 BACKWARD_SHARE = 2 / 3
-"""Share of a step during which gradients can travel unseen."""
+"""Fraction of compute that communication of gradients can overlap."""
 
 SAMPLE_KILOBYTES: Range = (30, 100)
-"""A picture of at most 512 px as JPEG with its texts, on disk."""
+"""An image of at most 512 px as JPEG with its texts, on disk."""
 DATASET_SAMPLES = 1_240_000_000
 """Rows of Recap-DataComp-1B."""
 
@@ -30,19 +30,19 @@ LOADER_OVERHEAD: Range = (1.6, 2.3)
 
 @dataclass(frozen=True)
 class Stretch:
-    """How much longer a step takes because something is computed twice."""
+    """How much longer a step takes because of recomputation."""
 
     checkpointing: float
     accumulation: float
 
     @property
     def factor(self) -> float:
-        """Time over that of a step that computes everything once."""
+        """Time relative to a step without recomputation."""
         return 1 + self.checkpointing + self.accumulation
 
 
 def stretch(towers: tuple[TowerFlops, ...], config: ModelConfig, checkpointing: Checkpointing, parts: int) -> Stretch:
-    """What is computed twice: all blocks under full checkpointing, both towers once more under gradient caching."""
+    """Recomputation: all blocks under full checkpointing, both towers once more under gradient caching."""
     forward = {tower.name: tower.forward for tower in towers}
     training = sum(tower.training for tower in towers)
     blocks = sum(flops for name, flops in forward.items() if name != "vocabulary")
@@ -85,16 +85,16 @@ class StepTime:
     """Seconds of one step, by what they are spent on."""
 
     compute: Range
-    """Forward and backward at the highest and the lowest utilisation, anything computed twice included."""
+    """Forward and backward at the highest and the lowest utilisation, recomputation included."""
     gradients: float
-    """Gradients, and shards of weights, between devices at line rate; backward hides them while it lasts longer, but
-    where copies of a model run a batch in chunks, which send them afterwards."""
+    """Communication of gradients and sharded weights at line rate; the backward pass overlaps it, except when replicas
+    run micro-batches and send gradients afterwards."""
     features: float
-    """Embeddings gathered from all devices, at line rate; hidden by nothing."""
+    """Embeddings gathered from all devices at line rate, overlapped with nothing."""
     optimizer: float
-    """Memory traffic of the update; hidden by nothing."""
+    """Memory traffic of the update, overlapped with nothing."""
     hideable: float = BACKWARD_SHARE
-    """Share of compute that gradients can hide behind."""
+    """Fraction of compute that gradients can overlap."""
 
     @property
     def exposed(self) -> Range:
@@ -110,7 +110,7 @@ class StepTime:
 
     @property
     def limit(self) -> str:
-        """What most of the fastest step goes to: "compute", "network" or "memory bandwidth"."""
+        """What takes most of the fastest step: "compute", "network" or "memory bandwidth"."""
         network = self.features + max(0.0, self.gradients - self.hideable * self.compute[0])
         shares = {"compute": self.compute[0], "network": network, "memory bandwidth": self.optimizer}
         return max(shares, key=lambda name: shares[name])
@@ -128,13 +128,12 @@ def step_time(
     sharded: bool,
     parts: int = 1,
 ) -> StepTime:
-    """Seconds of a step of `local_batch` samples on each device, `training` operations a sample, what is computed twice
-    included."""
+    """Seconds of a step of `local_batch` samples on each device, `training` operations a sample with recomputation."""
     work = local_batch * training / device.peak_flops
     gradients = features = 0.0
     if devices > 1:
-        # All in float32. Copies: reduced once, sent back. Shards: every chunk gathers weights twice and reduces
-        # gradients once, and gathers them once more to embed.
+        # All in float32. Replicas: one all-reduce. Shards: every micro-batch gathers weights twice and reduces
+        # gradients once, and gathers weights once more to embed.
         travels = FLOAT * (3 * parts + (parts if parts > 1 else 0)) if sharded else 2 * FLOAT
         gradients = travels * parameters.total / line_rate(device, devices)
         if config.embed_dim is not None:
@@ -146,7 +145,7 @@ def step_time(
 
 
 def line_rate(device: Device, devices: int) -> float:
-    """Bytes a second at which every device's data reach all others: the slower of host link and network."""
+    """Bytes a second from every device to all others: the slower of host link and network."""
     return device.link if devices <= device.per_node else min(device.link, device.network)
 
 

@@ -1,10 +1,10 @@
 """Memory of a training step on one device: state, activations, losses; bytes, lowest and highest estimate.
 
-- Low is what compiled blocks keep (norms and GELUs are made again inside fused kernels, gradients arrive as activations
-  leave); high is what eager mode keeps, plus gradients at full size, the working space of one block's backward pass and
-  5 % of fragmentation.
-- Activations are counted per token and block from the code of `models/layers.py`; tests hold them against the tensors
-  that autograd saves and against the peak of a whole step.
+- Low is what compiled blocks keep (norms and GELUs are recomputed inside fused kernels, gradients replace
+  activations); high is what eager mode keeps, plus gradients at full size, the working space of one block's
+  backward pass and 5 % of fragmentation.
+- Activations are counted per token and block from the code of `models/layers.py`; tests compare them with the tensors
+  that autograd saves and with the peak of a whole step.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from typing import Literal
 
 from openvision.hardware import Range
 from openvision.models.flops import AnyTower, patches_of
-from openvision.models.layers import EXPLICIT_KEYS_ON_CPU
+from openvision.models.kernels.dispatch import EXPLICIT_KEYS_ON_CPU
 from openvision.models.openvision2 import ModelConfig
 from openvision.objectives.caption import CHUNK_LOGITS as CAPTION_CHUNK
 from openvision.objectives.contrastive import CHUNK_LOGITS as CONTRASTIVE_CHUNK
@@ -26,12 +26,12 @@ FRAGMENTATION = 1.05
 FIXED: dict[bool, Range] = {True: (1.0e9, 2.5e9), False: (0.35e9, 0.7e9)}
 """Context, libraries and communication buffers of a GPU; interpreter and libraries of a CPU process."""
 UNSHARDED_BLOCKS = 2
-"""Blocks gathered at a time under FSDP: the one at work and the one fetched ahead."""
+"""Blocks gathered at a time under FSDP: the current one and the prefetched one."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How a step is laid out on a device."""
+    """Layout of a step on a device."""
 
     checkpointing: Checkpointing = "none"
     sharding: Sharding = "replicated"
@@ -238,7 +238,7 @@ def peak_bytes(
     work = micro_batch * max(stack.work_bytes(setting) for stack in stacks(config, resolution, texts))
     loss = loss_memory(config, local_batch, local_batch * setting.devices, texts, micro_batch).ours
     fixed = FIXED[setting.gpu]
-    # In one piece, gradients replace activations as backward goes; in chunks they are there all along.
+    # In one batch, gradients replace activations during backward; with micro-batches they are there all along.
     growing = state["gradients"] if micro_batch == local_batch else 0.0
     lowest = max(whole - growing + low + loss, whole) + fixed[0]
     return lowest, (whole + high + work + loss) * FRAGMENTATION + fixed[1]

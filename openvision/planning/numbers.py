@@ -1,14 +1,14 @@
 """A plan as exact numbers, for JSON: FLOPs, bytes, seconds, hours; every range is [lowest, highest]."""
 
 from dataclasses import asdict
-from typing import Any
 
+from openvision.files import JsonObject
 from openvision.planning.memory import state_bytes
 from openvision.planning.plan import Plan
 from openvision.planning.stage import Fit, StagePlan
 
 
-def plan_numbers(plan: Plan) -> dict[str, Any]:
+def plan_numbers(plan: Plan) -> JsonObject:
     """Everything the page shows, and the units in the names of the keys."""
     return {
         "recipe": plan.recipe.name,
@@ -24,7 +24,7 @@ def plan_numbers(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _stage(plan: Plan, stage: StagePlan) -> dict[str, Any]:
+def _stage(plan: Plan, stage: StagePlan) -> JsonObject:
     return {
         "resolution": stage.stage.resolution,
         "samples": stage.stage.samples,
@@ -57,7 +57,7 @@ def _stage(plan: Plan, stage: StagePlan) -> dict[str, Any]:
     }
 
 
-def _fit(plan: Plan, fit: Fit) -> dict[str, Any]:
+def _fit(plan: Plan, fit: Fit) -> JsonObject:
     return {
         "checkpointing": fit.setting.checkpointing,
         "sharding": fit.setting.sharding,

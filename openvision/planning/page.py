@@ -1,4 +1,4 @@
-"""A plan as a page: tables in a terminal, the same text without frames elsewhere."""
+"""Print a plan: tables in a terminal, the same text without frames elsewhere."""
 
 from collections.abc import Callable, Iterable
 
@@ -26,9 +26,9 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
         out.print()
         out.print(build(plan, out.is_terminal))
     notes = {
-        "Beware": plan.warnings,
+        "Warnings": plan.warnings,
         "Run as planned by": tuple(f"--set {override}" for override in plan.overrides),
-        "Taken for granted": tuple(_assumptions(plan)),
+        "Assumptions": tuple(_assumptions(plan)),
     }
     for title, lines in notes.items():
         if lines:
@@ -99,7 +99,7 @@ def _state(plan: Plan, framed: bool) -> Table:
 
 
 def _losses(plan: Plan, framed: bool) -> Table:
-    columns = ["stage", "batch", "on each device", "InfoNCE, plain", "InfoNCE, chunked", "captions at a time"]
+    columns = ["stage", "batch", "on each device", "InfoNCE, plain", "InfoNCE, chunked", "micro-batch"]
     table = _table("Losses on each device, GiB", [*columns, "all logits", "chunked"], framed)
     for index, plan_ in enumerate(plan.stages):
         loss, stage = plan_.losses, plan_.stage
@@ -116,8 +116,8 @@ _SHARDING = {"replicated": "replicated (DDP)", "sharded": "sharded (FSDP)"}
 
 def _layouts(plan: Plan, framed: bool) -> Table:
     memory = _gib(plan.assumptions.device.memory)
-    columns = ["stage", "checkpointing", "state", "MiB a sample", "at a time", "chunks", "GiB", "time", "verdict"]
-    table = _table(f"What fits into {memory} GiB (* the fastest that surely does in all stages)", columns, framed)
+    columns = ["stage", "checkpointing", "state", "MiB a sample", "micro-batch", "number", "GiB", "time", "verdict"]
+    table = _table(f"What fits into {memory} GiB (* the fastest that surely fits in all stages)", columns, framed)
     for index, stage in enumerate(plan.stages):
         for fit in stage.fits:
             table.add_row(
@@ -136,10 +136,10 @@ def _layouts(plan: Plan, framed: bool) -> Table:
 
 def _verdict(stage: StagePlan, fit: Fit) -> str:
     if fit.micro_batch == stage.local_batch:
-        return "fits whole"
+        return "fits in one"
     if not fit.micro_batch:
-        return f"may fit {fit.hopeful:,} at a time" if fit.hopeful else "does not fit"
-    return "in chunks" if fit.hopeful == fit.micro_batch else f"in chunks, perhaps {fit.hopeful:,}"
+        return f"may fit {fit.hopeful:,}" if fit.hopeful else "does not fit"
+    return "micro-batches" if fit.hopeful == fit.micro_batch else f"micro-batches, perhaps {fit.hopeful:,}"
 
 
 def _times(plan: Plan, framed: bool) -> Table:
@@ -201,12 +201,12 @@ def _assumptions(plan: Plan) -> Iterable[str]:
         f"{number(device.link / 1e9)} GB/s between them, {number(device.network / 1e9)} GB/s out of a host"
     )
     yield (
-        "MFU is model FLOPs over the dense bf16 peak: matrix products, 2 a multiply-add, nothing computed again, "
+        "MFU is model FLOPs over the dense bf16 peak: matrix products, 2 a multiply-add, no recomputation, "
         "masked halves of causal attention not counted"
     )
     yield (
         f"forward and backward reach {percent(given.mfu)} of the peak (an assumption; no GPU was measured); on top "
-        "come the update, gathered embeddings and what backward does not hide of the gradients' way, all at line rate"
+        "come the update, gathered embeddings and communication that backward does not overlap, all at line rate"
     )
     yield (
         f"${given.price[0]:g} to ${given.price[1]:g} a device-hour ({PRICES_ASSUMED}, rough); energy is "
@@ -217,8 +217,8 @@ def _assumptions(plan: Plan) -> Iterable[str]:
         f"loader takes {LOADER_OVERHEAD[0]:g} to {LOADER_OVERHEAD[1]:g} times as long; {device.host_cores} cores each"
     )
     if plan.recipe.model.decoder is not None:
-        yield f"captions have {given.caption_tokens:g} target tokens on average, whose logits alone are computed"
+        yield f"captions have {given.caption_tokens:g} target tokens on average, and only their logits are computed"
     yield (
         "memory: the lower value is what compiled blocks keep, the upper eager mode with 5 % of fragmentation; no "
-        "stops, no evaluation and no restart are in the hours"
+        "checkpoints, evaluation or restarts are in the hours"
     )

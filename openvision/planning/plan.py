@@ -1,4 +1,4 @@
-"""The plan of a recipe on given devices: what each stage computes, holds, costs and needs, and what to beware of."""
+"""Plan a recipe on given devices: compute, memory, time, cost and data of each stage, and warnings."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -63,7 +63,7 @@ class Plan:
 
     @property
     def overrides(self) -> tuple[str, ...]:
-        """What to --set so that the run has the planned layout; () when none fits or nothing needs saying."""
+        """Overrides for --set that give the planned layout; () when none fits or none is needed."""
         run, parallel = self.recipe.run, self.recipe.parallel
         chosen = self.stages[0].chosen
         if chosen is None:
@@ -87,7 +87,7 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, assumptions: Assumptions) -> Plan:
-    """Plan `recipe`; nothing is run and no memory taken."""
+    """Plan `recipe` without running or allocating anything."""
     parameters = count_parameters(recipe.model)
     fits = [_fits(recipe, stage, parameters, assumptions) for stage in recipe.stages]
     layout = _fastest(recipe, fits)
@@ -99,7 +99,7 @@ def make_plan(recipe: Recipe, assumptions: Assumptions) -> Plan:
 
 
 def _fastest(recipe: Recipe, fits: list[tuple[Fit, ...]]) -> int | None:
-    """Which layout is the fastest of those that surely fit in all stages: a run has one, the chunks are a stage's."""
+    """Index of the fastest layout that surely fits in all stages; micro-batches may differ between stages."""
 
     def work(layout: int) -> float:
         sizes = (stage.samples * stage.resolution**2 for stage in recipe.stages)
@@ -202,9 +202,9 @@ def _fit(
     def peak(micro_batch: int) -> Range:
         return peak_bytes(model, parameters, resolution, texts, setting, micro_batch, local)
 
-    chunks = [size for size in range(local, 0, -1) if local % size == 0]
-    certain = next((size for size in chunks if peak(size)[1] <= device.memory), 0)
-    hopeful = next((size for size in chunks if peak(size)[0] <= device.memory), 0)
+    sizes = [size for size in range(local, 0, -1) if local % size == 0]
+    certain = next((size for size in sizes if peak(size)[1] <= device.memory), 0)
+    hopeful = next((size for size in sizes if peak(size)[0] <= device.memory), 0)
     parts = local // certain if certain else local
     return Fit(
         setting=setting,

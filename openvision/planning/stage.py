@@ -1,4 +1,4 @@
-"""What a plan says about a stage: the assumptions, the layouts that fit, time, memory and cost."""
+"""The plan of one stage: assumptions, layouts that fit, time, memory and cost."""
 
 from dataclasses import dataclass
 
@@ -18,16 +18,17 @@ from openvision.planning.memory import (
 from openvision.recipe.schema import Stage
 
 CAPTION_TOKENS = 60.0
+"""Mean target tokens of a caption: captions of Recap-DataComp-1B have 49 words on average."""
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the plan takes for granted; ranges are lowest and highest."""
+    """Assumptions of a plan; ranges are lowest and highest."""
 
     device: Device
     devices: int
     mfu: Range
-    """Utilisation of forward and backward; update and unhidden traffic come on top."""
+    """Utilisation of forward and backward; update and exposed communication come on top."""
     price: Range
     caption_tokens: float = CAPTION_TOKENS
     dataset_samples: int = DATASET_SAMPLES
@@ -35,14 +36,14 @@ class Assumptions:
     def __post_init__(self) -> None:
         for name, (low, high) in (("mfu", self.mfu), ("price", self.price)):
             if not 0 <= low <= high:
-                raise OpenVisionError(f"{name} {low}-{high} is no range; give the lower value first, e.g. 0.3-0.45")
+                raise OpenVisionError(f"{name} {low}-{high} is not a range; give the lower value first, e.g. 0.3-0.45")
         if not 0 < self.mfu[0] <= self.mfu[1] <= 1:
             raise OpenVisionError(f"mfu {self.mfu[0]}-{self.mfu[1]} must be above 0 and at most 1, e.g. 0.3-0.45")
 
 
 @dataclass(frozen=True)
 class Fit:
-    """One way to lay out a stage on a device, and the most samples that fit at a time."""
+    """One layout of a stage on a device, and the largest micro-batch that fits."""
 
     setting: Setting
     state: float
@@ -50,11 +51,11 @@ class Fit:
     per_sample: Range
     """Bytes of activations a sample."""
     micro_batch: int
-    """Most samples at a time that fit by the high estimate; 0 when not even one does."""
+    """Largest micro-batch that fits by the high estimate; 0 when none does."""
     hopeful: int
-    """Most that fit by the low one."""
+    """Largest micro-batch that fits by the low estimate."""
     parts: int
-    """Chunks that the device's share of the batch is computed in."""
+    """Micro-batches of the local batch."""
     peak: Range
     """Bytes at `micro_batch`, or at one sample when that does not fit."""
     stretch: Stretch
@@ -69,19 +70,19 @@ class StagePlan:
     patches: int
     towers: tuple[TowerFlops, ...]
     contrastive: int
-    """Forward operations of a sample's contrastive logits, which no MFU counts."""
+    """Forward operations of the contrastive logits of a sample, not counted in MFU."""
     losses: LossMemory
     fits: tuple[Fit, ...]
     chosen: Fit | None
-    """The layout of the run; None when none fits in all stages, and then times are as if memory were no matter."""
+    """The layout of the run; None when none fits in all stages, and then times ignore memory."""
     time: StepTime
     cost: Cost
     mfu: Range
-    """Of the whole step."""
+    """MFU of the whole step."""
     images_per_second: Range
-    """All devices together."""
+    """Throughput of all devices together."""
     decode_cores: Range
-    """Processor cores that decoding keeps busy at `images_per_second`, all devices together."""
+    """Processor cores that decoding takes at `images_per_second`, all devices together."""
     terabytes_read: Range
 
     @property
@@ -93,6 +94,3 @@ class StagePlan:
     def forward(self) -> int:
         """Operations of one forward pass."""
         return sum(tower.forward for tower in self.towers)
-
-
-"""Mean target tokens of a caption: Recap-DataComp-1B's captions have 49 words on average."""

@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from openvision.data.loader import Batch
-from openvision.images.preprocess import normalize
 from openvision.models.autoregressive import teacher_forcing_ids
 from openvision.models.layers import Block
 from openvision.models.openvision import OpenVisionOutput
@@ -110,12 +109,12 @@ class ImageTextObjective:
         """Image embeddings (B, E) and text embeddings (K, B, E), unit vectors."""
         texts = self._texts(batch)
         text_embeds = self.model.encode_text(torch.cat(texts)).unflatten(0, (len(texts), -1))
-        return self.model.encode_image(normalize(batch.images)), text_embeds
+        return self.model.encode_image(batch.images), text_embeds
 
     def forward(self, batch: Batch, randomness: SampleRandomness, target_tokens: Tensor) -> tuple[Embeds, Terms]:
         """Embeddings, and the caption loss where there is a decoder."""
         call = self.call or self.model
-        output = call(normalize(batch.images), *self._texts(batch), caption_lengths=_caption_lengths(batch))
+        output = call(batch.images, *self._texts(batch), caption_lengths=_caption_lengths(batch))
         terms = {}
         if self.model.decoder is not None and output.caption_states is not None:
             terms["caption"] = _caption(output.caption_states, batch, self.model.decoder.head.weight, target_tokens)
@@ -166,7 +165,7 @@ class CaptionObjective:
         ids = teacher_forcing_ids(batch.labels, self.bos_id)
         keep = keep.to(ids.device, non_blocking=True)
         call = self.call or self.model
-        states = call(normalize(batch.images), ids, keep, caption_lengths=_caption_lengths(batch))
+        states = call(batch.images, ids, keep, caption_lengths=_caption_lengths(batch))
         return (), {"caption": _caption(states, batch, self.model.decoder.head.weight, target_tokens)}
 
     def coupled(self, embeds: Embeds) -> Terms:

@@ -1,4 +1,4 @@
-"""Checkpoints in and out: released names, folders, JAX and open_clip layouts, exports to other libraries.
+"""Read and write checkpoints: released names, model folders, JAX and open_clip layouts, exports to other libraries.
 
 May import `models`, `text` and `images`.
 """

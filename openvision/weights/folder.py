@@ -1,22 +1,21 @@
-"""A model as a folder: weights, shape, tokenizer, and where it came from.
+"""Model folders: weights, shape, tokenizer and provenance.
 
 model.safetensors   every parameter, float32
 config.json         shape: `OpenVisionConfig`, `OpenVision2Config` (its `kind` says so), or a vision tower alone
 tokenizer.json      the WordPiece tokenizer it was trained with (where there is a text tower or a decoder)
 recipe.toml         the resolved recipe of the run (where it was trained here)
-provenance.json     commit, data manifest, versions, seed, samples seen, or what it was converted from
+provenance.json     commit, data manifest, versions, seed, samples seen, or the source of a conversion
 """
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from openvision.errors import OpenVisionError
-from openvision.files import atomic_folder
+from openvision.files import JsonObject, atomic_folder
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.openvision2 import KIND, ModelConfig, OpenVision2, OpenVision2Config, build_model
 from openvision.models.vision import VisionConfig, VisionTransformer
@@ -34,9 +33,9 @@ def save_folder(
     model: OpenVision | OpenVision2 | VisionTransformer,
     tokenizer: Tokenizer | None,
     recipe_toml: str,
-    provenance: dict[str, Any],
+    provenance: JsonObject,
 ) -> None:
-    """Write `model` as a folder, completely or not at all; a vision tower alone has no tokenizer."""
+    """Write `model` as a folder, atomically; a vision tower has no tokenizer."""
     with atomic_folder(folder) as temporary:
         prefix, config = _named(model)
         state = {f"{prefix}{name}": tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -49,15 +48,15 @@ def save_folder(
             tokenizer.save(temporary)
 
 
-def _named(model: OpenVision | OpenVision2 | VisionTransformer) -> tuple[str, dict[str, Any]]:
-    """What tensor names begin with, and the content of config.json."""
+def _named(model: OpenVision | OpenVision2 | VisionTransformer) -> tuple[str, JsonObject]:
+    """Prefix of the tensor names, and the content of config.json."""
     if not isinstance(model, VisionTransformer):
         return "", model.config.to_dict()
     embed_dim = model.head.out_features if model.head is not None else None
     return _VISION, {"embed_dim": embed_dim, "vision": asdict(model.config)}
 
 
-def load_folder(folder: Path) -> tuple[OpenVision, Tokenizer, dict[str, Any]]:
+def load_folder(folder: Path) -> tuple[OpenVision, Tokenizer, JsonObject]:
     """Read a folder of a whole model: the model in eval mode, its tokenizer, its provenance.
 
     Raises OpenVisionError naming the file that is missing, broken or of another shape.
@@ -65,17 +64,17 @@ def load_folder(folder: Path) -> tuple[OpenVision, Tokenizer, dict[str, Any]]:
     model, tokenizer, provenance = load_any_folder(folder)
     if model.text is None:
         raise OpenVisionError(
-            f"{folder} holds an OpenVision 2 model, which has no text tower: pictures cannot be compared with texts; "
+            f"{folder} has an OpenVision 2 model, which has no text tower: images cannot be compared with texts; "
             "load its vision tower with openvision.load_vision, or caption with openvision.load_captioner"
         )
     return model, tokenizer, provenance
 
 
-def load_any_folder(folder: Path) -> tuple[OpenVision | OpenVision2, Tokenizer, dict[str, Any]]:
+def load_any_folder(folder: Path) -> tuple[OpenVision | OpenVision2, Tokenizer, JsonObject]:
     """`load_folder` for models of either version; raises OpenVisionError for a vision tower alone."""
     config = read_config(folder)
     if isinstance(config, tuple):
-        raise OpenVisionError(f"{folder} holds a vision tower alone; this needs a whole model")
+        raise OpenVisionError(f"{folder} has a vision tower only; this needs a whole model")
     with torch.device("meta"):
         model = build_model(config)
     assign_strictly(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
@@ -116,13 +115,13 @@ def read_config(folder: Path) -> ModelConfig | tuple[VisionConfig, int | None]:
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, source: str) -> None:
-    """Raise OpenVisionError when the tokenizer knows more entries than the model embeds."""
+    """Raise OpenVisionError when the tokenizer has more entries than the model embeds."""
     entries = config.decoder.vocab_size if config.text is None else config.text.vocab_size
     if tokenizer.vocab_size > entries:
         raise OpenVisionError(f"{source}: the tokenizer has {tokenizer.vocab_size} entries, the model only {entries}")
 
 
-def read_provenance(folder: Path) -> dict[str, Any]:
-    """Content of provenance.json; empty without one."""
+def read_provenance(folder: Path) -> JsonObject:
+    """Content of provenance.json; empty if there is none."""
     path = folder / "provenance.json"
     return json.loads(path.read_text()) if path.is_file() else {}

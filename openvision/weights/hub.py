@@ -1,4 +1,4 @@
-"""Files of a repository on the Hugging Face Hub, by name and revision, from the cache when there is no network."""
+"""Download files of a Hugging Face Hub repository by name and revision; the cache serves offline use."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from openvision.errors import OpenVisionError, require
 
 
 def fetch(repository: str, files: tuple[str, ...], revision: str | None = None, offline: bool = False) -> Path:
-    """Local copy of the first of `files` that the repository holds.
+    """Download the first of `files` that the repository has; returns its local path.
 
     `revision` pins a branch, tag or commit; `offline` reads the local cache only, as does HF_HUB_OFFLINE=1. Needs the
-    extra `hub`. Raises OpenVisionError when none of the files can be had.
+    extra `hub`. Raises OpenVisionError when none of the files is available.
     """
     hub = require("huggingface_hub", extra="hub")
     missing = require("huggingface_hub.errors", extra="hub").EntryNotFoundError
@@ -22,14 +22,14 @@ def fetch(repository: str, files: tuple[str, ...], revision: str | None = None, 
             problem = error
         except missing:
             continue
-        except Exception as error:  # Network, rights, unknown repository: the Hub's own words say which.
+        except Exception as error:  # Network, access rights or an unknown repository; the Hub's message says which.
             problem = error
             break
     raise _error(repository, files, revision, problem)
 
 
 def fetch_folder(repository: str, folder: str, revision: str | None = None, offline: bool = False) -> Path:
-    """Local copy of one folder of a repository, e.g. `jax_orbax_weight`."""
+    """Download one folder of a repository, e.g. `jax_orbax_weight`; returns its local path."""
     hub = require("huggingface_hub", extra="hub")
     try:
         root = hub.snapshot_download(
@@ -49,5 +49,5 @@ def _error(repository: str, files: tuple[str, ...], revision: str | None, proble
     reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
     return OpenVisionError(
         f"{repository}{at} could not be fetched from the Hub: {reason}; "
-        "check the name and the network, or download it elsewhere and give its folder"
+        "check the name and the network, or download it elsewhere and give the path of its folder"
     )

@@ -1,15 +1,15 @@
-"""Names and layouts of the original's JAX parameter tree, turned into ours (spec section 8).
+"""Convert the original's JAX parameter tree to this project's names and layouts (spec section 8).
 
-A JAX tree is given flat: `img/Transformer/encoderblock_0/LayerNorm_0/scale` -> array. Dense kernels are (in, out)
+A JAX tree is flat here: `img/Transformer/encoderblock_0/LayerNorm_0/scale` -> array. Dense kernels are (in, out)
 and become (out, in); query, key and value are stacked into one `qkv`; the patch kernel (p, p, 3, D) becomes
-(D, 3, p, p). Trees saved with one axis a head (D, heads, d) are flattened first. Gradients convert the same way, since
-every step is linear and one-to-one.
+(D, 3, p, p). Trees saved with one axis a head (D, heads, d) are flattened first. Gradients convert in
+the same way, because every step is linear and one-to-one.
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -160,8 +160,8 @@ def read_orbax(folder: Path) -> dict[str, np.ndarray]:
     try:
         with checkpoint.PyTreeCheckpointer() as reader:
             shapes = reader.metadata(folder.resolve()).item_metadata.tree
-            # The optimizer's moments are half as large again as the weights: they are not read at all. As numpy, since
-            # the devices that the file was written from are not here.
+            # The optimizer's moments are not read. Arrays are restored as numpy, because the devices that wrote them
+            # are not here.
             wanted = {"params": shapes["params"]} if "params" in shapes else shapes
             as_numpy = _map(wanted, lambda _: checkpoint.RestoreArgs(restore_type=np.ndarray))
             tree = reader.restore(folder.resolve(), item=wanted, restore_args=as_numpy, transforms={})
@@ -170,13 +170,13 @@ def read_orbax(folder: Path) -> dict[str, np.ndarray]:
     return {name: np.asarray(array) for name, array in _flatten(tree)}
 
 
-def _map(tree: Any, function: Callable[[Any], Any]) -> Any:
+def _map(tree: object, function: Callable[[object], object]) -> object:
     if isinstance(tree, Mapping):
         return {name: _map(branch, function) for name, branch in tree.items()}
     return function(tree)
 
 
-def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(tree: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     if not isinstance(tree, Mapping):
         yield prefix, tree
         return
@@ -185,7 +185,7 @@ def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def parameters_of(tree: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The parameters alone: the branch `params` where there is one, OpenVision 2's tower under v1's name."""
+    """Parameters only: the branch `params` if there is one, with OpenVision 2's tower under the name of version 1's."""
     branch = {name.removeprefix("params/"): array for name, array in tree.items() if name.startswith("params/")}
     return {
         re.sub("^img_encoder/", "img/", name): array
@@ -200,13 +200,13 @@ def is_openvision2(tree: Mapping[str, np.ndarray]) -> bool:
 
 
 def infer_vision_config(tree: Mapping[str, np.ndarray], image_size: int, source: str) -> VisionConfig:
-    """Shape of the vision tower; a JAX tree knows nothing of the resolution, so `image_size` must be given."""
+    """Shape of the vision tower; a JAX tree does not contain the resolution `image_size`, pixels."""
     patch = _shape(tree, "img/embedding/kernel", source)[0]
     return VisionConfig(**_tower(tree, "img", source), patch_size=patch, image_size=image_size)
 
 
 def infer_config(tree: Mapping[str, np.ndarray], image_size: int, source: str) -> OpenVisionConfig:
-    """Shape of a whole v1 model, its decoder included where the tree holds one."""
+    """Shape of a whole v1 model, with its decoder if the tree has one."""
     decoder = None
     if "txt_decoder/learnable_tokens" in tree:
         decoder = DecoderConfig(

@@ -1,25 +1,26 @@
-"""One way in for every checkpoint: released name, Hub id, folder or file, whatever layout it has.
+"""Load any checkpoint: released name, Hub id, folder or file, in any known layout.
 
 | source                                        | layout                                        |
 |-----------------------------------------------|-----------------------------------------------|
 | `openvision-vit-large-patch14-224`, `org/name` | Hub repository in open_clip's layout           |
-| folder with `config.json`                     | ours                                          |
+| folder with `config.json`                     | model folder of this project                  |
 | folder with `open_clip_config.json`           | open_clip's                                   |
 | folder written by Orbax                       | the original's JAX tree                       |
-| `.safetensors`, `.bin`, `.pt`, `.pth`         | open_clip's, or ours                          |
+| `.safetensors`, `.bin`, `.pt`, `.pth`         | open_clip's, or this project's                |
 | `.npz`                                        | the original's JAX tree, flat                 |
 
-Loading is strict everywhere: a tensor that is missing, extra or misshapen is an error that lists it.
+Loading is strict: a tensor that is missing, extra or of another shape is an error that lists it.
 """
 
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
 from openvision.errors import OpenVisionError
+from openvision.files import JsonObject
 from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import OpenVision2
 from openvision.models.vision import VisionConfig, VisionTransformer
@@ -40,30 +41,30 @@ class Checkpoint:
     """A loaded checkpoint, in eval mode, float32 on CPU."""
 
     vision: VisionTransformer
-    """The vision tower; part of `model` where there is one."""
+    """The vision tower; part of `model` or `captioner` if there is one."""
     model: OpenVision | None
-    """The whole model; None when only the vision tower was there or asked for."""
+    """The contrastive model; None when the source has, or the request wants, a vision tower only."""
     tokenizer: Tokenizer | None
-    """None without a text tower, or when no vocabulary came with the weights."""
+    """None without text tower and decoder, or when the weights came without a vocabulary."""
     source: str
-    """What was loaded, as the user may want to read it again."""
-    provenance: dict[str, Any]
+    """What was loaded, for messages."""
+    provenance: JsonObject
     captioner: OpenVision2 | None = None
-    """The whole model where it is OpenVision 2, which has no text tower; `model` is None then."""
+    """The OpenVision 2 model, which has no text tower; `model` is None then."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """How to load."""
+    """Options of loading."""
 
     vision_only: bool = False
-    """Load no more than the vision tower."""
+    """Load the vision tower only."""
     vocabulary: Path | None = None
-    """Vocabulary for a checkpoint that brings none: vocab.txt or tokenizer.json of bert-base-uncased."""
+    """Vocabulary for a checkpoint without one: vocab.txt or tokenizer.json of bert-base-uncased."""
     image_size: int | None = None
-    """Resolution a JAX tree was trained at, which it does not say itself."""
+    """Trained resolution of a JAX tree in pixels, which the tree does not contain."""
     decoder: bool = False
-    """From the Hub: read the JAX tree, the only form that holds the caption decoder."""
+    """From the Hub: read the JAX tree, the only layout with the caption decoder."""
     revision: str | None = None
     """From the Hub: branch, tag or commit."""
     offline: bool = False
@@ -71,7 +72,7 @@ class Request:
 
 
 def load_checkpoint(source: str | Path, request: Request | None = None) -> Checkpoint:
-    """Load whatever `source` names; raises OpenVisionError with the remedy when that cannot be done."""
+    """Load `source`; raises OpenVisionError that names what is wrong and the remedy."""
     request = request or Request()
     path = Path(source).expanduser()
     if path.is_dir():
@@ -137,12 +138,12 @@ def _from_hub(repository: str, entry: Released | None, request: Request) -> Chec
     if entry is not None and entry.embed_dim is None:
         loaded = _without_head(loaded)
     if entry is not None and loaded.vision.config != entry.vision:
-        raise OpenVisionError(f"{repository} holds {loaded.vision.config}, but {entry.name} is {entry.vision}")
+        raise OpenVisionError(f"{repository} has {loaded.vision.config}, but {entry.name} is {entry.vision}")
     return loaded
 
 
 def _orbax_root(path: Path) -> Path:
-    """The released folder holds the tree one level down, in a folder called checkpoint.npz."""
+    """The released folder has the tree one level down, in a folder called checkpoint.npz."""
     return path / "checkpoint.npz" if (path / "checkpoint.npz").is_dir() else path
 
 
@@ -164,12 +165,10 @@ def _open_clip(weights: Path, config_file: Path | None, request: Request, source
     return Checkpoint(model.eval().vision, model, tokenizer, source, {"converted_from": source})
 
 
-def _open_clip_vision(
-    state: dict[str, torch.Tensor], content: dict[str, Any], request: Request, source: str
-) -> Checkpoint:
+def _open_clip_vision(state: dict[str, torch.Tensor], content: JsonObject, request: Request, source: str) -> Checkpoint:
     if not any(name.endswith("conv1.weight") for name in state):
         found = ", ".join(sorted(state)[:3])
-        raise OpenVisionError(f"{source} holds no vision tower (its first tensors: {found}); is it a text model?")
+        raise OpenVisionError(f"{source} has no vision tower (its first tensors: {found}); is it a text model?")
     alone = open_clip.is_vision_only(state)
     named = open_clip.with_prefix(state)
     if not alone:
@@ -194,11 +193,11 @@ def _without_head(loaded: Checkpoint) -> Checkpoint:
     return loaded
 
 
-def _jax(tree: dict[str, Any], request: Request, source: str) -> Checkpoint:
+def _jax(tree: dict[str, np.ndarray], request: Request, source: str) -> Checkpoint:
     tree = jax.parameters_of(tree)
     if request.image_size is None:
         raise OpenVisionError(
-            f"{source} is a JAX tree, which does not say at which resolution it was trained; give image_size "
+            f"{source} is a JAX tree, which does not contain its trained resolution; give image_size "
             "(--image-size on the command line)"
         )
     if request.vision_only or jax.is_openvision2(tree):
@@ -214,14 +213,14 @@ def _jax(tree: dict[str, Any], request: Request, source: str) -> Checkpoint:
 
 
 def _tokenizer(request: Request, beside: Path | None) -> Tokenizer | None:
-    """The tokenizer of released weights: from the vocabulary that was given, else from one beside the weights."""
+    """The tokenizer of released weights, from the given vocabulary or from one beside the weights."""
     if request.vocabulary is not None:
         return Tokenizer.from_vocabulary(request.vocabulary)
     found = [beside / name for name in _VOCABULARY_FILES if (beside / name).is_file()] if beside else []
     return Tokenizer.from_vocabulary(found[0]) if found else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> JsonObject:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

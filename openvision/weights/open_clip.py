@@ -7,17 +7,17 @@ and dropped: a file with learned positions is not an OpenVision model, whatever 
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from openvision.errors import OpenVisionError
+from openvision.files import JsonObject
 from openvision.models.layers import LAYER_NORM_EPS, sincos_position_table
 from openvision.models.openvision import OpenVisionConfig
 from openvision.models.text import TextConfig
 from openvision.models.variants import SIZES
-from openvision.models.vision import VisionConfig
+from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionConfig
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -206,10 +206,10 @@ def _heads(width: int, depth: int) -> int:
     return next((tower.heads for tower in towers if (tower.width, tower.depth) == (width, depth)), max(1, width // 64))
 
 
-def config_from_open_clip(content: Mapping[str, Any], state: Mapping[str, Tensor]) -> OpenVisionConfig:
-    """Our configuration for an `open_clip_config.json`; MLP widths, which it gives as rounded ratios, from the tensors.
+def config_from_open_clip(content: JsonObject, state: Mapping[str, Tensor]) -> OpenVisionConfig:
+    """Configuration from an `open_clip_config.json`; MLP widths, rounded ratios there, come from the tensors.
 
-    Raises KeyError or TypeError on a file of another form.
+    Raises KeyError or TypeError on a file of another format.
     """
     model = content.get("model_cfg", content)
     text = model["text_cfg"]
@@ -227,7 +227,7 @@ def config_from_open_clip(content: Mapping[str, Any], state: Mapping[str, Tensor
     )
 
 
-def vision_config_from_open_clip(content: Mapping[str, Any], state: Mapping[str, Tensor]) -> VisionConfig:
+def vision_config_from_open_clip(content: JsonObject, state: Mapping[str, Tensor]) -> VisionConfig:
     """The vision tower's part of `config_from_open_clip`."""
     vision = content.get("model_cfg", content)["vision_cfg"]
     width = vision["width"]
@@ -241,7 +241,7 @@ def vision_config_from_open_clip(content: Mapping[str, Any], state: Mapping[str,
     )
 
 
-def config_to_open_clip(config: OpenVisionConfig) -> dict[str, Any]:
+def config_to_open_clip(config: OpenVisionConfig) -> JsonObject:
     """`open_clip_config.json` for stock open_clip, with preprocessing and the tokenizer's mode."""
     vision, text = config.vision, config.text
     norm = {"norm_kwargs": {"eps": LAYER_NORM_EPS}}
@@ -276,8 +276,8 @@ def config_to_open_clip(config: OpenVisionConfig) -> dict[str, Any]:
             },
         },
         "preprocess_cfg": {
-            "mean": [0.485, 0.456, 0.406],
-            "std": [0.229, 0.224, 0.225],
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
             "interpolation": "bilinear",
             "resize_mode": "shortest",
         },

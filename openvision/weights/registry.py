@@ -1,6 +1,6 @@
-"""Every released OpenVision checkpoint by name: its shape, where it lies, and what was reported for it.
+"""Registry of the released OpenVision checkpoints: name, shape, Hub repository and reported accuracy.
 
-v1 models hold both towers (their caption decoder is only in the JAX tree); OpenVision 2 models hold the vision tower.
+v1 models have both towers (the caption decoder is only in the JAX tree); OpenVision 2 models are vision towers.
 """
 
 import difflib
@@ -35,7 +35,7 @@ class Released:
     name: str
     vision: VisionConfig
     embed_dim: int | None
-    """Width of the shared space; None for OpenVision 2, whose tower has no trained head."""
+    """Width of the embedding; None for OpenVision 2, whose tower has no trained head."""
     full: OpenVisionConfig | None
     """Shape of both towers and the decoder; None for OpenVision 2."""
     repository: str
@@ -56,7 +56,7 @@ class Released:
 
 
 def vision_parameters(config: VisionConfig, embed_dim: int | None) -> int:
-    """Parameters of a vision tower, by its shape alone."""
+    """Number of parameters of a vision tower, computed from its shape."""
     width, hidden = config.width, config.mlp_dim
     block = 4 * width * width + 2 * width * hidden + 4 * width + (hidden + width) + 4 * width
     return 3 * config.patch_size**2 * width + width + config.depth * block + 2 * width + width * (embed_dim or 0)
@@ -94,12 +94,12 @@ _ENTRIES = {entry.name: entry for entry in (*_v1(), *_v2())}
 
 
 def available_models() -> list[str]:
-    """Names that `openvision.load` and `openvision.load_vision` know."""
+    """Names that `openvision.load` and `openvision.load_vision` accept."""
     return list(_ENTRIES)
 
 
 def released(name: str) -> Released:
-    """The released checkpoint of a name; raises OpenVisionError that suggests the nearest one."""
+    """The released checkpoint of that name; raises OpenVisionError that suggests the nearest name."""
     if name in _ENTRIES:
         return _ENTRIES[name]
     near = difflib.get_close_matches(name, _ENTRIES, n=1, cutoff=0.5)
@@ -111,5 +111,5 @@ def released(name: str) -> Released:
 
 
 def released_in(repository: str) -> Released | None:
-    """The released checkpoint that a Hub repository holds, if it is one of ours."""
+    """The released checkpoint of a Hub repository; None for any other repository."""
     return next((entry for entry in _ENTRIES.values() if entry.repository.lower() == repository.lower()), None)

@@ -1,4 +1,4 @@
-"""Tensors into a module, all of them and no other: what is missing, extra or misshapen is listed."""
+"""Strict loading: a tensor that is missing, extra or of another shape is an error that lists it."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ _SHOWN = 5
 
 
 def assign_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Make the tensors of `state` the parameters of `module` (often built on the meta device), without a copy.
+    """Assign the tensors of `state` to `module`, which may be on the meta device, without a copy.
 
     Raises OpenVisionError that names `source` and the tensors that do not fit.
     """
@@ -29,6 +29,6 @@ def assign_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str)
 
 
 def listed(problems: list[str]) -> str:
-    """The first problems, sorted, and how many more there are."""
+    """The first problems, sorted, and the number of others."""
     more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
     return "; ".join(sorted(problems)[:_SHOWN]) + more

@@ -1,4 +1,4 @@
-"""Tensors out of files, without running anything a file says: safetensors, torch files as weights only, npz."""
+"""Read tensors from files without running code: safetensors, torch files as weights only, npz."""
 
 import zipfile
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ TORCH_SUFFIXES = frozenset({".bin", ".pt", ".pth"})
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a `.safetensors`, `.bin`, `.pt` or `.pth` file by name, mapped rather than read where possible.
+    """All tensors of a `.safetensors`, `.bin`, `.pt` or `.pth` file by name, memory-mapped where possible.
 
     A torch file may hold the tensors under `state_dict`, and each name may begin with `module.`, as training
     checkpoints of open_clip do. Raises OpenVisionError for a missing, truncated or unsafe file.
@@ -27,11 +27,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return _read_safetensors(path)
     if path.suffix in TORCH_SUFFIXES:
         return _read_torch(path)
-    raise OpenVisionError(f"{path} is not a kind of weights this reads: .safetensors, .bin, .pt, .pth or .npz")
+    raise OpenVisionError(f"{path} is not a weights file: supported are .safetensors, .bin, .pt, .pth and .npz")
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a flat `.npz`; raises OpenVisionError when it is broken or holds pickled objects."""
+    """All arrays of a flat `.npz`; raises OpenVisionError when it is broken or contains pickled objects."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
@@ -50,16 +50,16 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
-        # Mapped only where the file is a zip archive: older files have to be read.
+        # Only zip archives can be mapped; older files are read.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # The unpickler's refusals, zip errors and read errors have no common base.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise OpenVisionError(
-            f"{path} is not a file of plain tensors: it is truncated, or holds objects that are not opened since they "
-            f"could run code ({reason})"
+            f"{path} is not a file of plain tensors: it is truncated, or contains objects that could run code "
+            f"({reason})"
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise OpenVisionError(f"{path} holds something else than tensors by name")
+        raise OpenVisionError(f"{path} is not a mapping from names to tensors")
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}

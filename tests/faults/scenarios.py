@@ -132,17 +132,17 @@ def _free_files_at_step(step: int) -> None:
 
 def _nan_at_step(step: int) -> None:
     """A batch whose pixels are not a number."""
-    from openvision.training import objective
+    from openvision.models import vision
     from openvision.training.step import Step
 
-    normalize = objective.normalize
+    normalize = vision.normalize
     now = [False]
 
     def poisoned(images: torch.Tensor) -> torch.Tensor:
         pixels = normalize(images)
         return pixels * float("nan") if now[0] else pixels
 
-    objective.normalize = poisoned
+    vision.normalize = poisoned
     take_step = Step.__call__
 
     def step_with_fault(self: Any, *arguments: Any) -> Any:

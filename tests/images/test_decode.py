@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from openvision.images.decode import BadSampleError, Jpeg, Pixels, decode_image, open_picture
+from openvision.images.decode import BadSampleError, Jpeg, Pixels, decode_image, open_image
 from openvision.images.preprocess import resize
 
 
@@ -37,7 +37,7 @@ def encoded(pixels: np.ndarray | Image.Image, form: str = "JPEG", **settings) ->
 def test_a_crop_decoded_small_is_the_crop_decoded_whole(height, width, size, corner, share) -> None:
     data = encoded(scene(height, width), quality=95)
     box = (int(corner[0] * height), int(corner[1] * width), max(8, int(share * height)), max(8, int(share * width)))
-    picture = open_picture(data)
+    picture = open_image(data)
     assert isinstance(picture, Jpeg)
     small = picture.crop(box, size)
     assert min(small.shape[:2]) >= min(size, *box[2:]) - 1
@@ -50,7 +50,7 @@ def test_a_crop_decoded_small_is_the_crop_decoded_whole(height, width, size, cor
 
 @pytest.mark.parametrize(("side", "size", "decoded"), [(512, 64, 64), (512, 84, 128), (512, 224, 256), (512, 300, 512)])
 def test_the_smallest_scale_that_covers_is_taken(side, size, decoded) -> None:
-    picture = open_picture(encoded(scene(side, side)))
+    picture = open_image(encoded(scene(side, side)))
     assert picture.crop((0, 0, side, side), size).shape == (decoded, decoded, 3)
 
 
@@ -70,20 +70,20 @@ def test_grey_and_cmyk_jpegs() -> None:
 def test_a_rotation_in_the_exif_data_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture = open_picture(encoded(scene(40, 60), exif=exif))
+    picture = open_image(encoded(scene(40, 60), exif=exif))
     assert (picture.height, picture.width) == (60, 40)
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])
 def test_other_formats_are_decoded_whole(form) -> None:
-    picture = open_picture(encoded(scene(40, 60), form))
+    picture = open_image(encoded(scene(40, 60), form))
     assert isinstance(picture, Pixels)
     assert picture.crop((1, 2, 30, 40), 8).shape == (30, 40, 3)
 
 
 def test_a_jpeg_cut_short_is_told_when_it_is_decoded() -> None:
     data = encoded(scene(200, 200), quality=95)
-    picture = open_picture(data[: len(data) // 2])
+    picture = open_image(data[: len(data) // 2])
     with pytest.raises(BadSampleError, match="cannot be decoded") as caught:
         picture.crop((0, 0, 200, 200), 50)
     assert caught.value.reason == "undecodable"
@@ -92,13 +92,13 @@ def test_a_jpeg_cut_short_is_told_when_it_is_decoded() -> None:
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"\xff\xd8\xff\xe0" + bytes(50), b"GIF89a"])
 def test_bytes_that_are_no_picture(data) -> None:
     with pytest.raises(BadSampleError, match="cannot be decoded"):
-        open_picture(data)
+        open_image(data)
 
 
 def test_too_many_pixels_are_refused_from_the_header() -> None:
     data = encoded(scene(100, 100))
     with pytest.raises(BadSampleError, match="100 x 100 pixels, more than 9999") as caught:
-        open_picture(data, max_pixels=9999)
+        open_image(data, max_pixels=9999)
     assert caught.value.reason == "too_large"
 
 
@@ -106,4 +106,4 @@ def test_formats_that_start_other_programs_are_not_opened() -> None:
     data = encoded(scene(20, 30), "EPS")
     assert Image.open(io.BytesIO(data)).format == "EPS"
     with pytest.raises(BadSampleError, match="cannot be decoded"):
-        open_picture(data)
+        open_image(data)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from openvision.images.preprocess import BadSampleError, decode_image, normalize, resize, resize_center_crop, squash
+from openvision.images.decode import BadSampleError, decode_image
+from openvision.images.preprocess import resize, resize_center_crop, squash
+from openvision.models.vision import normalize
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ def test_what_has_no_text_tower_says_so(folder):
 
 
 def test_what_has_no_autoregressive_decoder_says_so(model_folder):
-    with pytest.raises(OpenVisionError, match="holds no autoregressive caption decoder"):
+    with pytest.raises(OpenVisionError, match="has no autoregressive caption decoder"):
         openvision.load_captioner(model_folder)
 
 

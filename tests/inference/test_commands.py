@@ -43,7 +43,7 @@ def test_search_prints_scores_and_paths(model_folder, pictures) -> None:
         (("classify", "PICTURES/none.png", "--labels", "a", "--checkpoint", "MODEL"), "does not exist"),
         (("classify", "PICTURES/notes.txt", "--labels", "a", "--checkpoint", "MODEL"), "cannot be used"),
         (("classify", "PICTURES/red.png", "--labels", "a", "--checkpoint", "PICTURES"), "not a model folder"),
-        (("search", "MODEL", "red", "--checkpoint", "MODEL"), "holds no pictures"),
+        (("search", "MODEL", "red", "--checkpoint", "MODEL"), "has no images"),
         (("search", "PICTURES/none", "red", "--checkpoint", "MODEL"), "not a folder"),
     ],
 )

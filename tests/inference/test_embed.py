@@ -110,7 +110,7 @@ def test_bad_input(encoder, many, tmp_path) -> None:
     only_bad = tmp_path / "bad"
     only_bad.mkdir()
     (only_bad / "a.png").write_bytes(b"no picture")
-    with pytest.raises(OpenVisionError, match="none of the 1 pictures"):
+    with pytest.raises(OpenVisionError, match="none of the 1 images"):
         embed(encoder, only_bad, tmp_path / "g.safetensors")
     assert not (tmp_path / "g.safetensors").exists()
 

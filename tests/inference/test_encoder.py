@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from openvision.errors import OpenVisionError
-from openvision.inference.encoder import Encoder, classify, clean_labels, search
+from openvision.inference.encoder import Encoder, distinct_labels
 from openvision.inference.vision import UnreadableImageError
 
 
@@ -66,13 +66,13 @@ def test_the_order_of_labels_does_not_matter(encoder, pictures) -> None:
 
 
 def test_labels_are_stripped_and_counted_once() -> None:
-    assert clean_labels([" red", "red ", "", "a b"]) == ["red", "a b"]
+    assert distinct_labels([" red", "red ", "", "a b"]) == ["red", "a b"]
 
 
 @pytest.mark.parametrize("labels", [[], ["", "  "]])
 def test_no_labels_is_an_error(encoder, pictures, labels) -> None:
     with pytest.raises(OpenVisionError, match="no labels"):
-        classify(encoder, pictures / "red.png", labels)
+        encoder.classify(pictures / "red.png", labels)
 
 
 def test_one_text_where_a_list_is_meant_is_an_error(encoder, pictures) -> None:
@@ -97,7 +97,7 @@ def test_search_ranks_by_cosine_and_looks_into_subfolders(encoder, pictures) -> 
 
 def test_search_skips_what_it_cannot_read_and_says_so(encoder, pictures) -> None:
     (pictures / "broken.jpg").write_bytes(b"not a picture")
-    result = search(encoder, pictures, "red")
+    result = encoder.search_folder(pictures, "red")
     assert len(result.hits) == 3
     assert [path.name for path, _ in result.skipped] == ["broken.jpg"]
 
@@ -105,7 +105,7 @@ def test_search_skips_what_it_cannot_read_and_says_so(encoder, pictures) -> None
 def test_search_with_nothing_to_find(encoder, pictures, tmp_path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(OpenVisionError, match="holds no pictures"):
+    with pytest.raises(OpenVisionError, match="has no images"):
         encoder.search(empty, "red")
     with pytest.raises(OpenVisionError, match="not a folder"):
         encoder.search(tmp_path / "missing", "red")
@@ -114,7 +114,7 @@ def test_search_with_nothing_to_find(encoder, pictures, tmp_path) -> None:
     with pytest.raises(OpenVisionError, match="top must be"):
         encoder.search(pictures, "red", top=0)
     (empty / "broken.png").write_bytes(b"")
-    with pytest.raises(OpenVisionError, match="none of the 1 pictures"):
+    with pytest.raises(OpenVisionError, match="none of the 1 images"):
         encoder.search(empty, "red")
 
 

@@ -9,19 +9,19 @@ from typer.testing import CliRunner
 from openvision.cli.main import app
 from openvision.errors import OpenVisionError
 from openvision.inference import verify as module
-from openvision.inference.verify import PICTURES, Verification, verify
+from openvision.inference.verify import DRAWINGS, Verification, verify
 from openvision.models.openvision import OpenVision
 from openvision.weights.folder import load_folder, save_folder
 
-ALL_RIGHT = tuple((label, label, 0.9) for label in PICTURES.values())
+ALL_RIGHT = tuple((label, label, 0.9) for label in DRAWINGS.values())
 
 
 def test_every_picture_is_answered(model_folder) -> None:
     report = verify(str(model_folder))
     assert report.expected_parameters is None
     assert report.answers is not None
-    assert [true for true, _, _ in report.answers] == list(PICTURES.values())
-    assert all(best in PICTURES.values() and 0 < share <= 1 for _, best, share in report.answers)
+    assert [true for true, _, _ in report.answers] == list(DRAWINGS.values())
+    assert all(best in DRAWINGS.values() and 0 < share <= 1 for _, best, share in report.answers)
     assert f"{report.parameters:,} parameters" in report.lines()[0]
 
 
@@ -55,5 +55,5 @@ def test_an_untrained_model_is_told_from_a_trained_one(model_folder, tmp_path, m
     result = CliRunner().invoke(app, ["verify", str(tmp_path / "model")])
     assert isinstance(result.exception, OpenVisionError)
     assert "of 8 drawings recognised" in result.output
-    monkeypatch.setattr(module, "_LEAST_RIGHT", 0)
+    monkeypatch.setattr(module, "_LEAST_CORRECT", 0)
     assert CliRunner().invoke(app, ["verify", str(tmp_path / "model")]).exit_code == 0

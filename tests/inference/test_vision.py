@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from openvision.errors import OpenVisionError
-from openvision.images.preprocess import normalize, resize_center_crop, squash
+from openvision.images.preprocess import resize_center_crop, squash
 from openvision.inference.encoder import Encoder
 from openvision.inference.vision import VisionEncoder
-from openvision.models.vision import VisionConfig, VisionTransformer
+from openvision.models.vision import VisionConfig, VisionTransformer, normalize
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
 
@@ -139,12 +139,12 @@ def test_the_smallest_and_the_largest_picture(tower, tmp_path) -> None:
 
 
 def test_a_resolution_below_a_patch(tower) -> None:
-    with pytest.raises(OpenVisionError, match="holds no patch"):
+    with pytest.raises(OpenVisionError, match="smaller than a patch"):
         VisionEncoder(tower.vision, resolution=13)
 
 
 def test_one_picture_where_a_list_is_meant(tower) -> None:
-    with pytest.raises(OpenVisionError, match="takes a list"):
+    with pytest.raises(OpenVisionError, match="expected a list"):
         tower.encode_images("cat.png")
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 import openvision.models.decoder
 from openvision.models.decoder import DecoderBlock, DecoderConfig, ParallelCaptionDecoder
-from openvision.models.layers import attend
+from openvision.models.kernels.dispatch import attention
 
 CONFIG = DecoderConfig(width=32, depth=3, mlp_dim=64, heads=4, vocab_size=50, caption_length=7)
 
@@ -21,7 +21,7 @@ def masked_reference(decoder: ParallelCaptionDecoder, image_tokens: Tensor, text
     for block in decoder.blocks:
         assert isinstance(block, DecoderBlock)
         q, k, v = block.attn.split_heads(block.attn.qkv(block.norm1(x)), 3)
-        x = x + block.attn.merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed))
+        x = x + block.attn.project(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed))
         x = x + block.mlp(block.norm2(x))
     return decoder.norm(x[:, split:])
 
@@ -67,9 +67,9 @@ def test_no_square_is_formed(monkeypatch):
 
     def spy(q, k, v, mask=None):
         shapes.append((q.shape[2], k.shape[2]))
-        return attend(q, k, v, mask)
+        return attention(q, k, v, mask)
 
-    monkeypatch.setattr(openvision.models.decoder, "attend", spy)
+    monkeypatch.setattr(openvision.models.decoder, "attention", spy)
     decoder(torch.randn(1, 9, 24), torch.randn(1, 5, 16))
     prefix, queries = 14, 7
     assert set(shapes) == {(prefix, prefix), (queries, prefix + queries)}

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from openvision.models import layers
+from openvision.models.kernels import dispatch
 from openvision.models.openvision import OpenVision
 from openvision.models.variants import variant
 
@@ -13,9 +13,9 @@ from openvision.models.variants import variant
 def test_explicit_attention_equals_the_fused_kernel(masked, monkeypatch):
     q, k, v = (torch.randn(2, 3, length, 8, requires_grad=True) for length in (5, 11, 11))
     mask = torch.ones(5, 11, dtype=torch.bool).tril(6) if masked else None
-    explicit = layers.attend(q, k, v, mask)
-    monkeypatch.setattr(layers, "EXPLICIT_KEYS_ON_CPU", 0)
-    fused = layers.attend(q, k, v, mask)
+    explicit = dispatch.attention(q, k, v, mask)
+    monkeypatch.setattr(dispatch, "EXPLICIT_KEYS_ON_CPU", 0)
+    fused = dispatch.attention(q, k, v, mask)
     torch.testing.assert_close(explicit, fused, rtol=0, atol=1e-6)
     weights = torch.randn_like(fused)
     for one, other in zip(
@@ -33,10 +33,10 @@ def test_long_sequences_take_the_fused_kernel(monkeypatch):
         return fused(*arguments, **keywords)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
-    short, long = torch.randn(1, 1, 16, 4), torch.randn(1, 1, layers.EXPLICIT_KEYS_ON_CPU + 1, 4)
-    layers.attend(short, short, short)
+    short, long = torch.randn(1, 1, 16, 4), torch.randn(1, 1, dispatch.EXPLICIT_KEYS_ON_CPU + 1, 4)
+    dispatch.attention(short, short, short)
     assert not called
-    layers.attend(long, long, long)
+    dispatch.attention(long, long, long)
     assert called
 
 

@@ -13,7 +13,7 @@ from openvision.models.autoregressive import (
     TextPositions,
     teacher_forcing_ids,
 )
-from openvision.models.layers import attend
+from openvision.models.kernels.dispatch import attention
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config, kept_patches, random_patches
 from openvision.models.variants import variant2
 from openvision.models.vision import VisionConfig
@@ -50,7 +50,7 @@ def textbook(model: OpenVision2, images: Tensor, ids: Tensor, keep: Tensor) -> T
     for block in decoder.blocks:
         assert isinstance(block, AutoregressiveBlock)
         q, k, v = block.attn.split_heads(block.attn.qkv(block.norm1(x)), 3)
-        x = x + block.attn.merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed))
+        x = x + block.attn.project(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed))
         x = x + block.mlp(block.norm2(x))
     return decoder.norm(x[:, split:])
 
@@ -87,9 +87,9 @@ def test_no_square_is_formed(monkeypatch):
 
     def spy(q, k, v, mask=None):
         shapes.append((q.shape[2], k.shape[2]))
-        return attend(q, k, v, mask)
+        return attention(q, k, v, mask)
 
-    monkeypatch.setattr(openvision.models.decoder, "attend", spy)
+    monkeypatch.setattr(openvision.models.decoder, "attention", spy)
     OpenVision2(config())(*batch())
     assert shapes == [(5, 5), (11, 16), (5, 5), (11, 16), (11, 16)]
 

@@ -19,10 +19,9 @@ from openvision.evaluation.data.prompts import class_names, classifier, protocol
 from openvision.evaluation.evaluators.retrieval import retrieval
 from openvision.evaluation.evaluators.zero_shot import answers, summarize
 from openvision.evaluation.metrics.ranks import retrieval_ranks
-from openvision.images.preprocess import normalize
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.text import TextConfig
-from openvision.models.vision import VisionConfig
+from openvision.models.vision import VisionConfig, normalize
 from openvision.text.tokenizer import Tokenizer
 from openvision.weights.load import load_checkpoint
 from openvision.weights.open_clip import CONFIG_FILE, config_to_open_clip, to_open_clip

@@ -21,7 +21,7 @@ from openvision.evaluation.data.prompts import classifier, protocol
 from openvision.evaluation.data.split import read_split
 from openvision.evaluation.evaluators.retrieval import retrieval
 from openvision.evaluation.evaluators.zero_shot import answers, summarize
-from openvision.images.preprocess import normalize
+from openvision.models.vision import normalize
 from openvision.text.captions import sentences
 from openvision.weights.load import load_checkpoint
 from openvision.weights.open_clip import CONFIG_FILE, config_to_open_clip, to_open_clip

@@ -13,11 +13,10 @@ from typer.testing import CliRunner
 
 import openvision
 from openvision.cli.main import app
-from openvision.images.preprocess import normalize
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.text import TextConfig
 from openvision.models.variants import SIZES
-from openvision.models.vision import VisionConfig, VisionTransformer
+from openvision.models.vision import VisionConfig, VisionTransformer, normalize
 from openvision.text.tokenizer import Tokenizer
 from openvision.weights.export.targets import ExportOptions, export
 from openvision.weights.load import Checkpoint, Request, load_checkpoint

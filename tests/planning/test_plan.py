@@ -108,9 +108,9 @@ def test_what_surely_fits_is_within_memory_and_one_more_chunk_is_not_needed():
         ((), 100, "h100", "does not divide by 100 devices"),
         (("run.precision=float32",), 8, "h100", "float32"),
         ((), 4096, "h100", "matrix products of"),
-        ((), 512, "h100", "update and traffic"),
+        ((), 512, "h100", "update and communication"),
         ((), 1, "cpu", "years"),
-        ((), 8, "4090", "layout written in the recipe"),
+        ((), 8, "4090", "layout in the recipe"),
     ],
 )
 def test_warnings(overrides, devices, device, part):

@@ -351,7 +351,7 @@ def test_folders_and_files_of_other_kinds(tmp_path) -> None:
     with pytest.raises(OpenVisionError, match="not a model folder"):
         load_checkpoint(tmp_path)
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(OpenVisionError, match="not a kind of weights"):
+    with pytest.raises(OpenVisionError, match="not a weights file"):
         load_checkpoint(tmp_path / "notes.txt")
     (tmp_path / CONFIG_FILE).write_text("{}")
     with pytest.raises(OpenVisionError, match="has no weights"):

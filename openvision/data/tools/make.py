@@ -30,8 +30,7 @@ from openvision.data.shards.dataset import ShardWriter
 from openvision.data.tools.readers import Row, Rows
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_folder, atomic_write_text
-from openvision.images.decode import BadSampleError
-from openvision.images.preprocess import decode_image
+from openvision.images.decode import BadSampleError, decode_image
 
 TRAIN, VALIDATION = "train", "validation"
 

@@ -18,8 +18,7 @@ from pathlib import Path
 from openvision.data.shards.dataset import ShardDataset
 from openvision.errors import OpenVisionError
 from openvision.files import atomic_write_text
-from openvision.images.decode import BadSampleError
-from openvision.images.preprocess import decode_image
+from openvision.images.decode import BadSampleError, decode_image
 from openvision.text.captions import non_blank
 
 Progress = Callable[[int, float], None]

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from openvision.errors import OpenVisionError, require
 from openvision.evaluation.data.images import Captioned, Labelled, Pictures, captioned, labelled
-from openvision.images.decode import BadSampleError
-from openvision.images.preprocess import decode_image
+from openvision.images.decode import BadSampleError, decode_image
 
 PREFIX = "hf:"
 

@@ -22,8 +22,7 @@ from openvision.data.shards.index import CAPTIONS, IMAGE_EXTENSIONS, Entry, Shar
 from openvision.data.shards.manifest import open_manifest
 from openvision.data.shards.store import Store, open_store
 from openvision.errors import OpenVisionError
-from openvision.images.decode import BadSampleError
-from openvision.images.preprocess import decode_image
+from openvision.images.decode import BadSampleError, decode_image
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif"}
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from openvision.data.shards.dataset import Sample, ShardDataset
 from openvision.errors import OpenVisionError
-from openvision.images.preprocess import BadSampleError, decode_image, resize_center_crop, to_batch
+from openvision.images.decode import BadSampleError
+from openvision.images.preprocess import prepare, to_batch
 from openvision.text.captions import sentences
 
 
@@ -56,7 +57,7 @@ def read_split(dataset: ShardDataset, resolution: int) -> Split:
     for index in range(len(dataset)):
         try:
             sample = dataset[index]
-            images.append(resize_center_crop(decode_image(sample.image), resolution))
+            images.append(prepare(sample.image, resolution))
             samples.append(sample)
             indices.append(index)
         except BadSampleError as bad:

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 
 from openvision.encoding import evaluating, require_decoder
 from openvision.evaluation.data.split import Split
-from openvision.images.preprocess import normalize
 from openvision.models.autoregressive import teacher_forcing_ids
 from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import OpenVision2
@@ -45,7 +44,7 @@ def caption_nats(
     with evaluating(model) as device:
         for rows in batches:
             wanted, counts = labels[rows].to(device), mask[rows].to(device)
-            images = normalize(split.images[rows].to(device))
+            images = split.images[rows].to(device)
             if isinstance(model, OpenVision2):
                 logits = model.caption_logits(images, teacher_forcing_ids(wanted, tokenizer.bos_id))
             else:

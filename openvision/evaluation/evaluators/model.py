@@ -19,7 +19,7 @@ from openvision.encoding import check_features, encode_texts, evaluating, once
 from openvision.errors import OpenVisionError
 from openvision.evaluation.data.images import Pictures
 from openvision.images.decode import BadSampleError
-from openvision.images.preprocess import Preprocessing, normalize, prepare
+from openvision.images.preprocess import Preprocessing, prepare
 from openvision.models.layers import unit
 from openvision.models.openvision import OpenVision
 from openvision.models.vision import VisionTransformer
@@ -100,7 +100,7 @@ class Subject:
             done = 0
             for places, batch in prepared_batches(pictures, mine, self):
                 with self._precision(device):
-                    pooled = self.vision.forward_features(normalize(batch.to(device))).pooled
+                    pooled = self.vision.forward_features(batch.to(device)).pooled
                     parts = [pooled.float()]
                     if head is not None:
                         parts.append(unit(self.vision.project(pooled)).float())

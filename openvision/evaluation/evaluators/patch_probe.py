@@ -19,7 +19,6 @@ from openvision.evaluation.evaluators.base import Evaluator, Measured
 from openvision.evaluation.evaluators.model import Subject, prepared_batches
 from openvision.evaluation.metrics.bootstrap import Outcomes
 from openvision.evaluation.metrics.probes import Scaling, _fit
-from openvision.images.preprocess import normalize
 
 # A channel that differs by no more is still ground: antialiasing and JPEG leave traces.
 TOLERANCE = 12
@@ -90,7 +89,7 @@ class PatchProbe(Evaluator):
         good = np.zeros(len(mine), dtype=np.bool_)
         with evaluating(subject.vision) as device:
             for places, batch in prepared_batches(pictures, mine, subject):
-                features = subject.vision.forward_features(normalize(batch.to(device)))
+                features = subject.vision.forward_features(batch.to(device))
                 tokens[places] = features.patch_tokens.float().cpu().numpy()
                 truth[places] = drawn(batch.numpy(), self.ground, subject.vision.config.patch_size)
                 good[places] = True

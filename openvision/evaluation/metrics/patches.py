@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openvision.encoding import evaluating
-from openvision.images.preprocess import normalize
 from openvision.models.layers import unit
 from openvision.models.openvision import OpenVision
 from openvision.models.vision import VisionTransformer
@@ -42,7 +41,7 @@ def dense_patch_tokens(
                 shifted = padded[..., top : top + height, left : left + width]
                 tokens = torch.cat(
                     [
-                        tower.forward_features(normalize(batch).to(device)).patch_tokens.float().cpu()
+                        tower.forward_features(batch.to(device)).patch_tokens.float().cpu()
                         for batch in shifted.split(batch_size)
                     ]
                 )

@@ -16,7 +16,7 @@ from openvision.evaluation.data.split import Split, read_split
 from openvision.evaluation.evaluators.zero_shot import candidates_of
 from openvision.evaluation.metrics.patches import as_colours, dense_patch_tokens, principal_components
 from openvision.evaluation.metrics.ranks import similarity
-from openvision.images.preprocess import decode_image
+from openvision.images.decode import decode_image
 from openvision.models.openvision import OpenVision
 from openvision.text.tokenizer import Tokenizer
 

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from openvision.errors import OpenVisionError
-from openvision.images.preprocess import normalize, prepare, to_batch, to_rgb
+from openvision.images.preprocess import prepare, to_batch
+from openvision.models.vision import normalize
 from openvision.weights.load import Request, load_checkpoint
 
 MODEL_TYPE = "openvision"
@@ -55,7 +56,7 @@ def load_openvision(
     mode = "squash" if model_name.endswith("squash") else "crop"
 
     def transform(image: Image.Image) -> Tensor:
-        return normalize(to_batch([prepare(to_rgb(image), side, mode)]))[0]
+        return normalize(to_batch([prepare(image, side, mode)]))[0]
 
     def tokenize(texts: list[str]) -> Tensor:
         return torch.from_numpy(tokenizer.encode(list(texts), length))

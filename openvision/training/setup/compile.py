@@ -4,7 +4,7 @@
   it with the modules it shards: names of parameters, outputs and gradients stay the same.
 - "selective" keeps what is expensive to compute, the results of matrix products and of attention, and recomputes norms,
   GELUs and sums: most of the memory for a few per cent of the time. On a CPU, where watching every operation costs more
-  than that, blocks have a function for it (`Block.lean`).
+  than that, blocks have a function for it (`Block.recompute_mlp`).
 - Compilation comes outside of recomputation, so that the compiler sees both.
 """
 
@@ -45,7 +45,7 @@ def prepare_blocks(model: nn.Module, checkpointing: Checkpointing = "none", comp
     prepared: dict[type[Block], type[Block]] = {}
     for block in model.modules():
         if isinstance(block, Block):
-            block.lean = checkpointing == "selective"
+            block.recompute_mlp = checkpointing == "selective"
             if checkpointing != "none" or compiled:
                 kind = type(block)
                 prepared[kind] = prepared.get(kind) or _prepared(kind, checkpointing, compiled)

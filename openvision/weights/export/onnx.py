@@ -1,12 +1,12 @@
-"""Vision and text as two ONNX graphs for ONNX Runtime: free batch, fixed or free resolution, fp32, fp16 or int8.
+"""Export both towers as ONNX graphs for ONNX Runtime: dynamic batch, fixed or dynamic resolution, fp32, fp16 or int8.
 
 vision.onnx   images float32 (B, 3, H, W), normalised -> image_embeds (B, E) of unit length (`pooled` (B, D) without a
               head), patch_tokens (B, N, D) before any norm
 text.onnx     ids int64 (B, L) -> text_embeds (B, E) of unit length
 onnx.json     resolution, preprocessing, logit scale, precision
 
-int8 is dynamic quantisation: weights and activations of matrix products, eight bits, a scale a channel. What it costs
-in accuracy depends on the model; the check here only keeps out broken graphs.
+int8 is dynamic quantisation of the weights and activations of matrix products, with one scale a channel. Its cost in
+accuracy depends on the model; the check here only rejects broken graphs.
 """
 
 import json
@@ -15,29 +15,38 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openvision.errors import require
-from openvision.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from openvision.files import JsonObject
 from openvision.models.layers import sincos_position_table, unit
 from openvision.models.text import TextTransformer
-from openvision.models.vision import VisionTransformer
+from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionTransformer
 from openvision.weights.export.parity import Parity, compare, example_ids, example_images
 from openvision.weights.load import Checkpoint
 
 Precision = Literal["fp32", "fp16", "int8"]
 VISION_FILE, TEXT_FILE, CONFIG_FILE = "vision.onnx", "text.onnx", "onnx.json"
-# Of unit vectors: rounding of half precision; for int8 only that the graph is not broken.
+# Tolerances for unit vectors: rounding of half precision; int8 only rejects broken graphs.
 _TOLERANCE = {"fp32": 2e-5, "fp16": 1e-2, "int8": 0.1}
 _TOKEN_TOLERANCE = {"fp32": 2e-5, "fp16": 2e-2, "int8": 0.5}
 
 
+class Session(Protocol):
+    """The part of `onnxruntime.InferenceSession` used here."""
+
+    def run(self, output_names: list[str] | None, input_feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """All outputs for the inputs by name."""
+        ...
+
+
 class VisionGraph(nn.Module):
-    """The vision tower as one graph: patches by a convolution, positions computed inside where resolution is free."""
+    """The vision tower as one graph: patches by a convolution, dynamic positions computed inside."""
 
     positions: Tensor
 
@@ -76,11 +85,11 @@ class TextGraph(nn.Module):
 
 
 def write_onnx(checkpoint: Checkpoint, folder: Path, precision: Precision, dynamic_resolution: bool) -> None:
-    """Write the graphs and what is needed to feed them; the tokenizer goes along."""
+    """Write the graphs, their configuration and the tokenizer into `folder`."""
     require("onnxscript", extra="onnx")
     vision = checkpoint.vision
     batch = torch.export.Dim("batch")
-    axes: dict[int, Any] = {0: batch}
+    axes = {0: batch}
     if dynamic_resolution:
         axes |= {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
     first = "image_embeds" if vision.head is not None else "pooled"
@@ -98,7 +107,9 @@ def write_onnx(checkpoint: Checkpoint, folder: Path, precision: Precision, dynam
     _write_config(checkpoint, folder, precision, dynamic_resolution)
 
 
-def _export(graph: nn.Module, example: Tensor, axes: dict[int, Any], name: str, outputs: list[str], file: Path) -> None:
+def _export(
+    graph: nn.Module, example: Tensor, axes: dict[int, torch.export.Dim], name: str, outputs: list[str], file: Path
+) -> None:
     with torch.no_grad(), _quiet():
         torch.onnx.export(
             graph,
@@ -148,13 +159,13 @@ def _quantise(source: Path, target: Path) -> None:
 def _halve(source: Path, target: Path) -> None:
     onnx = require("onnx", extra="onnx")
     float16 = require("onnxruntime.transformers.float16", extra="onnx")
-    # Inputs and outputs stay float32: only what is inside is halved.
+    # Inputs and outputs stay float32.
     onnx.save(float16.convert_float_to_float16(onnx.load(str(source)), keep_io_types=True), str(target))
 
 
 def _write_config(checkpoint: Checkpoint, folder: Path, precision: Precision, dynamic_resolution: bool) -> None:
     vision = checkpoint.vision.config
-    content: dict[str, Any] = {
+    content: JsonObject = {
         "image_size": vision.image_size,
         "patch_size": vision.patch_size,
         "dynamic_resolution": dynamic_resolution,
@@ -175,7 +186,7 @@ def _write_config(checkpoint: Checkpoint, folder: Path, precision: Precision, dy
 
 
 def check_onnx(checkpoint: Checkpoint, folder: Path) -> list[Parity]:
-    """Run both graphs in ONNX Runtime on the CPU and compare; a free resolution is tried at another one too."""
+    """Compare both graphs in ONNX Runtime on the CPU; a dynamic resolution is compared at a second one too."""
     config = json.loads((folder / CONFIG_FILE).read_text())
     precision: Precision = config["precision"]
     vision, side = checkpoint.vision, checkpoint.vision.config.image_size
@@ -193,7 +204,7 @@ def check_onnx(checkpoint: Checkpoint, folder: Path) -> list[Parity]:
     return results
 
 
-def _check_vision(vision: VisionTransformer, session: Any, batch: Tensor, precision: Precision) -> list[Parity]:
+def _check_vision(vision: VisionTransformer, session: Session, batch: Tensor, precision: Precision) -> list[Parity]:
     embeds, tokens = session.run(None, {"images": batch.numpy()})
     with torch.inference_mode():
         ours = vision.forward_features(batch)
@@ -205,7 +216,7 @@ def _check_vision(vision: VisionTransformer, session: Any, batch: Tensor, precis
     ]
 
 
-def open_session(file: Path, threads: int | None = None) -> Any:
+def open_session(file: Path, threads: int | None = None) -> Session:
     """An ONNX Runtime session on the CPU, by default with a thread a core; needs the extra `onnx`."""
     runtime = require("onnxruntime", extra="onnx")
     options = runtime.SessionOptions()
@@ -216,7 +227,7 @@ def open_session(file: Path, threads: int | None = None) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters' progress and advice belong into no user's terminal."""
+    """Silence the progress and advice of the exporters."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Is what was written the same encoder? The same inputs through both, and the largest difference."""
+"""Parity of an export: the same inputs through model and export, and the largest difference of their outputs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,23 +16,23 @@ FLOAT32_TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an export is from the model it was made of."""
+    """Difference of one output between an export and its model."""
 
     what: str
-    """The output that was compared."""
+    """Name of the output."""
     difference: float
     """Largest absolute difference over the largest absolute value, or over 1 where all values are smaller."""
     tolerance: float
-    """What it may be; infinity where a difference is known and only told."""
+    """Largest difference allowed; infinity for a known difference that is only reported."""
 
     @property
     def passed(self) -> bool:
-        """Whether the difference is small enough; NaN is not."""
+        """Whether the difference is within the tolerance; NaN is not."""
         return self.difference <= self.tolerance
 
     def __str__(self) -> str:
         verdict = "ok" if self.passed else "TOO LARGE"
-        limit = "told, not judged" if self.tolerance == float("inf") else f"tolerance {self.tolerance:.0e}, {verdict}"
+        limit = "reported only" if self.tolerance == float("inf") else f"tolerance {self.tolerance:.0e}, {verdict}"
         return f"{self.what}: largest difference {self.difference:.1e} ({limit})"
 
 
@@ -46,10 +46,10 @@ def compare(what: str, ours: Tensor, theirs: Tensor, tolerance: float = FLOAT32_
 
 
 def require_parity(results: list[Parity]) -> list[Parity]:
-    """The results, or OpenVisionError that lists those above their tolerance."""
+    """Return the results; raise OpenVisionError that lists those above their tolerance."""
     failed = [str(result) for result in results if not result.passed]
     if failed:
-        raise OpenVisionError(f"the export does not compute what the model computes, and was not kept: {failed}")
+        raise OpenVisionError(f"the export differs from the model and was not kept: {failed}")
     return results
 
 
@@ -60,7 +60,7 @@ def example_images(vision: VisionTransformer, batch: int = 2) -> Tensor:
 
 
 def example_ids(checkpoint: Checkpoint) -> Tensor:
-    """Ids as the tokenizer lays them out, int64 (2, context_length)."""
+    """Ids of two example texts, int64 (2, context_length)."""
     model = text_model(checkpoint)
     length = model.config.text.context_length
     if checkpoint.tokenizer is not None:
@@ -77,7 +77,7 @@ def text_model(checkpoint: Checkpoint) -> OpenVision:
 
 
 def check_loading(what: str, report: Mapping[str, object]) -> None:
-    """Raise OpenVisionError when a library says that it missed or did not expect a tensor."""
+    """Raise OpenVisionError when a library reports missing or unexpected tensors."""
     wrong = {kind: names for kind, names in report.items() if names}
     if wrong:
-        raise OpenVisionError(f"{what} did not take every tensor of the export: {wrong}")
+        raise OpenVisionError(f"{what} did not load every tensor of the export: {wrong}")

@@ -1,4 +1,4 @@
-"""`openvision export`: write an encoder in another library's form, load it there, compare, and only then keep it."""
+"""`openvision export`: write an encoder in another library's format, load it there and compare."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,37 +17,37 @@ from openvision.weights.folder import load_vision_folder, save_folder
 from openvision.weights.load import Checkpoint
 
 TARGETS = {
-    "safetensors": "our own folder: whole model, or the vision tower alone",
-    "open_clip": "a folder stock open_clip loads by local-dir:",
-    "timm": "a stock timm VisionTransformer, loaded by local-dir:",
+    "safetensors": "a model folder of this project: the whole model, or the vision tower",
+    "open_clip": "a folder that stock open_clip loads as local-dir:",
+    "timm": "a stock timm VisionTransformer, loaded as local-dir:",
     "transformers": "a stock ViTModel with exact hidden states, and the text tower as SiglipTextModel",
     "beit": "a stock BeitModel: exact hidden states and exact pooled output",
-    "siglip": "a SiglipVisionModel, which cannot carry the class token: needs --accept-drift",
+    "siglip": "a SiglipVisionModel, not exact because it has no class token: needs --accept-drift",
     "onnx": "vision and text graphs for ONNX Runtime",
 }
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What may be chosen about an export."""
+    """Options of an export."""
 
     precision: onnx.Precision = "fp32"
-    """Of ONNX graphs."""
+    """Precision of ONNX graphs."""
     dynamic_resolution: bool = False
     """ONNX graph for any resolution instead of the model's own."""
     resolution: int | None = None
     """Pixels a side for the exports that store positions; the model's own by default."""
     accept_drift: bool = False
-    """Write the form that cannot be exact."""
+    """Write a format that cannot be exact."""
     check: bool = True
-    """Load the result with the library it is for and compare."""
+    """Load the export with its library and compare."""
 
 
 def export(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOptions | None = None) -> list[Parity]:
-    """Write `checkpoint` for `target` into `folder` and return how far it is from the model.
+    """Write `checkpoint` for `target` into `folder` and return the differences from the model.
 
-    Raises OpenVisionError for an unknown target, a library that is missing, a model that does not fit it, or a
-    difference above tolerance; then nothing is left behind.
+    Raises OpenVisionError for an unknown target, a missing library, a model that the target cannot hold, or a
+    difference above tolerance; then nothing is written.
     """
     options = options or ExportOptions()
     if target not in TARGETS:
@@ -55,7 +55,7 @@ def export(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOpt
     if target == "siglip" and not options.accept_drift:
         raise OpenVisionError(
             "a SigLIP tower has no class token, so this export is not the same encoder; "
-            "add --accept-drift to write it and see how far it is, or take --to transformers or --to beit"
+            "add --accept-drift to write it and report the difference, or use --to transformers or --to beit"
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OpenVisionError(f"{folder} exists and is not empty; choose another folder")
@@ -69,10 +69,10 @@ def export(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOpt
 
 
 def at_resolution(checkpoint: Checkpoint, resolution: int) -> Checkpoint:
-    """The same weights as a model of another resolution: no tensor changes, only the positions that go with them."""
+    """The same weights at another resolution: only the fixed positions change."""
     if resolution < checkpoint.vision.config.patch_size:
         raise OpenVisionError(
-            f"a resolution of {resolution} is smaller than a patch of {checkpoint.vision.config.patch_size} pixels"
+            f"resolution {resolution} is smaller than a patch of {checkpoint.vision.config.patch_size} pixels"
         )
     vision_config = replace(checkpoint.vision.config, image_size=resolution)
     if checkpoint.captioner is not None:
@@ -96,7 +96,6 @@ def _write(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOpt
     if target == "onnx":
         onnx.write_onnx(checkpoint, folder, options.precision, options.dynamic_resolution)
     elif target == "safetensors":
-        # The folder is there already: its content is written beside it and takes its place.
         provenance = checkpoint.provenance | {"exported_from": checkpoint.source}
         model = checkpoint.model or checkpoint.captioner or checkpoint.vision
         save_folder(folder, model, checkpoint.tokenizer, "", provenance)

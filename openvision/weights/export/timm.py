@@ -12,9 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from openvision.errors import require
-from openvision.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from openvision.models.layers import sincos_position_table
-from openvision.models.vision import VisionTransformer
+from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionTransformer
 from openvision.weights.export.parity import Parity, compare, example_images
 from openvision.weights.load import Checkpoint
 from openvision.weights.open_clip import mlp_ratio

@@ -1,4 +1,4 @@
-"""The towers as stock transformers classes, without remote code.
+"""Export the towers as stock transformers classes, without remote code.
 
 | folder        | class             | exact                                                                        |
 |---------------|-------------------|------------------------------------------------------------------------------|
@@ -7,24 +7,23 @@
 | `beit`        | `BeitModel`       | `hidden_states[i]` and `pooler_output`: it also norms after the mean          |
 | `siglip`      | `SiglipVisionModel` | nothing: it has no class token; for stacks that take only this class        |
 
-OpenVision's LayerNorm comes after the mean over patches, a ViTModel's before any pooling, so norm and head are put
-beside it in `projection.safetensors`. BeitModel has no bias on keys; a key bias adds the same number to every score of
-a query and softmax does not see it. No stock class holds both towers: `VisionTextDualEncoderModel` builds its text
+OpenVision's LayerNorm comes after the mean over patches, a ViTModel's before any pooling, so norm and head are written
+beside it to `projection.safetensors`. BeitModel has no bias on keys; a key bias adds the same number to every score of
+a query, which softmax cancels. No stock class holds both towers: `VisionTextDualEncoderModel` builds its text
 tower through `AutoModel`, which does not know `SiglipTextModel`.
 """
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from openvision.errors import require
-from openvision.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from openvision.files import JsonObject
 from openvision.models.layers import LAYER_NORM_EPS, sincos_position_table, unit
-from openvision.models.vision import VisionTransformer
+from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionTransformer
 from openvision.weights.export.open_clip import write_tokenizer_config
 from openvision.weights.export.parity import (
     FLOAT32_TOLERANCE,
@@ -186,7 +185,7 @@ def _projection(vision: VisionTransformer) -> dict[str, Tensor]:
     return state | ({"head.weight": vision.head.weight} if vision.head is not None else {})
 
 
-def _sizes(vision: VisionTransformer) -> dict[str, Any]:
+def _sizes(vision: VisionTransformer) -> JsonObject:
     config = vision.config
     return {
         "hidden_size": config.width,
@@ -207,7 +206,7 @@ def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
 
 
-def _save(folder: Path, state: dict[str, Tensor], config: dict[str, Any]) -> None:
+def _save(folder: Path, state: dict[str, Tensor], config: JsonObject) -> None:
     save_file(_plain(state), folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
 
@@ -250,7 +249,7 @@ def check_beit(checkpoint: Checkpoint, folder: Path) -> list[Parity]:
 
 
 def check_siglip(checkpoint: Checkpoint, folder: Path) -> list[Parity]:
-    """How far the tokens drift without the class token: told, since no tolerance could be right."""
+    """Report how far the tokens drift without the class token; no tolerance applies."""
     theirs = _load("SiglipVisionModel", folder)
     images = example_images(checkpoint.vision)
     depth = checkpoint.vision.config.depth
@@ -265,7 +264,7 @@ def check_siglip(checkpoint: Checkpoint, folder: Path) -> list[Parity]:
     return results
 
 
-def _check_hidden_states(name: str, checkpoint: Checkpoint, folder: Path, **settings: Any) -> list[Parity]:
+def _check_hidden_states(name: str, checkpoint: Checkpoint, folder: Path, **settings: bool) -> list[Parity]:
     theirs = _load(name, folder, **settings)
     vision, images = checkpoint.vision, example_images(checkpoint.vision)
     layers = range(vision.config.depth + 1)
@@ -290,8 +289,8 @@ def _check_text(checkpoint: Checkpoint, folder: Path) -> Parity:
         return compare("text features", text_model(checkpoint).encode_text(ids), found, FLOAT32_TOLERANCE)
 
 
-def _load(name: str, folder: Path, **settings: Any) -> Any:
-    """A stock class from the folder, which must take every tensor and miss none."""
+def _load(name: str, folder: Path, **settings: bool) -> torch.nn.Module:
+    """Load a stock class from the folder, strictly."""
     transformers = require("transformers", extra="transformers")
     require("transformers.utils.logging", extra="transformers").disable_progress_bar()
     model, report = getattr(transformers, name).from_pretrained(folder, output_loading_info=True, **settings)

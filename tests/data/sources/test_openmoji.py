@@ -14,7 +14,7 @@ from openvision.data.sources.openmoji.make import DEFAULT_SIZE, make_openmoji
 from openvision.data.sources.openmoji.names import clean_name
 from openvision.data.sources.openmoji.split import COMPOSITIONAL, RANDOM, VALIDATION, committed_split, make_split
 from openvision.errors import OpenVisionError
-from openvision.images.preprocess import decode_image
+from openvision.images.decode import decode_image
 from openvision.text.captions import sentences
 
 

@@ -23,8 +23,7 @@ from openvision.data.sources.picto.packages import Package, Packages, committed_
 from openvision.data.sources.picto.render import render_icon, render_page, render_png
 from openvision.data.sources.picto.split import HELDOUT_CONCEPTS, TRAIN, HeldNames, is_held_out, split_of
 from openvision.errors import OpenVisionError
-from openvision.images.decode import BadSampleError
-from openvision.images.preprocess import decode_image
+from openvision.images.decode import BadSampleError, decode_image
 from openvision.text.captions import sentences
 from tests.data.sources.picto_files import ROOT, debian, fake_files, npm
 

@@ -17,8 +17,7 @@ from openvision.data.shards.dataset import Sample, ShardDataset
 from openvision.data.tools.make import is_held_out, make_shards, prepare_image, stable_key
 from openvision.data.tools.readers import Columns, folder_rows, hugging_face_rows, table_rows
 from openvision.errors import OpenVisionError
-from openvision.images.decode import BadSampleError
-from openvision.images.preprocess import decode_image
+from openvision.images.decode import BadSampleError, decode_image
 from tests.conftest import draw
 
 

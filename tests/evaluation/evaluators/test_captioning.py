@@ -10,13 +10,12 @@ from openvision.encoding import write_captions
 from openvision.errors import OpenVisionError
 from openvision.evaluation.data.split import read_split
 from openvision.evaluation.evaluators.captioning import measure_captions
-from openvision.images.preprocess import normalize
 from openvision.models.autoregressive import AutoregressiveDecoderConfig, teacher_forcing_ids
 from openvision.models.decoder import DecoderConfig
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
 from openvision.models.text import TextConfig
-from openvision.models.vision import VisionConfig
+from openvision.models.vision import VisionConfig, normalize
 from openvision.objectives.caption import caption_loss
 from openvision.text.tokenizer import Tokenizer
 

@@ -22,7 +22,7 @@ from openvision.evaluation.evaluators.zero_shot import answers, per_class, summa
 from openvision.evaluation.metrics.calibration import calibration, confidences
 from openvision.evaluation.metrics.ranks import similarity
 from openvision.evaluation.suites.held_out import evaluate_split
-from openvision.images.preprocess import BadSampleError
+from openvision.images.decode import BadSampleError
 from openvision.weights.folder import load_folder
 
 ALL = [

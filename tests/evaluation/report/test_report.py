@@ -18,7 +18,7 @@ from openvision.evaluation.metrics.patches import as_colours, dense_patch_tokens
 from openvision.evaluation.report.figures import stage_spans
 from openvision.evaluation.report.gallery import Study, draw
 from openvision.evaluation.report.run_page import Sizes, build_report, read_log
-from openvision.images.preprocess import normalize
+from openvision.models.vision import normalize
 from openvision.weights.folder import load_folder
 
 SECTIONS = ("summary", "curves", "compute", "retrieval", "neighbours", "captions", "patches", "mistakes", "notes")

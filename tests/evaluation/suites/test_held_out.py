@@ -192,7 +192,7 @@ def test_captions_are_texts_of_the_tokenizer(model, held_out) -> None:
 def test_captions_need_a_decoder_and_an_alt_text_each(model, held_out) -> None:
     network, tokenizer = model
     images = read_split(held_out, 32).images
-    with pytest.raises(OpenVisionError, match="12 pictures but 1 alt-texts"):
+    with pytest.raises(OpenVisionError, match="12 images but 1 alt-texts"):
         generate_captions(network, tokenizer, images, ["one"])
     network.decoder = None
     with pytest.raises(OpenVisionError, match="no caption decoder"):

@@ -5,10 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openvision.models import layers
 from openvision.models.decoder import DecoderConfig, ParallelCaptionDecoder
 from openvision.models.kernels import cpu as cpu_kernels
-from openvision.models.kernels.cpu import head_attention, linear, packed_attention
+from openvision.models.kernels import dispatch
+from openvision.models.kernels.cpu import attention as head_attention
+from openvision.models.kernels.cpu import self_attention
+from openvision.models.kernels.dispatch import linear
 from openvision.models.layers import Attention, Block
 from openvision.models.lengths import states_by_length
 from openvision.models.text import TextConfig, TextTransformer
@@ -28,9 +30,9 @@ def stock_attention(qkv: Tensor, heads: int) -> Tensor:
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 4e-2)]
 )
-def test_packed_attention(dtype, tolerance):
+def test_self_attention(dtype, tolerance):
     qkv = torch.randn(3, 11, 3 * 36, dtype=dtype, requires_grad=True)
-    ours, stock = packed_attention(qkv, 3), stock_attention(qkv, 3)
+    ours, stock = self_attention(qkv, 3), stock_attention(qkv, 3)
     assert ours.dtype == dtype
     torch.testing.assert_close(ours, stock, rtol=0, atol=tolerance)
     torch.testing.assert_close(gradients(ours, qkv), gradients(stock, qkv), rtol=0, atol=tolerance)
@@ -38,14 +40,14 @@ def test_packed_attention(dtype, tolerance):
 
 def test_gradcheck_of_attention():
     qkv = torch.randn(2, 3, 12, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: packed_attention(x, 2), qkv)
+    assert torch.autograd.gradcheck(lambda x: self_attention(x, 2), qkv)
 
 
 def test_linear_by_onednn():
     x = torch.randn(4, 7, 24, requires_grad=True)
     weight, bias = torch.randn(40, 24, requires_grad=True), torch.randn(40, requires_grad=True)
     ours, stock = linear(x, weight, bias), F.linear(x, weight, bias)
-    assert "OneDnn" in type(ours.grad_fn).__name__
+    assert "_Linear" in type(ours.grad_fn).__name__
     torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(
         gradients(ours, x, weight, bias), gradients(stock, x, weight, bias), rtol=1e-5, atol=1e-5
@@ -55,7 +57,7 @@ def test_linear_by_onednn():
 def test_linear_takes_the_stock_operation_elsewhere():
     weight, bias = torch.randn(40, 24, requires_grad=True), torch.randn(40, requires_grad=True)
     x = torch.randn(4, 24)
-    assert "OneDnn" not in type(linear(x, weight, bias).grad_fn).__name__
+    assert "_Linear" not in type(linear(x, weight, bias).grad_fn).__name__
     with torch.no_grad():
         assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -71,8 +73,8 @@ def test_a_block_in_training_equals_the_stock_block(monkeypatch):
     parameters = list(block.parameters())
     ours = block(x)
     ours_gradients = gradients(ours, x, *parameters)
-    monkeypatch.setattr(cpu_kernels, "_HAS_ONEDNN_LINEAR", False)
-    monkeypatch.setattr(layers, "eager_training_on_cpu", lambda x: False)
+    monkeypatch.setattr(cpu_kernels, "HAS_ONEDNN_LINEAR", False)
+    monkeypatch.setattr(dispatch, "training_on_cpu", lambda x: False)
     stock = block(x)
     torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours_gradients, gradients(stock, x, *parameters), rtol=1e-4, atol=1e-5)
@@ -89,33 +91,33 @@ def test_attention_of_heads_in_chunks(dtype, tolerance, masked, monkeypatch):
     torch.testing.assert_close(gradients(ours, q, k, v), gradients(stock, q, k, v), rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("length", [6, cpu_kernels.SHORT + 1])
-def test_shares_kept_and_made_again_give_the_same_gradient(length):
+@pytest.mark.parametrize("length", [6, cpu_kernels.KEPT_KEYS + 1])
+def test_probabilities_kept_and_recomputed_give_the_same_gradient(length):
     qkv = torch.randn(2, length, 24, dtype=torch.float64, requires_grad=True)
-    ours, stock = packed_attention(qkv, 2), stock_attention(qkv, 2)
+    ours, stock = self_attention(qkv, 2), stock_attention(qkv, 2)
     torch.testing.assert_close(gradients(ours, qkv), gradients(stock, qkv), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("gelu", ["none", "tanh"])
-def test_a_lean_block_is_the_block(precision, gelu):
+def test_a_block_that_recomputes_its_mlp_is_the_block(precision, gelu):
     torch.manual_seed(0)
     block, x = Block(32, 4, 64, gelu), torch.randn(3, 9, 32, requires_grad=True)
     results = []
-    for lean in (False, True):
-        block.lean = lean
+    for recompute in (False, True):
+        block.recompute_mlp = recompute
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
             output = block(x.bfloat16() if precision == "bfloat16" else x)
         results.append((output, *gradients(output, x, *block.parameters())))
-    for plain, lean in zip(*results, strict=True):
-        assert plain.dtype == lean.dtype
-        torch.testing.assert_close(lean, plain, rtol=1e-5, atol=1e-6)
+    for plain, recomputed in zip(*results, strict=True):
+        assert plain.dtype == recomputed.dtype
+        torch.testing.assert_close(recomputed, plain, rtol=1e-5, atol=1e-6)
 
 
 def test_long_sequences_take_the_fused_kernel_in_float32():
     attention = Attention(8, 2)
     short = attention(torch.randn(1, 16, 8))
-    long = attention(torch.randn(1, layers.EXPLICIT_KEYS_ON_CPU + 1, 8))
+    long = attention(torch.randn(1, dispatch.EXPLICIT_KEYS_ON_CPU + 1, 8))
     names = []
     for output in (short, long):
         nodes, seen = [output.grad_fn], set()
@@ -125,8 +127,8 @@ def test_long_sequences_take_the_fused_kernel_in_float32():
                 seen.add(node)
                 nodes += [parent for parent, _ in node.next_functions]
         names.append({type(node).__name__ for node in seen})
-    assert any("PackedAttention" in name for name in names[0])
-    assert not any("PackedAttention" in name for name in names[1])
+    assert any("SelfAttention" in name for name in names[0])
+    assert not any("SelfAttention" in name for name in names[1])
 
 
 def test_text_tower_computes_what_is_read_and_nothing_changes():

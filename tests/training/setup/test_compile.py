@@ -65,10 +65,10 @@ def test_prepared_blocks_are_blocks_and_no_method_of_an_instance_is_replaced():
 
 
 def test_selective_keeps_half_of_the_mlp_on_a_cpu():
-    plain, lean = Block(32, 4, 64, "tanh"), Block(32, 4, 64, "tanh")
-    prepare_blocks(lean, "selective")
+    plain, recomputing = Block(32, 4, 64, "tanh"), Block(32, 4, 64, "tanh")
+    prepare_blocks(recomputing, "selective")
     # The output of the norm, and of the GELU.
-    assert held_bytes(plain) - held_bytes(lean) == 4 * 4 * 20 * (32 + 64)
+    assert held_bytes(plain) - held_bytes(recomputing) == 4 * 4 * 20 * (32 + 64)
 
 
 def test_full_keeps_nothing_of_a_block_and_selective_computes_no_product_again(monkeypatch):
@@ -82,7 +82,7 @@ def test_full_keeps_nothing_of_a_block_and_selective_computes_no_product_again(m
         prepare_blocks(model, mode)
         for block in model.modules():
             if isinstance(block, Block):
-                block.lean = False
+                block.recompute_mlp = False
         with Watch() as watch:
             run(model, recipe, 1, randomness_of())
         products[mode] = watch.expensive

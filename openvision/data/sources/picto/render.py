@@ -10,8 +10,7 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from openvision.errors import require
-from openvision.images.decode import BadSampleError
-from openvision.images.preprocess import decode_image
+from openvision.images.decode import BadSampleError, decode_image
 
 _LARGEST_SVG = 2 * 2**20
 _LARGEST_PNG = 512
