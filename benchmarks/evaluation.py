@@ -29,7 +29,8 @@ from openvision.evaluation.data.images import folder_of_classes
 from openvision.evaluation.evaluators.base import parse_evaluators
 from openvision.evaluation.evaluators.model import Subject
 from openvision.images.preprocess import normalize, prepare
-from openvision.models.openvision import OpenVision, unit
+from openvision.models.layers import unit
+from openvision.models.openvision import OpenVision
 from openvision.models.variants import variant
 from openvision.provenance import library_versions, processor_name
 from openvision.text.tokenizer import Tokenizer

@@ -15,18 +15,16 @@ from itertools import groupby
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from openvision.errors import OpenVisionError
 from openvision.images.preprocess import normalize
-from openvision.models.openvision import OpenVision, unit
-from openvision.models.openvision2 import OpenVision2
-from openvision.models.vision import VisionTransformer
+from openvision.models.protocols import CaptioningModel, ContrastiveModel, ImageEncoder, Model, Module
 from openvision.text.tokenizer import Tokenizer
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[torch.device]:
+def evaluating(model: Module) -> Iterator[torch.device]:
     """Eval mode without gradients inside, the mode as it was afterwards; yields the model's device."""
     was_training = model.training
     model.eval()
@@ -37,18 +35,17 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
         model.train(was_training)
 
 
-def encode_images(model: OpenVision | VisionTransformer, images: Tensor, batch_size: int = 256) -> NDArray[np.float32]:
+def encode_images(model: ImageEncoder, images: Tensor, batch_size: int = 256) -> NDArray[np.float32]:
     """uint8 (n, 3, H, W) -> unit vectors float32 (n, E); raises OpenVisionError on NaN or infinity."""
-    tower = model.vision if isinstance(model, OpenVision) else model
-    with evaluating(tower) as device:
-        parts = [unit(tower(normalize(batch.to(device)))).float().cpu() for batch in images.split(batch_size)]
+    with evaluating(model) as device:
+        parts = [model.encode_image(normalize(batch.to(device))).float().cpu() for batch in images.split(batch_size)]
     features = torch.cat(parts).numpy()
     check_features(features, "image features")
     return features
 
 
 def encode_texts(
-    model: OpenVision, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 256
+    model: ContrastiveModel, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 256
 ) -> NDArray[np.float32]:
     """n texts -> unit vectors float32 (n, E); raises OpenVisionError on NaN or infinity.
 
@@ -70,7 +67,7 @@ def once(texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
 
 
 def text_encoder(
-    model: OpenVision, tokenizer: Tokenizer, batch_size: int = 256
+    model: ContrastiveModel, tokenizer: Tokenizer, batch_size: int = 256
 ) -> Callable[[Sequence[str]], NDArray[np.float32]]:
     """`encode_texts` of one model, as a function of the texts."""
     return lambda texts: encode_texts(model, tokenizer, texts, batch_size)
@@ -82,7 +79,7 @@ def collapse_repeats(ids: Iterable[int]) -> list[int]:
 
 
 def generate_captions(
-    model: OpenVision, tokenizer: Tokenizer, images: Tensor, alts: Sequence[str], batch_size: int = 64
+    model: ContrastiveModel, tokenizer: Tokenizer, images: Tensor, alts: Sequence[str], batch_size: int = 64
 ) -> list[str]:
     """Captions of pictures uint8 (n, 3, H, W), given an alt-text each; raises OpenVisionError without a decoder."""
     require_decoder(model)
@@ -99,7 +96,7 @@ def generate_captions(
 
 
 def write_captions(
-    model: OpenVision2, tokenizer: Tokenizer, images: Tensor, batch_size: int = 64, max_length: int | None = None
+    model: CaptioningModel, tokenizer: Tokenizer, images: Tensor, batch_size: int = 64, max_length: int | None = None
 ) -> list[str]:
     """Captions of pictures uint8 (n, 3, H, W) by OpenVision 2, at most `max_length` tokens each."""
     captions: list[str] = []
@@ -111,7 +108,7 @@ def write_captions(
     return captions
 
 
-def require_decoder(model: OpenVision | OpenVision2) -> int:
+def require_decoder(model: Model) -> int:
     """Length of the decoder's captions; raises OpenVisionError without a decoder."""
     if model.decoder is None:
         raise OpenVisionError("this model has no caption decoder: it was trained without the captioning objective")

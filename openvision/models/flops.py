@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from openvision.models.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.decoder import DecoderConfig
 from openvision.models.openvision import OpenVisionConfig
-from openvision.models.openvision2 import ModelConfig, OpenVision2Config
+from openvision.models.openvision2 import ModelConfig
 from openvision.models.text import TextConfig
 from openvision.models.vision import VisionConfig
 
@@ -50,8 +50,8 @@ def sample_flops(
             position, as if no caption were short.
     """
     embed = patch_embed_flops(config.vision, resolution)
-    if isinstance(config, OpenVision2Config):
-        kept = config.kept(patches_of(config.vision, resolution))
+    if config.text is None:
+        kept = config.patches_read(patches_of(config.vision, resolution))
         return (
             TowerFlops("vision", vision_flops(config.vision, resolution, None, kept), embed),
             TowerFlops("decoder", autoregressive_trunk_flops(config.decoder, config.vision, kept)),
@@ -152,8 +152,8 @@ def masked_flops(config: ModelConfig, resolution: int) -> int:
         return 0
     queries = decoder.caption_length
     masked = decoder.depth * (queries**2 - _causal_pairs(queries))
-    if isinstance(config, OpenVision2Config) and config.decoder.image_attention == "causal":
-        kept = config.kept(patches_of(config.vision, resolution))
+    if config.text is None and config.decoder.image_attention == "causal":
+        kept = config.patches_read(patches_of(config.vision, resolution))
         masked += (decoder.depth - 1) * (kept**2 - _causal_pairs(kept))
     return _attention(decoder.width, masked)
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from openvision.models.kernels.cpu import Linear, eager_training_on_cpu, head_attention, norm_mlp, packed_attention
 
 LAYER_NORM_EPS = 1e-6
+# The original divides by (norm + 1e-8).
+UNIT_EPS = 1e-8
 Gelu = Literal["none", "tanh"]
 
 
@@ -27,6 +29,11 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def full_precision(x: Tensor) -> Tensor:
     """`x` in float32, or in float64 where that is what it has."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def unit(x: Tensor) -> Tensor:
+    """Scale rows to unit length: x / (|x| + 1e-8)."""
+    return x / (x.norm(dim=-1, keepdim=True) + UNIT_EPS)
 
 
 def linear_fp32(x: Tensor, weight: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """OpenVision v1: both towers, the caption decoder and the temperature (spec section 0)."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from openvision.models.decoder import DecoderConfig, ParallelCaptionDecoder
+from openvision.models.layers import unit
 from openvision.models.text import TextConfig, TextTransformer
 from openvision.models.vision import VisionConfig, VisionTransformer
-
-# The original divides by (norm + 1e-8).
-NORM_EPS = 1e-8
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,10 @@ class OpenVisionConfig:
     vision: VisionConfig
     text: TextConfig
     decoder: DecoderConfig | None = None
+
+    def patches_read(self, patches: int) -> int:
+        """How many of `patches` tokens the decoder reads in training: all."""
+        return patches
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionary, as written to `config.json`."""
@@ -57,13 +60,10 @@ class OpenVisionOutput:
     """exp(logit_scale), shape ()."""
 
 
-def unit(x: Tensor) -> Tensor:
-    """Scale rows to unit length: x / (|x| + 1e-8)."""
-    return x / (x.norm(dim=-1, keepdim=True) + NORM_EPS)
-
-
 class OpenVision(nn.Module):
     """Vision tower, text tower, caption decoder and a learned temperature."""
+
+    text: TextTransformer
 
     def __init__(self, config: OpenVisionConfig) -> None:
         super().__init__()
@@ -81,9 +81,13 @@ class OpenVision(nn.Module):
         """Set the temperature to 0.07; the towers initialise themselves."""
         nn.init.constant_(self.logit_scale, math.log(1 / 0.07))
 
+    def untrained_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that no loss of this model reaches: none."""
+        return iter(())
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> unit vectors (B, E), float32."""
-        return unit(self.vision(images))
+        return self.vision.encode_image(images)
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Ids (B, context_length) -> unit vectors (B, E), float32."""

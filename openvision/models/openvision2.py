@@ -4,8 +4,9 @@ No text tower, no contrastive loss, no temperature. In training the decoder read
 tower always sees the whole picture, and outside training the decoder reads all of it.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,6 +26,11 @@ class OpenVision2Config:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
+    text: ClassVar[None] = None
+    """No text tower: what tells this shape from version 1's."""
+    embed_dim: ClassVar[None] = None
+    """No projection head, since there is no text to compare with."""
+
     vision: VisionConfig
     decoder: AutoregressiveDecoderConfig
     keep_ratio: float = 0.35
@@ -35,7 +41,7 @@ class OpenVision2Config:
         if not 0 < self.keep_ratio <= 1:
             raise ValueError(f"keep_ratio must be above 0 and at most 1, not {self.keep_ratio}")
 
-    def kept(self, patches: int) -> int:
+    def patches_read(self, patches: int) -> int:
         """How many of `patches` tokens the decoder reads in training: int(patches * keep_ratio), at least 1."""
         return kept_patches(patches, self.keep_ratio)
 
@@ -57,11 +63,14 @@ ModelConfig = OpenVisionConfig | OpenVision2Config
 
 def build_model(config: ModelConfig) -> "OpenVision | OpenVision2":
     """The model of a configuration."""
-    return OpenVision2(config) if isinstance(config, OpenVision2Config) else OpenVision(config)
+    return OpenVision(config) if config.text is not None else OpenVision2(config)
 
 
 class OpenVision2(nn.Module):
     """Vision tower without head, and an autoregressive caption decoder."""
+
+    text: None = None
+    """No text tower: what tells this model from version 1."""
 
     def __init__(self, config: OpenVision2Config) -> None:
         super().__init__()
@@ -69,6 +78,10 @@ class OpenVision2(nn.Module):
         # The tower keeps its final norm, which captioning never trains, so that it is the tower of version 1.
         self.vision = VisionTransformer(config.vision, None)
         self.decoder = AutoregressiveCaptionDecoder(config.decoder, config.vision.width)
+
+    def untrained_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that no loss of this model reaches: the final norm, since captions never read the pooled token."""
+        return self.vision.fc_norm.parameters()
 
     def forward(
         self,

@@ -22,6 +22,7 @@ from openvision.models.layers import (
     is_skeleton,
     linear_fp32,
     sincos_position_table,
+    unit,
 )
 
 
@@ -200,3 +201,7 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, E) embedding, float32, not normalised."""
         return self.project(self.forward_features(images).pooled)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> unit vectors (B, E), float32."""
+        return unit(self(images))

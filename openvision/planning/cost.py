@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from openvision.hardware import Device, Range
 from openvision.models.flops import TowerFlops
-from openvision.models.openvision2 import ModelConfig, OpenVision2Config
+from openvision.models.openvision2 import ModelConfig
 from openvision.planning.memory import FLOAT, Checkpointing
 from openvision.planning.parameters import Parameters
 
@@ -46,7 +46,7 @@ def stretch(towers: tuple[TowerFlops, ...], config: ModelConfig, checkpointing: 
     forward = {tower.name: tower.forward for tower in towers}
     training = sum(tower.training for tower in towers)
     blocks = sum(flops for name, flops in forward.items() if name != "vocabulary")
-    embedded = 0 if isinstance(config, OpenVision2Config) else forward["vision"] + forward["text"]
+    embedded = forward["vision"] + forward["text"] if config.text is not None else 0
     return Stretch(
         checkpointing=blocks / training if checkpointing == "full" else 0.0,
         accumulation=embedded / training if parts > 1 else 0.0,
@@ -137,7 +137,7 @@ def step_time(
         # gradients once, and gathers them once more to embed.
         travels = FLOAT * (3 * parts + (parts if parts > 1 else 0)) if sharded else 2 * FLOAT
         gradients = travels * parameters.total / line_rate(device, devices)
-        if not isinstance(config, OpenVision2Config):
+        if config.embed_dim is not None:
             features = 2 * FLOAT * texts * config.embed_dim * local_batch * devices / line_rate(device, devices)
     shards = devices if sharded else 1
     optimizer = OPTIMIZER_BYTES * parameters.total / shards / device.bandwidth

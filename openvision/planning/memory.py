@@ -13,7 +13,7 @@ from typing import Literal
 from openvision.hardware import Range
 from openvision.models.flops import AnyTower, patches_of
 from openvision.models.layers import EXPLICIT_KEYS_ON_CPU
-from openvision.models.openvision2 import ModelConfig, OpenVision2Config
+from openvision.models.openvision2 import ModelConfig
 from openvision.objectives.caption import CHUNK_LOGITS as CAPTION_CHUNK
 from openvision.objectives.contrastive import CHUNK_LOGITS as CONTRASTIVE_CHUNK
 from openvision.planning.parameters import Parameters
@@ -110,14 +110,14 @@ class Stack:
 def stacks(config: ModelConfig, resolution: int, texts: int) -> list[Stack]:
     """The transformers of a model with the tokens of one training sample."""
     patches, decoder = patches_of(config.vision, resolution), config.decoder
-    kept = config.kept(patches) if isinstance(config, OpenVision2Config) else patches + 1
-    found = [_stack("vision", config.vision, patches + 1, kept, patches + 1)]
-    if not isinstance(config, OpenVision2Config):
-        length, read = config.text.context_length, 1 if decoder is not None else 0
-        last = read * length + texts - read
+    read = prefix = config.patches_read(patches)
+    found = [_stack("vision", config.vision, patches + 1, read if config.text is None else patches + 1, patches + 1)]
+    if config.text is not None:
+        length, whole = config.text.context_length, 1 if decoder is not None else 0
+        last = whole * length + texts - whole
+        prefix += length - 1
         found.append(_stack("text", config.text, texts * length, last, length))
     if decoder is not None:
-        prefix = kept if isinstance(config, OpenVision2Config) else patches + config.text.context_length - 1
         tokens = prefix + decoder.caption_length
         found.append(_stack("decoder", decoder, tokens, decoder.caption_length, tokens, tokens))
     return found
@@ -165,9 +165,8 @@ def decoder_edge_bytes(config: ModelConfig, resolution: int) -> int:
     norm."""
     if config.decoder is None:
         return 0
-    patches = patches_of(config.vision, resolution)
-    read = (config.kept(patches) if isinstance(config, OpenVision2Config) else patches) * config.vision.width
-    if not isinstance(config, OpenVision2Config):
+    read = config.patches_read(patches_of(config.vision, resolution)) * config.vision.width
+    if config.text is not None:
         read += (config.text.context_length - 1) * config.text.width
     states = 4 * config.decoder.caption_length * config.decoder.width
     return FLOAT * (read + states)
@@ -199,7 +198,7 @@ def loss_memory(config: ModelConfig, local_batch: int, global_batch: int, texts:
         micro_batch: samples whose captions are predicted at a time.
     """
     plain = chunked = 0.0
-    if not isinstance(config, OpenVision2Config):
+    if config.embed_dim is not None:
         square = FLOAT * local_batch * global_batch
         # Log-probabilities both ways for each kind stay until backward; two squares are at work.
         plain = (2 * texts + 2) * square

@@ -6,7 +6,6 @@ from rich.console import Console
 from rich.table import Table
 
 from openvision.hardware import GIB, PRICES_ASSUMED, Range
-from openvision.models.openvision2 import OpenVision2Config
 from openvision.planning.cost import DECODED_PER_CORE, ENERGY_OF_LIMIT, LOADER_OVERHEAD, SAMPLE_KILOBYTES
 from openvision.planning.memory import Setting, state_bytes
 from openvision.planning.plan import Plan
@@ -80,9 +79,8 @@ def _totals() -> tuple[tuple[str, Callable[[StagePlan], float]], ...]:
 
 
 def _tower_name(plan: Plan, name: str) -> str:
-    texts = 0 if isinstance(plan.recipe.model, OpenVision2Config) else len(plan.recipe.loss.texts)
     return {
-        "text": f"text, {texts} a sample",
+        "text": f"text, {len(plan.recipe.loss.texts)} a sample",
         "vocabulary": f"vocabulary, {plan.assumptions.caption_tokens:g} tokens",
     }.get(name, name)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from openvision.hardware import Device, Range, model_flops_utilisation
 from openvision.models.flops import TowerFlops, contrastive_flops, patches_of, sample_flops
-from openvision.models.openvision2 import ModelConfig, OpenVision2Config
+from openvision.models.openvision2 import ModelConfig
 from openvision.planning.cautions import warnings_of
 from openvision.planning.cost import (
     LOADER_OVERHEAD,
@@ -111,7 +111,7 @@ def _fastest(recipe: Recipe, fits: list[tuple[Fit, ...]]) -> int | None:
 
 def texts_of(recipe: Recipe) -> int:
     """Kinds of text contrasted with each image."""
-    return 0 if isinstance(recipe.model, OpenVision2Config) else len(recipe.loss.texts)
+    return len(recipe.loss.texts)
 
 
 def settings_of(recipe: Recipe, assumptions: Assumptions) -> Iterator[Setting]:
@@ -169,9 +169,7 @@ def _plan_stage(
         local_batch=local,
         patches=patches_of(model.vision, stage.resolution),
         towers=towers,
-        contrastive=contrastive_flops(model.embed_dim, stage.batch_size, texts)
-        if not isinstance(model, OpenVision2Config)
-        else 0,
+        contrastive=contrastive_flops(model.embed_dim or 0, stage.batch_size, texts),
         losses=loss_memory(model, local, stage.batch_size, texts, chosen.micro_batch if chosen else 1),
         fits=fits,
         chosen=chosen,

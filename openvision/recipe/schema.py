@@ -251,13 +251,12 @@ class Recipe(Section):
     @property
     def context_length(self) -> int | None:
         """Ids of a text for the text tower; None when there is no text tower."""
-        return self.model.text.context_length if isinstance(self.model, OpenVisionConfig) else None
+        return self.model.text.context_length if self.model.text else None
 
     @property
     def vocab_size(self) -> int:
         """Entries that every part of the model has room for."""
-        sizes = [self.model.text.vocab_size] if isinstance(self.model, OpenVisionConfig) else []
-        return min([*sizes, self.model.decoder.vocab_size] if self.model.decoder else sizes)
+        return min(part.vocab_size for part in (self.model.text, self.model.decoder) if part is not None)
 
     @property
     def reads_synthetic(self) -> bool:
@@ -279,7 +278,7 @@ class Recipe(Section):
     def _consistent(self) -> "Recipe":
         if (self.model.decoder is not None) != (self.loss.caption > 0):
             raise ValueError("loss.caption must be above 0 with a [model.decoder] and 0 without one")
-        if isinstance(self.model, OpenVision2Config):
+        if self.model.text is None:
             if self.loss.contrastive or self.loss.texts:
                 raise ValueError("OpenVision 2 has no text tower: loss.contrastive must be 0 and loss.texts []")
         elif not self.loss.texts:

@@ -63,7 +63,7 @@ def load_folder(folder: Path) -> tuple[OpenVision, Tokenizer, dict[str, Any]]:
     Raises OpenVisionError naming the file that is missing, broken or of another shape.
     """
     model, tokenizer, provenance = load_any_folder(folder)
-    if not isinstance(model, OpenVision):
+    if model.text is None:
         raise OpenVisionError(
             f"{folder} holds an OpenVision 2 model, which has no text tower: pictures cannot be compared with texts; "
             "load its vision tower with openvision.load_vision, or caption with openvision.load_captioner"
@@ -90,7 +90,7 @@ def load_vision_folder(folder: Path) -> VisionTransformer:
     if isinstance(config, tuple):
         vision, embed_dim = config
     else:
-        vision, embed_dim = config.vision, getattr(config, "embed_dim", None)
+        vision, embed_dim = config.vision, config.embed_dim
     with torch.device("meta"):
         tower = VisionTransformer(vision, embed_dim)
     state = read_tensors(folder / WEIGHTS)
@@ -117,7 +117,7 @@ def read_config(folder: Path) -> ModelConfig | tuple[VisionConfig, int | None]:
 
 def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, source: str) -> None:
     """Raise OpenVisionError when the tokenizer knows more entries than the model embeds."""
-    entries = (config.text if isinstance(config, OpenVisionConfig) else config.decoder).vocab_size
+    entries = config.decoder.vocab_size if config.text is None else config.text.vocab_size
     if tokenizer.vocab_size > entries:
         raise OpenVisionError(f"{source}: the tokenizer has {tokenizer.vocab_size} entries, the model only {entries}")
 

@@ -109,7 +109,7 @@ def _own_folder(path: Path, request: Request) -> Checkpoint:
     if request.vision_only or isinstance(own.read_config(path), tuple):
         return Checkpoint(own.load_vision_folder(path), None, None, str(path), own.read_provenance(path))
     model, tokenizer, provenance = own.load_any_folder(path)
-    if isinstance(model, OpenVision2):
+    if model.text is None:
         return Checkpoint(model.vision, None, tokenizer, str(path), provenance, model)
     return Checkpoint(model.vision, model, tokenizer, str(path), provenance)
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from openvision.models.decoder import DecoderConfig
-from openvision.models.layers import sincos_position_table
-from openvision.models.openvision import OpenVision, OpenVisionConfig, unit
+from openvision.models.layers import sincos_position_table, unit
+from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.text import TextConfig
 from openvision.models.vision import VisionConfig
 from openvision.objectives.caption import caption_loss

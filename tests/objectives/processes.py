@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as processes
 from torch import Tensor, nn
 
-from openvision.models.openvision import unit
+from openvision.models.layers import unit
 from openvision.objectives.caption import caption_loss
 from openvision.objectives.contrastive import contrastive_losses, info_nce
 from openvision.objectives.gather import all_sum, gather

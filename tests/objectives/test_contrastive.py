@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from openvision.models.openvision import unit
+from openvision.models.layers import unit
 from openvision.objectives.contrastive import contrastive_losses, info_nce
 
 PLAIN = 2**62

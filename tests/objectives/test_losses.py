@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openvision.models.openvision import unit
+from openvision.models.layers import unit
 from openvision.objectives.caption import caption_loss
 from openvision.objectives.contrastive import contrastive_losses, info_nce
 

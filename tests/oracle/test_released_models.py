@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from openvision.models.openvision import OpenVisionConfig, unit
+from openvision.models.layers import unit
+from openvision.models.openvision import OpenVisionConfig
 from openvision.weights.load import load_checkpoint
 from openvision.weights.open_clip import CONFIG_FILE, config_to_open_clip
 from openvision.weights.registry import available_models, released

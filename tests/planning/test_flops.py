@@ -84,7 +84,7 @@ def test_forward_of_openvision2(meta, size, patch, image_attention):
     for config, resolution in stages(whole, size)[0 if image_attention == "prefix" else 1 :]:
         assert isinstance(config, OpenVision2Config)
         model = OpenVision2(config)
-        kept = config.kept(patches_of(config.vision, resolution))
+        kept = config.patches_read(patches_of(config.vision, resolution))
         images, keep = torch.empty(1, 3, resolution, resolution), torch.zeros(1, kept, dtype=torch.long)
         counted = count(model.vision.patch_tokens, images, keep)
         assert counted == vision_flops(config.vision, resolution, None, kept)
@@ -117,7 +117,7 @@ def test_training_is_three_forwards_less_the_gradient_of_pixels(meta, size, patc
 def test_training_of_openvision2(meta):
     config = variant2("tiny", 16, 160)
     model = OpenVision2(config)
-    keep = torch.zeros(1, config.kept(100), dtype=torch.long)
+    keep = torch.zeros(1, config.patches_read(100), dtype=torch.long)
     ids = torch.zeros(1, config.decoder.caption_length, dtype=torch.long)
     counted = count(lambda: model.decoder.logits(model(torch.empty(1, 3, 160, 160), ids, keep)).sum().backward())
     assert counted == training_flops(config, 160, texts=0) + 3 * masked_flops(config, 160)

@@ -22,7 +22,7 @@ def small_vocabulary(config: ModelConfig) -> ModelConfig:
 def forward(config: ModelConfig, model, resolution: int, batch: int):
     images = torch.randn(batch, 3, resolution, resolution)
     if isinstance(config, OpenVision2Config):
-        keep = torch.arange(config.kept((resolution // config.vision.patch_size) ** 2)).expand(batch, -1)
+        keep = torch.arange(config.patches_read((resolution // config.vision.patch_size) ** 2)).expand(batch, -1)
         return model(images, torch.ones(batch, config.decoder.caption_length, dtype=torch.long), keep)
     ids = torch.ones(batch, config.text.context_length, dtype=torch.long)
     return model(images, ids, ids)

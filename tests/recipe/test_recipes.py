@@ -71,7 +71,8 @@ def test_version_1(name, golden_folder):
     rows = [line.split("\t") for line in (golden_folder / "parameter_counts.tsv").read_text().splitlines()]
     counts = next(row for row in rows if row[0] == f"openvision-vit-{size}-patch{patch}-{resolutions[0]}")
     assert sum(p.numel() for p in model.vision.parameters()) == int(counts[4])
-    assert sum(p.numel() for p in model.text.parameters()) == int(counts[2])  # pyright: ignore[reportAttributeAccessIssue]
+    assert model.text is not None
+    assert sum(p.numel() for p in model.text.parameters()) == int(counts[2])
 
 
 @pytest.mark.parametrize("name", V2)

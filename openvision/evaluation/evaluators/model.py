@@ -20,7 +20,8 @@ from openvision.errors import OpenVisionError
 from openvision.evaluation.data.images import Pictures
 from openvision.images.decode import BadSampleError
 from openvision.images.preprocess import Preprocessing, normalize, prepare
-from openvision.models.openvision import OpenVision, unit
+from openvision.models.layers import unit
+from openvision.models.openvision import OpenVision
 from openvision.models.vision import VisionTransformer
 from openvision.runtime import Processes
 from openvision.text.tokenizer import Tokenizer

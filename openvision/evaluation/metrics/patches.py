@@ -13,7 +13,8 @@ from torch import Tensor
 
 from openvision.encoding import evaluating
 from openvision.images.preprocess import normalize
-from openvision.models.openvision import OpenVision, unit
+from openvision.models.layers import unit
+from openvision.models.openvision import OpenVision
 from openvision.models.vision import VisionTransformer
 
 

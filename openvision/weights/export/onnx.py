@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from openvision.errors import require
 from openvision.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from openvision.models.layers import sincos_position_table
-from openvision.models.openvision import unit
+from openvision.models.layers import sincos_position_table, unit
 from openvision.models.text import TextTransformer
 from openvision.models.vision import VisionTransformer
 from openvision.weights.export.parity import Parity, compare, example_ids, example_images

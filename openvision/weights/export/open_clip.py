@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from openvision.errors import require
-from openvision.models.openvision import unit
+from openvision.models.layers import unit
 from openvision.text.tokenizer import BOS, CLS, EOS, FILE_NAME, PAD, UNK
 from openvision.weights.export.parity import Parity, compare, example_ids, example_images, text_model
 from openvision.weights.load import Checkpoint

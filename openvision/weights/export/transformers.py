@@ -23,8 +23,7 @@ from torch import Tensor
 
 from openvision.errors import require
 from openvision.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from openvision.models.layers import LAYER_NORM_EPS, sincos_position_table
-from openvision.models.openvision import unit
+from openvision.models.layers import LAYER_NORM_EPS, sincos_position_table, unit
 from openvision.models.vision import VisionTransformer
 from openvision.weights.export.open_clip import write_tokenizer_config
 from openvision.weights.export.parity import (
