@@ -7,16 +7,17 @@ import typer
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(help="Folder of results that `openvision eval --suite` wrote.")],
+    first: Annotated[Path, typer.Argument(help="Folder of results that `openvision eval` wrote.")],
     second: Annotated[Path, typer.Argument(help="Another one.")],
-    page: Annotated[Path | None, typer.Option(help="Write a page that compares the two, too.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Also write a page that compares the two.")] = None,
 ) -> None:
-    """Say which of two checkpoints is better, and whether that is noise: paired bootstrap on the same pictures."""
+    """Say which of two checkpoints is better, and whether that is noise: paired bootstrap on the same images."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    from openvision.evaluation.report.comparison_page import build_page, shown
+    from openvision.evaluation.report.comparison_page import build_page
+    from openvision.evaluation.report.labels import shown
     from openvision.evaluation.suites.compare import compare as run
     from openvision.evaluation.suites.results import distinct, read_result
 

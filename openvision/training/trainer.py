@@ -254,8 +254,7 @@ class Trainer:
             numbers |= measured
             self.log.evaluation({**reporting.where(self.progress, stage), "split": "evaluators"}, measured)
         if split is not None:
-            # The last to use the model: with several processes it changes how its towers are called.
-            measured = validate(self.spread, model, self.tokenizer, split, stage.resolution)
+            measured = validate(model, self.tokenizer, split, stage.resolution, self.processes)
             numbers |= measured
             self.log.evaluation({**reporting.where(self.progress, stage), "split": "validation"}, measured)
             self.log.say(f"step {self.progress.step}: {headline(measured)}")
