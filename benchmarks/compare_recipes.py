@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from openvision.evaluation.suites.held_out import MODEL, held_out_sets
+from openvision.evaluation.suites.results import read_result as read_evaluation
 from openvision.provenance import processor_name
 
 COLUMNS = ("top1", "top5", "t2i_r1", "t2i_r5", "t2i_r10")
@@ -56,9 +58,9 @@ def run_seed(recipes: list[Path], seed: int, data: Path, runs: Path, overrides: 
 
 def read_result(run: Path, seed: int) -> dict[str, Any]:
     """Numbers of a finished run."""
-    evaluation = json.loads((run / "evaluation.json").read_text())
+    sets = {held_out.name: held_out.rows[MODEL] for held_out in held_out_sets(read_evaluation(run))}
     provenance = json.loads((run / "model" / "provenance.json").read_text())
-    numbers = {split: {name: evaluation["sets"][split]["model"][name] for name in COLUMNS} for split in SPLITS}
+    numbers = {split: {name: sets[split][name].value for name in COLUMNS} for split in SPLITS}
     return {
         "seed": seed,
         "seconds": provenance["training_seconds"],

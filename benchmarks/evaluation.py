@@ -27,7 +27,7 @@ from PIL import Image
 from openvision.encoding import encode_texts, evaluating
 from openvision.evaluation.data.images import folder_of_classes
 from openvision.evaluation.evaluators.base import parse_evaluators
-from openvision.evaluation.evaluators.model import Subject
+from openvision.evaluation.evaluators.model import EvaluatedModel
 from openvision.images.preprocess import prepare
 from openvision.models.layers import unit
 from openvision.models.openvision import OpenVision
@@ -85,11 +85,11 @@ def clocked(owner: Any, name: str, spent: dict[str, float]) -> Any:
 def evaluate(model: OpenVision, tokenizer: Tokenizer, root: Path, batch: int, threads: int) -> dict[str, float]:
     """Seconds of the whole evaluation, and of the towers within it."""
     (evaluator,) = parse_evaluators([{"kind": "zero_shot", "data": "pictures"}], "benchmark")
-    subject = Subject(model.vision, model, tokenizer, batch_size=batch, threads=threads)
+    evaluated = EvaluatedModel(model.vision, model, tokenizer, batch_size=batch, threads=threads)
     spent: dict[str, float] = {}
     with clocked(model.vision, "forward_features", spent), clocked(model, "encode_text", spent):
         start = time.perf_counter()
-        evaluator.measure(subject, root)
+        evaluator.measure(evaluated, root)
         total = time.perf_counter() - start
     towers = sum(spent.values())
     return {"total": total, "towers": towers, "other": total - towers}
@@ -97,7 +97,7 @@ def evaluate(model: OpenVision, tokenizer: Tokenizer, root: Path, batch: int, th
 
 def decode_alone(root: Path) -> float:
     """Seconds a picture to read, decode and prepare in one thread, with torch kept to one thread too."""
-    data = folder_of_classes(root / "pictures").pictures
+    data = folder_of_classes(root / "pictures").images
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     start = time.perf_counter()
@@ -117,7 +117,7 @@ def run(pictures: int, rounds: int, batch: int, threads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_pictures(root / "pictures", pictures, classes)
-        data = folder_of_classes(root / "pictures").pictures
+        data = folder_of_classes(root / "pictures").images
         images = torch.from_numpy(np.stack([data.load(index) for index in range(pictures)])).permute(0, 3, 1, 2)
         images = images.contiguous()
         forward_alone(model, tokenizer, images[:batch], names, batch)

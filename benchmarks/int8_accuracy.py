@@ -3,7 +3,7 @@
     python benchmarks/int8_accuracy.py runs/quickstart/model --data runs/openmoji \
         -o benchmarks/results/int8_accuracy.json
 
-Pictures and names both go through the exported graphs. "agree" is the share of pictures whose best name is the one
+Images and names both go through the exported graphs. "agree" is the share of images whose best name is the one
 that the float32 graph gives.
 """
 
@@ -20,10 +20,9 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from openvision.data.shards.dataset import ShardDataset
-from openvision.evaluation.data.split import read_split
-from openvision.evaluation.evaluators.zero_shot import candidates_of
-from openvision.evaluation.suites.held_out import HELD_OUT
+from openvision.evaluation.data.images import labelled_shards
+from openvision.evaluation.suites.suite import HELD_OUT, load_suite
+from openvision.images.preprocess import prepare, to_batch
 from openvision.models.vision import normalize
 from openvision.provenance import processor_name
 from openvision.weights.export.onnx import Precision, open_session
@@ -32,7 +31,7 @@ from openvision.weights.load import Checkpoint, load_checkpoint
 
 
 def scores(checkpoint: Checkpoint, folder: Path, images: torch.Tensor, names: list[str]) -> np.ndarray:
-    """Cosines (pictures, names) of the graphs in `folder`."""
+    """Cosines (images, names) of the graphs in `folder`."""
     assert checkpoint.model is not None
     assert checkpoint.tokenizer is not None
     vision, text = open_session(folder / "vision.onnx"), open_session(folder / "text.onnx")
@@ -78,15 +77,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for precision in get_args(Precision):
             export(checkpoint, "onnx", Path(folder) / precision, ExportOptions(precision=precision))
-        for name in HELD_OUT:
-            split = read_split(ShardDataset(arguments.data / name), resolution)
-            candidates, targets = candidates_of(split.names)
+        for name in load_suite(HELD_OUT).sets:
+            data = labelled_shards(arguments.data / name)
+            images = to_batch([prepare(data.images.load(row), resolution) for row in range(len(data))])
             found = {
-                precision: scores(checkpoint, Path(folder) / precision, split.images, list(candidates))
+                precision: scores(checkpoint, Path(folder) / precision, images, data.classes)
                 for precision in get_args(Precision)
             }
             set_name = name.removeprefix("heldout_")
-            rows += [row_of(set_name, key, value, found["fp32"], targets) for key, value in found.items()]
+            rows += [row_of(set_name, key, value, found["fp32"], data.labels) for key, value in found.items()]
     report = {
         "date": datetime.now(UTC).date().isoformat(),
         "command": sys.argv,

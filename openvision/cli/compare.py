@@ -16,7 +16,8 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
-    from openvision.evaluation.report.comparison_page import build_page, shown
+    from openvision.evaluation.report.comparison_page import build_page
+    from openvision.evaluation.report.labels import shown
     from openvision.evaluation.suites.compare import compare as run
     from openvision.evaluation.suites.results import distinct, read_result
 

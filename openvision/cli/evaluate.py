@@ -1,4 +1,4 @@
-"""`openvision eval`: measure checkpoints by a suite, or a run on the quickstart's held-out sets."""
+"""`openvision eval`: measure checkpoints by a suite, by default on the quickstart's held-out sets."""
 
 import sys
 from pathlib import Path
@@ -15,13 +15,20 @@ from openvision.files import atomic_write_text
 def evaluate(
     checkpoints: Annotated[
         list[str] | None,
-        typer.Argument(help="Checkpoints; with --suite heldout, folders of finished runs."),
+        typer.Argument(help="Checkpoints of any kind, or folders of finished runs; by default runs/quickstart."),
     ] = None,
     suite: Annotated[
         str, typer.Option(help="heldout (the quickstart's held-out sets), quick, paper, or a TOML file.")
     ] = "heldout",
-    data: Annotated[str, typer.Option(help="Folder with the data sets of the suite.")] = "runs/openmoji",
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for results and page.")] = Path("runs/eval"),
+    data: Annotated[str, typer.Option(help="Folder with the data of the suite.")] = "runs/openmoji",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for results and page: runs/eval, for heldout the run's own, by default.",
+        ),
+    ] = None,
     template: Annotated[
         list[str] | None,
         typer.Option(help='With heldout: prompt template with {} for the name, e.g. "a drawing of {}"; repeatable.'),
@@ -40,25 +47,26 @@ def evaluate(
 ) -> None:
     """Measure checkpoints: numbers with intervals as JSON, and one page that compares them all.
 
-    With --suite heldout (the default) a run is measured beside baselines that need no learning, on the quickstart's
-    two held-out sets, into RUN/evaluation.json.
+    With --suite heldout (the default) a run is measured beside training-free baselines, on the quickstart's two
+    held-out sets, into RUN/evaluation.json.
     """
-    if suite == "heldout":
-        _held_out([Path(one) for one in checkpoints or ["runs/quickstart"]], Path(data), template)
-        return
-    if template:
-        raise OpenVisionError("--template belongs to --suite heldout; a suite names its prompts in its file")
     from openvision.evaluation.report.comparison_page import build_page
-    from openvision.evaluation.report.tables import markdown_table, write_open_clip_table
+    from openvision.evaluation.report.tables import markdown_table, print_held_out, write_open_clip_table
     from openvision.evaluation.suites.run import Settings, run_suite
-    from openvision.evaluation.suites.suite import load_suite
+    from openvision.evaluation.suites.suite import HELD_OUT, load_suite
     from openvision.weights.load import Request
 
+    chosen = load_suite(suite)
+    if template and suite != HELD_OUT:
+        raise OpenVisionError("--template belongs to --suite heldout; a suite names its prompts in its file")
+    if template:
+        chosen = chosen.with_prompts(template)
+    into = output if output is not None or suite == HELD_OUT else Path("runs/eval")
     results = run_suite(
-        checkpoints or ["runs/quickstart/model"],
-        load_suite(suite),
+        checkpoints or ["runs/quickstart"],
+        chosen,
         data,
-        output,
+        into,
         Settings(resolution, "squash" if squash else "crop", batch_size, threads, device, bfloat16),
         Request(vocabulary=vocabulary, revision=revision, offline=offline),
         skip_missing,
@@ -66,16 +74,20 @@ def evaluate(
         progress=_Progress(),
         command=sys.argv,
     )
-    atomic_write_text(output / "table.md", markdown_table(results))
+    for result in results if suite == HELD_OUT else []:
+        print_held_out(result)
+        typer.echo(f"written: {result.folder / 'evaluation.json'}")
     if csv is not None:
         write_open_clip_table(results, csv)
         typer.echo(f"open_clip's columns: {csv}")
-    typer.echo(f"table: {output / 'table.md'}")
-    typer.echo(f"page: {build_page(results, output / 'index.html')}")
+    if into is not None:
+        atomic_write_text(into / "table.md", markdown_table(results))
+        typer.echo(f"table: {into / 'table.md'}")
+        typer.echo(f"page: {build_page(results, into / 'index.html')}")
 
 
 class _Progress:
-    """A line for every set of pictures that is encoded, begun anew with each."""
+    """A progress line for every set of images that is encoded."""
 
     def __init__(self) -> None:
         self.line: ProgressLine | None = None
@@ -83,18 +95,7 @@ class _Progress:
 
     def __call__(self, done: int, total: int) -> None:
         if self.line is None or done < self.done:
-            self.line = ProgressLine("pictures")
+            self.line = ProgressLine("images")
         self.done = done
         if done < total:
             self.line(done, done / total)
-
-
-def _held_out(runs: list[Path], data: Path, template: list[str] | None) -> None:
-    from openvision.encoding import PLAIN, check_templates
-    from openvision.evaluation.suites.held_out import evaluate_run, print_tables
-
-    templates = tuple(template or PLAIN)
-    check_templates(templates)
-    for run in runs:
-        print_tables(evaluate_run(run, data, templates=templates))
-        typer.echo(f"written: {run / 'evaluation.json'}")

@@ -8,7 +8,7 @@ from rich.console import Console
 
 
 def quickstart(
-    folder: Annotated[Path, typer.Option(help="Where data, run and report go.")] = Path("runs"),
+    folder: Annotated[Path, typer.Option(help="Folder for data, run and report.")] = Path("runs"),
     recipe: Annotated[Path, typer.Option(help="The recipe to train.")] = Path("recipes/quickstart.toml"),
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change a value of the recipe; repeatable.")
@@ -17,20 +17,21 @@ def quickstart(
     """Train an encoder on drawn images in minutes, on any machine, evaluate it and write a report."""
     from openvision.data.sources.openmoji.make import make_openmoji
     from openvision.evaluation.report.run_page import build_report
-    from openvision.evaluation.suites.held_out import evaluate_run, print_tables
+    from openvision.evaluation.report.tables import print_held_out
+    from openvision.evaluation.suites.held_out import measure_run
     from openvision.recipe.schema import load_recipe
     from openvision.training.trainer import Trainer
 
     console = Console()
     data, run = folder / "openmoji", folder / recipe.stem
     loaded = load_recipe(recipe, overrides)
-    console.print("[bold]1/4[/] drawing OpenMoji pictures with alt-texts and captions")
+    console.print("[bold]1/4[/] drawing OpenMoji images with alt-texts and captions")
     make_openmoji(data)
     console.print("[bold]2/4[/] training vision tower, text tower and caption decoder")
     trainer = Trainer(loaded, data, run)
     trainer.run()
     console.print("[bold]3/4[/] evaluating on the two held-out sets")
-    print_tables(evaluate_run(run, data), console)
+    print_held_out(measure_run(run, data), console)
     console.print("[bold]4/4[/] writing the report")
     report = build_report(run, data)
     console.print(f"model:  {trainer.model_folder}", highlight=False, soft_wrap=True)

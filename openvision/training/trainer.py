@@ -107,8 +107,7 @@ class Trainer:
             )
             self.log.evaluation({**position, "split": "evaluators"}, numbers)
         if split is not None:
-            # The last to use the model: with several processes it changes how its towers are called.
-            measured = validate(parts.model, model, parts.tokenizer, split, stage.resolution)
+            measured = validate(model, parts.tokenizer, split, stage.resolution, self.processes)
             self.log.evaluation({**position, "split": "validation"}, measured)
             if self.processes.is_main:
                 self.log.say(f"step {self.progress.step}: {headline(measured)}")

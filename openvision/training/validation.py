@@ -1,74 +1,91 @@
-"""What is measured during training, on the validation shards: zero-shot and retrieval, or the caption loss.
+"""Validation during training: zero-shot and retrieval on the validation shards, or the caption loss.
 
-With several processes each computes its rows of every batch of pictures and texts, and all get all features: the
-numbers are the same everywhere. Pictures are read by every process.
+The evaluators are those of the suite `heldout`, as far as the shards have the texts for them.
 """
 
-from collections.abc import Callable
-from typing import Any
-
-from torch import Tensor
-
 from openvision.data.shards.dataset import ShardDataset
-from openvision.evaluation.data.split import read_split
-from openvision.evaluation.evaluators.captioning import caption_nats
-from openvision.evaluation.suites.held_out import evaluate_split
-from openvision.models.openvision2 import OpenVision2
-from openvision.objectives.gather import gather
+from openvision.errors import OpenVisionError
+from openvision.evaluation.data.images import ShardImages, texts_of
+from openvision.evaluation.evaluators.base import Evaluator, measure_all
+from openvision.evaluation.evaluators.caption_loss import CaptionLoss
+from openvision.evaluation.evaluators.model import EvaluatedModel
+from openvision.evaluation.evaluators.retrieval import Retrieval
+from openvision.evaluation.evaluators.zero_shot import ZeroShot
+from openvision.evaluation.suites.held_out import PREFIXES
+from openvision.models.protocols import Model
 from openvision.runtime import SINGLE_PROCESS, Processes
 from openvision.text.tokenizer import Tokenizer
-from openvision.training.setup.parallel import DistributedModel
+
+# Metrics in the log; medians, calibration and means over classes are left to suites.
+LOGGED = ("top1", "top5", *(f"{way}_r{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)))
 
 
 def validate(
-    spread: DistributedModel, model: Any, tokenizer: Tokenizer, dataset: ShardDataset, resolution: int
-) -> dict[str, float]:
-    """Numbers of the split by name: those of `evaluate_split`, or `caption_loss` for a model without a text tower.
-
-    `model` holds the parameters of `spread` in full; all processes must ask.
-    """
-    if isinstance(model, OpenVision2):
-        return {"caption_loss": caption_loss_of(model, tokenizer, dataset, resolution, processes=spread.processes)}
-    if spread.processes.group is not None:
-        model.vision.forward = _in_slices(model.vision.forward, spread)
-        model.encode_text = _in_slices(model.encode_text, spread)
-    result = evaluate_split(model, tokenizer, dataset, resolution)
-    return {name: value for name, value in result.items() if isinstance(value, (int, float))}
-
-
-def _in_slices(encode: Callable[[Tensor], Tensor], spread: DistributedModel) -> Callable[[Tensor], Tensor]:
-    """`encode` with its rows divided among the processes; every process gets all results."""
-    rank, size = spread.processes.rank, spread.processes.size
-
-    def encode_slice(rows: Tensor) -> Tensor:
-        share = -(-len(rows) // size)
-        # All slices are equally long: the last rows are encoded more than once where they do not divide.
-        own = [min(rank * share + index, len(rows) - 1) for index in range(share)]
-        return gather(encode(rows[own]).clone(), spread.processes.group)[: len(rows)]
-
-    return encode_slice
-
-
-def headline(numbers: dict[str, float]) -> str:
-    """The numbers a person looks at first."""
-    if "caption_loss" in numbers:
-        return f"validation caption loss {numbers['caption_loss']:.4f}"
-    return f"validation zero-shot top-1 {numbers['top1']:.1%}, top-5 {numbers['top5']:.1%}"
-
-
-def caption_loss_of(
-    model: OpenVision2,
+    model: Model,
     tokenizer: Tokenizer,
     dataset: ShardDataset,
     resolution: int,
-    batch_size: int = 16,
     processes: Processes = SINGLE_PROCESS,
-) -> float:
-    """Mean cross-entropy of all target tokens of the split, nats; the decoder reads all patches.
+) -> dict[str, float]:
+    """Numbers of the validation shards by name, the same in every process; all processes must call it.
 
-    The target is the synthetic caption, or the alt-text of a sample without one, as in training.
+    With a text tower `top1`, `top5` over the images' names; `t2i_r1` ... `i2t_r10` with names as texts, the same with
+    `alt_` for alt-texts and `sentence_` for first sentences of synthetic captions; `category_top1` over groups. Shares
+    are 0 to 1. Counts: `pictures`, `candidates`, `categories`, `rejected`. Without a text tower `caption_loss`, nats.
+
+    `model` holds all parameters and is left in the mode it came in.
     """
-    split = read_split(dataset, resolution)
-    rows = [slice(start, start + batch_size) for start in range(0, len(split), batch_size)]
-    nats, tokens = processes.mean([*caption_nats(model, tokenizer, split, rows[processes.rank :: processes.size])])
-    return nats / tokens
+    evaluated = EvaluatedModel(
+        model.vision, model, tokenizer, resolution, batch_size=256, processes=processes, reject_budget=1.0
+    )
+    numbers: dict[str, float] = {}
+    for evaluator, measured in measure_all(validation_evaluators(dataset, evaluated.has_text), evaluated, ""):
+        if isinstance(evaluator, CaptionLoss):
+            return {"caption_loss": measured.values["caption_loss"]}
+        prefix = PREFIXES[evaluator.title]
+        wanted = ("top1",) if evaluator.title == "groups" else LOGGED
+        numbers |= {f"{prefix}{name}": value for name, value in measured.values.items() if name in wanted}
+        if evaluator.title == "names":
+            counts = {"pictures": "images", "candidates": "classes", "rejected": "rejected"}
+            numbers |= {name: int(measured.facts[fact]) for name, fact in counts.items()}
+        elif evaluator.title == "groups":
+            numbers["categories"] = int(measured.facts["classes"])
+    return numbers
+
+
+def validation_evaluators(dataset: ShardDataset, has_text: bool) -> list[Evaluator]:
+    """What the texts of the shards allow to measure; raises OpenVisionError when not every image has an alt-text.
+
+    Images without names are told apart by their alt-texts.
+    """
+    data, alt, synthetic = str(dataset.folder), dataset.alt_key, dataset.synthetic_key
+    if not has_text:
+        return [CaptionLoss(data=data, text=synthetic, alt=alt)]
+    shards = ShardImages(dataset.folder)
+    complete = {name: all(texts_of(value) for value in shards.values(name)) for name in ("name", alt, synthetic)}
+    complete["category"] = all(isinstance(value, str) and value for value in shards.values("category"))
+    label = "name" if complete["name"] else alt
+    if not complete[label]:
+        raise OpenVisionError(
+            f"{data}: not every sample has a {alt!r}; validation needs a name or an alt-text for each"
+        )
+    evaluators: list[Evaluator] = [
+        ZeroShot(name="names", data=data, label=label),
+        Retrieval(name="name retrieval", data=data, text=label, captions=1, prompts="plain"),
+    ]
+    if complete[alt]:
+        evaluators.append(Retrieval(name="alt-texts", data=data, text=alt, captions=1))
+    if complete[synthetic]:
+        sentence = Retrieval(name="first sentences", data=data, text=synthetic, sentences=True, captions=1)
+        evaluators.append(sentence)
+    if complete["category"]:
+        evaluators.append(ZeroShot(name="groups", data=data, label="category", words=True))
+    return evaluators
+
+
+def headline(numbers: dict[str, float]) -> str:
+    """The most important numbers, for the terminal."""
+    if "caption_loss" in numbers:
+        return f"validation caption loss {numbers['caption_loss']:.4f}"
+    top5 = f", top-5 {numbers['top5']:.1%}" if "top5" in numbers else ""
+    return f"validation zero-shot top-1 {numbers['top1']:.1%}{top5}"

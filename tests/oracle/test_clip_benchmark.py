@@ -18,7 +18,7 @@ from PIL import Image
 
 from openvision.errors import OpenVisionError
 from openvision.evaluation.evaluators.base import measure_all, parse_evaluators
-from openvision.evaluation.evaluators.model import Subject
+from openvision.evaluation.evaluators.model import EvaluatedModel
 from openvision.evaluation.suites.clip_benchmark import load_openvision
 from openvision.models.openvision import OpenVision
 from openvision.models.vision import VisionTransformer
@@ -95,8 +95,8 @@ def test_its_command_gives_our_accuracy(checkpoint, data, tmp_path) -> None:
     assert isinstance(tower, VisionTransformer)
     tokenizer = Tokenizer.load(checkpoint)
     table = {"kind": "zero_shot", "data": "test", "label": "cls", "prompts": "zeroshot_classification_templates.txt"}
-    subject = Subject(tower, model.model, tokenizer)
-    ((_, ours),) = measure_all(parse_evaluators([table], "test"), subject, data)
+    evaluated = EvaluatedModel(tower, model.model, tokenizer)
+    ((_, ours),) = measure_all(parse_evaluators([table], "test"), evaluated, data)
     assert ours.values["top1"] == theirs["acc1"]
     assert ours.values["top5"] == theirs["acc5"]
     assert ours.values["mean_per_class"] == pytest.approx(theirs["mean_per_class_recall"])

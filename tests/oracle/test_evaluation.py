@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from openvision.encoding import encode_images, text_encoder
 from openvision.evaluation.data.prompts import class_names, classifier, protocol
-from openvision.evaluation.evaluators.retrieval import retrieval
+from openvision.evaluation.evaluators.retrieval import retrieve
 from openvision.evaluation.evaluators.zero_shot import answers, summarize
 from openvision.evaluation.metrics.ranks import retrieval_ranks
 from openvision.models.openvision import OpenVision, OpenVisionConfig
@@ -110,7 +110,7 @@ def test_one_caption_a_picture_is_open_clips_retrieval(both, words, pictures) ->
         features = theirs.encode_image(normalize(pictures), normalize=True)
         ids = torch.from_numpy(words.encode(texts, CONFIG.text.context_length))
         expected = get_clip_metrics(features, theirs.encode_text(ids, normalize=True), theirs.logit_scale.exp())
-    found = retrieval(images, captions)
+    found = retrieve(images, captions).values
     for k in (1, 5, 10):
         assert found[f"i2t_r{k}"] == expected[f"image_to_text_R@{k}"]
         assert found[f"t2i_r{k}"] == expected[f"text_to_image_R@{k}"]
@@ -133,7 +133,8 @@ def test_several_captions_are_clip_benchmarks_recall(both, words, pictures) -> N
     expected = zeroshot_retrieval.evaluate(theirs, loader, tokenize, "cpu", amp=False, recall_k_list=[1, 5, 10])
     owner = np.repeat(np.arange(len(pictures)), counts)
     flat = [text for own in texts for text in own]
-    found = retrieval(encode_images(ours, pictures), text_encoder(ours, words)(flat), owner)
+    vectors = encode_images(ours, pictures), text_encoder(ours, words)(flat)
+    found = retrieve(*vectors, np.arange(len(pictures)), owner).values
     for k in (1, 5, 10):
         assert found[f"t2i_r{k}"] == pytest.approx(expected[f"image_retrieval_recall@{k}"], abs=1e-7)
         assert found[f"i2t_r{k}"] == pytest.approx(expected[f"text_retrieval_recall@{k}"], abs=1e-7)

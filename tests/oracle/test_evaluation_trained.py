@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from openvision.data.shards.dataset import ShardDataset
 from openvision.encoding import encode_images, text_encoder
 from openvision.evaluation.data.prompts import classifier, protocol
-from openvision.evaluation.data.split import read_split
-from openvision.evaluation.evaluators.retrieval import retrieval
+from openvision.evaluation.evaluators.retrieval import retrieve
 from openvision.evaluation.evaluators.zero_shot import answers, summarize
+from openvision.images.preprocess import decode_image, prepare, to_batch
 from openvision.models.vision import normalize
 from openvision.text.captions import sentences
 from openvision.weights.load import load_checkpoint
@@ -45,7 +45,12 @@ def trained(tmp_path_factory):
     save_file(to_open_clip(towers, model.config), folder / "open_clip_model.safetensors")
     (folder / CONFIG_FILE).write_text(json.dumps(config_to_open_clip(model.config)))
     theirs = open_clip.create_model(f"local-dir:{folder}").eval()
-    split = read_split(ShardDataset(RUNS / "openmoji/validation"), model.config.vision.image_size)
+    samples = list(ShardDataset(RUNS / "openmoji/validation"))
+    split = SimpleNamespace(
+        images=to_batch([prepare(decode_image(sample.image), model.config.vision.image_size) for sample in samples]),
+        names=[sample.meta["name"] for sample in samples],
+        captions=[str(sample.synthetic) for sample in samples],
+    )
     return checkpoint, theirs, split
 
 
@@ -82,7 +87,7 @@ def test_retrieval_is_open_clips_and_clip_benchmarks(trained) -> None:
         features = theirs.encode_image(normalize(split.images), normalize=True)
         texts = theirs.encode_text(tokenize(split.names), normalize=True)
         expected = get_clip_metrics(features, texts, theirs.logit_scale.exp())
-    found = retrieval(images, encode(split.names))
+    found = retrieve(images, encode(split.names)).values
     for k in (1, 5, 10):
         assert found[f"i2t_r{k}"] == expected[f"image_to_text_R@{k}"]
         assert found[f"t2i_r{k}"] == expected[f"text_to_image_R@{k}"]
@@ -96,7 +101,8 @@ def test_retrieval_is_open_clips_and_clip_benchmarks(trained) -> None:
     loader = [(normalize(split.images[i : i + 48]), captions[i : i + 48]) for i in range(0, len(captions), 48)]
     several = zeroshot_retrieval.evaluate(theirs, loader, tokenize, "cpu", amp=False, recall_k_list=[1, 5, 10])
     owner = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
-    found = retrieval(images, encode([text for own in captions for text in own]), owner)
+    texts = encode([text for own in captions for text in own])
+    found = retrieve(images, texts, np.arange(len(captions)), owner).values
     for k in (1, 5, 10):
         assert found[f"t2i_r{k}"] == pytest.approx(several[f"image_retrieval_recall@{k}"], abs=1e-7)
         assert found[f"i2t_r{k}"] == pytest.approx(several[f"text_retrieval_recall@{k}"], abs=1e-7)

@@ -1,19 +1,19 @@
-"""Pictures with a label or with texts, from an image folder or tar shards; nothing is decoded before it is asked for.
+"""Images with a label or with texts, from a folder or tar shards; nothing is decoded before it is asked for.
 
-    DATA/CLASS/*.jpg           a folder of pictures, a subfolder a class (`folder_of_classes`)
-    DATA/000000.tar ...        shards; the label is a field of the json, the txt or the cls member (`shards`)
+    DATA/CLASS/*.jpg           a folder of images, a subfolder a class (`folder_of_classes`)
+    DATA/000000.tar ...        shards; label and texts are the txt or cls member or fields of the json (`ShardImages`)
     a Hugging Face dataset     see hugging_face.py
-    Karpathy's JSON            see pairs.py
+    Karpathy's JSON            see karpathy.py
 
-Labels and texts are read when the set is opened, so that what is wrong with them is told before a model is loaded.
+Labels and texts are read when the set is opened, so that errors in them come before a model is loaded.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,20 +22,21 @@ from openvision.data.shards.index import CAPTIONS, IMAGE_EXTENSIONS, Entry, Shar
 from openvision.data.shards.manifest import open_manifest
 from openvision.data.shards.store import Store, open_store
 from openvision.errors import OpenVisionError
+from openvision.files import JsonObject
 from openvision.images.decode import BadSampleError, decode_image
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif"}
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif"}
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """n pictures that can be loaded by number, from many threads."""
+class ImageSet:
+    """n images that can be loaded by number, from many threads."""
 
     name: str
     """What messages call the set: its folder."""
     keys: list[str]
     load: Callable[[int], NDArray[np.uint8]]
-    """Number -> RGB uint8 (H, W, 3); raises BadSampleError for a picture that cannot be decoded."""
+    """Number -> RGB uint8 (H, W, 3); raises BadSampleError for an image that cannot be decoded."""
     identity: str
     """SHA-256 that changes when the set does; `openvision eval` writes it beside every result."""
 
@@ -45,78 +46,83 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures with one class each."""
+    """Images with one class each."""
 
-    pictures: Pictures
+    images: ImageSet
     labels: NDArray[np.int64]
     """(n,), positions in `classes`."""
     classes: list[str]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def only(self, count: int | None) -> "Labelled":
-        """Every k-th picture, about `count` of them, for a quick look; all without `count`."""
+        """Every k-th image, about `count` of them, for a quick look; all without `count`."""
         if count is None or count >= len(self):
             return self
-        rows = np.linspace(0, len(self) - 1, count).round().astype(int)
-        return Labelled(take(self.pictures, rows), self.labels[rows], self.classes)
+        rows = spread(len(self), count)
+        return Labelled(take(self.images, rows), self.labels[rows], self.classes)
 
 
 @dataclass(frozen=True)
 class Captioned:
-    """Pictures with one or more texts each."""
+    """Images with one or more texts each."""
 
-    pictures: Pictures
+    images: ImageSet
     texts: list[str]
     owner: NDArray[np.int64]
-    """(m,), the picture of every text; ascending."""
+    """(m,), the image of every text; ascending."""
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     @property
     def one_each(self) -> bool:
-        """Whether every picture has exactly one text."""
-        return len(self.texts) == len(self.pictures) and bool((self.owner == np.arange(len(self.texts))).all())
+        """Whether every image has exactly one text."""
+        return len(self.texts) == len(self.images) and bool((self.owner == np.arange(len(self.texts))).all())
 
 
-def take(pictures: Pictures, rows: Sequence[int] | NDArray[np.integer]) -> Pictures:
-    """The pictures of `rows`, in that order."""
+def spread(total: int, count: int) -> NDArray[np.int64]:
+    """`count` of `total` numbers, evenly spread."""
+    return np.linspace(0, total - 1, count).round().astype(np.int64)
+
+
+def take(images: ImageSet, rows: Sequence[int] | NDArray[np.integer]) -> ImageSet:
+    """The images of `rows`, in that order."""
     numbers = [int(row) for row in rows]
-    digest = hashlib.sha256(f"{pictures.identity} {numbers}".encode()).hexdigest()
-    keys = [pictures.keys[number] for number in numbers]
-    return replace(pictures, keys=keys, load=lambda index: pictures.load(numbers[index]), identity=digest)
+    digest = hashlib.sha256(f"{images.identity} {numbers}".encode()).hexdigest()
+    keys = [images.keys[number] for number in numbers]
+    return replace(images, keys=keys, load=lambda index: images.load(numbers[index]), identity=digest)
 
 
-def labelled(pictures: Pictures, raw: Sequence[str | int], names: Sequence[str] | None = None) -> Labelled:
-    """Give every picture its class.
+def labelled(images: ImageSet, raw: Sequence[str | int], names: Sequence[str] | None = None) -> Labelled:
+    """Give every image its class.
 
     `raw` are names, or positions in `names`. Without `names` the classes are the distinct labels, sorted. Raises
-    OpenVisionError for a label that is not among the names, and for a name that no picture has.
+    OpenVisionError for a label that is not among the names, and for a name that no image has.
     """
     if not raw:
-        raise OpenVisionError(f"{pictures.name} holds no pictures: there is nothing to evaluate")
+        raise OpenVisionError(f"{images.name} holds no images: there is nothing to evaluate")
     if names is None:
         names = sorted({str(label) for label in raw})
         raw = [str(label) for label in raw]
-    check_names(names, pictures.name)
+    check_names(names, images.name)
     position = {name: index for index, name in enumerate(names)}
     labels = np.empty(len(raw), dtype=np.int64)
     for row, label in enumerate(raw):
         found = label if isinstance(label, int) else position.get(label)
         if found is None or not 0 <= found < len(names):
             raise OpenVisionError(
-                f"{pictures.name}: picture {pictures.keys[row]} has the label {label!r}, which is not one of the "
-                f"{len(names)} class names; give the list of names that belongs to these pictures"
+                f"{images.name}: image {images.keys[row]} has the label {label!r}, which is not one of the "
+                f"{len(names)} class names; give the list of names that belongs to these images"
             )
         labels[row] = found
-    _check_present(labels, names, pictures.name)
-    return Labelled(pictures, labels, list(names))
+    _check_present(labels, names, images.name)
+    return Labelled(images, labels, list(names))
 
 
 def check_names(names: Sequence[str], source: str) -> None:
-    """Raise OpenVisionError for an empty list of class names, an empty name, or one that comes twice."""
+    """Raise OpenVisionError for an empty list of class names, an empty name, or a name listed twice."""
     if not names:
         raise OpenVisionError(f"{source}: the list of class names is empty")
     seen: dict[str, int] = {}
@@ -125,8 +131,8 @@ def check_names(names: Sequence[str], source: str) -> None:
             raise OpenVisionError(f"{source}: class name {number} is empty")
         if name in seen:
             raise OpenVisionError(
-                f"{source}: the class name {name!r} comes twice (lines {seen[name]} and {number}); "
-                "names must differ, or a picture of one could never be told from the other"
+                f"{source}: the class name {name!r} is listed twice (lines {seen[name]} and {number}); "
+                "names must differ, or images of the two could never be told apart"
             )
         seen[name] = number
 
@@ -135,13 +141,13 @@ def _check_present(labels: NDArray[np.int64], names: Sequence[str], source: str)
     missing = np.setdiff1d(np.arange(len(names)), labels)
     if len(missing):
         raise OpenVisionError(
-            f"{source}: {len(missing)} of {len(names)} classes have no picture, {names[missing[0]]!r} first; "
-            "add pictures or take the names out of the list"
+            f"{source}: {len(missing)} of {len(names)} classes have no image, {names[missing[0]]!r} first; "
+            "add images or take the names out of the list"
         )
 
 
 def folder_of_classes(folder: Path, names: Sequence[str] | None = None) -> Labelled:
-    """Pictures of FOLDER/CLASS/, subfolders sorted by name.
+    """Images of FOLDER/CLASS/, subfolders sorted by name.
 
     `names` gives the classes other names than their folders', in the folders' order (ImageNet's wnids and words).
     """
@@ -149,12 +155,12 @@ def folder_of_classes(folder: Path, names: Sequence[str] | None = None) -> Label
         raise OpenVisionError(f"folder {folder} does not exist")
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not classes:
-        raise OpenVisionError(f"{folder} has no subfolders: pictures are expected as {folder}/CLASS/picture.jpg")
-    files = [(index, path) for index, place in enumerate(classes) for path in _pictures_below(place)]
+        raise OpenVisionError(f"{folder} has no subfolders: images are expected as {folder}/CLASS/image.jpg")
+    files = [(index, path) for index, place in enumerate(classes) for path in _images_below(place)]
     found = {index for index, _ in files}
     empty = [place for index, place in enumerate(classes) if index not in found]
     if empty:
-        raise OpenVisionError(f"class folder {empty[0]} has no pictures; add some or remove the folder")
+        raise OpenVisionError(f"class folder {empty[0]} has no images; add some or remove the folder")
     if names is not None and len(names) != len(classes):
         raise OpenVisionError(
             f"{folder} has {len(classes)} class folders but there are {len(names)} class names; they must pair up"
@@ -163,15 +169,15 @@ def folder_of_classes(folder: Path, names: Sequence[str] | None = None) -> Label
     if names is None:
         check_names(words, str(folder))
     labels = np.array([index for index, _ in files], dtype=np.int64)
-    return Labelled(pictures_of_files([path for _, path in files], folder), labels, words)
+    return Labelled(images_of_files([path for _, path in files], folder), labels, words)
 
 
-def _pictures_below(place: Path) -> list[Path]:
-    return sorted(path for path in place.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
+def _images_below(place: Path) -> list[Path]:
+    return sorted(path for path in place.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
 
 
-def pictures_of_files(paths: Sequence[Path], folder: Path) -> Pictures:
-    """Files as pictures; their names and sizes are the identity, their bytes are not read for it."""
+def images_of_files(paths: Sequence[Path], folder: Path) -> ImageSet:
+    """Files as images; their names and sizes are the identity, their bytes are not read for it."""
     keys = [path.relative_to(folder).as_posix() for path in paths]
     digest = hashlib.sha256()
     for key, path in zip(keys, paths, strict=True):
@@ -183,11 +189,11 @@ def pictures_of_files(paths: Sequence[Path], folder: Path) -> Pictures:
         except OSError as error:
             raise BadSampleError("unreadable", f"{paths[index]}: {error.strerror}") from error
 
-    return Pictures(str(folder), keys, load, digest.hexdigest())
+    return ImageSet(str(folder), keys, load, digest.hexdigest())
 
 
-class ShardPictures:
-    """Samples of a folder of shards: any member of them, without reading the pictures for their texts."""
+class ShardImages:
+    """Images of a folder of shards with the texts and fields of their samples."""
 
     def __init__(self, folder: str | Path) -> None:
         """Open `folder`, local or a URL; raises OpenVisionError as `ShardDataset` does."""
@@ -206,36 +212,62 @@ class ShardPictures:
         if not self.places:
             raise OpenVisionError(f"the shards of {self.name} hold no sample")
 
-    def pictures(self) -> Pictures:
-        """The pictures, not decoded yet."""
-        return Pictures(self.name, [entry.key for _, entry in self.places], self._load, self.identity)
+    def images(self) -> ImageSet:
+        """The images, not decoded yet."""
+        return ImageSet(self.name, [entry.key for _, entry in self.places], self._load, self.identity)
 
     def _load(self, index: int) -> NDArray[np.uint8]:
         shard, entry = self.places[index]
         extension = next(kind for kind in IMAGE_EXTENSIONS if kind in entry.spans)
         return decode_image(self._members(shard, entry, {extension})[extension])
 
-    def field(self, index: int, name: str) -> Any:
-        """A field of the json or of the captions, or the member of that name as text; None where there is none."""
+    def values(self, name: str) -> list[object]:
+        """A value of every sample: the member of that name as text, or a field of the json or of the captions.
+
+        None where a sample has none.
+        """
+        fields = _fields(self)
+        return [self._value(index, name, fields[index]) for index in range(len(self.places))]
+
+    def _value(self, index: int, name: str, fields: JsonObject) -> object:
         shard, entry = self.places[index]
         if name in entry.spans and name not in ("json", CAPTIONS):
             return self._members(shard, entry, {name})[name].decode("utf-8", errors="replace").strip()
-        meta: dict[str, Any] = {}
-        for data in self._members(shard, entry, {"json", CAPTIONS}).values():
-            meta |= _object(data, f"{self.store.join(shard)}: {entry.key}.json")
-        return meta.get(name)
+        return fields.get(name)
+
+    def read_fields(self) -> list[JsonObject]:
+        """Fields of every sample's json and captions; raises OpenVisionError for one that is not an object."""
+        found = []
+        for shard, entry in self.places:
+            fields: JsonObject = {}
+            for data in self._members(shard, entry, {"json", CAPTIONS}).values():
+                fields |= _object(data, f"{self.store.join(shard)}: {entry.key}.json")
+            found.append(fields)
+        return found
 
     def _members(self, shard: str, entry: Entry, kinds: set[str]) -> dict[str, bytes]:
         spans = {kind: span for kind, span in entry.spans.items() if kind in kinds}
         if spans.keys() == {CAPTIONS}:
-            # A reader of members wants one of the tar itself: the smallest.
+            # `read_members` wants a member of the tar itself: the smallest.
             small = min(entry.spans.keys() - {CAPTIONS}, key=lambda kind: entry.spans[kind][1])
             spans[small] = entry.spans[small]
         read = read_members(self.store, shard, replace(entry, spans=spans)) if spans else {}
         return {kind: data for kind, data in read.items() if kind in kinds}
 
+    def __hash__(self) -> int:
+        return hash((self.name, self.identity))
 
-def _object(data: bytes, place: str) -> dict[str, Any]:
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ShardImages) and (self.name, self.identity) == (other.name, other.identity)
+
+
+@lru_cache(maxsize=4)
+def _fields(shards: ShardImages) -> list[JsonObject]:
+    """Several evaluators read the same shards, one after the other and at every measurement of a run."""
+    return shards.read_fields()
+
+
+def _object(data: bytes, place: str) -> JsonObject:
     try:
         content = json.loads(data)
     except ValueError as error:
@@ -251,10 +283,9 @@ def labelled_shards(folder: str | Path, label: str = "name", names: Sequence[str
     An integer is a position in `names`, which defaults to the lines of classnames.txt in the folder or in the one
     above it (the layout of clip_benchmark's data sets) where that exists, else to the distinct labels.
     """
-    shards = ShardPictures(folder)
+    shards = ShardImages(folder)
     raw: list[str | int] = []
-    for index, (_, entry) in enumerate(shards.places):
-        value = shards.field(index, label)
+    for (_, entry), value in zip(shards.places, shards.values(label), strict=True):
         if value is None or value == "":
             raise OpenVisionError(
                 f"{shards.name}: sample {entry.key} has no {label!r}; name the json field or member that is the class"
@@ -262,10 +293,11 @@ def labelled_shards(folder: str | Path, label: str = "name", names: Sequence[str
         raw.append(_as_label(value, label, f"{shards.name}: sample {entry.key}"))
     if names is None and isinstance(raw[0], int):
         names = _names_beside(shards.store)
-    return labelled(shards.pictures(), raw, names)
+    return labelled(shards.images(), raw, names)
 
 
-def _as_label(value: Any, label: str, place: str) -> str | int:
+def _as_label(value: object, label: str, place: str) -> str | int:
+    value = value[0] if isinstance(value, list) and value else value
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise OpenVisionError(f"{place}: {label!r} is {value!r}, not a name or a number")
     return int(value) if label == "cls" and str(value).isdigit() else value
@@ -284,28 +316,28 @@ def _names_beside(store: Store) -> list[str] | None:
 def captioned_shards(folder: str | Path, text: str = "txt", lines: bool = False) -> Captioned:
     """Shards whose texts are the member or json field `text`, one or a list; `lines` takes every line as a text.
 
-    Raises OpenVisionError naming the first picture without a text.
+    Raises OpenVisionError naming the first image without a text.
     """
-    shards = ShardPictures(folder)
-    texts = [_texts(shards.field(index, text), lines) for index in range(len(shards.places))]
-    return captioned(shards.pictures(), texts)
+    shards = ShardImages(folder)
+    return captioned(shards.images(), [texts_of(value, lines) for value in shards.values(text)])
 
 
-def _texts(value: Any, lines: bool) -> list[str]:
+def texts_of(value: object, lines: bool = False) -> list[str]:
+    """A text or a list of texts as a list without empty ones; `lines` takes every line as a text."""
     values = value if isinstance(value, list) else [value]
     found = [line for one in values if isinstance(one, str) for line in (one.splitlines() if lines else [one])]
     return [text.strip() for text in found if text.strip()]
 
 
-def captioned(pictures: Pictures, texts: Sequence[Sequence[str]]) -> Captioned:
-    """Give every picture its texts, a list each; raises OpenVisionError naming the first picture without one."""
-    if not len(pictures):
-        raise OpenVisionError(f"{pictures.name} holds no pictures: there is nothing to evaluate")
-    without = [key for key, own in zip(pictures.keys, texts, strict=True) if not own]
+def captioned(images: ImageSet, texts: Sequence[Sequence[str]]) -> Captioned:
+    """Give every image its texts, a list each; raises OpenVisionError naming the first image without one."""
+    if not len(images):
+        raise OpenVisionError(f"{images.name} holds no images: there is nothing to evaluate")
+    without = [key for key, own in zip(images.keys, texts, strict=True) if not own]
     if without:
         raise OpenVisionError(
-            f"{pictures.name}: {len(without)} of {len(pictures)} pictures have no caption, {without[0]} first; "
+            f"{images.name}: {len(without)} of {len(images)} images have no caption, {without[0]} first; "
             "retrieval needs one for each"
         )
-    owner = np.repeat(np.arange(len(pictures)), [len(own) for own in texts]).astype(np.int64)
-    return Captioned(pictures, [text for own in texts for text in own], owner)
+    owner = np.repeat(np.arange(len(images)), [len(own) for own in texts]).astype(np.int64)
+    return Captioned(images, [text for own in texts for text in own], owner)

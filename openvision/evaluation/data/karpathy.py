@@ -1,25 +1,25 @@
-"""Karpathy's splits of COCO and Flickr30k: which pictures, which captions, in one JSON file.
+"""Karpathy's splits of COCO and Flickr30k: which images, which captions, in one JSON file.
 
     {"images": [{"filename": "x.jpg", "filepath": "val2014", "split": "test", "sentences": [{"raw": "A dog."}]}]}
 
-`dataset_coco.json` and `dataset_flickr30k.json` hold all splits. "test" is the usual protocol (5,000 pictures of COCO,
+`dataset_coco.json` and `dataset_flickr30k.json` hold all splits. "test" is the usual protocol (5,000 images of COCO,
 1,000 of Flickr30k, about five captions each). The original evaluates COCO on the split that TFDS calls "val" (spec
-section 7), which has the 5,000 pictures of Karpathy's "val"; every caption is used in both.
+section 7), which has the 5,000 images of Karpathy's "val"; every caption is used in both.
 """
 
 import json
 from pathlib import Path
-from typing import Any
 
 from openvision.errors import OpenVisionError
-from openvision.evaluation.data.images import Captioned, captioned, pictures_of_files
+from openvision.evaluation.data.images import Captioned, captioned, images_of_files
+from openvision.files import JsonObject
 
 
 def karpathy(file: Path, images: Path, split: str = "test", captions: int | None = None) -> Captioned:
-    """Pictures and captions of one split; `captions` keeps the first so many of each picture, None all of them.
+    """Images and captions of one split; `captions` keeps the first so many of each image, None all of them.
 
-    Raises OpenVisionError for a file of another layout, a split that is not there, a picture without caption, or
-    pictures that are not below `images`.
+    Raises OpenVisionError for a file of another layout, a split that is not there, an image without caption, or
+    images that are not below `images`.
     """
     entries = _entries(file)
     chosen = [entry for entry in entries if entry["split"] == split]
@@ -29,12 +29,12 @@ def karpathy(file: Path, images: Path, split: str = "test", captions: int | None
     paths = [_path(images, entry) for entry in chosen]
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise OpenVisionError(f"{len(missing)} of {len(paths)} pictures of {file} are missing, {missing[0]} first")
+        raise OpenVisionError(f"{len(missing)} of {len(paths)} images of {file} are missing, {missing[0]} first")
     texts = [[sentence["raw"].strip() for sentence in entry["sentences"]][:captions] for entry in chosen]
-    return captioned(pictures_of_files(paths, images), [[text for text in own if text] for own in texts])
+    return captioned(images_of_files(paths, images), [[text for text in own if text] for own in texts])
 
 
-def _entries(file: Path) -> list[dict[str, Any]]:
+def _entries(file: Path) -> list[JsonObject]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -48,7 +48,7 @@ def _entries(file: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _path(images: Path, entry: dict[str, Any]) -> Path:
+def _path(images: Path, entry: JsonObject) -> Path:
     """FILEPATH/FILENAME below the folder, or FILENAME alone where the folder holds one split only."""
     nested = images / entry.get("filepath", "") / entry["filename"]
     return nested if nested.is_file() else images / entry["filename"]

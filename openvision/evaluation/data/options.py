@@ -1,4 +1,4 @@
-"""Fields that evaluators share to say which pictures, and which of their texts, they are about."""
+"""Options that evaluators share: which images they measure, with which labels or texts."""
 
 from pathlib import Path
 
@@ -9,14 +9,24 @@ from openvision.data.shards.store import join_folder
 from openvision.errors import OpenVisionError
 from openvision.evaluation.data import hugging_face
 from openvision.evaluation.data.hugging_face import PREFIX
-from openvision.evaluation.data.images import Captioned, Labelled, captioned_shards, folder_of_classes, labelled_shards
+from openvision.evaluation.data.images import (
+    Captioned,
+    ImageSet,
+    Labelled,
+    ShardImages,
+    captioned_shards,
+    folder_of_classes,
+    labelled_shards,
+    spread,
+    take,
+)
 from openvision.evaluation.data.karpathy import karpathy
 from openvision.evaluation.data.prompts import class_names
 from openvision.text.captions import sentences
 
 
 class LabelOptions(BaseModel):
-    """Which class a picture has."""
+    """The class of each image."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,15 +34,15 @@ class LabelOptions(BaseModel):
     """Json field or member of a shard, or column of a Hugging Face dataset. A folder's classes are its subfolders."""
     classes: str | None = None
     """Class names: `imagenet` (from open_clip_torch), or a file, a name a line or a JSON list, relative to the data
-    folder. By default those the data bring."""
+    folder. By default the names in the data."""
     split: str = "test"
-    """Of a Hugging Face dataset."""
+    """Split of a Hugging Face dataset."""
     image: str = "image"
     """Column of a Hugging Face dataset."""
 
 
 def open_labelled(data: str, root: str | Path, options: LabelOptions, limit: PositiveInt | None = None) -> Labelled:
-    """Pictures with classes from wherever `data` points; raises OpenVisionError that says what is missing."""
+    """Images with classes from wherever `data` points; raises OpenVisionError that says what is missing."""
     base = None if "://" in str(root) else Path(root)
     names = class_names(options.classes, base) if options.classes is not None else None
     if data.startswith(PREFIX):
@@ -44,12 +54,19 @@ def open_labelled(data: str, root: str | Path, options: LabelOptions, limit: Pos
     return folder_of_classes(Path(place), names).only(limit)
 
 
+def open_images(data: str, root: str | Path, limit: int | None = None) -> ImageSet:
+    """Images of shards or of a folder of classes, about `limit` of them, evenly spread; all without it."""
+    place = join_folder(root, data)
+    images = ShardImages(place).images() if _holds_shards(place) else folder_of_classes(Path(place)).images
+    return images if limit is None or limit >= len(images) else take(images, spread(len(images), limit))
+
+
 def _holds_shards(place: str | Path) -> bool:
     return "://" in str(place) or any(Path(place).glob("*.tar"))
 
 
 class TextOptions(BaseModel):
-    """Which texts a picture has."""
+    """The texts of each image."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,17 +77,17 @@ class TextOptions(BaseModel):
     sentences: bool = False
     """Every sentence of the text is a caption of its own."""
     annotations: str | None = None
-    """Karpathy's JSON file, relative to the data folder; then `data` is the folder of pictures."""
+    """Karpathy's JSON file, relative to the data folder; then `data` is the folder of images."""
     captions: PositiveInt | None = None
-    """Take the first so many captions of each picture; all by default."""
+    """Take the first so many captions of each image; all by default."""
     split: str = "test"
-    """Of the annotations or of a Hugging Face dataset."""
+    """Split of the annotations or of a Hugging Face dataset."""
     image: str = "image"
     """Column of a Hugging Face dataset."""
 
 
 def open_captioned(data: str, root: str | Path, options: TextOptions) -> Captioned:
-    """Pictures with texts from wherever `data` points; raises OpenVisionError that says what is missing."""
+    """Images with texts from wherever `data` points; raises OpenVisionError that says what is missing."""
     if options.annotations is not None:
         return karpathy(Path(root) / options.annotations, Path(root) / data, options.split, options.captions)
     if data.startswith(PREFIX):
@@ -79,22 +96,22 @@ def open_captioned(data: str, root: str | Path, options: TextOptions) -> Caption
     else:
         place = join_folder(root, data)
         if not _holds_shards(place):
-            raise OpenVisionError(f"{place} holds no tar shards; for pictures in files give `annotations` too")
+            raise OpenVisionError(f"{place} holds no tar shards; for images in files give `annotations` too")
         found = captioned_shards(place, options.text, options.lines)
     return _chosen(found, options)
 
 
 def _chosen(found: Captioned, options: TextOptions) -> Captioned:
-    """Split into sentences and cut to the number of captions asked for."""
+    """Split into sentences and keep the number of captions asked for."""
     if not options.sentences and options.captions is None:
         return found
     texts: list[str] = []
     owner: list[int] = []
     taken: dict[int, int] = {}
-    for text, picture in zip(found.texts, found.owner.tolist(), strict=True):
+    for text, image in zip(found.texts, found.owner.tolist(), strict=True):
         for one in (sentences(text) or [text]) if options.sentences else [text]:
-            if options.captions is None or taken.get(picture, 0) < options.captions:
-                taken[picture] = taken.get(picture, 0) + 1
+            if options.captions is None or taken.get(image, 0) < options.captions:
+                taken[image] = taken.get(image, 0) + 1
                 texts.append(one)
-                owner.append(picture)
-    return Captioned(found.pictures, texts, np.array(owner, dtype=np.int64))
+                owner.append(image)
+    return Captioned(found.images, texts, np.array(owner, dtype=np.int64))

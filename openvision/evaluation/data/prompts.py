@@ -7,6 +7,7 @@
 | `openvision` | OpenAI's 80 and "{}", spec 7  | canonicalised, names split at commas    | open_clip_torch      |
 | `open_clip`  | OpenAI's 80                   | as they are                             | open_clip_torch      |
 | a file       | its lines, or its JSON list   | as they are                             | the file             |
+| a list       | its entries                   | as they are                             | nothing              |
 
 Class names likewise: `imagenet` reads the 1,000 of open_clip_torch, anything else is a file of names.
 """
@@ -17,7 +18,7 @@ import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,8 +72,11 @@ def canonicalize(text: str, keep: str = "") -> str:
     return re.sub(r"\s+", " ", bare.lower()).strip()
 
 
-def protocol(name: str, base: Path | None = None) -> Protocol:
-    """The protocol of a name or of a file of templates, relative to `base`."""
+def protocol(name: str | Sequence[str], base: Path | None = None) -> Protocol:
+    """The protocol of a name, of a file of templates relative to `base`, or of the templates themselves."""
+    if not isinstance(name, str):
+        check_templates(name)
+        return Protocol("; ".join(name), tuple(name))
     if name in OWN:
         return Protocol(name, OWN[name])
     if name in PROTOCOLS:
@@ -105,15 +109,15 @@ def _resolve(name: str, base: Path | None) -> Path:
 def _lines(path: Path) -> list[str]:
     try:
         content = path.read_text(encoding="utf-8-sig")
-        entries: Any = json.loads(content) if path.suffix == ".json" else content.rstrip("\n").split("\n")
+        entries: object = json.loads(content) if path.suffix == ".json" else content.rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise OpenVisionError(f"{path} cannot be read: {error}") from error
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         raise OpenVisionError(f"{path} must be a JSON list of texts, or a text a line")
-    return [entry.strip() for entry in entries]
+    return [str(entry).strip() for entry in entries]
 
 
-def _open_clip() -> Any:
+def _open_clip() -> ModuleType:
     """Names and templates of open_clip_torch. Only its table is imported: the package itself wants torchvision."""
     import importlib.util
 

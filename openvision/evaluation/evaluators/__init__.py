@@ -1,1 +1,1 @@
-"""Evaluators: zero-shot, retrieval, probes, baselines; each measures one model on one data set."""
+"""Evaluators: zero-shot, retrieval, probes, caption loss, baselines; each measures one model on one data set."""

@@ -10,7 +10,7 @@ An evaluator is a frozen pydantic model whose fields are its options, so a missp
 packages add kinds through the entry point group `openvision.evaluators` (name = kind, value = the class); nothing is
 imported that a recipe or suite names by path.
 
-Every process of a run calls the same evaluators; each works on its slice of the pictures (`processes`).
+Every process of a run calls the same evaluators; each works on its slice of the images (`processes`).
 """
 
 import difflib
@@ -20,14 +20,16 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic_core import ErrorDetails
 
 from openvision.errors import OpenVisionError
-from openvision.evaluation.evaluators.model import Subject
+from openvision.evaluation.evaluators.model import EvaluatedModel
 from openvision.evaluation.metrics.bootstrap import Outcomes, interval
+from openvision.files import JsonObject
 
 GROUP = "openvision.evaluators"
 _BUILT_IN = {
@@ -37,6 +39,8 @@ _BUILT_IN = {
     "linear_probe": "openvision.evaluation.evaluators.probes:LinearProbe",
     "few_shot": "openvision.evaluation.evaluators.probes:FewShot",
     "patch_probe": "openvision.evaluation.evaluators.patch_probe:PatchProbe",
+    "caption_loss": "openvision.evaluation.evaluators.caption_loss:CaptionLoss",
+    "baselines": "openvision.evaluation.evaluators.baselines:Baselines",
 }
 
 
@@ -49,13 +53,13 @@ class Measured:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     """95 % intervals of those that have one."""
     outcomes: dict[str, Outcomes] = field(default_factory=dict)
-    """Per picture, for comparing models in pairs."""
-    facts: dict[str, Any] = field(default_factory=dict)
+    """Per image, for comparing models in pairs."""
+    facts: dict[str, str | int | float] = field(default_factory=dict)
     """Protocol and counts: what a reader needs to measure the same again."""
-    details: dict[str, Any] = field(default_factory=dict)
+    details: JsonObject = field(default_factory=dict)
     """Per class, curves, confusions: JSON."""
     arrays: dict[str, NDArray] = field(default_factory=dict)
-    """Answers per picture, for the galleries."""
+    """Answers per image, for the gallery."""
     data: dict[str, str] = field(default_factory=dict)
     """Data set -> its identity (SHA-256)."""
 
@@ -72,16 +76,18 @@ class Evaluator(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     needs_text: ClassVar[bool] = True
     """Whether it can only be measured on a model with a text tower."""
+    needs_decoder: ClassVar[bool] = False
+    """Whether it can only be measured on a model with a caption decoder."""
 
     kind: str
     name: str = ""
-    """Under which the numbers stand; the kind by default."""
+    """Name in results and logs; the kind by default."""
     data: str
     """Folder relative to the data folder, URL of shards, or "hf:NAME" of a Hugging Face dataset."""
     every: PositiveInt | None = None
     """In training: steps between measurements; `run.evaluate_every` by default."""
     limit: PositiveInt | None = None
-    """Measure on about so many pictures, evenly spread; all by default."""
+    """Measure on about so many images, evenly spread; all by default."""
     reported: dict[str, str] = {}
     """Metric -> name of the published number it reproduces (reported.toml)."""
     open_clip: dict[str, str] = {}
@@ -92,16 +98,32 @@ class Evaluator(BaseModel):
         """Name, or the kind of an evaluator without one."""
         return self.name or self.kind
 
-    def measure(self, subject: Subject, root: str | Path) -> Measured:
-        """Measure `subject` on data below `root`; raises OpenVisionError for data that cannot be measured on."""
+    def measure(self, model: EvaluatedModel, root: str | Path) -> Measured:
+        """Measure `model` on data below `root`; raises OpenVisionError for data that cannot be measured on."""
         raise NotImplementedError
 
     def missing(self, root: str | Path) -> str | None:
-        """The local folder or file that it needs and that is not there."""
-        if self.data.startswith("hf:") or "://" in self.data or "://" in str(root):
-            return None
-        path = Path(root) / self.data
-        return None if path.exists() else str(path)
+        """The local folder or file that it needs and that does not exist."""
+        return absent(self.data, root)
+
+
+class TrainedEvaluator(Evaluator):
+    """A measurement that learns from other images than those it measures on."""
+
+    train: str
+    """Data to learn from, given as `data` is."""
+
+    def missing(self, root: str | Path) -> str | None:
+        """The folder to measure on or the one to learn from."""
+        return super().missing(root) or absent(self.train, root)
+
+
+def absent(data: str, root: str | Path) -> str | None:
+    """The path of local data that does not exist."""
+    if data.startswith("hf:") or "://" in data or "://" in str(root):
+        return None
+    path = Path(root) / data
+    return None if path.exists() else str(path)
 
 
 def kinds() -> list[str]:
@@ -125,7 +147,7 @@ def evaluator_class(kind: str) -> type[Evaluator]:
     raise ValueError(f"unknown kind of evaluator {kind!r}; {hint}")
 
 
-def _parse(value: Any) -> Evaluator:
+def _parse(value: object) -> Evaluator:
     """A table of options -> the evaluator it describes; ValueError in words for a user."""
     if isinstance(value, Evaluator):
         return value
@@ -138,7 +160,7 @@ def _parse(value: Any) -> Evaluator:
         raise ValueError("; ".join(_explain(problem, chosen) for problem in error.errors())) from error
 
 
-def _explain(problem: Any, chosen: type[Evaluator]) -> str:
+def _explain(problem: ErrorDetails, chosen: type[Evaluator]) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(place, chosen.model_fields, n=1)
@@ -150,7 +172,7 @@ def _explain(problem: Any, chosen: type[Evaluator]) -> str:
     return f"{place}: {message}" if place else message
 
 
-def parse_evaluators(tables: Sequence[Any], source: str) -> list[Evaluator]:
+def parse_evaluators(tables: Sequence[object], source: str) -> list[Evaluator]:
     """Evaluators from tables; `source` names them in errors. Raises OpenVisionError, also when there are none."""
     if not tables:
         raise OpenVisionError(f"{source} names no evaluator: the suite is empty; add tables [[evaluate]]")
@@ -165,7 +187,7 @@ def parse_evaluators(tables: Sequence[Any], source: str) -> list[Evaluator]:
 
 
 def check_titles(evaluators: Sequence[Evaluator], source: str) -> None:
-    """Raise OpenVisionError when two evaluators would write their numbers under one name."""
+    """Raise OpenVisionError when two evaluators have one name."""
     titles = [evaluator.title for evaluator in evaluators]
     for title in titles:
         if titles.count(title) > 1:
@@ -175,17 +197,17 @@ def check_titles(evaluators: Sequence[Evaluator], source: str) -> None:
 
 
 def due(evaluators: Sequence[Evaluator], step: int, default_every: int, last: bool) -> list[Evaluator]:
-    """Those to be measured after `step`: by their own period or the default one, all after the last step."""
+    """Evaluators due after `step`: by their own period or the default one, all after the last step."""
     return [one for one in evaluators if last or step % (one.every or default_every) == 0]
 
 
 def measure_all(
-    evaluators: Sequence[Evaluator], subject: Subject, root: str | Path
+    evaluators: Sequence[Evaluator], model: EvaluatedModel, root: str | Path
 ) -> Iterator[tuple[Evaluator, Measured]]:
-    """Measure one after the other; an error names the evaluator."""
+    """Measure one evaluator after the other; an error names the evaluator."""
     for evaluator in evaluators:
         try:
-            measured = evaluator.measure(subject, root)
+            measured = evaluator.measure(model, root)
         except OpenVisionError as error:
             raise OpenVisionError(f"evaluator {evaluator.title!r}: {error}") from error
         broken = [metric for metric, value in measured.values.items() if not math.isfinite(value)]

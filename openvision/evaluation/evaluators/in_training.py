@@ -1,4 +1,4 @@
-"""Evaluators of a recipe during training: every process measures its slice, all get the same numbers.
+"""Evaluators during training: every process measures its slice, all get the same numbers.
 
     named = due(evaluators, step, recipe.run.evaluate_every, last=step == stage.steps)
     if named:
@@ -11,26 +11,30 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from openvision.errors import OpenVisionError
 from openvision.evaluation.evaluators.base import Evaluator, due, measure_all, metrics_line
-from openvision.evaluation.evaluators.model import Subject
-from openvision.models.openvision import OpenVision
-from openvision.models.vision import VisionTransformer
+from openvision.evaluation.evaluators.model import EvaluatedModel
+from openvision.models.protocols import Model
 from openvision.runtime import Processes
 from openvision.text.tokenizer import Tokenizer
 
 __all__ = ["check_evaluators", "due", "less_is_better", "measure_in_training"]
 
 
-def check_evaluators(evaluators: Sequence[Evaluator], root: str | Path, has_text: bool) -> None:
-    """Raise OpenVisionError, before training, for an evaluator whose data are missing or that needs a text tower."""
+def check_evaluators(
+    evaluators: Sequence[Evaluator], root: str | Path, has_text: bool, has_decoder: bool = True
+) -> None:
+    """Raise OpenVisionError for an evaluator whose data are missing or that needs a part which the model lacks."""
     for evaluator in evaluators:
-        if evaluator.needs_text and not has_text:
-            raise OpenVisionError(
-                f"evaluator {evaluator.title!r} ({evaluator.kind}) needs a text tower, which this recipe does not train"
-            )
+        for needed, there, part in (
+            (evaluator.needs_text, has_text, "text tower"),
+            (evaluator.needs_decoder, has_decoder, "caption decoder"),
+        ):
+            if needed and not there:
+                raise OpenVisionError(
+                    f"evaluator {evaluator.title!r} ({evaluator.kind}) needs a {part}, which this recipe does not train"
+                )
         missing = evaluator.missing(root)
         if missing is not None:
             raise OpenVisionError(f"evaluator {evaluator.title!r}: {missing} is missing")
@@ -38,7 +42,7 @@ def check_evaluators(evaluators: Sequence[Evaluator], root: str | Path, has_text
 
 def measure_in_training(
     evaluators: Sequence[Evaluator],
-    model: nn.Module,
+    model: Model,
     tokenizer: Tokenizer | None,
     root: str | Path,
     resolution: int,
@@ -50,15 +54,12 @@ def measure_in_training(
 ) -> dict[str, float]:
     """Numbers "name/metric" of the evaluators, the same in every process, for one line of the metrics stream.
 
-    `model` holds all parameters (OpenVision, or anything with a `vision` tower) and is left in the mode it came in;
-    `beat` is told before each evaluator, for whoever watches that the run is alive.
+    `model` holds all parameters and is left in the mode it came in; `beat` is called before each evaluator, for a
+    watchdog.
     """
-    vision = getattr(model, "vision", None)
-    if not isinstance(vision, VisionTransformer):
-        raise OpenVisionError(f"a {type(model).__name__} has no vision tower to evaluate")
-    subject = Subject(
-        vision,
-        model if isinstance(model, OpenVision) else None,
+    evaluated = EvaluatedModel(
+        model.vision,
+        model,
         tokenizer,
         resolution,
         batch_size=batch_size,
@@ -70,11 +71,11 @@ def measure_in_training(
     for evaluator in evaluators:
         if beat is not None:
             beat(f"measuring {evaluator.title}")
-        results += measure_all([evaluator], subject, root)
+        results += measure_all([evaluator], evaluated, root)
     return metrics_line(results)
 
 
 def less_is_better(metric: str) -> bool:
-    """Whether a smaller number is the better one: losses, calibration errors, median ranks."""
+    """Whether a smaller number is the better one: losses, perplexities, calibration errors, median ranks."""
     last = metric.rpartition("/")[2]
-    return "loss" in last or last == "ece" or last.endswith("_median")
+    return "loss" in last or last in ("ece", "caption_perplexity") or last.endswith("_median")

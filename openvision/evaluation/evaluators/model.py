@@ -1,14 +1,14 @@
-"""What is measured: a model with its preprocessing, encoding pictures and texts once and remembering the vectors.
+"""The model under evaluation with its preprocessing: encodes images and texts once and remembers the vectors.
 
-Pictures are decoded by threads while the model computes on the batch before (`prepared_batches`), exactly and in full:
-no JPEG is decoded at a smaller scale. Every process encodes its own rows; the vectors are gathered.
+Images are decoded by threads while the model computes on the batch before (`prepared_batches`), exactly and in full: no
+JPEG is decoded at a smaller scale. Every process encodes its own rows; the vectors are gathered.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,11 +17,11 @@ from torch import Tensor
 
 from openvision.encoding import check_features, encode_texts, evaluating, once
 from openvision.errors import OpenVisionError
-from openvision.evaluation.data.images import Pictures
+from openvision.evaluation.data.images import ImageSet
 from openvision.images.decode import BadSampleError
-from openvision.images.preprocess import Preprocessing, prepare
+from openvision.images.preprocess import Preprocessing, prepare, resize
 from openvision.models.layers import unit
-from openvision.models.openvision import OpenVision
+from openvision.models.protocols import ContrastiveModel, Model
 from openvision.models.vision import VisionTransformer
 from openvision.runtime import Processes
 from openvision.text.tokenizer import Tokenizer
@@ -29,13 +29,14 @@ from openvision.text.tokenizer import Tokenizer
 Progress = Callable[[int, int], None]
 Features = NDArray[np.float32]
 
-# Share of pictures that may be undecodable before a result would say more about the files than about the model.
+# Share of images that may be undecodable before a result would say more about the files than about the model.
 REJECT_BUDGET = 0.01
+THUMBNAIL = 16
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Vectors of the pictures that could be decoded."""
+    """Vectors of the images that could be decoded."""
 
     rows: NDArray[np.int64]
     """Their numbers in the set, ascending."""
@@ -44,15 +45,15 @@ class Encoded:
     pooled: Features
     """(r, D), the normalised mean patch token: what probes read."""
     rejected: int
-    """Pictures left out."""
+    """Images left out."""
 
 
 @dataclass
-class Subject:
-    """A model under evaluation; `encode` and `texts` give the same vectors in every process."""
+class EvaluatedModel:
+    """A model with how its images are prepared; every process gets the same vectors."""
 
     vision: VisionTransformer
-    model: OpenVision | None = None
+    model: Model | None = None
     """The whole model; None for a vision tower alone."""
     tokenizer: Tokenizer | None = None
     resolution: int | None = None
@@ -64,115 +65,166 @@ class Subject:
     progress: Progress | None = None
     autocast: torch.dtype | None = None
     """Compute dtype on the model's device; None computes as the parameters are."""
+    reject_budget: float = REJECT_BUDGET
+    """Share of images that may be undecodable."""
     _encoded: dict[str, Encoded] = field(default_factory=dict, repr=False)
+    _texts: dict[tuple[str, ...], Features] = field(default_factory=dict, repr=False)
+    _thumbnails: dict[str, tuple[NDArray[np.int64], NDArray[np.uint8]]] = field(default_factory=dict, repr=False)
 
     @property
     def pixels(self) -> int:
-        """Side of the pictures as the tower sees them."""
+        """Side of the images as the tower sees them."""
         return self.resolution or self.vision.config.image_size
 
     @property
     def scale(self) -> float:
         """What cosines are multiplied by before a softmax: exp(logit_scale)."""
-        return float(self._whole().logit_scale.detach().exp())
+        return float(self.contrastive.logit_scale.detach().exp())
 
-    def _whole(self) -> OpenVision:
-        if self.model is None:
+    @property
+    def vocabulary(self) -> Tokenizer:
+        """The tokenizer; raises OpenVisionError for a checkpoint without one."""
+        if self.tokenizer is None:
+            raise OpenVisionError("this checkpoint has no vocabulary; give vocab.txt with --vocabulary")
+        return self.tokenizer
+
+    @property
+    def has_text(self) -> bool:
+        """Whether images can be compared with texts."""
+        return self.model is not None and self.model.text is not None
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether the model can caption images."""
+        return self.model is not None and self.model.decoder is not None
+
+    @property
+    def contrastive(self) -> ContrastiveModel:
+        """The model with its text tower; raises OpenVisionError without one."""
+        if self.model is None or self.model.text is None:
             raise OpenVisionError(
-                "this checkpoint is a vision tower without a text tower; only knn, linear_probe, few_shot and "
-                "patch_probe can be measured on it"
+                "this checkpoint has no text tower; measure knn, linear_probe, few_shot, patch_probe or, where it has "
+                "a decoder, caption_loss on it"
             )
+        return cast("ContrastiveModel", self.model)
+
+    @property
+    def captioning(self) -> Model:
+        """The model with its caption decoder; raises OpenVisionError without one."""
+        if self.model is None or self.model.decoder is None:
+            raise OpenVisionError("this checkpoint has no caption decoder")
         return self.model
 
-    def encode(self, pictures: Pictures) -> Encoded:
-        """Vectors of every picture of the set; raises OpenVisionError for NaN or too many bad pictures."""
-        if pictures.identity not in self._encoded:
-            self._encoded[pictures.identity] = self._encode(pictures)
-        return self._encoded[pictures.identity]
+    def encode(self, images: ImageSet) -> Encoded:
+        """Vectors of every image of the set; raises OpenVisionError for NaN or too many bad images."""
+        if images.identity not in self._encoded:
+            self._encoded[images.identity] = self._encode(images)
+        return self._encoded[images.identity]
 
-    def _encode(self, pictures: Pictures) -> Encoded:
-        mine = self.processes.rows(len(pictures))
-        width = self.vision.config.width
-        head = self.vision.head
-        vectors = np.zeros((len(mine), width + (head.out_features if head is not None else 0)), dtype=np.float32)
+    def _encode(self, images: ImageSet) -> Encoded:
+        width, head = self.vision.config.width, self.vision.head
+
+        def vectors_of(batch: Tensor) -> Tensor:
+            pooled = self.vision.forward_features(batch).pooled
+            vectors = [pooled.float()]
+            if head is not None:
+                vectors.append(unit(self.vision.project(pooled)).float())
+            return torch.cat(vectors, dim=1)
+
+        rows, vectors = self.map_images(images, (width + (head.out_features if head is not None else 0),), vectors_of)
+        check_features(vectors, "image features")
+        embeds = np.ascontiguousarray(vectors[:, width:]) if head is not None else None
+        return Encoded(rows, embeds, np.ascontiguousarray(vectors[:, :width]), len(images) - len(rows))
+
+    def map_images(
+        self, images: ImageSet, shape: tuple[int, ...], compute: Callable[[Tensor], Tensor]
+    ) -> tuple[NDArray[np.int64], Features]:
+        """Rows (r,) of the images that can be decoded and what `compute` gives for them, (r, *shape) float32.
+
+        `compute` takes uint8 (b, 3, R, R) on the model's device. Each process computes its own rows.
+        """
+        mine = self.processes.rows(len(images))
+        found = np.zeros((len(mine), *shape), dtype=np.float32)
         good = np.zeros(len(mine), dtype=np.bool_)
-        with evaluating(self.vision) as device:
-            done = 0
-            for places, batch in prepared_batches(pictures, mine, self):
-                with self._precision(device):
-                    pooled = self.vision.forward_features(batch.to(device)).pooled
-                    parts = [pooled.float()]
-                    if head is not None:
-                        parts.append(unit(self.vision.project(pooled)).float())
-                vectors[places] = torch.cat(parts, dim=1).cpu().numpy()
+        done = 0
+        with evaluating(self.vision) as device, self.precision(device):
+            for places, batch in prepared_batches(images, mine, self, self.batch_size):
+                found[places] = compute(batch.to(device)).cpu().numpy()
                 good[places] = True
                 done += len(batch)
                 if self.progress:
                     self.progress(done, len(mine))
-        vectors = self.processes.gather_rows(vectors, len(pictures))
-        good = self.processes.gather_rows(good, len(pictures))
+        found, good = (self.processes.gather_rows(array, len(images)) for array in (found, good))
         rows = np.flatnonzero(good)
-        self._check_rejected(len(pictures) - len(rows), pictures)
-        check_features(vectors[rows], "image features")
-        embeds = np.ascontiguousarray(vectors[rows, width:]) if head is not None else None
-        return Encoded(rows, embeds, np.ascontiguousarray(vectors[rows, :width]), len(pictures) - len(rows))
+        self.check_rejected(len(images) - len(rows), images)
+        return rows, found[rows]
 
-    def _check_rejected(self, rejected: int, pictures: Pictures) -> None:
-        if rejected > REJECT_BUDGET * len(pictures) and (rejected > 1 or len(pictures) == 1):
+    def check_rejected(self, rejected: int, images: ImageSet) -> None:
+        """Raise OpenVisionError when more images were left out than the budget allows."""
+        most = max(self.reject_budget * len(images), 1)
+        if rejected > most or rejected == len(images):
             raise OpenVisionError(
-                f"{rejected} of {len(pictures)} pictures of {pictures.name} cannot be decoded; restore the files, or "
-                "the result would be about other pictures than it says"
+                f"{rejected} of {len(images)} images of {images.name} cannot be decoded; restore the files: without "
+                "them the result would be about other images than it says"
             )
 
-    def _precision(self, device: torch.device) -> Any:
-        if self.autocast is None:
-            return nullcontext()
-        return torch.autocast(device.type, dtype=self.autocast)
+    def precision(self, device: torch.device) -> AbstractContextManager[object]:
+        """The context in which the model computes."""
+        return nullcontext() if self.autocast is None else torch.autocast(device.type, dtype=self.autocast)
 
-    def embeds(self, pictures: Pictures) -> tuple[Encoded, Features]:
+    def embeds(self, images: ImageSet) -> tuple[Encoded, Features]:
         """Vectors in the space shared with texts; raises OpenVisionError for a tower without a head."""
-        encoded = self.encode(pictures)
+        encoded = self.encode(images)
         if encoded.embeds is None:
             raise OpenVisionError("this vision tower has no projection head (OpenVision 2 trains none)")
         return encoded, encoded.embeds
 
     def texts(self, texts: Sequence[str]) -> Features:
         """Unit vectors (n, E) of texts, each process its slice."""
-        model = self._whole()
-        if self.tokenizer is None:
-            raise OpenVisionError("this checkpoint came without its vocabulary; give vocab.txt with --vocabulary")
         distinct, place = once(texts)
+        if tuple(distinct) not in self._texts:
+            self._texts[tuple(distinct)] = self._encode_texts(distinct)
+        return self._texts[tuple(distinct)][place]
+
+    def _encode_texts(self, distinct: list[str]) -> Features:
+        model, tokenizer = self.contrastive, self.vocabulary
         mine = [distinct[row] for row in self.processes.rows(len(distinct))]
-        with self._precision(next(model.parameters()).device):
-            vectors = encode_texts(model, self.tokenizer, mine, 256) if mine else self._none()
-        return self.processes.gather_rows(vectors, len(distinct))[place]
+        vectors = np.zeros((0, model.config.embed_dim), dtype=np.float32)
+        with self.precision(next(model.parameters()).device):
+            vectors = encode_texts(model, tokenizer, mine, 256) if mine else vectors
+        return self.processes.gather_rows(vectors, len(distinct))
 
-    def _none(self) -> Features:
-        return np.zeros((0, self._whole().config.embed_dim), dtype=np.float32)
+    def thumbnails(self, images: ImageSet) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """Rows (r,) of the images that can be decoded and those images at 16 x 16 pixels, uint8 (r, 3, 16, 16)."""
+        if images.identity not in self._thumbnails:
+            rows, small = self.map_images(images, (3, THUMBNAIL, THUMBNAIL), _shrink)
+            self._thumbnails[images.identity] = rows, small.astype(np.uint8)
+        return self._thumbnails[images.identity]
 
-    def forget(self) -> None:
-        """Drop remembered vectors, when the weights change."""
-        self._encoded.clear()
+
+def _shrink(batch: Tensor) -> Tensor:
+    small = [resize(image, THUMBNAIL, THUMBNAIL) for image in batch.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
+    return torch.from_numpy(np.stack(small).transpose(0, 3, 1, 2))
 
 
 def prepared_batches(
-    pictures: Pictures, rows: Sequence[int], subject: Subject
+    images: ImageSet, rows: Sequence[int], model: EvaluatedModel, batch_size: int
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-    """Batches of uint8 (b, 3, R, R) and the places of their pictures in `rows`; bad pictures are left out.
+    """Batches of uint8 (b, 3, R, R) and the places of their images in `rows`; bad images are left out.
 
     While the caller works on a batch, threads prepare the next two.
     """
 
     def load(row: int) -> NDArray[np.uint8] | None:
         try:
-            return prepare(pictures.load(row), subject.pixels, subject.preprocessing)
+            return prepare(images.load(row), model.pixels, model.preprocessing)
         except BadSampleError:
             return None
 
-    with ThreadPoolExecutor(subject.threads) as pool:
+    with ThreadPoolExecutor(model.threads) as pool:
         ahead: list[tuple[int, list[Future[NDArray[np.uint8] | None]]]] = []
-        for start in range(0, len(rows), subject.batch_size):
-            ahead.append((start, [pool.submit(load, row) for row in rows[start : start + subject.batch_size]]))
+        for start in range(0, len(rows), batch_size):
+            ahead.append((start, [pool.submit(load, row) for row in rows[start : start + batch_size]]))
             if len(ahead) > 2:
                 yield from _batch(*ahead.pop(0))
         for waiting in ahead:

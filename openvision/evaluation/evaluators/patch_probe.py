@@ -8,96 +8,76 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import PositiveInt
+from torch import Tensor
 
-from openvision.data.shards.store import join_folder
-from openvision.encoding import evaluating
 from openvision.errors import OpenVisionError
-from openvision.evaluation.data.images import Pictures, ShardPictures, folder_of_classes, take
-from openvision.evaluation.evaluators.base import Evaluator, Measured
-from openvision.evaluation.evaluators.model import Subject, prepared_batches
+from openvision.evaluation.data.options import open_images
+from openvision.evaluation.evaluators.base import Measured, TrainedEvaluator
+from openvision.evaluation.evaluators.model import EvaluatedModel
 from openvision.evaluation.metrics.bootstrap import Outcomes
-from openvision.evaluation.metrics.probes import Scaling, _fit
+from openvision.evaluation.metrics.probes import Scaling, fit_logistic_regression
 
 # A channel that differs by no more is still ground: antialiasing and JPEG leave traces.
 TOLERANCE = 12
 
 
-class PatchProbe(Evaluator):
-    """`patch_accuracy` and `miou` (mean IoU of drawing and ground), both averaged over pictures."""
+class PatchProbe(TrainedEvaluator):
+    """`patch_accuracy` and `miou` (mean IoU of drawing and ground), both averaged over images."""
 
     needs_text: ClassVar[bool] = False
     kind: Literal["patch_probe"] = "patch_probe"
-    train: str
-    """Data to learn from, given as `data` is."""
     limit: PositiveInt | None = 400
-    """Pictures to be asked about."""
+    """Images to measure on."""
     train_limit: PositiveInt = 200
-    """Pictures to learn from."""
+    """Images to learn from."""
     ground: tuple[int, int, int] = (255, 255, 255)
     """Colour of the background, RGB."""
     strength: float = 0.1
     """C of the logistic regression."""
 
-    def missing(self, root: str | Path) -> str | None:
-        """The folder to be asked about or the one to learn from."""
-        return super().missing(root) or Evaluator.missing(self.model_copy(update={"data": self.train}), root)
-
-    def measure(self, subject: Subject, root: str | Path) -> Measured:
+    def measure(self, model: EvaluatedModel, root: str | Path) -> Measured:
         """Learn from patches of `train`, answer for those of `data`."""
         result = Measured()
-        known, truth, _ = self._patches(subject, self._open(self.train, root, self.train_limit, result))
-        tokens, asked, rows = self._patches(subject, self._open(self.data, root, self.limit, result))
+        known, truth, _ = self._patches(model, self.train, root, self.train_limit, result)
+        tokens, asked, rows = self._patches(model, self.data, root, self.limit, result)
         if truth.min() == truth.max():
             raise OpenVisionError(
                 f"every patch of {self.train} is {'drawing' if truth.all() else 'ground'}; is `ground` its background?"
             )
         flat = known.reshape(-1, known.shape[-1])
         scaling = Scaling.of(flat)
-        model = _fit(scaling(flat), truth.reshape(-1).astype(np.int64), self.strength)
-        answers = model.predict(scaling(tokens.reshape(-1, tokens.shape[-1]))).reshape(asked.shape).astype(np.bool_)
+        probe = fit_logistic_regression(scaling(flat), truth.reshape(-1).astype(np.int64), self.strength)
+        answers = np.asarray(probe.predict(scaling(tokens.reshape(-1, tokens.shape[-1])))).reshape(asked.shape) > 0
         result.add("patch_accuracy", Outcomes.of((answers == asked).mean(axis=1), rows))
         result.add("miou", Outcomes.of(mean_iou(answers, asked), rows))
         majority = np.full_like(asked, asked.mean() >= 0.5)
         result.facts = {
-            "pictures": len(rows),
+            "images": len(rows),
             "patches": int(asked.shape[1]),
             "drawing": float(asked.mean()),
             "miou_majority": float(mean_iou(majority, asked).mean()),
         }
         return result
 
-    def _open(self, data: str, root: str | Path, limit: int | None, result: Measured) -> Pictures:
-        place = join_folder(root, data)
-        shards = "://" in str(place) or any(Path(place).glob("*.tar"))
-        pictures = ShardPictures(place).pictures() if shards else folder_of_classes(Path(place)).pictures
-        result.data[pictures.name] = pictures.identity
-        if limit is None or limit >= len(pictures):
-            return pictures
-        return take(pictures, np.linspace(0, len(pictures) - 1, limit).round().astype(int))
-
     def _patches(
-        self, subject: Subject, pictures: Pictures
+        self, model: EvaluatedModel, data: str, root: str | Path, limit: int | None, result: Measured
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]:
-        """Tokens (n, N, D), whether each patch is drawing (n, N), and the numbers of the n pictures."""
-        mine = subject.processes.rows(len(pictures))
-        grid = subject.vision.config.grid(subject.pixels, subject.pixels)
-        count = grid[0] * grid[1]
-        tokens = np.zeros((len(mine), count, subject.vision.config.width), dtype=np.float32)
-        truth = np.zeros((len(mine), count), dtype=np.bool_)
-        good = np.zeros(len(mine), dtype=np.bool_)
-        with evaluating(subject.vision) as device:
-            for places, batch in prepared_batches(pictures, mine, subject):
-                features = subject.vision.forward_features(batch.to(device))
-                tokens[places] = features.patch_tokens.float().cpu().numpy()
-                truth[places] = drawn(batch.numpy(), self.ground, subject.vision.config.patch_size)
-                good[places] = True
-        gather = subject.processes.gather_rows
-        kept = np.flatnonzero(gather(good, len(pictures)))
-        if not len(kept):
-            raise OpenVisionError(f"none of the pictures of {pictures.name} can be decoded")
-        return gather(tokens, len(pictures))[kept], gather(truth, len(pictures))[kept], kept
+        """Tokens (n, N, D), whether each patch is drawing (n, N), and the numbers of the n images."""
+        images = open_images(data, root, limit)
+        result.data[images.name] = images.identity
+        vision = model.vision
+        rows, columns = vision.config.grid(model.pixels, model.pixels)
+
+        def tokens_and_truth(batch: Tensor) -> Tensor:
+            tokens = vision.forward_features(batch).patch_tokens.float()
+            truth = torch.from_numpy(drawn(batch.cpu().numpy(), self.ground, vision.config.patch_size))
+            return torch.cat([tokens, truth.to(tokens)[..., None]], dim=2)
+
+        kept, found = model.map_images(images, (rows * columns, vision.config.width + 1), tokens_and_truth)
+        return found[..., :-1], found[..., -1] > 0, kept
 
 
 def drawn(images: NDArray[np.uint8], ground: tuple[int, int, int], patch: int) -> NDArray[np.bool_]:
@@ -109,7 +89,7 @@ def drawn(images: NDArray[np.uint8], ground: tuple[int, int, int], patch: int) -
 
 
 def mean_iou(answers: NDArray[np.bool_], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Mean of the IoUs of drawing and of ground for every picture, (n,); a kind that is nowhere counts as found."""
+    """Mean of the IoUs of drawing and of ground for every image, (n,); a kind that is nowhere counts as found."""
     ious = []
     for kind in (True, False):
         both = ((answers == kind) & (truth == kind)).sum(axis=1)

@@ -6,19 +6,25 @@ pixels: together they are spec section 7, or open_clip's.
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from openvision.evaluation.data.images import Labelled
 from openvision.evaluation.data.options import LabelOptions, open_labelled
-from openvision.evaluation.data.prompts import classifier, protocol
-from openvision.evaluation.evaluators.base import Evaluator, Measured
-from openvision.evaluation.evaluators.model import Subject
+from openvision.evaluation.data.prompts import Protocol, classifier, protocol
+from openvision.evaluation.evaluators.base import Evaluator, Measured, absent
+from openvision.evaluation.evaluators.model import EvaluatedModel
 from openvision.evaluation.metrics.bootstrap import Outcomes, class_mean_interval
 from openvision.evaluation.metrics.calibration import calibration, confidences
-from openvision.evaluation.metrics.ranks import similarity, target_ranks, with_interval, within, within_by_group
+from openvision.evaluation.metrics.ranks import similarity
+from openvision.files import JsonObject
+
+CONFUSIONS = 20
+_BLOCK = 4096
 
 
 def candidates_of(labels: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
@@ -28,81 +34,114 @@ def candidates_of(labels: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
     return candidates, np.array([position[label] for label in labels], dtype=np.int64)
 
 
-def classification_ranks(
-    images: NDArray[np.floating], classes: NDArray[np.floating], targets: NDArray[np.integer]
-) -> NDArray[np.int64]:
-    """Rank from 0 of each image's own class; images (n, E), classes (c, E), targets (n,)."""
-    return target_ranks(similarity(images, classes), targets)
+@dataclass(frozen=True)
+class Answers:
+    """The answers of a model for n images."""
 
+    data: Labelled
+    protocol: Protocol
+    rows: NDArray[np.int64]
+    """(n,), the images' numbers in the set; the arrays below are in the same order."""
+    labels: NDArray[np.int64]
+    ranks: NDArray[np.int64]
+    """Rank of the right class, from 0."""
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    """Probability of the most probable class."""
 
-def classification(
-    ranks: NDArray[np.integer], groups: Sequence[str] | None = None
-) -> dict[str, float | list[float] | dict[str, float]]:
-    """Top-1 and top-5 with intervals from ranks, and top-1 for every group."""
-    result: dict[str, float | list[float] | dict[str, float]] = {
-        **with_interval("top1", within(ranks, 1)),
-        **with_interval("top5", within(ranks, 5)),
-    }
-    if groups is not None:
-        by_group = within_by_group(ranks, groups, 1)
-        result["top1_by_category"] = {str(group): by_group[group].value for group in sorted(by_group, key=str)}
-    return result
-
-
-CONFUSIONS = 20
-_BLOCK = 4096
+    def confusions(self) -> list[tuple[int, int, int]]:
+        """Pairs of a class and the wrong answer with their number, most frequent first."""
+        return count_confusions(self.labels, self.predicted)
 
 
 class ZeroShot(Evaluator, LabelOptions):
     """`top1`, `top5`, `mean_per_class`, `ece` (expected calibration error)."""
 
     kind: Literal["zero_shot"] = "zero_shot"
-    prompts: str = "plain"
-    """`plain`, `short`, `openvision`, `open_clip`, or a file of templates."""
+    prompts: str | tuple[str, ...] = "plain"
+    """`plain`, `short`, `openvision`, `open_clip`, a file of templates, or a list of templates."""
     words: bool = False
     """Read hyphens, underscores and ampersands of a class name as blanks: "people-body" is "people body"."""
+    candidates: str | None = None
+    """Other data, given as `data` is, whose classes are candidates too."""
+    groups: str | None = None
+    """Label, given as `label` is, by whose values top-1 is listed as well."""
 
-    def measure(self, subject: Subject, root: str | Path) -> Measured:
-        """Measure on every picture; ties count against the model."""
+    def missing(self, root: str | Path) -> str | None:
+        """The folder to measure on or the one of further candidates."""
+        return super().missing(root) or (absent(self.candidates, root) if self.candidates is not None else None)
+
+    def open(self, root: str | Path) -> Labelled:
+        """The images with their classes among all candidates."""
         data = open_labelled(self.data, root, self, self.limit)
+        if self.candidates is None:
+            return data
+        others = open_labelled(self.candidates, root, self)
+        classes, place = candidates_of([*data.classes, *others.classes])
+        return Labelled(data.images, place[data.labels], classes)
+
+    def open_groups(self, root: str | Path) -> Labelled | None:
+        """The images with their groups; None without the option."""
+        if self.groups is None:
+            return None
+        return open_labelled(self.data, root, LabelOptions(label=self.groups, split=self.split), self.limit)
+
+    def answer(self, model: EvaluatedModel, root: str | Path) -> "Answers":
+        """The model's answer for every image that can be decoded; ties count against it."""
+        data = self.open(root)
         how = protocol(self.prompts, None if "://" in str(root) else Path(root))
-        # An error of the texts is told before a million pictures are encoded.
-        names = [_words(name) for name in data.classes] if self.words else data.classes
-        classes = classifier(subject.texts, names, how)
-        encoded, images = subject.embeds(data.pictures)
+        # Texts come first: an error in them should not cost the encoding of a million images.
+        classes = classifier(model.texts, self.class_texts(data.classes), how)
+        encoded, images = model.embeds(data.images)
         labels = data.labels[encoded.rows]
-        mine = np.array(subject.processes.rows(len(labels)), dtype=np.int64)
-        gather = subject.processes.gather_rows
+        mine = np.array(model.processes.rows(len(labels)), dtype=np.int64)
         ranks, predicted = answers(images[mine], classes, labels[mine])
-        sure = confidences(images[mine], classes, subject.scale) if len(mine) else np.empty(0)
-        ranks, predicted = gather(ranks, len(labels)), gather(predicted, len(labels))
-        result = summarize(ranks, labels, encoded.rows, top5=len(classes) > 5)
+        confidence = confidences(images[mine], classes, model.scale) if len(mine) else np.empty(0)
+        gathered = (model.processes.gather_rows(array, len(labels)) for array in (ranks, predicted, confidence))
+        return Answers(data, how, encoded.rows, labels, *gathered)
+
+    def measure(self, model: EvaluatedModel, root: str | Path) -> Measured:
+        """Measure on every image that can be decoded."""
+        found = self.answer(model, root)
+        result = summarize(found.ranks, found.labels, found.rows, top5=len(found.data.classes) > 5)
         result.facts = {
-            "pictures": len(labels),
-            "classes": len(classes),
-            "rejected": encoded.rejected,
-            "prompts": how.name,
-            "templates": len(how.templates),
-            "resolution": subject.pixels,
-            "preprocessing": subject.preprocessing,
+            "images": len(found.labels),
+            "classes": len(found.data.classes),
+            "rejected": len(found.data) - len(found.labels),
+            "prompts": found.protocol.name,
+            "templates": len(found.protocol.templates),
+            "resolution": model.pixels,
+            "preprocessing": model.preprocessing,
         }
-        result.details |= per_class(ranks, predicted, labels, data.classes)
-        add_calibration(result, gather(sure, len(labels)), ranks == 0)
-        result.arrays |= {"rows": encoded.rows, "label": labels, "predicted": predicted}
-        result.data[data.pictures.name] = data.pictures.identity
+        result.details |= per_class(found.ranks, found.predicted, found.labels, found.data.classes)
+        if (groups := self.open_groups(root)) is not None:
+            own = groups.labels[found.rows]
+            result.details["top1_by_group"] = {
+                name: float((found.ranks[own == number] == 0).mean())
+                for number, name in enumerate(groups.classes)
+                if (own == number).any()
+            }
+        add_calibration(result, found.confidence, found.ranks == 0)
+        result.arrays |= {"rows": found.rows, "label": found.labels, "predicted": found.predicted}
+        result.data[found.data.images.name] = found.data.images.identity
         return result
 
+    def class_texts(self, names: Sequence[str]) -> list[str]:
+        """Class names as the prompts hold them."""
+        return [readable(name) for name in names] if self.words else list(names)
 
-def _words(name: str) -> str:
+
+def readable(name: str) -> str:
+    """The words of an identifier: "people-body" -> "people body"."""
     return " ".join(name.replace("-", " ").replace("_", " ").replace("&", " ").split())
 
 
 def answers(
     images: NDArray[np.floating], classes: NDArray[np.floating], labels: NDArray[np.integer]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rank of each picture's own class, from 0, and the class nearest to it; images (n, E), classes (c, E).
+    """Rank of each image's own class, from 0, and the class nearest to it; images (n, E), classes (c, E).
 
-    Of equally near classes a wrong one stands before the right one; a block of pictures is held at a time.
+    Of equally near classes a wrong one ranks before the right one; a block of images is computed at a time.
     """
     ranks = np.empty(len(images), dtype=np.int64)
     predicted = np.empty(len(images), dtype=np.int64)
@@ -122,7 +161,7 @@ def answers(
 def summarize(
     ranks: NDArray[np.integer], labels: NDArray[np.integer], units: NDArray[np.integer], top5: bool = True
 ) -> Measured:
-    """Accuracies with their intervals from ranks (n,); `units` number the pictures in their set."""
+    """Accuracies with their intervals from ranks (n,); `units` number the images in their set."""
     result = Measured()
     result.add("top1", Outcomes.of(ranks < 1, units))
     if top5:
@@ -136,24 +175,28 @@ def summarize(
 
 def per_class(
     ranks: NDArray[np.integer], predicted: NDArray[np.integer], labels: NDArray[np.integer], names: list[str]
-) -> dict[str, Any]:
+) -> JsonObject:
     """Accuracy of every class and the pairs that are confused most, most frequent first."""
     right = np.bincount(labels[ranks < 1], minlength=len(names))
     total = np.bincount(labels, minlength=len(names))
-    wrong = Counter(
-        (int(label), int(answer)) for label, answer in zip(labels, predicted, strict=True) if label != answer
-    )
-    ordered = sorted(wrong.items(), key=lambda item: (-item[1], item[0]))
     return {
         "classes": list(names),
         "per_class": [[int(hit), int(count)] for hit, count in zip(right, total, strict=True)],
-        "confusions": [[*pair, count] for pair, count in ordered[:CONFUSIONS]],
+        "confusions": [list(one) for one in count_confusions(labels, predicted)[:CONFUSIONS]],
     }
 
 
-def add_calibration(result: Measured, sure: NDArray[np.floating], hits: NDArray[np.bool_]) -> None:
+def count_confusions(labels: NDArray[np.integer], predicted: NDArray[np.integer]) -> list[tuple[int, int, int]]:
+    """Pairs of a class and the wrong answer with their number, most frequent first."""
+    wrong = Counter(
+        (int(label), int(answer)) for label, answer in zip(labels, predicted, strict=True) if label != answer
+    )
+    return [(*pair, count) for pair, count in sorted(wrong.items(), key=lambda item: (-item[1], item[0]))]
+
+
+def add_calibration(result: Measured, confidence: NDArray[np.floating], hits: NDArray[np.bool_]) -> None:
     """Add the calibration error, its interval and its curve."""
-    found = calibration(sure, hits)
+    found = calibration(confidence, hits)
     result.values["ece"] = found.error
     result.intervals["ece"] = found.interval
     result.details["reliability"] = {
@@ -161,4 +204,4 @@ def add_calibration(result: Measured, sure: NDArray[np.floating], hits: NDArray[
         "accuracy": found.accuracy,
         "count": found.count,
     }
-    result.arrays["confidence"] = sure
+    result.arrays["confidence"] = confidence

@@ -1,10 +1,10 @@
-"""Intervals and significance by resampling pictures, with no assumption about how outcomes are distributed.
+"""Intervals and significance by resampling images, with no assumption about how outcomes are distributed.
 
-- A unit is a picture with all its outcomes: the five captions of a picture are drawn together or not at all, because
+- A unit is an image with all its outcomes: the five captions of an image are drawn together or not at all, because
   they are right or wrong together.
 - Resampling n units is drawing how often each occurs, one multinomial draw. Units with the same outcomes are
   interchangeable, so counts are drawn for the few distinct outcomes only: exactly the bootstrap, at a fraction of it.
-- Two models measured on the same pictures are compared on the same draws (paired): what both find easy or hard
+- Two models measured on the same images are compared on the same draws (paired): what both find easy or hard
   cancels out.
 - Seeds are fixed: the same outcomes give the same interval on every machine.
 """
@@ -22,12 +22,12 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What came of every query of a measure; its mean is the measure."""
+    """The outcome of every query of a metric; its mean is the metric."""
 
     values: NDArray[np.float64]
     """(q,), usually 0 or 1."""
     units: NDArray[np.int64]
-    """(q,), the picture each belongs to."""
+    """(q,), the image each belongs to."""
 
     def __post_init__(self) -> None:
         if len(self.values) == 0 or len(self.values) != len(self.units):
@@ -41,7 +41,7 @@ class Outcomes:
 
     @property
     def mean(self) -> float:
-        """The measure itself."""
+        """The metric itself."""
         return float(self.values.mean())
 
     def by_unit(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
@@ -53,7 +53,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better one model is than another on the same pictures."""
+    """How much better one model is than another on the same images."""
 
     value: float
     """Mean of the first minus mean of the second."""
@@ -62,7 +62,7 @@ class Difference:
     """95 % interval of the difference."""
     p: float
     """Two-sided: how often chance alone would give a difference as large."""
-    pictures: int
+    images: int
 
     @property
     def significant(self) -> bool:
@@ -79,7 +79,7 @@ def interval(outcomes: Outcomes, draws: int = DRAWS, seed: int = 0) -> tuple[flo
 def difference(first: Outcomes, second: Outcomes, draws: int = DRAWS, seed: int = 0) -> Difference:
     """Paired bootstrap of `first` minus `second`; raises OpenVisionError unless both are about the same queries."""
     if not np.array_equal(first.units, second.units):
-        raise OpenVisionError("the two were not measured on the same pictures: they cannot be compared in pairs")
+        raise OpenVisionError("the two were not measured on the same images: they cannot be compared in pairs")
     units, sums, counts = first.by_unit()
     _, others, _ = second.by_unit()
     drawn = _means(np.stack([sums - others, counts], axis=1), draws, seed)

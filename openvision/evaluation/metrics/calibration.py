@@ -15,16 +15,16 @@ class Calibration:
     """Reliability in bins of equal width; empty bins are left out."""
 
     error: float
-    """Expected calibration error: |accuracy - confidence| averaged over pictures (Guo et al. 2017), 0 to 1."""
+    """Expected calibration error: |accuracy - confidence| averaged over images (Guo et al. 2017), 0 to 1."""
     interval: tuple[float, float]
-    """95 %, bootstrap over pictures."""
+    """95 %, bootstrap over images."""
     confidence: list[float]
     accuracy: list[float]
     count: list[int]
 
 
 def confidences(images: NDArray[np.floating], classes: NDArray[np.floating], scale: float) -> NDArray[np.float64]:
-    """Probability of each picture's most probable class, (n,): softmax of the scaled cosines, in blocks."""
+    """Probability of each image's most probable class, (n,): softmax of the scaled cosines, in blocks."""
     result = np.empty(len(images))
     for start in range(0, len(images), 4096):
         rows = slice(start, start + 4096)
@@ -51,6 +51,6 @@ def calibration(confidence: NDArray[np.floating], hits: NDArray[np.bool_], draws
 def _error(
     place: NDArray[np.integer], confidence: NDArray[np.floating], hits: NDArray[np.bool_], weight: NDArray
 ) -> float:
-    """|sum of (hit - confidence)| of every bin over the number of pictures."""
+    """|sum of (hit - confidence)| of every bin over the number of images."""
     gap = np.bincount(place, weights=weight * (hits - confidence), minlength=BINS)
     return float(np.abs(gap).sum() / weight.sum())

@@ -1,7 +1,7 @@
 """What patch tokens see: their first three principal components as red, green and blue.
 
-Patches are coarse, so a picture is encoded several times, shifted by a fraction of a patch, at the resolution the
-model knows, and the tokens are interleaved to a finer map. The mean over pictures at every place is taken away first:
+Patches are coarse, so an image is encoded several times, shifted by a fraction of a patch, at the resolution the
+model knows, and the tokens are interleaved to a finer map. The mean over images at every place is taken away first:
 without that the fixed positions, not the content, would be the first components.
 """
 
@@ -13,19 +13,16 @@ from torch import Tensor
 
 from openvision.encoding import evaluating
 from openvision.models.layers import unit
-from openvision.models.openvision import OpenVision
+from openvision.models.protocols import ContrastiveModel
 from openvision.models.vision import VisionTransformer
 
 
-def dense_patch_tokens(
-    model: OpenVision | VisionTransformer, images: Tensor, factor: int = 4, batch_size: int = 128
-) -> Tensor:
+def dense_patch_tokens(tower: VisionTransformer, images: Tensor, factor: int = 4, batch_size: int = 128) -> Tensor:
     """uint8 (n, 3, R, R) -> float32 (n, rows * factor, columns * factor, D), un-normalised patch tokens.
 
-    `factor` must divide the patch size: the picture is shifted by patch / factor pixels both ways, its border
+    `factor` must divide the patch size: the image is shifted by patch / factor pixels both ways, its border
     repeated outwards, and encoded factor^2 times.
     """
-    tower = model.vision if isinstance(model, OpenVision) else model
     patch = tower.config.patch_size
     if patch % factor:
         raise ValueError(f"factor {factor} does not divide the patch size {patch}")
@@ -69,11 +66,11 @@ def as_colours(components: NDArray[np.floating], clip: float = 2.0) -> NDArray[n
     return np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
 
 
-def text_maps(model: OpenVision, tokens: Tensor, texts: NDArray[np.floating]) -> NDArray[np.float32]:
-    """How near each place of picture i is to text i: tokens (n, h, w, D), unit vectors (n, E) -> cosines (n, h, w).
+def text_maps(model: ContrastiveModel, tokens: Tensor, texts: NDArray[np.floating]) -> NDArray[np.float32]:
+    """How near each place of image i is to text i: tokens (n, h, w, D), unit vectors (n, E) -> cosines (n, h, w).
 
     A token goes through the norm and the head that the mean token was trained with. From each map the mean over all
-    pictures is taken away for that text, so that what is shown is the content and not the place.
+    images is taken away for that text, so that what is shown is the content and not the place.
     """
     device = model.logit_scale.device
     with torch.inference_mode():
@@ -88,7 +85,7 @@ _HEAT = np.array([[20, 24, 70], [33, 120, 140], [250, 225, 60]], dtype=np.float6
 
 
 def heat_over(pixels: NDArray[np.uint8], values: NDArray[np.floating], clip: float = 2.0) -> NDArray[np.uint8]:
-    """A map (h, w) as colours over the grey picture (H, W, 3), stretched between its percentiles."""
+    """A map (h, w) as colours over the grey image (H, W, 3), stretched between its percentiles."""
     low, high = np.percentile(values, [clip, 100 - clip])
     scaled = np.clip((values - low) / max(high - low, 1e-12), 0, 1) * (len(_HEAT) - 1)
     rows = np.minimum(np.arange(pixels.shape[0]) * values.shape[0] // pixels.shape[0], values.shape[0] - 1)

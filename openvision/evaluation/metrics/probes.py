@@ -7,7 +7,7 @@ classifier is fitted.
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from openvision.errors import OpenVisionError, require
 from openvision.evaluation.metrics.ranks import similarity
 from openvision.runtime import SINGLE_PROCESS, Processes
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingImports]
 
 Array = NDArray[np.floating]
 Labels = NDArray[np.integer]
@@ -85,24 +88,26 @@ def linear_probe(
     else:
         fit, check = train, validation
     if len(np.unique(fit[1])) < 2:
-        raise OpenVisionError("a linear probe needs training pictures of at least two classes")
+        raise OpenVisionError("a linear probe needs training images of at least two classes")
     mine = [_accuracy(fit, check, sweep[index]) for index in processes.rows(len(sweep))]
     scores = processes.broadcast(processes.gather_rows(np.array(mine, dtype=np.float64), len(sweep)))
-    # Of equally good ones the strongest regularisation.
+    # argmax takes the first: ties break toward stronger regularisation.
     best = int(scores.argmax())
     both = (np.concatenate([fit[0], check[0]]), np.concatenate([fit[1], check[1]]))
     scaling = Scaling.of(both[0])
-    model = _fit(scaling(both[0]), both[1], sweep[best])
+    model = fit_logistic_regression(scaling(both[0]), both[1], sweep[best])
     found = dict(zip(map(float, sweep), map(float, scores), strict=True))
-    return Probed(model.predict(scaling(test)).astype(np.int64), float(sweep[best]), found)
+    return Probed(np.asarray(model.predict(scaling(test))).astype(np.int64), float(sweep[best]), found)
 
 
 def _accuracy(fit: tuple[Array, Labels], check: tuple[Array, Labels], strength: float) -> float:
     scaling = Scaling.of(fit[0])
-    return float((_fit(scaling(fit[0]), fit[1], strength).predict(scaling(check[0])) == check[1]).mean())
+    model = fit_logistic_regression(scaling(fit[0]), fit[1], strength)
+    return float((np.asarray(model.predict(scaling(check[0]))) == check[1]).mean())
 
 
-def _fit(features: Array, labels: Labels, strength: float) -> Any:
+def fit_logistic_regression(features: Array, labels: Labels, strength: float) -> "LogisticRegression":
+    """Fit by full-batch L-BFGS; `strength` is the inverse of the L2 penalty."""
     library = require("sklearn.linear_model", extra="probe")
     with warnings.catch_warnings():
         # A weak regularisation may not converge in time; the sweep then judges what it found.
@@ -121,7 +126,7 @@ def nearest_neighbours(
     for start in range(0, len(queries), 1024):
         rows = slice(start, start + 1024)
         scores = similarity(asked[rows], known)
-        # Stable: of equally near pictures the earlier one, on every machine.
+        # Stable: of equally near images the earlier one, on every machine.
         nearest = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         near = np.take_along_axis(scores, nearest, axis=1).astype(np.float64)
         # Relative to the nearest: a low temperature must not overflow.
@@ -137,10 +142,10 @@ def _unit(features: Array) -> Array:
 
 
 def few_shot(train: tuple[Array, Labels], test: Array, shots: int, seed: int) -> NDArray[np.int64]:
-    """Answers of a ridge regression on `shots` pictures a class, drawn by lot; classes that have fewer give all.
+    """Answers of a ridge regression on `shots` images a class, drawn by lot; classes that have fewer give all.
 
-    Solved in closed form in the space of the few pictures; the penalty is the number of features, so that it weighs
-    as much as one picture whatever the width.
+    Solved in closed form in the space of the few images; the penalty is the number of features, so that it weighs
+    as much as one image whatever the width.
     """
     features, labels = train
     generator = np.random.default_rng(seed)

@@ -1,56 +1,16 @@
-"""Accuracy, recall and their intervals, from score matrices or embeddings alone.
+"""Ranks of right answers, from score matrices or embeddings alone.
 
 - Ties are ranked pessimistically: a wrong candidate that scores the same as the right one stands before it. A model
   that gives every candidate the same score is therefore always wrong, not always right.
 - Similarities of embeddings are summed in float64 and rounded to float32: equal vectors tie exactly, whatever the
   shape of the block they were computed in, so no number depends on a chunk size.
-- Every share carries its 95 % Wilson interval.
 """
-
-import math
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openvision.encoding import check_features
 from openvision.errors import OpenVisionError
-
-# Two-sided 95 % quantile of the normal distribution.
-Z95 = 1.959963984540054
-
-
-@dataclass(frozen=True)
-class Rate:
-    """`hits` out of `total`."""
-
-    hits: int
-    total: int
-
-    @property
-    def value(self) -> float:
-        """The share itself, 0 to 1."""
-        return self.hits / self.total
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval."""
-        return wilson_interval(self.hits, self.total)
-
-
-def wilson_interval(hits: int, total: int, z: float = Z95) -> tuple[float, float]:
-    """Score interval of a binomial share: keeps its level for small samples and shares near 0 or 1."""
-    if not 0 <= hits <= total or total == 0:
-        raise OpenVisionError(f"cannot give an interval for {hits} hits out of {total}: measure at least one sample")
-    share = hits / total
-    centre = share + z * z / (2 * total)
-    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    # The ends are exact: rounding must not leave 0 hits outside their own interval.
-    low = (centre - spread) / scale if hits else 0.0
-    high = (centre + spread) / scale if hits < total else 1.0
-    return low, high
 
 
 def target_ranks(scores: NDArray[np.floating], targets: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -118,23 +78,3 @@ def _ranks_of_block(
         wrong = query_ids[:, None] != gallery_ids[column]
         ranks += (wrong & (similarity(queries, gallery[column]) >= best[:, None])).sum(axis=1)
     return ranks
-
-
-def within(ranks: NDArray[np.integer], k: int) -> Rate:
-    """Share of ranks (from 0) below `k`: top-k accuracy or recall at k."""
-    return Rate(int((ranks < k).sum()), len(ranks))
-
-
-def within_by_group(ranks: NDArray[np.integer], groups: Sequence[Hashable], k: int) -> dict[Hashable, Rate]:
-    """`within` for every distinct value of `groups` (one a rank), in order of first appearance."""
-    if len(groups) != len(ranks):
-        raise OpenVisionError(f"there are {len(ranks)} ranks but {len(groups)} group labels")
-    members: dict[Hashable, list[int]] = {}
-    for index, group in enumerate(groups):
-        members.setdefault(group, []).append(index)
-    return {group: within(ranks[indices], k) for group, indices in members.items()}
-
-
-def with_interval(name: str, rate: Rate) -> dict[str, float | list[float]]:
-    """The two entries a result has for a share: `name` and `name_ci` (low, high)."""
-    return {name: rate.value, f"{name}_ci": list(rate.interval)}

@@ -1,1 +1,1 @@
-"""Reports: the page of a run, the page that compares checkpoints, figures, galleries, tables."""
+"""Reports: the page of a run and the page that compares checkpoints, with the figures, examples and tables they use."""

@@ -1,4 +1,4 @@
-"""Figures of the reports: learning curves, accuracy over compute, calibration, galleries.
+"""Figures of the pages: learning curves, accuracy over compute, calibration, galleries.
 
 Matplotlib is used without its global state: every figure is an object of its own. Curves exist for light and for dark
 pages. Galleries are drawn on white cards, as the images themselves are.
@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from textwrap import wrap
-from typing import Any
-
-import numpy as np
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from openvision.errors import require
-from openvision.evaluation.report.gallery import Neighbours, PatchMap, Pixels, Retrieved
+from openvision.evaluation.report.gallery import Map, Neighbours, Pixels, Query, pixels_of
 from openvision.evaluation.suites.results import Result
+from openvision.files import JsonObject
 
-Line = dict[str, Any]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,21 @@ DARK = Theme("dark", "#171a21", "#eceef3", "#98a1b3", "#2b303b", ("#7aa5ff", "#f
 RIGHT, ASKED = "#0b8a74", LIGHT.series[0]
 
 
-def figure(width: float, height: float, theme: Theme = LIGHT) -> Any:
+def figure(width: float, height: float, theme: Theme = LIGHT) -> "Figure":
     """An empty matplotlib figure of `width` x `height` inches on the theme's surface."""
     made = require("matplotlib.figure", extra="report").Figure(figsize=(width, height), facecolor=theme.surface)
     require("matplotlib.backends.backend_agg", extra="report").FigureCanvasAgg(made)
     return made
 
 
-def to_png(made: Any, dpi: int = 160) -> bytes:
+def to_png(made: "Figure", dpi: int = 160) -> bytes:
     """A figure as PNG."""
     buffer = BytesIO()
     made.savefig(buffer, format="png", dpi=dpi, facecolor=made.get_facecolor(), pil_kwargs={"optimize": True})
     return buffer.getvalue()
 
 
-def learning_curves(lines: Sequence[Line], theme: Theme = LIGHT) -> Any:
+def learning_curves(lines: Sequence[JsonObject], theme: Theme = LIGHT) -> "Figure":
     """Loss terms, logit scale and learning rate over samples seen; stages shaded and named by resolution."""
     train = [line for line in lines if line["kind"] == "train"]
     made = figure(9.6, 5.4, theme)
@@ -81,7 +81,7 @@ def learning_curves(lines: Sequence[Line], theme: Theme = LIGHT) -> Any:
     return made
 
 
-def accuracy_over_compute(lines: Sequence[Line], theme: Theme = LIGHT) -> Any:
+def accuracy_over_compute(lines: Sequence[JsonObject], theme: Theme = LIGHT) -> "Figure":
     """Validation accuracy against training compute and against training time."""
     measured = [line for line in lines if line["kind"] == "eval"]
     made = figure(9.6, 3.7, theme)
@@ -107,7 +107,7 @@ def accuracy_over_compute(lines: Sequence[Line], theme: Theme = LIGHT) -> Any:
     return made
 
 
-def style(axis: Any, theme: Theme, title: str) -> None:
+def style(axis: "Axes", theme: Theme, title: str) -> None:
     """Give axes the theme: a quiet grid, no frame, the title at the left."""
     axis.set_facecolor(theme.surface)
     axis.grid(True, color=theme.grid, linewidth=0.8)
@@ -119,7 +119,7 @@ def style(axis: Any, theme: Theme, title: str) -> None:
         axis.set_title(title, color=theme.text, fontsize=10.5, fontweight="bold", loc="left", pad=14)
 
 
-def stage_spans(lines: Sequence[Line], key: str, divisor: float = 1) -> list[tuple[float, float, str]]:
+def stage_spans(lines: Sequence[JsonObject], key: str, divisor: float = 1) -> list[tuple[float, float, str]]:
     """Begin, end and label of every stage along `key` ("samples", "tflops", "seconds")."""
     spans: list[tuple[float, float, str]] = []
     begin = 0.0
@@ -132,7 +132,7 @@ def stage_spans(lines: Sequence[Line], key: str, divisor: float = 1) -> list[tup
     return spans
 
 
-def _mark_stages(axis: Any, lines: Sequence[Line], key: str, divisor: float, theme: Theme) -> None:
+def _mark_stages(axis: "Axes", lines: Sequence[JsonObject], key: str, divisor: float, theme: Theme) -> None:
     """Shade every other stage and write its resolution above the plot."""
     for number, (begin, end, label) in enumerate(stage_spans(lines, key, divisor)):
         if number % 2:
@@ -152,48 +152,48 @@ def _mark_stages(axis: Any, lines: Sequence[Line], key: str, divisor: float, the
         )
 
 
-def retrieval_figure(examples: Sequence[Retrieved], columns: int = 5) -> Any:
-    """Texts and the pictures nearest to them, the right one framed."""
-    made = figure(1.25 * columns + 3.1, 1.32 * len(examples) + 0.5)
-    grid = _grid(made, len(examples), columns, 2.3)
-    for row, example in enumerate(examples):
-        _write(grid[row][0], example.query, LIGHT.text)
-        for axis, found in zip(grid[row][1:], example.found, strict=False):
-            _show(axis, found.picture.pixels, RIGHT if found.right else None)
-        if example.missed is not None:
-            note = f"right one: place {example.missed.place}"
+def retrieval_figure(queries: Sequence[Query], images: dict[str, str], columns: int = 5) -> "Figure":
+    """Texts and the images nearest to them, the right one framed; `images` are those of the gallery."""
+    made = figure(1.25 * columns + 3.1, 1.32 * len(queries) + 0.5)
+    grid = _grid(made, len(queries), columns, 2.3)
+    for row, query in enumerate(queries):
+        _write(grid[row][0], query["text"], LIGHT.text)
+        for axis, found in zip(grid[row][1:], query["found"], strict=False):
+            _show(axis, pixels_of(images[found["image"]]), RIGHT if found["right"] else None)
+        if not any(found["right"] for found in query["found"]):
+            note = f"right one: place {query['place']}"
             grid[row][0].text(0, 0.08, note, fontsize=7.5, color=LIGHT.muted, transform=grid[row][0].transAxes)
     return made
 
 
-def neighbours_figure(examples: Sequence[Neighbours], columns: int = 5) -> Any:
-    """Held-out pictures (left) and the training pictures nearest to them."""
+def neighbours_figure(examples: Sequence[Neighbours], images: dict[str, str], columns: int = 5) -> "Figure":
+    """Held-out images (left) and the training images nearest to them."""
     made = figure(1.35 * (columns + 1) + 0.6, 1.55 * len(examples) + 0.4)
     grid = _grid(made, len(examples), columns + 1, 0)
     for row, example in enumerate(examples):
-        cells: list[tuple[Pixels, str, bool]] = [(example.picture.pixels, example.picture.name, True)]
-        cells += [(found.picture.pixels, found.picture.name, False) for found in example.nearest]
-        for axis, (pixels, name, held_out) in zip(grid[row], cells, strict=False):
-            _show(axis, pixels, ASKED if held_out else None)
+        cells = [(example["image"], example["name"], True)]
+        cells += [(found["image"], found["name"], False) for found in example["nearest"]]
+        for axis, (image, name, held_out) in zip(grid[row], cells, strict=False):
+            _show(axis, pixels_of(images[image]), ASKED if held_out else None)
             title = wrap(name, 24, max_lines=2, placeholder=" ...")
             axis.set_title("\n".join(title), fontsize=6, color=LIGHT.muted, pad=3)
     return made
 
 
-def patch_figure(maps: Sequence[PatchMap], columns: int = 6) -> Any:
-    """Pictures above the principal components of their patch tokens."""
+def patch_figure(maps: Sequence[Map], images: dict[str, str], columns: int = 6) -> "Figure":
+    """Images above the principal components of their patch tokens."""
     rows = -(-len(maps) // columns)
     made = figure(1.5 * columns, 3.1 * rows)
     grid = _grid(made, 2 * rows, columns, 0)
     for index, example in enumerate(maps):
         row, column = divmod(index, columns)
-        _show(grid[2 * row][column], example.picture.pixels)
-        _show(grid[2 * row + 1][column], example.colours)
+        _show(grid[2 * row][column], pixels_of(images[example["image"]]))
+        _show(grid[2 * row + 1][column], pixels_of(images[example["map"]]))
     return made
 
 
-def _grid(made: Any, rows: int, columns: int, text_width: float) -> list[list[Any]]:
-    """Axes without frames; a first column `text_width` times as wide as a picture when that is not 0."""
+def _grid(made: "Figure", rows: int, columns: int, text_width: float) -> list[list["Axes"]]:
+    """Axes without frames; a first column `text_width` times as wide as an image when that is not 0."""
     widths = ([text_width] if text_width else []) + [1.0] * columns
     spec = made.add_gridspec(
         rows, len(widths), width_ratios=widths, left=0.02, right=0.98, top=0.97, bottom=0.02, wspace=0.12, hspace=0.22
@@ -204,11 +204,11 @@ def _grid(made: Any, rows: int, columns: int, text_width: float) -> list[list[An
     return grid
 
 
-def _write(axis: Any, text: str, colour: str) -> None:
+def _write(axis: "Axes", text: str, colour: str) -> None:
     axis.text(0, 0.5, "\n".join(wrap(text, 24)), fontsize=11, color=colour, va="center", transform=axis.transAxes)
 
 
-def _show(axis: Any, pixels: Pixels, frame: str | None = None) -> None:
+def _show(axis: "Axes", pixels: Pixels, frame: str | None = None) -> None:
     axis.set_axis_on()
     axis.imshow(pixels, interpolation="nearest" if min(pixels.shape[:2]) < 64 else "antialiased")
     axis.set_xticks([])
@@ -216,13 +216,6 @@ def _show(axis: Any, pixels: Pixels, frame: str | None = None) -> None:
     for side in axis.spines.values():
         side.set_color(frame or LIGHT.grid)
         side.set_linewidth(2.6 if frame else 0.8)
-
-
-def picture_png(pixels: Pixels) -> bytes:
-    """A picture as PNG."""
-    buffer = BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
 
 
 # Of the numbers measured while training, those worth a curve, in this order.
@@ -241,7 +234,7 @@ def has_history(results: Sequence[Result]) -> bool:
     return any(metric in line for result in results for line in result.content["history"] for metric, _ in _SHOWN)
 
 
-def training_curves(results: Sequence[Result], theme: Theme = LIGHT) -> Any:
+def training_curves(results: Sequence[Result], theme: Theme = LIGHT) -> "Figure":
     """Validation accuracy over samples seen, a curve a checkpoint."""
     made = figure(9.6, 3.7, theme)
     axes = made.subplots(1, 2)
@@ -260,7 +253,7 @@ def training_curves(results: Sequence[Result], theme: Theme = LIGHT) -> Any:
     return made
 
 
-def reliability(results: Sequence[Result], evaluator: str, theme: Theme = LIGHT) -> Any:
+def reliability(results: Sequence[Result], evaluator: str, theme: Theme = LIGHT) -> "Figure":
     """Share of right answers over how sure the model was; on the diagonal a model knows what it knows."""
     made = figure(4.8, 3.7, theme)
     axis = made.subplots()

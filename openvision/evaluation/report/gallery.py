@@ -1,188 +1,193 @@
-"""Examples for people to look at, drawn by lot with a fixed seed, never chosen by success.
+"""Example images for the pages: retrieval, neighbours, captions, confusions, confident mistakes, patch tokens.
 
-The one exception says so: `confident_mistakes` are chosen because they are wrong.
+Examples are drawn by lot with a fixed seed, so every checkpoint shows the same ones; only confusions and mistakes are
+chosen, because they are wrong, and say so. Written as gallery.json with the images inside: a page is made from results
+alone.
 """
 
+import base64
+import hashlib
+import io
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
+from typing import TypedDict, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from openvision.data.shards.dataset import ShardDataset
-from openvision.encoding import class_embeddings, encode_images, generate_captions, text_encoder
-from openvision.evaluation.data.split import Split, read_split
-from openvision.evaluation.evaluators.zero_shot import candidates_of
-from openvision.evaluation.metrics.patches import as_colours, dense_patch_tokens, principal_components
+from openvision.data.shards.store import join_folder
+from openvision.encoding import generate_captions, write_captions
+from openvision.errors import OpenVisionError
+from openvision.evaluation.data.images import ImageSet, Labelled, ShardImages, texts_of
+from openvision.evaluation.data.options import open_captioned, open_images, open_labelled
+from openvision.evaluation.evaluators.base import Evaluator, TrainedEvaluator
+from openvision.evaluation.evaluators.baselines import Baselines
+from openvision.evaluation.evaluators.caption_loss import CaptionLoss
+from openvision.evaluation.evaluators.model import EvaluatedModel
+from openvision.evaluation.evaluators.probes import Knn
+from openvision.evaluation.evaluators.retrieval import Retrieval
+from openvision.evaluation.evaluators.zero_shot import Answers, ZeroShot
+from openvision.evaluation.metrics.patches import (
+    as_colours,
+    dense_patch_tokens,
+    heat_over,
+    principal_components,
+    text_maps,
+)
 from openvision.evaluation.metrics.ranks import similarity
-from openvision.images.decode import decode_image
-from openvision.models.openvision import OpenVision
-from openvision.text.tokenizer import Tokenizer
+from openvision.evaluation.suites.old_results import renamed
+from openvision.files import atomic_write_text
+from openvision.images.preprocess import prepare, resize, to_batch
+from openvision.models.protocols import CaptioningModel
+
+GALLERY = "gallery.json"
+SEED = 0
+THUMBNAIL = 96
+CONFUSED, MISTAKES, QUERIES, FOUND, NEIGHBOURS, CAPTIONS, MAPS, FITTED = 6, 8, 8, 5, 6, 8, 12, 48
+# A drawing is smaller as PNG, a photograph as JPEG.
+_PNG_BYTES = 12_000
 
 Pixels = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture to show: RGB uint8 (H, W, 3) as stored in the shard, and its name."""
+class Found(TypedDict):
+    """An answer: the name of its image in the album."""
 
-    pixels: Pixels
+    image: str
     name: str
-
-
-@dataclass(frozen=True)
-class Found:
-    """An answer to a query."""
-
-    picture: Picture
-    score: float
     right: bool
+
+
+class Query(TypedDict):
+    """A text, the images nearest to it, and the right one with its place from 1."""
+
+    text: str
     place: int
-    """From 1."""
-
-
-@dataclass(frozen=True)
-class Retrieved:
-    """A text, the pictures nearest to it, and the right one when it is not among them."""
-
-    query: str
     found: list[Found]
-    missed: Found | None
+    right: str
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """A held-out picture and the training pictures nearest to it."""
+class Mistake(TypedDict):
+    """An image with a wrong answer, the model's confidence, and an image of the class that was answered."""
 
-    picture: Picture
+    true: str
+    answer: str
+    confidence: float
+    image: str
+    bearer: str | None
+
+
+class Confusion(TypedDict):
+    """Images of one class that were given another."""
+
+    true: str
+    answer: str
+    count: int
+    images: list[str]
+    bearer: str | None
+
+
+class Neighbours(TypedDict):
+    """An image and the training images whose embeddings are nearest."""
+
+    image: str
+    name: str
     nearest: list[Found]
 
 
-@dataclass(frozen=True)
-class Captioned:
-    """A held-out picture, the model's guess of its name, its caption given that guess, and the true caption."""
+class Caption(TypedDict):
+    """An image with the caption that the model writes, given its own guess of the name, and the true one."""
 
-    picture: Picture
+    image: str
+    name: str
     guess: str
     generated: str
     true: str
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """A held-out picture named wrongly, and how sure the model was."""
+class Map(TypedDict):
+    """An image and a map of its patch tokens."""
 
-    picture: Picture
-    guess: Picture
-    probability: float
-
-
-@dataclass(frozen=True)
-class PatchMap:
-    """A picture and its patch tokens' first three principal components as RGB."""
-
-    picture: Picture
-    colours: Pixels
+    text: str
+    image: str
+    map: str
 
 
-class Study:
-    """One model on one held-out set, beside the training set: features computed once, examples made on demand."""
+class Shown(TypedDict, total=False):
+    """What an evaluator shows."""
 
-    def __init__(self, model: OpenVision, tokenizer: Tokenizer, train: ShardDataset, held_out: ShardDataset) -> None:
-        resolution = model.config.vision.image_size
-        self.model, self.tokenizer = model, tokenizer
-        self.train, self.held_out = train, held_out
-        self.split = read_split(held_out, resolution)
-        self.train_split = read_split(train, resolution)
-        self.images = encode_images(model, self.split.images)
-        self.train_images = encode_images(model, self.train_split.images)
-        self.candidates, self.targets = candidates_of(self.split.names)
-        self.classes = class_embeddings(text_encoder(model, tokenizer), self.candidates)
-
-    def retrieved(self, count: int, seed: int, top: int = 5) -> list[Retrieved]:
-        """Held-out pictures nearest to held-out names."""
-        scores = similarity(self.classes[self.targets], self.images)
-        return [self._retrieve(query, scores[query], top) for query in self.lot(count, seed)]
-
-    def _retrieve(self, query: int, scores: NDArray[np.floating], top: int) -> Retrieved:
-        order = np.argsort(-scores, kind="stable")
-        places = {int(index): place for place, index in enumerate(order, start=1)}
-
-        def found(index: int) -> Found:
-            return Found(self.picture(index), float(scores[index]), index == query, places[index])
-
-        answers = [found(int(index)) for index in order[:top]]
-        missed = None if any(answer.right for answer in answers) else found(query)
-        return Retrieved(self.split.names[query], answers, missed)
-
-    def neighbours(self, count: int, seed: int, top: int = 5) -> list[Neighbours]:
-        """Training pictures nearest to held-out pictures."""
-        result = []
-        for query in self.lot(count, seed):
-            scores = similarity(self.images[query : query + 1], self.train_images)[0]
-            order = np.argsort(-scores, kind="stable")[:top]
-            nearest = [
-                Found(self.train_picture(int(index)), float(scores[index]), False, place)
-                for place, index in enumerate(order, start=1)
-            ]
-            result.append(Neighbours(self.picture(query), nearest))
-        return result
-
-    def captioned(self, count: int, seed: int) -> list[Captioned]:
-        """Captions generated for held-out pictures from the model's own guess; none without a decoder."""
-        if self.model.decoder is None:
-            return []
-        rows = self.lot(count, seed)
-        guesses = [self.candidates[i] for i in similarity(self.images[rows], self.classes).argmax(axis=1)]
-        captions = generate_captions(self.model, self.tokenizer, self.split.images[rows], guesses)
-        return [
-            Captioned(self.picture(row), guess, caption, self.split.captions[row])
-            for row, guess, caption in zip(rows, guesses, captions, strict=True)
-        ]
-
-    def confident_mistakes(self, count: int) -> list[Mistake]:
-        """The wrong names given with the highest probability, most confident first."""
-        logits = float(self.model.logit_scale.detach().exp()) * similarity(self.images, self.classes).astype(float)
-        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        shares /= shares.sum(axis=1, keepdims=True)
-        guesses = shares.argmax(axis=1)
-        wrong = np.flatnonzero(guesses != self.targets)
-        order = wrong[np.argsort(-shares[wrong, guesses[wrong]], kind="stable")][:count]
-        bearer = {name: row for row, name in reversed(list(enumerate(self.split.names)))}
-        return [
-            Mistake(
-                self.picture(int(row)),
-                self.picture(bearer[self.candidates[guesses[row]]]),
-                float(shares[row, guesses[row]]),
-            )
-            for row in order
-        ]
-
-    def patch_maps(self, count: int, seed: int, fitted_on: int = 48) -> list[PatchMap]:
-        """Maps of `count` pictures; components are fitted on `fitted_on` pictures, the shown ones among them."""
-        rows = self.lot(fitted_on, seed)
-        patch = self.model.config.vision.patch_size
-        factor = next(f for f in (4, 2, 1) if patch % f == 0)
-        tokens = dense_patch_tokens(self.model, self.split.images[rows], factor)
-        colours = as_colours(principal_components(tokens))
-        return [PatchMap(self.picture(row), colours[i]) for i, row in enumerate(rows[:count])]
-
-    def lot(self, count: int, seed: int) -> list[int]:
-        """At most `count` held-out rows by lot, the groups taking turns."""
-        return draw(self.split.categories or [""] * len(self.split), count, seed)
-
-    def picture(self, row: int) -> Picture:
-        """The held-out picture of a row, as stored."""
-        return _picture(self.held_out, self.split, row)
-
-    def train_picture(self, row: int) -> Picture:
-        """The training picture of a row, as stored."""
-        return _picture(self.train, self.train_split, row)
+    confusions: list[Confusion]
+    mistakes: list[Mistake]
+    queries: list[Query]
+    maps: list[Map]
+    neighbours: list[Neighbours]
+    captions: list[Caption]
 
 
-def _picture(dataset: ShardDataset, split: Split, row: int) -> Picture:
-    return Picture(decode_image(dataset[split.indices[row]].image), split.names[row])
+class Gallery(TypedDict):
+    """gallery.json."""
+
+    evaluators: dict[str, Shown]
+    patches: list[Map]
+    images: dict[str, str]
+    """Name in the album -> data URI."""
+
+
+def read_gallery(folder: Path) -> Gallery:
+    """The gallery of a folder of results; an empty one without."""
+    path = folder / GALLERY
+    content = renamed(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return {
+        "evaluators": content.get("evaluators", {}),
+        "patches": content.get("patches", []),
+        "images": content.get("images", {}),
+    }
+
+
+def write_gallery(folder: Path, evaluators: Sequence[Evaluator], model: EvaluatedModel, root: str | Path) -> None:
+    """Write gallery.json into `folder` for the evaluators that have something to show."""
+    examples = _Examples(evaluators, model, root)
+    shown = {one.title: found for one in evaluators if (found := examples.of(one))}
+    content: Gallery = {"evaluators": shown, "patches": examples.patches(), "images": examples.album.images}
+    atomic_write_text(folder / GALLERY, json.dumps(content) + "\n")
+
+
+class Album:
+    """Images of a gallery, each kept once."""
+
+    def __init__(self) -> None:
+        self.images: dict[str, str] = {}
+
+    def add(self, pixels: Pixels) -> str:
+        """Keep RGB pixels (H, W, 3), shrunk to a thumbnail; returns their name in the album."""
+        height, width = pixels.shape[:2]
+        ratio = min(THUMBNAIL / max(height, width), 1)
+        small = pixels if ratio == 1 else resize(pixels, max(round(height * ratio), 1), max(round(width * ratio), 1))
+        name = hashlib.sha256(small.tobytes() + str(small.shape).encode()).hexdigest()[:16]
+        if name not in self.images:
+            self.images[name] = data_uri(small)
+        return name
+
+
+def data_uri(pixels: Pixels) -> str:
+    """RGB pixels (H, W, 3) as a data URI: PNG, or JPEG where that is much smaller."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    kind, buffer = "png", io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    if buffer.tell() > _PNG_BYTES:
+        kind, buffer = "jpeg", io.BytesIO()
+        image.save(buffer, "JPEG", quality=85)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def pixels_of(uri: str) -> Pixels:
+    """RGB pixels (H, W, 3) of a data URI."""
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def draw(groups: Sequence[str], count: int, seed: int) -> list[int]:
@@ -193,3 +198,216 @@ def draw(groups: Sequence[str], count: int, seed: int) -> list[int]:
         members[groups[index]].append(index)
     turns = zip_longest(*members.values())
     return [row for turn in turns for row in turn if row is not None][:count]
+
+
+class _Examples:
+    """Examples of one model on the data of several evaluators."""
+
+    def __init__(self, evaluators: Sequence[Evaluator], model: EvaluatedModel, root: str | Path) -> None:
+        self.evaluators, self.model, self.root = evaluators, model, root
+        self.album = Album()
+
+    def of(self, evaluator: Evaluator) -> Shown:
+        """What an evaluator shows; empty for most kinds."""
+        if isinstance(evaluator, ZeroShot):
+            answers = evaluator.answer(self.model, self.root)
+            return {"confusions": self._confusions(answers), "mistakes": self._mistakes(answers)}
+        if isinstance(evaluator, Retrieval):
+            return self._retrieval(evaluator)
+        if isinstance(evaluator, (Knn, Baselines)) and self._shows_neighbours(evaluator):
+            return {"neighbours": self._neighbours(evaluator)}
+        if isinstance(evaluator, CaptionLoss):
+            return {"captions": self._captions(evaluator)}
+        return {}
+
+    def _lot(self, images: ImageSet, data: str, count: int, seed: int) -> list[int]:
+        """At most `count` images that can be decoded, by lot; groups take turns where an evaluator names them."""
+        good = set(self.model.encode(images).rows.tolist())
+        groups = [""] * len(images)
+        for one in self.evaluators:
+            grouped = one.open_groups(self.root) if isinstance(one, ZeroShot) and one.data == data else None
+            if grouped is not None and len(grouped) == len(images):
+                groups = [grouped.classes[label] for label in grouped.labels]
+        return [row for row in draw(groups, len(groups), seed) if row in good][:count]
+
+    def _zero_shot(self, data: str) -> ZeroShot | None:
+        """The first zero-shot evaluator of the same data, whose classes name its images."""
+        return next((one for one in self.evaluators if isinstance(one, ZeroShot) and one.data == data), None)
+
+    def _names(self, images: ImageSet, data: str, named_by: str | None = None) -> list[str]:
+        """Names of images: their classes, as a zero-shot evaluator of `named_by` reads them, or else their keys."""
+        one = self._zero_shot(named_by or data)
+        if one is None:
+            return images.keys
+        try:
+            named = open_labelled(data, self.root, one)
+        except OpenVisionError:
+            return images.keys
+        same = named.images.identity == images.identity
+        return [named.classes[label] for label in named.labels] if same else images.keys
+
+    def _confusions(self, answers: Answers) -> list[Confusion]:
+        return [
+            {
+                "true": answers.data.classes[true],
+                "answer": answers.data.classes[answer],
+                "count": count,
+                "images": [
+                    self._add(answers.data.images, int(answers.rows[place]))
+                    for place in np.flatnonzero((answers.labels == true) & (answers.predicted == answer))[:3].tolist()
+                ],
+                "bearer": self._bearer(answers.data, answer),
+            }
+            for true, answer, count in answers.confusions()[:CONFUSED]
+            # A pair confused once is no confusion of two classes; it is among the mistakes.
+            if count > 1
+        ]
+
+    def _mistakes(self, answers: Answers) -> list[Mistake]:
+        wrong = np.flatnonzero(answers.labels != answers.predicted)
+        order = wrong[np.argsort(-answers.confidence[wrong], kind="stable")][:MISTAKES]
+        return [
+            {
+                "true": answers.data.classes[answers.labels[place]],
+                "answer": answers.data.classes[answers.predicted[place]],
+                "confidence": float(answers.confidence[place]),
+                "image": self._add(answers.data.images, int(answers.rows[place])),
+                "bearer": self._bearer(answers.data, int(answers.predicted[place])),
+            }
+            for place in order.tolist()
+        ]
+
+    def _bearer(self, data: Labelled, label: int) -> str | None:
+        """The first image of a class."""
+        own = np.flatnonzero(data.labels == label)
+        return self._add(data.images, int(own[0])) if len(own) else None
+
+    def _add(self, images: ImageSet, row: int) -> str:
+        return self.album.add(images.load(row))
+
+    def _retrieval(self, evaluator: Retrieval) -> Shown:
+        data = open_captioned(evaluator.data, self.root, evaluator)
+        encoded, embeds = self.model.embeds(data.images)
+        first = {int(image): index for index, image in reversed(list(enumerate(data.owner)))}
+        chosen = [first[image] for image in self._lot(data.images, evaluator.data, QUERIES, SEED)]
+        texts = evaluator.encode_texts(self.model, data, self.root)[chosen]
+        names = self._names(data.images, evaluator.data)
+        queries: list[Query] = []
+        for index, scores in zip(chosen, similarity(texts, embeds), strict=True):
+            owner = int(data.owner[index])
+            order = encoded.rows[np.argsort(-scores, kind="stable")]
+            found: list[Found] = [
+                {"image": self._add(data.images, row), "name": names[row], "right": row == owner}
+                for row in order[:FOUND].tolist()
+            ]
+            place = int(np.flatnonzero(order == owner)[0]) + 1
+            right = self._add(data.images, owner)
+            queries.append({"text": data.texts[index], "place": place, "found": found, "right": right})
+        owners = [int(data.owner[index]) for index in chosen]
+        prepared = self._prepared(data.images, owners)
+        maps = text_maps(self.model.contrastive, self._dense(prepared), texts)
+        return {
+            "queries": queries,
+            "maps": [
+                {
+                    "text": data.texts[index],
+                    "image": self.album.add(pixels),
+                    "map": self.album.add(heat_over(pixels, own)),
+                }
+                for index, pixels, own in zip(chosen, prepared.permute(0, 2, 3, 1).numpy(), maps, strict=True)
+            ],
+        }
+
+    def _shows_neighbours(self, evaluator: TrainedEvaluator) -> bool:
+        """The first of several evaluators with the same data and training data."""
+        same = [
+            one
+            for one in self.evaluators
+            if isinstance(one, (Knn, Baselines)) and (one.data, one.train) == (evaluator.data, evaluator.train)
+        ]
+        return same[0] is evaluator and not evaluator.data.startswith("hf:")
+
+    def _neighbours(self, evaluator: TrainedEvaluator) -> list[Neighbours]:
+        # The same images as the evaluator measured: their vectors are known.
+        images = open_images(evaluator.data, self.root, evaluator.limit)
+        train = open_images(evaluator.train, self.root, getattr(evaluator, "train_limit", None))
+        encoded, known = self.model.encode(images), self.model.encode(train)
+        vectors, bank = (_unit(one.embeds if one.embeds is not None else one.pooled) for one in (encoded, known))
+        names = self._names(images, evaluator.data)
+        train_names = self._names(train, evaluator.train, named_by=evaluator.data)
+        shown: list[Neighbours] = []
+        place = {int(row): number for number, row in enumerate(encoded.rows)}
+        for row in self._lot(images, evaluator.data, NEIGHBOURS, SEED + 1):
+            scores = similarity(vectors[place[row]][None], bank)[0]
+            nearest = known.rows[np.argsort(-scores, kind="stable")[:FOUND]]
+            found: list[Found] = [
+                {"image": self._add(train, one), "name": train_names[one], "right": False} for one in nearest.tolist()
+            ]
+            shown.append({"image": self._add(images, row), "name": names[row], "nearest": found})
+        return shown
+
+    def _captions(self, evaluator: CaptionLoss) -> list[Caption]:
+        """Captions that the model writes; version 1 reads its own zero-shot guess, never the true name."""
+        shards = ShardImages(join_folder(self.root, evaluator.data))
+        images = shards.images()
+        rows = self._lot(images, evaluator.data, CAPTIONS, SEED + 2)
+        prepared = self._prepared(images, rows)
+        captioning, zero_shot = self.model.captioning, self._zero_shot(evaluator.data)
+        guesses = [""] * len(rows)
+        if captioning.text is None:
+            generated = write_captions(cast("CaptioningModel", captioning), self.model.vocabulary, prepared)
+        elif zero_shot is not None:
+            answers = zero_shot.answer(self.model, self.root)
+            guess = dict(zip(answers.rows.tolist(), answers.predicted.tolist(), strict=True))
+            guesses = [answers.data.classes[guess[row]] if row in guess else "" for row in rows]
+            generated = generate_captions(self.model.contrastive, self.model.vocabulary, prepared, guesses)
+        else:
+            return []
+        names = self._names(images, evaluator.data)
+        true = [" ".join(texts_of(value)) for value in shards.values(evaluator.text)]
+        return [
+            {
+                "image": self._add(images, row),
+                "name": names[row],
+                "guess": guess,
+                "generated": caption,
+                "true": true[row],
+            }
+            for row, guess, caption in zip(rows, guesses, generated, strict=True)
+        ]
+
+    def patches(self) -> list[Map]:
+        """Principal components of the patch tokens of a few images, fitted on some more."""
+        for one in self.evaluators:
+            if isinstance(one, (ZeroShot, Retrieval, CaptionLoss)):
+                images = self._images_of(one)
+                rows = self._lot(images, one.data, FITTED, SEED + 3)
+                prepared = self._prepared(images, rows)
+                colours = as_colours(principal_components(self._dense(prepared)))[:MAPS]
+                names = self._names(images, one.data)
+                return [
+                    {"text": names[row], "image": self._add(images, row), "map": self.album.add(colour)}
+                    for row, colour in zip(rows[:MAPS], colours, strict=True)
+                ]
+        return []
+
+    def _images_of(self, evaluator: ZeroShot | Retrieval | CaptionLoss) -> ImageSet:
+        if isinstance(evaluator, ZeroShot):
+            return open_labelled(evaluator.data, self.root, evaluator, evaluator.limit).images
+        if isinstance(evaluator, Retrieval):
+            return open_captioned(evaluator.data, self.root, evaluator).images
+        return open_images(evaluator.data, self.root)
+
+    def _dense(self, prepared: torch.Tensor) -> torch.Tensor:
+        """Patch tokens on a finer grid: small images have few patches and are quickly encoded, large ones not."""
+        patch = self.model.vision.config.patch_size
+        factor = next(f for f in (4, 2, 1) if patch % f == 0) if self.model.pixels <= 128 else 1
+        return dense_patch_tokens(self.model.vision, prepared, factor, 16)
+
+    def _prepared(self, images: ImageSet, rows: Sequence[int]) -> torch.Tensor:
+        """uint8 (n, 3, R, R) of images that can be decoded."""
+        return to_batch([prepare(images.load(row), self.model.pixels, self.model.preprocessing) for row in rows])
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

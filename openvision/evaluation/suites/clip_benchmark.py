@@ -7,7 +7,8 @@ clip_benchmark 1.6 keeps its model types in a table and offers no other hook: th
 """
 
 import importlib
-from typing import Any
+from collections.abc import Callable
+from typing import SupportsFloat
 
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from openvision.errors import OpenVisionError
 from openvision.images.preprocess import prepare, to_batch
+from openvision.models.openvision import OpenVision
 from openvision.models.vision import normalize
 from openvision.weights.load import Request, load_checkpoint
 
@@ -24,12 +26,12 @@ MODEL_TYPE = "openvision"
 class BenchmarkModel(nn.Module):
     """The two methods that clip_benchmark calls; it makes the vectors unit itself."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: OpenVision) -> None:
         super().__init__()
         self.model = model
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Normalised pictures (B, 3, H, W) -> (B, E)."""
+        """Normalised images (B, 3, H, W) -> (B, E)."""
         return self.model.encode_image(images)
 
     def encode_text(self, ids: Tensor) -> Tensor:
@@ -41,11 +43,11 @@ def load_openvision(
     model_name: str = "openvision",
     pretrained: str = "runs/quickstart/model",
     cache_dir: str | None = None,
-    device: Any = "cpu",
-) -> tuple[BenchmarkModel, Any, Any]:
+    device: str | torch.device = "cpu",
+) -> tuple[BenchmarkModel, Callable[[Image.Image], Tensor], Callable[[list[str]], Tensor]]:
     """Model, transform and tokenizer as clip_benchmark wants them; `pretrained` is anything `openvision.load` reads.
 
-    `model_name` ending in "squash" squashes pictures to a square as the released configurations say; otherwise they
+    `model_name` ending in "squash" squashes images to a square as the released configurations say; otherwise they
     are cropped as trained. `cache_dir` is not used: the Hub has its own.
     """
     loaded = load_checkpoint(pretrained, Request())
@@ -77,15 +79,16 @@ def register() -> None:
         models.MODEL_TYPES.append(MODEL_TYPE)
 
 
-def _as_number(value: Any) -> float:
-    return float(value.item()) if hasattr(value, "item") else float(value)
+def _as_number(value: SupportsFloat) -> float:
+    item = getattr(value, "item", None)
+    return float(item() if item is not None else value)
 
 
 def main() -> None:
     """clip_benchmark's own command line, with one model type more."""
     register()
     command = importlib.import_module("clip_benchmark.cli")
-    # Its accuracy calls float() on an array of one element, which numpy 2.4 refuses; no released version mends it.
+    # Its accuracy calls float() on an array of one element, which numpy 2.4 refuses; no released version fixes it.
     vars(importlib.import_module("clip_benchmark.metrics.zeroshot_classification"))["float"] = _as_number
     command.main()
 

@@ -1,6 +1,6 @@
 """Which of two checkpoints is better, and whether that is noise.
 
-Every metric that is a mean over pictures is compared by a paired bootstrap on the same pictures. Many metrics are
+Every metric that is a mean over images is compared by a paired bootstrap on the same images. Many metrics are
 compared at once, so p-values are corrected by Holm's method before anything is called a difference.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from openvision.evaluation.metrics.bootstrap import Difference, difference
-from openvision.evaluation.suites.results import Result
+from openvision.evaluation.suites.results import Entry, Result
 
 ALPHA = 0.05
 
@@ -61,7 +61,7 @@ class Comparison:
 
 
 def compare(first: Result, second: Result) -> Comparison:
-    """Compare metric by metric; evaluators on other pictures or with other options are left out and listed."""
+    """Compare metric by metric; evaluators on other images or with other options are left out and listed."""
     rows: list[Row] = []
     left_out: list[str] = []
     for name, ours in first.measured.items():
@@ -76,7 +76,7 @@ def compare(first: Result, second: Result) -> Comparison:
     return Comparison(first.name, second.name, holm(rows), left_out)
 
 
-def _differs(ours: dict, theirs: dict) -> str | None:
+def _differs(ours: Entry, theirs: Entry) -> str | None:
     if set(ours["data"].values()) != set(theirs["data"].values()):
         return "measured on different data"
     if ours["options"] != theirs["options"]:

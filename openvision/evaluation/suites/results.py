@@ -1,14 +1,18 @@
-"""Results of a suite for one checkpoint, as files that say everything needed to compute them again.
+"""Results of a suite for one checkpoint, as files that hold everything needed to compute them again.
 
-OUT/NAME/evaluation.json        numbers, intervals, protocol, checkpoint, recipe, commit, data, command, versions
-OUT/NAME/outcomes.safetensors   what came of every picture: for paired comparisons
-OUT/NAME/gallery.json           pictures for the page (examples.py)
+NAME/evaluation.json        numbers, intervals, protocol, checkpoint, recipe, commit, data, command, versions
+NAME/outcomes.safetensors   outcomes of every image: for paired comparisons
+NAME/gallery.json           images for the pages (report/gallery.py)
+
+NAME is a folder in the output folder, or the run's own folder for the suite `heldout`. Results written by earlier
+versions are translated when they are read.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +22,66 @@ from safetensors.numpy import load_file, save
 from openvision.errors import OpenVisionError
 from openvision.evaluation.evaluators.base import Evaluator, Measured
 from openvision.evaluation.metrics.bootstrap import Outcomes
-from openvision.files import atomic_write_bytes, atomic_write_text
+from openvision.evaluation.suites.old_results import renamed, translate_held_out
+from openvision.files import JsonObject, atomic_write_bytes, atomic_write_text
 
 FORMAT = "openvision-evaluation/1"
-EVALUATION, OUTCOMES, GALLERY = "evaluation.json", "outcomes.safetensors", "gallery.json"
+EVALUATION, OUTCOMES = "evaluation.json", "outcomes.safetensors"
+
+
+class CheckpointFacts(TypedDict):
+    """What identifies a checkpoint."""
+
+    name: str
+    source: str
+    sha256: str
+    recipe: str | None
+    recipe_sha256: str | None
+    provenance: JsonObject
+    parameters: int | None
+    vision_parameters: int | None
+    released: str | None
+
+
+class SuiteFacts(TypedDict):
+    """What identifies a suite."""
+
+    name: str
+    description: str
+    sha256: str
+
+
+class Entry(TypedDict):
+    """The numbers of one evaluator."""
+
+    name: str
+    kind: str
+    options: JsonObject
+    reported: dict[str, str]
+    open_clip: dict[str, str]
+    values: dict[str, float]
+    intervals: dict[str, list[float]]
+    facts: dict[str, str | int | float]
+    details: JsonObject
+    data: dict[str, str]
+    seconds: NotRequired[float]
+
+
+class Content(TypedDict):
+    """evaluation.json."""
+
+    format: str
+    complete: bool
+    checkpoint: CheckpointFacts
+    settings: dict[str, str | int]
+    suite: SuiteFacts
+    git: dict[str, str | None] | None
+    command: list[str]
+    libraries: dict[str, str]
+    data_folder: str
+    results: list[Entry]
+    skipped: list[str]
+    history: list[JsonObject]
 
 
 @dataclass
@@ -29,38 +89,33 @@ class Result:
     """One checkpoint, measured."""
 
     folder: Path
-    content: dict[str, Any]
+    content: Content
     tensors: dict[str, NDArray]
 
     @property
     def name(self) -> str:
-        """What tables call the checkpoint."""
+        """The checkpoint's name in tables."""
         return self.content["checkpoint"]["name"]
 
     @property
     def sha256(self) -> str:
-        """Of the weights."""
+        """SHA-256 of the weights."""
         return self.content["checkpoint"]["sha256"]
 
     @property
-    def measured(self) -> dict[str, dict[str, Any]]:
+    def measured(self) -> dict[str, Entry]:
         """Entries of the evaluators, by their titles."""
         return {entry["name"]: entry for entry in self.content["results"]}
 
     def outcomes(self, evaluator: str, metric: str) -> Outcomes | None:
-        """Per picture; None for a metric that is no mean over pictures."""
+        """Outcomes per image; None for a metric that is no mean over images."""
         values = self.tensors.get(f"{evaluator}/{metric}/values")
         units = self.tensors.get(f"{evaluator}/{metric}/units")
         return Outcomes.of(values, units) if values is not None and units is not None else None
 
-    def gallery(self) -> dict[str, Any]:
-        """Content of gallery.json; empty without one."""
-        path = self.folder / GALLERY
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
 
 def distinct(results: list[Result]) -> list[Result]:
-    """The same results; those of one name are called by the folder above theirs, too."""
+    """The same results; those of one name get the folder above theirs as part of it."""
     names = [result.name for result in results]
     for number, result in enumerate(results):
         if names.count(names[number]) > 1:
@@ -70,8 +125,8 @@ def distinct(results: list[Result]) -> list[Result]:
     return results
 
 
-def entry(evaluator: Evaluator, measured: Measured) -> dict[str, Any]:
-    """What evaluation.json says about one evaluator."""
+def entry(evaluator: Evaluator, measured: Measured, seconds: float) -> Entry:
+    """The numbers of one evaluator as evaluation.json holds them."""
     return {
         "name": evaluator.title,
         "kind": evaluator.kind,
@@ -83,11 +138,12 @@ def entry(evaluator: Evaluator, measured: Measured) -> dict[str, Any]:
         "facts": measured.facts,
         "details": measured.details,
         "data": measured.data,
+        "seconds": round(seconds, 1),
     }
 
 
 def tensors(evaluator: Evaluator, measured: Measured) -> dict[str, NDArray]:
-    """Outcomes and answers of one evaluator by name, as small as they can be kept exactly."""
+    """Outcomes and answers of one evaluator by name, in the smallest dtype that holds them exactly."""
     found: dict[str, NDArray] = {}
     for metric, outcomes in measured.outcomes.items():
         whole = np.isin(outcomes.values, (0, 1)).all()
@@ -116,11 +172,22 @@ def read_result(path: Path) -> Result:
         )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and {"artefact", "protocol", "sets"} <= content.keys():
+            return Result(folder, cast("Content", translate_held_out(content, folder, FORMAT)), {})
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise OpenVisionError(
-                f"{file} is not a result of a suite; measure it with `openvision eval CHECKPOINT --suite quick`"
-            )
+            raise OpenVisionError(f"{file} is not a result of a suite; measure again with `openvision eval CHECKPOINT`")
         arrays = load_file(folder / OUTCOMES)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise OpenVisionError(f"{folder} cannot be read: {error}; measure again with `openvision eval`") from error
-    return Result(folder, content, arrays)
+    for one in content["results"]:
+        one["facts"] = renamed(one["facts"])
+    return Result(folder, cast("Content", content), arrays)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal; raises OpenVisionError when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise OpenVisionError(f"{path} cannot be read: {error.strerror}; train a model first") from error

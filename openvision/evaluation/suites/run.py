@@ -1,6 +1,7 @@
-"""Measure checkpoints by a suite: one folder of results each, and one page that compares them all.
+"""Measure checkpoints by a suite: one folder of results each.
 
-Each evaluator's numbers are written when they are there: after a stop the same command measures only what is left.
+The numbers of each evaluator are written as soon as they are measured: after a stop the same command measures only what
+is left.
 """
 
 import hashlib
@@ -9,19 +10,31 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from openvision.errors import OpenVisionError
 from openvision.evaluation.evaluators.base import measure_all
-from openvision.evaluation.evaluators.model import Progress, Subject
-from openvision.evaluation.report.examples import write_gallery
-from openvision.evaluation.suites.artefact import file_sha256
-from openvision.evaluation.suites.results import EVALUATION, FORMAT, Result, entry, read_result, tensors, write_result
+from openvision.evaluation.evaluators.model import EvaluatedModel, Progress
+from openvision.evaluation.report.gallery import write_gallery
+from openvision.evaluation.report.labels import label, shown
+from openvision.evaluation.suites.results import (
+    EVALUATION,
+    FORMAT,
+    CheckpointFacts,
+    Content,
+    Entry,
+    Result,
+    entry,
+    file_sha256,
+    read_result,
+    tensors,
+    write_result,
+)
 from openvision.evaluation.suites.suite import Suite, usable
-from openvision.files import make_folder
+from openvision.files import JsonObject, make_folder
 from openvision.images.preprocess import Preprocessing
+from openvision.models.protocols import Model
 from openvision.provenance import git_state, library_versions
 from openvision.renamed import read_metrics
 from openvision.weights.load import Checkpoint, Request, load_checkpoint
@@ -47,7 +60,7 @@ def run_suite(
     checkpoints: Sequence[str],
     suite: Suite,
     root: str | Path,
-    output: Path,
+    output: Path | None,
     settings: Settings | None = None,
     request: Request | None = None,
     skip_missing: bool = False,
@@ -55,19 +68,38 @@ def run_suite(
     progress: Progress | None = None,
     command: Sequence[str] | None = None,
 ) -> list[Result]:
-    """Measure every checkpoint and write OUT/NAME/; raises OpenVisionError before anything is measured where it can."""
+    """Measure every checkpoint and write OUTPUT/NAME/, or the run's own folder without `output`.
+
+    Raises OpenVisionError before anything is measured where it can.
+    """
     settings = settings or Settings()
     suite.present(root, skip_missing)
-    names = short_names(checkpoints)
+    sources = [model_of(source) for source in checkpoints]
+    names = short_names(sources)
+    folders = [output / name if output else _run_of(source) for source, name in zip(sources, names, strict=True)]
     results = []
     # All are opened before the first is measured: a wrong name at the end should not cost hours.
-    opened = [load_checkpoint(source, request) for source in checkpoints]
-    for name in names:
+    opened = [load_checkpoint(source, request) for source in sources]
+    for name, folder in zip(names, folders, strict=True):
         checkpoint = opened.pop(0)
         say(f"{name}: {checkpoint.source}")
-        run = _Run(checkpoint, name, suite, root, output / name, settings, list(command or sys.argv))
-        results.append(run.measure(skip_missing, say, progress))
+        content = describe(checkpoint, name, suite, root, settings, list(command or sys.argv))
+        result = _continued(Result(make_folder(folder), content, {}))
+        results.append(_measure(result, evaluated(checkpoint, settings, progress), suite, root, skip_missing, say))
     return results
+
+
+def model_of(source: str) -> str:
+    """The model folder of a run where `source` is the folder of a run; else the source itself."""
+    inside = Path(source) / "model"
+    return str(inside) if inside.is_dir() else source
+
+
+def _run_of(source: str) -> Path:
+    path = Path(source)
+    if path.name != "model":
+        raise OpenVisionError(f"{source} is not the folder of a run; give -o FOLDER for its results")
+    return path.parent
 
 
 def short_names(checkpoints: Sequence[str]) -> list[str]:
@@ -85,107 +117,114 @@ def short_names(checkpoints: Sequence[str]) -> list[str]:
     return found
 
 
-class _Run:
-    """One checkpoint on one suite."""
+def evaluated(checkpoint: Checkpoint, settings: Settings, progress: Progress | None = None) -> EvaluatedModel:
+    """A checkpoint as evaluators take it, on the device of the settings."""
+    whole = whole_model(checkpoint)
+    torch_device = torch.device(settings.device)
+    for module in (checkpoint.model, checkpoint.captioner, checkpoint.vision):
+        if module is not None:
+            module.to(torch_device)
+    return EvaluatedModel(
+        checkpoint.vision,
+        whole,
+        checkpoint.tokenizer,
+        settings.resolution,
+        settings.preprocessing,
+        settings.batch_size,
+        settings.threads,
+        progress=progress,
+        autocast=torch.bfloat16 if settings.bfloat16 else None,
+    )
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        name: str,
-        suite: Suite,
-        root: str | Path,
-        folder: Path,
-        settings: Settings,
-        command: list[str],
-    ) -> None:
-        self.checkpoint, self.suite, self.root, self.settings = checkpoint, suite, root, settings
-        device = torch.device(settings.device)
-        module = checkpoint.model or checkpoint.vision
-        self.subject = Subject(
-            checkpoint.vision,
-            checkpoint.model,
-            checkpoint.tokenizer,
-            settings.resolution,
-            settings.preprocessing,
-            settings.batch_size,
-            settings.threads,
-            autocast=torch.bfloat16 if settings.bfloat16 else None,
-        )
-        content = {
-            "format": FORMAT,
-            "complete": False,
-            "checkpoint": describe(checkpoint, name),
-            "settings": {"resolution": self.subject.pixels, "preprocessing": settings.preprocessing}
-            | {"precision": "bfloat16" if settings.bfloat16 else "float32", "device": settings.device},
-            "suite": {"name": suite.name, "description": suite.description, "sha256": suite.sha256},
-            "git": git_state(),
-            "command": command,
-            "libraries": library_versions(),
-            "data_folder": str(root),
-            "results": [],
-            "skipped": [],
-            "history": history(checkpoint.source),
-        }
-        module.to(device)
-        self.result = self._begun(Result(make_folder(folder), content, {}))
 
-    def _begun(self, fresh: Result) -> Result:
-        """What an earlier, interrupted run of the same left."""
-        if not (fresh.folder / EVALUATION).is_file():
-            return fresh
-        try:
-            earlier = read_result(fresh.folder)
-        except OpenVisionError:
-            return fresh
-        same = ("checkpoint", "settings", "suite", "git", "data_folder", "libraries")
-        if earlier.content["complete"] or any(earlier.content[key] != fresh.content[key] for key in same):
-            return fresh
-        fresh.content["results"], fresh.tensors = earlier.content["results"], earlier.tensors
+def whole_model(checkpoint: Checkpoint) -> Model | None:
+    """The model of either kind; None for a vision tower alone."""
+    return checkpoint.model if checkpoint.model is not None else checkpoint.captioner
+
+
+def _continued(fresh: Result) -> Result:
+    """`fresh` with the numbers of an interrupted measurement of the same."""
+    if not (fresh.folder / EVALUATION).is_file():
         return fresh
+    try:
+        earlier = read_result(fresh.folder)
+    except OpenVisionError:
+        return fresh
+    same = ("checkpoint", "settings", "suite", "git", "data_folder", "libraries")
+    if earlier.content["complete"] or any(earlier.content[key] != fresh.content[key] for key in same):
+        return fresh
+    fresh.content["results"], fresh.tensors = earlier.content["results"], earlier.tensors
+    return fresh
 
-    def measure(self, skip_missing: bool, say: Say, progress: Progress | None) -> Result:
-        present, notes = self.suite.present(self.root, skip_missing)
-        chosen = usable(present, self.checkpoint.model is not None)
-        if not chosen:
-            raise OpenVisionError(
-                f"{self.checkpoint.source} has no text tower: suite {self.suite.name!r} measures nothing without one"
-            )
-        notes += [f"{one.title}: needs a text tower" for one in present if one not in chosen]
-        self.result.content["skipped"] = notes
-        for note in notes:
-            say(f"  skipped {note}")
-        self.subject.progress = progress
-        done = self.result.measured
-        left = [one for one in chosen if one.title not in done]
+
+def _measure(
+    result: Result, model: EvaluatedModel, suite: Suite, root: str | Path, skip_missing: bool, say: Say
+) -> Result:
+    """Measure what the result does not hold yet."""
+    present, notes = suite.present(root, skip_missing)
+    chosen, without = usable(present, model.has_text, model.has_decoder)
+    if not chosen:
+        source = result.content["checkpoint"]["source"]
+        raise OpenVisionError(f"{source}: suite {suite.name!r} measures nothing on it: {'; '.join(without)}")
+    result.content["skipped"] = [*notes, *without]
+    for note in result.content["skipped"]:
+        say(f"  skipped {note}")
+    done = result.measured
+    left = [one for one in chosen if one.title not in done]
+    start = time.perf_counter()
+    for evaluator, measured in measure_all(left, model, root):
+        found = entry(evaluator, measured, time.perf_counter() - start)
         start = time.perf_counter()
-        for evaluator, measured in measure_all(left, self.subject, self.root):
-            found = entry(evaluator, measured) | {"seconds": round(time.perf_counter() - start, 1)}
-            start = time.perf_counter()
-            self.result.content["results"].append(found)
-            self.result.tensors |= tensors(evaluator, measured)
-            write_result(self.result)
-            say(f"  {evaluator.title}: {_line(found)}")
-        write_gallery(self.result, chosen, self.subject, self.root)
-        self.result.content["complete"] = True
-        write_result(self.result)
-        return self.result
+        result.content["results"].append(found)
+        result.tensors |= tensors(evaluator, measured)
+        write_result(result)
+        say(f"  {evaluator.title}: {_line(found)}")
+    write_gallery(result.folder, suite.shown(chosen), model, root)
+    result.content["complete"] = True
+    write_result(result)
+    return result
 
 
-def _line(found: dict[str, Any]) -> str:
+def _line(found: Entry) -> str:
     """The first two numbers of an evaluator, for the terminal."""
-    parts = []
-    for metric, value in list(found["values"].items())[:2]:
-        low, high = found["intervals"].get(metric, (value, value))
-        parts.append(f"{metric} {100 * value:.1f} % ({100 * low:.1f}-{100 * high:.1f})")
-    return ", ".join(parts)
+    first = list(found["values"].items())[:2]
+    return ", ".join(
+        f"{label(metric)} {shown(metric, value, found['intervals'].get(metric))}" for metric, value in first
+    )
 
 
-def describe(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    """What identifies a checkpoint: hash of its weights, its recipe, where it came from, its size."""
+def describe(
+    checkpoint: Checkpoint, name: str, suite: Suite, root: str | Path, settings: Settings, command: list[str]
+) -> Content:
+    """evaluation.json before anything is measured."""
+    resolution = settings.resolution or checkpoint.vision.config.image_size
+    return {
+        "format": FORMAT,
+        "complete": False,
+        "checkpoint": describe_checkpoint(checkpoint, name),
+        "settings": {
+            "resolution": resolution,
+            "preprocessing": settings.preprocessing,
+            "precision": "bfloat16" if settings.bfloat16 else "float32",
+            "device": settings.device,
+        },
+        "suite": {"name": suite.name, "description": suite.description, "sha256": suite.sha256},
+        "git": git_state(),
+        "command": command,
+        "libraries": library_versions(),
+        "data_folder": str(root),
+        "results": [],
+        "skipped": [],
+        "history": history(checkpoint.source),
+    }
+
+
+def describe_checkpoint(checkpoint: Checkpoint, name: str) -> CheckpointFacts:
+    """What identifies a checkpoint: hash of its weights, its recipe, its provenance, its size."""
     source = Path(checkpoint.source)
     file = source / "model.safetensors" if source.is_dir() else source
     recipe = source / "recipe.toml" if source.is_dir() else source.parent / "recipe.toml"
-    whole = checkpoint.model or checkpoint.vision
+    whole: torch.nn.Module = checkpoint.model or checkpoint.captioner or checkpoint.vision
     return {
         "name": name,
         "source": checkpoint.source,
@@ -193,10 +232,14 @@ def describe(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
         "recipe": recipe.read_text(encoding="utf-8") if recipe.is_file() else None,
         "recipe_sha256": file_sha256(recipe) if recipe.is_file() else None,
         "provenance": checkpoint.provenance,
-        "parameters": sum(parameter.numel() for parameter in whole.parameters()),
-        "vision_parameters": sum(parameter.numel() for parameter in checkpoint.vision.parameters()),
+        "parameters": _size(whole),
+        "vision_parameters": _size(checkpoint.vision),
         "released": released_name(checkpoint.source),
     }
+
+
+def _size(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def released_name(source: str) -> str | None:
@@ -216,7 +259,7 @@ def _weights_sha256(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def history(source: str) -> list[dict[str, Any]]:
+def history(source: str) -> list[JsonObject]:
     """Measurements made while the checkpoint was trained, from the metrics beside it; empty without."""
     file = Path(source).parent / "metrics.jsonl"
     if not file.is_file():

@@ -1,15 +1,13 @@
-"""What the papers report on the benchmarks, as data (reported.json): for "ours / reported"."""
+"""What the papers report on the benchmarks (reported.toml): for "ours / reported"."""
 
-import json
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
-from typing import Any
+
+from openvision.evaluation.suites.reported import PublishedTable, published_tables
 
 
 @dataclass(frozen=True)
-class Reported:
-    """A published cell."""
+class PublishedScore:
+    """A cell of a published table."""
 
     table: str
     """Framework and language model, and the paper with its table."""
@@ -18,26 +16,18 @@ class Reported:
     """In the unit of the benchmark: percent, OCRBench points, MME perception/cognition."""
 
 
-@cache
-def tables() -> list[dict[str, Any]]:
-    """Every table: title, source, framework, llm, and rows of a model and its scores by benchmark."""
-    return json.loads(files("openvision.multimodal.benchmarks").joinpath("reported.json").read_text(encoding="utf-8"))[
-        "tables"
-    ]
+def tables() -> list[PublishedTable]:
+    """Every table, with a column for each benchmark; MME has two, `mme.perception` and `mme.cognition`."""
+    return published_tables("openvision.multimodal.benchmarks")
 
 
-def find_reported(benchmark: str, text: str) -> list[Reported]:
+def find_reported(benchmark: str, text: str) -> list[PublishedScore]:
     """Rows that report `benchmark` and have `text`, in any case, in table or model."""
     found = []
     for table in tables():
-        where = f"{table['title']} ({table['source']})"
-        for row in table["rows"]:
-            if benchmark in row["scores"] and text.lower() in f"{where} {row['model']}".lower():
-                found.append(Reported(where, row["model"], _written(row["scores"][benchmark])))
+        where = f"{table.title} ({table.source})"
+        for model, row in table.rows.items():
+            values = [value for column, value in row.items() if column.partition(".")[0] == benchmark]
+            if values and text.lower() in f"{where} {model}".lower():
+                found.append(PublishedScore(where, model, "/".join(f"{value:g}" for value in values)))
     return found
-
-
-def _written(score: float | dict[str, float]) -> str:
-    if isinstance(score, dict):
-        return "/".join(f"{value:g}" for value in score.values())
-    return f"{score:g}"

@@ -25,7 +25,12 @@ def build_evaluators(recipe: Recipe, data_folder: str | Path) -> list[Evaluator]
     Raises OpenVisionError for an unknown option, for missing data, and for a text evaluator without a text tower.
     """
     evaluators = _parse(recipe.evaluate, f"recipe {recipe.name}") if recipe.evaluate else []
-    check_evaluators(evaluators, data_folder, has_text=recipe.context_length is not None)
+    check_evaluators(
+        evaluators,
+        data_folder,
+        has_text=recipe.context_length is not None,
+        has_decoder=recipe.caption_length is not None,
+    )
     return evaluators
 
 

@@ -1,9 +1,10 @@
-"""Pictures with labels or texts, from every place they may lie; what is wrong with them is one sentence."""
+"""Images with labels or texts, from every place they may lie; what is wrong with them is one sentence."""
 
 import io
 import json
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -41,21 +42,21 @@ def test_a_folder_of_classes(folder) -> None:
     data = folder_of_classes(folder)
     assert data.classes == ["long bar", "square"]
     assert data.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert data.pictures.keys[0] == "long_bar/blue.png"
-    assert data.pictures.load(5).shape == (40, 40, 3)
+    assert data.images.keys[0] == "long_bar/blue.png"
+    assert data.images.load(5).shape == (40, 40, 3)
     assert folder_of_classes(folder, ["pole", "box"]).classes == ["pole", "box"]
 
 
 def test_the_identity_follows_the_files(folder, picture) -> None:
-    before = folder_of_classes(folder).pictures.identity
-    assert folder_of_classes(folder).pictures.identity == before
+    before = folder_of_classes(folder).images.identity
+    assert folder_of_classes(folder).images.identity == before
     (folder / "square" / "pink.png").write_bytes(picture("pink", "square"))
-    assert folder_of_classes(folder).pictures.identity != before
+    assert folder_of_classes(folder).images.identity != before
 
 
 def test_a_class_folder_without_pictures(folder) -> None:
     (folder / "empty").mkdir()
-    with pytest.raises(OpenVisionError, match=r"class folder .*empty has no pictures"):
+    with pytest.raises(OpenVisionError, match=r"class folder .*empty has no images"):
         folder_of_classes(folder)
 
 
@@ -74,8 +75,8 @@ def test_a_folder_without_subfolders_or_none_at_all(folder, tmp_path) -> None:
 def test_shards_by_field_and_member(shards) -> None:
     data = labelled_shards(shards, "shape")
     assert (data.classes, data.labels.tolist()) == (["bar", "square"], [1, 0, 1])
-    assert data.pictures.keys == ["red-square", "blue-bar", "green-square"]
-    assert data.pictures.load(1)[20, 20].tolist() == [40, 60, 220]
+    assert data.images.keys == ["red-square", "blue-bar", "green-square"]
+    assert data.images.load(1)[20, 20].tolist() == [40, 60, 220]
     assert labelled_shards(shards, "txt").classes[0] == "blue\nbar"
 
 
@@ -91,8 +92,8 @@ def test_numbers_are_places_in_the_list(shards) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["bar", "square", "disc"], "1 of 3 classes have no picture, 'disc' first"),
-        (["bar", "square", "bar"], r"'bar' comes twice \(lines 1 and 3\)"),
+        (["bar", "square", "disc"], "1 of 3 classes have no image, 'disc' first"),
+        (["bar", "square", "bar"], r"'bar' is listed twice \(lines 1 and 3\)"),
         (["bar", " "], "class name 2 is empty"),
         ([], "list of class names is empty"),
         (["bar"], "label 'square', which is not one of the 1 class names"),
@@ -110,11 +111,11 @@ def test_a_label_that_is_missing(shards) -> None:
 
 def test_a_quick_look_is_evenly_spread(folder) -> None:
     data = folder_of_classes(folder).only(2)
-    assert (data.pictures.keys, data.labels.tolist()) == (["long_bar/blue.png", "square/red.png"], [0, 1])
+    assert (data.images.keys, data.labels.tolist()) == (["long_bar/blue.png", "square/red.png"], [0, 1])
     whole = folder_of_classes(folder)
     assert whole.only(100) is whole
-    assert data.pictures.identity != whole.pictures.identity
-    assert (take(whole.pictures, [3]).load(0) == whole.pictures.load(3)).all()
+    assert data.images.identity != whole.images.identity
+    assert (take(whole.images, [3]).load(0) == whole.images.load(3)).all()
 
 
 def test_captions_lines_and_sentences(shards) -> None:
@@ -135,7 +136,7 @@ def test_a_picture_without_caption(shards) -> None:
     with ShardWriter(shards.parent / "more") as writer:
         writer.write("good", _png(), "png", "a text", {})
         writer.write("bare", _png(), "png", "", {})
-    with pytest.raises(OpenVisionError, match="1 of 2 pictures have no caption, bare first"):
+    with pytest.raises(OpenVisionError, match="1 of 2 images have no caption, bare first"):
         open_captioned("more", shards.parent, TextOptions())
 
 
@@ -181,11 +182,11 @@ def test_what_karpathys_file_may_lack(annotations) -> None:
     with pytest.raises(OpenVisionError, match="no split 'train'; it has test, val"):
         karpathy(file, images, "train")
     (images / "val2014" / "2.png").unlink()
-    with pytest.raises(OpenVisionError, match=r"1 of 2 pictures .* are missing"):
+    with pytest.raises(OpenVisionError, match=r"1 of 2 images .* are missing"):
         karpathy(file, images)
     file.write_text(json.dumps({"images": [{"filename": "0.png", "split": "test", "sentences": []}]}))
     (images / "0.png").write_bytes(_png())
-    with pytest.raises(OpenVisionError, match=r"1 of 1 pictures have no caption, 0.png first"):
+    with pytest.raises(OpenVisionError, match=r"1 of 1 images have no caption, 0.png first"):
         karpathy(file, images)
     file.write_text("[]")
     with pytest.raises(OpenVisionError, match="not in Karpathy's layout"):
@@ -213,13 +214,14 @@ class FakeDataset:
         return self
 
 
-def library_of(dataset: FakeDataset):
+def library_of(dataset: FakeDataset) -> ModuleType:
     def load_dataset(name, split):
         if split != "test":
             raise ValueError(f"no split {split}")
         return dataset
 
-    return SimpleNamespace(load_dataset=load_dataset, Image=lambda decode: "as they are" if not decode else None)
+    image = lambda decode: "as they are" if not decode else None  # noqa: E731
+    return cast("ModuleType", SimpleNamespace(load_dataset=load_dataset, Image=image))
 
 
 def test_a_hugging_face_dataset(picture) -> None:
@@ -228,9 +230,9 @@ def test_a_hugging_face_dataset(picture) -> None:
     library = library_of(FakeDataset(rows, ["pole", "bar"]))
     data = labelled_dataset("some/set", "test", "image", "label", library=library)
     assert (data.classes, data.labels.tolist()) == (["pole", "bar"], [1, 0])
-    assert data.pictures.load(0).shape == (40, 40, 3)
-    with pytest.raises(BadSampleError, match="row 1 holds no picture"):
-        data.pictures.load(1)
+    assert data.images.load(0).shape == (40, 40, 3)
+    with pytest.raises(BadSampleError, match="row 1 holds no image"):
+        data.images.load(1)
     assert captioned_dataset("some/set", "test", "image", "text", library=library).texts == ["a", "b", "c"]
     with pytest.raises(OpenVisionError, match="no column 'class'; its columns are image, label, text"):
         labelled_dataset("some/set", "test", "image", "class", library=library)

@@ -72,6 +72,7 @@ def test_files_of_templates_and_names(tmp_path) -> None:
     (tmp_path / "n.txt").write_text("a cat\n  a dog \n")
     assert class_names("n.txt", tmp_path) == ["a cat", "a dog"]
     assert protocol("plain").templates == ("{}",)
+    assert protocol(["{}", "a {}"]) == Protocol("{}; a {}", ("{}", "a {}"))
 
 
 def test_what_may_be_wrong_with_them(tmp_path) -> None:
@@ -81,6 +82,8 @@ def test_what_may_be_wrong_with_them(tmp_path) -> None:
     with pytest.raises(OpenVisionError, match="exactly once"):
         protocol("bad.txt", tmp_path)
     (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(OpenVisionError, match="exactly once"):
+        protocol(["a picture"])
     with pytest.raises(OpenVisionError, match="must be a JSON list"):
         class_names("bad.json", tmp_path)
     with pytest.raises(OpenVisionError, match="does not exist"):

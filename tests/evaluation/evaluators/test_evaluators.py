@@ -1,4 +1,4 @@
-"""Evaluators: parsed from tables, measured on pictures, alone and by several processes, in training."""
+"""Evaluators: parsed from tables, measured on images, alone and by several processes, in training."""
 
 import json
 import os
@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from openvision.data.shards.dataset import ShardDataset
+from openvision.data.shards.dataset import ShardDataset, ShardWriter
 from openvision.encoding import evaluating
 from openvision.errors import OpenVisionError
-from openvision.evaluation.data.images import Pictures, labelled_shards
+from openvision.evaluation.data.images import ImageSet, labelled_shards
 from openvision.evaluation.evaluators import base as registry
 from openvision.evaluation.evaluators.base import Evaluator, due, measure_all, metrics_line, parse_evaluators
 from openvision.evaluation.evaluators.in_training import check_evaluators, less_is_better, measure_in_training
-from openvision.evaluation.evaluators.model import Subject, prepared_batches
-from openvision.evaluation.evaluators.zero_shot import answers, per_class, summarize
+from openvision.evaluation.evaluators.model import EvaluatedModel, prepared_batches
+from openvision.evaluation.evaluators.zero_shot import ZeroShot, answers, per_class, summarize
 from openvision.evaluation.metrics.calibration import calibration, confidences
 from openvision.evaluation.metrics.ranks import similarity
-from openvision.evaluation.suites.held_out import evaluate_split
 from openvision.images.decode import BadSampleError
+from openvision.training.validation import validate, validation_evaluators
 from openvision.weights.folder import load_folder
 
 ALL = [
@@ -40,13 +40,22 @@ ALL = [
     {"kind": "linear_probe", "data": "heldout_compositional", "train": "train", "label": "category"},
     {"kind": "few_shot", "data": "heldout_compositional", "train": "train", "label": "category", "shots": [1, 2]},
     {"kind": "patch_probe", "data": "heldout_compositional", "train": "train"},
+    {"kind": "caption_loss", "data": "heldout_compositional"},
+    {
+        "kind": "baselines",
+        "data": "heldout_compositional",
+        "train": "train",
+        "label": "category",
+        "text": "txt",
+        "match": "exact",
+    },
 ]
 
 
 @pytest.fixture
-def subject(fake_run) -> Subject:
+def subject(fake_run) -> EvaluatedModel:
     model, tokenizer, _ = load_folder(fake_run / "model")
-    return Subject(model.vision, model, tokenizer, batch_size=5)
+    return EvaluatedModel(model.vision, model, tokenizer, batch_size=5)
 
 
 def measured(subject, root, *tables) -> dict:
@@ -56,9 +65,9 @@ def measured(subject, root, *tables) -> dict:
 
 def test_every_kind_measures_with_intervals_round_its_values(subject, fake_data) -> None:
     results = measured(subject, fake_data, *ALL)
-    assert list(results) == ["names", "shapes", "alt", "sentences", "knn", "linear_probe", "few_shot", "patch_probe"]
+    assert list(results) == [str(table.get("name", table["kind"])) for table in ALL]
     for result in results.values():
-        assert result.facts["pictures"] == 12
+        assert result.facts["images"] == 12
         for metric, (low, high) in result.intervals.items():
             assert 0 <= low <= high <= 1
             if metric != "ece":
@@ -71,19 +80,67 @@ def test_every_kind_measures_with_intervals_round_its_values(subject, fake_data)
     assert results["sentences"].facts["texts"] == 24
 
 
-def test_zero_shot_and_retrieval_agree_with_the_quickstarts_evaluation(subject, fake_data) -> None:
+def test_validation_logs_the_numbers_of_the_evaluators_under_flat_names(subject, fake_data) -> None:
     dataset = ShardDataset(fake_data / "heldout_compositional")
-    old = evaluate_split(subject.model, subject.tokenizer, dataset, 32)
-    results = measured(subject, fake_data, *ALL[:3])
-    assert results["names"].values["top1"] == old["top1"]
-    assert results["names"].values["top5"] == old["top5"]
+    numbers = validate(subject.model, subject.tokenizer, dataset, 32)
+    results = measured(subject, fake_data, *ALL[:4])
+    assert numbers["top1"] == results["names"].values["top1"]
+    assert numbers["top5"] == results["names"].values["top5"]
     for way in ("t2i_r1", "t2i_r5", "i2t_r1", "i2t_r10"):
-        assert results["alt"].values[way] == old[f"alt_{way}"]
+        assert numbers[f"alt_{way}"] == results["alt"].values[way]
+    recalls = {
+        f"{prefix}{way}_r{k}" for prefix in ("", "alt_", "sentence_") for way in ("t2i", "i2t") for k in (1, 5, 10)
+    }
+    counts = {"pictures", "candidates", "categories", "rejected"}
+    assert numbers.keys() == {"top1", "top5", "category_top1", *recalls, *counts}
+    assert [numbers[name] for name in ("pictures", "candidates", "categories", "rejected")] == [12, 12, 3, 0]
+    # One name an image: asking for the image's name is asking for the name's image.
+    assert numbers["top1"] == numbers["i2t_r1"]
+    assert numbers["t2i_r1"] <= numbers["t2i_r5"] <= numbers["t2i_r10"]
+
+
+def test_validation_measures_what_the_texts_allow_and_leaves_bad_images_out(subject, tmp_path, picture) -> None:
+    with ShardWriter(tmp_path / "v") as writer:
+        writer.write("good", picture("red", "square"), "png", "red square", {})
+        writer.write("bad", b"no picture", "png", "nothing", {})
+        writer.write("fine", picture("blue", "bar"), "png", "blue bar", {})
+    dataset = ShardDataset(tmp_path / "v")
+    assert [one.title for one in validation_evaluators(dataset, True)] == ["names", "name retrieval", "alt-texts"]
+    numbers = validate(subject.model, subject.tokenizer, dataset, 32)
+    assert (numbers["pictures"], numbers["rejected"]) == (2, 1)
+    with ShardWriter(tmp_path / "w") as writer:
+        writer.write("only", b"no picture", "png", "nothing", {})
+    with pytest.raises(OpenVisionError, match="1 of 1 images"):
+        validate(subject.model, subject.tokenizer, ShardDataset(tmp_path / "w"), 32)
+    with ShardWriter(tmp_path / "x") as writer:
+        writer.write("mute", picture("red", "bar"), "png", "", {})
+    with pytest.raises(OpenVisionError, match="not every sample has a 'txt'"):
+        validation_evaluators(ShardDataset(tmp_path / "x"), True)
+
+
+def test_other_data_may_bring_candidates_and_groups_list_accuracy(subject, fake_data) -> None:
+    table = {"kind": "zero_shot", "data": "heldout_random", "groups": "category"}
+    alone = measured(subject, fake_data, table)["zero_shot"]
+    more = measured(subject, fake_data, {**table, "candidates": "train"})["zero_shot"]
+    assert (alone.facts["classes"], more.facts["classes"]) == (6, 18)
+    assert more.values["top1"] <= alone.values["top1"]
+    groups = alone.details["top1_by_group"]
+    assert set(groups) == {"bar", "pole", "square"}
+    assert np.mean(list(groups.values())) == pytest.approx(alone.values["top1"])
+    missing = ZeroShot(data="heldout_random", candidates="nowhere").missing(fake_data)
+    assert missing == str(fake_data / "nowhere")
+
+
+def test_prompts_of_a_retrieval_are_those_of_a_classification(subject, fake_data) -> None:
+    table = {"data": "heldout_compositional", "prompts": ["{}", "a drawing of {}"]}
+    found = measured(subject, fake_data, {"kind": "zero_shot", **table}, {"kind": "retrieval", "text": "name", **table})
+    assert found["retrieval"].values["i2t_r1"] == found["zero_shot"].values["top1"]
+    assert found["retrieval"].values["i2t_r5"] == found["zero_shot"].values["top5"]
 
 
 def test_batches_and_threads_change_nothing(subject, fake_data) -> None:
     first = measured(subject, fake_data, *ALL[:5])
-    other = Subject(subject.vision, subject.model, subject.tokenizer, batch_size=64, threads=1)
+    other = EvaluatedModel(subject.vision, subject.model, subject.tokenizer, batch_size=64, threads=1)
     second = measured(other, fake_data, *ALL[:5])
     for name, result in first.items():
         # Accuracies and ranks to the last digit; how sure the model is, to rounding.
@@ -168,33 +225,33 @@ def test_features_that_are_no_numbers_name_the_evaluator(subject, fake_data) -> 
 
 
 def test_a_tower_alone_is_probed_and_not_asked_for_texts(subject, fake_data) -> None:
-    tower = Subject(subject.vision)
+    tower = EvaluatedModel(subject.vision)
     assert measured(tower, fake_data, ALL[4])["knn"].values
-    with pytest.raises(OpenVisionError, match="vision tower without a text tower"):
+    with pytest.raises(OpenVisionError, match="no text tower"):
         measured(tower, fake_data, ALL[0])
 
 
-def broken_pictures(count: int, bad: set[int]) -> Pictures:
+def broken_images(count: int, bad: set[int]) -> ImageSet:
     def load(index: int):
         if index in bad:
-            raise BadSampleError("undecodable", "no picture")
+            raise BadSampleError("undecodable", "no image")
         return np.full((40, 40, 3), 10 * index, dtype=np.uint8)
 
-    return Pictures("set", [str(index) for index in range(count)], load, f"{count} {bad}")
+    return ImageSet("set", [str(index) for index in range(count)], load, f"{count} {bad}")
 
 
-def test_a_bad_picture_is_left_out_and_many_are_an_error(subject) -> None:
-    encoded = subject.encode(broken_pictures(7, {2}))
+def test_a_bad_image_is_left_out_and_many_are_an_error(subject) -> None:
+    encoded = subject.encode(broken_images(7, {2}))
     assert encoded.rows.tolist() == [0, 1, 3, 4, 5, 6]
     assert encoded.rejected == 1
-    whole = subject.encode(broken_pictures(7, set()))
+    whole = subject.encode(broken_images(7, set()))
     assert np.allclose(whole.pooled[encoded.rows], encoded.pooled, atol=1e-6)
-    with pytest.raises(OpenVisionError, match="2 of 7 pictures of set cannot be decoded"):
-        subject.encode(broken_pictures(7, {2, 3}))
+    with pytest.raises(OpenVisionError, match="2 of 7 images of set cannot be decoded"):
+        subject.encode(broken_images(7, {2, 3}))
 
 
-def test_pictures_are_prepared_ahead_in_order(subject) -> None:
-    batches = list(prepared_batches(broken_pictures(13, set()), range(13), subject))
+def test_images_are_prepared_ahead_in_order(subject) -> None:
+    batches = list(prepared_batches(broken_images(13, set()), range(13), subject, 5))
     assert [len(batch) for _, batch in batches] == [5, 5, 3]
     shades = torch.cat([batch for _, batch in batches])[:, 0, 0, 0].tolist()
     # Resizing truncates, by one grey level at most.
@@ -231,10 +288,15 @@ def test_two_processes_measure_what_one_does(fake_run, fake_data, tmp_path) -> N
         for rank in range(2)
     ]
     printed = [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]
+
+    def real(name: str) -> bool:
+        """Whether a number is a mean of floats, which depends on the order of summation."""
+        return "ece" in name or "caption" in name
+
     assert printed[0] == printed[1]
-    assert printed[0] == pytest.approx(alone, abs=1e-6)
-    assert {name: value for name, value in printed[0].items() if "ece" not in name} == {
-        name: value for name, value in alone.items() if "ece" not in name
+    assert printed[0] == pytest.approx(alone, rel=1e-5, abs=1e-6)
+    assert {name: value for name, value in printed[0].items() if not real(name)} == {
+        name: value for name, value in alone.items() if not real(name)
     }
 
 
@@ -271,6 +333,9 @@ def test_before_training_missing_data_are_told(fake_data) -> None:
     with pytest.raises(OpenVisionError, match=r"'zero_shot' .* needs a text tower"):
         check_evaluators(parse_evaluators([{"kind": "zero_shot", "data": "train"}], "t"), fake_data, has_text=False)
     check_evaluators(parse_evaluators(ALL, "test"), fake_data, has_text=True)
+    captions = parse_evaluators([{"kind": "caption_loss", "data": "train"}], "t")
+    with pytest.raises(OpenVisionError, match="needs a caption decoder"):
+        check_evaluators(captions, fake_data, has_text=True, has_decoder=False)
 
 
 def test_which_way_is_better() -> None:

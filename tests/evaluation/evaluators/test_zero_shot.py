@@ -6,7 +6,7 @@ import pytest
 from openvision.encoding import PLAIN, check_templates, class_embeddings
 from openvision.errors import OpenVisionError
 from openvision.evaluation.data.prompts import PROMPTS
-from openvision.evaluation.evaluators.zero_shot import candidates_of, classification, classification_ranks
+from openvision.evaluation.evaluators.zero_shot import answers, candidates_of, readable, summarize
 
 
 def encode(texts) -> np.ndarray:
@@ -47,11 +47,15 @@ def test_candidates_are_sorted_and_unique() -> None:
     assert targets.tolist() == [1, 0, 1]
 
 
-def test_classification_counts_by_group() -> None:
+def test_classification() -> None:
     images = np.eye(3, dtype=np.float32)
-    ranks = classification_ranks(images, images[[0, 2, 1]], np.array([0, 1, 2]))
+    ranks, predicted = answers(images, images[[0, 2, 1]], np.array([0, 1, 2]))
     assert ranks[0] == 0
-    result = classification(ranks, ["x", "y", "y"])
-    assert result["top1"] == pytest.approx(1 / 3)
-    assert result["top5"] == 1
-    assert result["top1_by_category"] == {"x": 1.0, "y": 0.0}
+    assert predicted.tolist() == [0, 2, 1]
+    result = summarize(ranks, np.array([0, 1, 2]), np.arange(3))
+    assert result.values["top1"] == pytest.approx(1 / 3)
+    assert result.values["top5"] == 1
+
+
+def test_identifiers_are_read_as_words() -> None:
+    assert readable("people-body_&_hands") == "people body hands"

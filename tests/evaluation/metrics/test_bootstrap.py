@@ -20,14 +20,14 @@ def slow_interval(values, units, draws=4000):
     return np.quantile(means, [0.025, 0.975])
 
 
-def test_equal_to_the_slow_way_with_several_values_a_picture() -> None:
+def test_equal_to_the_slow_way_with_several_values_an_image() -> None:
     generator = np.random.default_rng(0)
     units = np.repeat(np.arange(60), generator.integers(1, 6, 60))
     values = (generator.random(len(units)) < 0.2 + 0.6 * (units % 2)).astype(float)
     assert interval(Outcomes.of(values, units)) == pytest.approx(slow_interval(values, units), abs=0.015)
 
 
-def test_captions_of_one_picture_count_as_one() -> None:
+def test_captions_of_one_image_count_as_one() -> None:
     values = np.tile([0.0, 1.0], 50)
     alone = interval(Outcomes.of(values))
     together = interval(Outcomes.of(np.repeat(values, 5), np.repeat(np.arange(100), 5)))
@@ -98,7 +98,7 @@ def test_class_means_against_the_slow_way() -> None:
 
 
 def test_what_cannot_be_compared() -> None:
-    with pytest.raises(OpenVisionError, match="not measured on the same pictures"):
+    with pytest.raises(OpenVisionError, match="not measured on the same images"):
         difference(Outcomes.of(np.ones(3)), Outcomes.of(np.ones(4)))
     with pytest.raises(OpenVisionError, match="at least one value"):
         Outcomes.of(np.array([]))

@@ -1,7 +1,8 @@
-"""The report of a tiny fake run: one file that needs nothing else, complete, with pictures that open."""
+"""The report of a tiny fake run: one file that needs nothing else, complete, with images that open."""
 
 import base64
 import io
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -12,14 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-from openvision.data.shards.dataset import ShardDataset
 from openvision.errors import OpenVisionError
 from openvision.evaluation.metrics.patches import as_colours, dense_patch_tokens, principal_components
 from openvision.evaluation.report.figures import stage_spans
-from openvision.evaluation.report.gallery import Study, draw
-from openvision.evaluation.report.run_page import Sizes, build_report, read_log
+from openvision.evaluation.report.gallery import FOUND, GALLERY, draw, read_gallery, write_gallery
+from openvision.evaluation.report.run_page import build_report, read_log
+from openvision.evaluation.suites.run import Settings, evaluated
+from openvision.evaluation.suites.suite import load_suite
 from openvision.models.vision import normalize
-from openvision.weights.folder import load_folder
+from openvision.weights.folder import load_folder, save_folder
+from openvision.weights.load import load_checkpoint
 
 SECTIONS = ("summary", "curves", "compute", "retrieval", "neighbours", "captions", "patches", "mistakes", "notes")
 VOID = {"meta", "link", "img", "source", "br", "input"}
@@ -52,7 +55,7 @@ class Page(HTMLParser):
 def report(fake_run, fake_data, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("reported") / "run"
     shutil.copytree(fake_run, run)
-    return build_report(run, fake_data, Sizes(retrieved=3, neighbours=2, captioned=2, mistakes=2, patches=3))
+    return build_report(run, fake_data)
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +80,8 @@ def test_the_page_is_well_formed_and_complete(page) -> None:
 
 def test_the_page_asks_nothing_of_any_server(report, page) -> None:
     text = report.read_text(encoding="utf-8")
-    without_pictures = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", text)
-    assert not re.search(r"(https?:)?//[a-z]", without_pictures)
+    without_images = re.sub(r"data:image/(?:png|jpeg);base64,[A-Za-z0-9+/=]+", "", text)
+    assert not re.search(r"(https?:)?//[a-z]", without_images)
     assert "@import" not in text
     assert "url(" not in text
     for _, attributes in page.tags:
@@ -86,12 +89,12 @@ def test_the_page_asks_nothing_of_any_server(report, page) -> None:
             assert attributes.get(key, "#").startswith(("#", "data:"))
 
 
-def test_every_picture_opens_and_has_an_alternative_text(page) -> None:
-    pictures = sources(page)
+def test_every_image_opens_and_has_an_alternative_text(page) -> None:
+    found = sources(page)
     # Two curves in two themes, and the galleries.
-    assert len(pictures) > 4 + 3 * 5 + 2 * 6
-    for source in pictures:
-        data = base64.b64decode(source.removeprefix("data:image/png;base64,"), validate=True)
+    assert len(found) > 4 + 8 * 6 + 6 * 6
+    for source in found:
+        data = base64.b64decode(source.partition(";base64,")[2], validate=True)
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             assert min(image.size) > 1
@@ -102,13 +105,13 @@ def test_the_page_holds_numbers_baselines_and_names(page) -> None:
     for expected in (
         "a <tiny> run",
         "Nothing was trained & nothing is known.",
-        "held-out, compositional: 12 pictures, 12 names",
+        "held-out, compositional: 12 images, 12 names",
         "pixel neighbour, k = 10",
         "zero-shot top-5",
         "16 px, then 32 px",
         "own zero-shot guess",
         " <on> white.",
-        "checkpoint, SHA-256",
+        "weights, SHA-256",
     ):
         assert expected in page.text
     assert sum(tag == "tr" for tag, _ in page.tags) > 2 * 10
@@ -127,8 +130,7 @@ def test_pngs_lie_beside_the_page(report) -> None:
 def test_a_second_report_is_the_same_and_keeps_the_evaluation(report, fake_data) -> None:
     run = report.parent.parent
     before = (run / "evaluation.json").stat().st_mtime_ns, report.read_bytes()
-    sizes = Sizes(retrieved=3, neighbours=2, captioned=2, mistakes=2, patches=3)
-    build_report(run, fake_data, sizes)
+    build_report(run, fake_data)
     assert ((run / "evaluation.json").stat().st_mtime_ns, report.read_bytes()) == before
 
 
@@ -136,9 +138,9 @@ def test_an_evaluation_of_another_checkpoint_is_made_again(report, fake_data) ->
     run = report.parent.parent
     path = run / "evaluation.json"
     good = path.read_text()
-    path.write_text(re.sub(r'("checkpoint_sha256": ")[0-9a-f]{8}', r"\g<1>00000000", good))
-    build_report(run, fake_data, Sizes(1, 1, 1, 1, 1))
-    assert '"checkpoint_sha256": "00000000' not in path.read_text()
+    path.write_text(re.sub(r'("sha256": ")[0-9a-f]{8}', r"\g<1>00000000", good, count=1))
+    build_report(run, fake_data)
+    assert '"sha256": "00000000' not in path.read_text()
 
 
 @pytest.mark.parametrize(
@@ -177,30 +179,61 @@ def test_drawing_by_lot_takes_turns_and_repeats() -> None:
     assert sorted(draw(groups, 99, seed=0)) == list(range(13))
 
 
-def test_galleries_tell_right_from_wrong(fake_run, fake_data) -> None:
-    model, tokenizer, _ = load_folder(fake_run / "model")
-    study = Study(
-        model, tokenizer, ShardDataset(fake_data / "train"), ShardDataset(fake_data / "heldout_compositional")
-    )
-    for example in study.retrieved(12, 0):
-        right = [found for found in example.found if found.right]
-        assert [found.place for found in example.found] == [1, 2, 3, 4, 5]
-        assert all(found.picture.name == example.query for found in right)
-        assert (example.missed is None) == bool(right)
-        if example.missed:
-            assert example.missed.place > 5
-            assert example.missed.picture.name == example.query
-    for mistake in study.confident_mistakes(5):
-        assert mistake.picture.name != mistake.guess.name
-    for example in study.captioned(4, 0):
-        assert example.guess in study.candidates
+def test_galleries_tell_right_from_wrong(fake_run, fake_data, tmp_path) -> None:
+    suite = load_suite("heldout")
+    model = evaluated(load_checkpoint(fake_run / "model"), Settings())
+    write_gallery(tmp_path, suite.shown(suite.evaluators), model, fake_data)
+    shown = read_gallery(tmp_path)["evaluators"]
+    # Of several baselines on the same data the first shows the neighbours.
+    assert [title.partition(", ")[2] for title in shown] == [
+        "names", "name retrieval", "alt-texts", "first sentences", "groups", "captions", "baselines, names"
+    ]  # fmt: skip
+    for query in shown["heldout_compositional, name retrieval"].get("queries", []):
+        right = [place for place, found in enumerate(query["found"], start=1) if found["right"]]
+        assert right == ([query["place"]] if query["place"] <= FOUND else [])
+        assert all(found["name"] == query["text"] for found in query["found"] if found["right"])
+        assert all(found["image"] == query["right"] for found in query["found"] if found["right"])
+    for mistake in shown["heldout_compositional, names"].get("mistakes", []):
+        assert mistake["true"] != mistake["answer"]
+        assert mistake["image"] != mistake["bearer"]
+    for caption in shown["heldout_compositional, captions"].get("captions", []):
+        assert caption["guess"] in {f"{colour} {shape}" for colour in ("pink", "black", "brown", "violet")
+                                    for shape in ("square", "bar", "pole")}  # fmt: skip
+        assert caption["true"].startswith("A ")
+    for example in shown["heldout_compositional, baselines, names"].get("neighbours", []):
+        assert [found["name"].split()[0] in ("red", "green", "blue", "yellow") for found in example["nearest"]] == [
+            True
+        ] * 5
 
 
-def test_dense_tokens_are_those_of_shifted_pictures(fake_run) -> None:
+def test_a_gallery_of_an_earlier_version_is_read(tmp_path) -> None:
+    old = {
+        "evaluators": {
+            "a": {"queries": [{"found": [{"picture": "x", "key": "k"}]}], "confusions": [{"pictures": ["x"]}]}
+        },
+        "pictures": {"x": "data:"},
+    }
+    (tmp_path / GALLERY).write_text(json.dumps(old))
+    assert read_gallery(tmp_path) == {
+        "evaluators": {"a": {"queries": [{"found": [{"image": "x", "name": "k"}]}], "confusions": [{"images": ["x"]}]}},
+        "patches": [],
+        "images": {"x": "data:"},
+    }
+
+
+def test_a_model_without_a_text_tower_has_no_report(fake_run, fake_data, tmp_path) -> None:
+    shutil.copytree(fake_run, tmp_path / "run")
+    model, _, _ = load_folder(fake_run / "model")
+    save_folder(tmp_path / "run/model", model.vision, None, "", {})
+    with pytest.raises(OpenVisionError, match="holds no zero-shot numbers"):
+        build_report(tmp_path / "run", fake_data)
+
+
+def test_dense_tokens_are_those_of_shifted_images(fake_run) -> None:
     model, _, _ = load_folder(fake_run / "model")
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     # Shifts of -3, -1, 1 and 3 pixels with the border repeated outwards.
-    fine = dense_patch_tokens(model, images, 4)
+    fine = dense_patch_tokens(model.vision, images, 4)
     assert fine.shape == (2, 16, 16, 32)
     padded = torch.from_numpy(np.pad(images.numpy(), ((0, 0), (0, 0), (3, 3), (3, 3)), mode="edge"))
     for a, b in ((0, 0), (1, 3), (3, 2)):
@@ -209,7 +242,7 @@ def test_dense_tokens_are_those_of_shifted_pictures(fake_run) -> None:
             tokens = model.vision.forward_features(normalize(shifted)).patch_tokens
         assert torch.allclose(fine[:, a::4, b::4].flatten(1, 2), tokens, atol=1e-5)
     with pytest.raises(ValueError, match="does not divide"):
-        dense_patch_tokens(model, images, 3)
+        dense_patch_tokens(model.vision, images, 3)
 
 
 def test_components_find_the_direction_of_difference() -> None:

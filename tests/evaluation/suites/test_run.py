@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -21,8 +22,8 @@ from openvision.evaluation.metrics.bootstrap import Outcomes, difference
 from openvision.evaluation.report.comparison_page import build_page
 from openvision.evaluation.report.tables import open_clip_table
 from openvision.evaluation.suites.compare import Row, compare, holm
-from openvision.evaluation.suites.reported import beside, reported, reported_mllm
-from openvision.evaluation.suites.results import EVALUATION, distinct, read_result
+from openvision.evaluation.suites.reported import beside, published_tables, reported
+from openvision.evaluation.suites.results import EVALUATION, Entry, distinct, read_result
 from openvision.evaluation.suites.run import Settings, released_name, run_suite, short_names
 from openvision.evaluation.suites.suite import SUITES, load_suite
 from openvision.files import atomic_write_text
@@ -81,7 +82,7 @@ def results(runs, suite_file, fake_data, tmp_path_factory):
     said: list[str] = []
     suite = load_suite(str(suite_file))
     found = run_suite(runs, suite, fake_data, output, say=said.append, command=["openvision", "eval"])
-    assert any("names: top1" in line for line in said)
+    assert any("names: top-1" in line for line in said)
     return found
 
 
@@ -215,18 +216,19 @@ def test_published_numbers() -> None:
     assert reported("openvision-vit-tiny-patch16-160", "coco_t2i_r1") is None
     for name in available_models():
         assert reported(name, "imagenet_top1") == released(name).imagenet_top1
-    large = reported_mllm("llava15", "openvision2-vit-large-patch14-224")
+    # Multimodal tables have the same form.
+    tables = published_tables("openvision.multimodal.benchmarks")
+    large = next(table.rows["OpenVision 2 L/14 224 px"] for table in tables if "2509.01644" in table.source)
     assert large["textvqa"] == 59.0
     assert "mmvet" not in large
-    assert reported_mllm("open_llava_next", "openvision-vit-huge-patch14-224") == {}
 
 
 @pytest.mark.parametrize(
     ("low", "high", "agrees"), [(0.780, 0.790, True), (0.7855, 0.79, True), (0.786, 0.79, False), (0.7, 0.784, False)]
 )
 def test_a_reproduction_that_is_off_is_flagged(low, high, agrees) -> None:
-    measured = {"reported": {"top1": "imagenet_top1"}, "values": {"top1": 0.785}, "options": {}}
-    measured["intervals"] = {"top1": [low, high]}
+    numbers = {"values": {"top1": 0.785}, "intervals": {"top1": [low, high]}}
+    measured = cast("Entry", {"reported": {"top1": "imagenet_top1"}, "options": {}, **numbers})
     found = beside("openvision-vit-large-patch14-224", measured, "top1")
     assert found is not None
     assert found.agrees is agrees
@@ -256,6 +258,10 @@ def test_suites_that_come_along_are_well_formed() -> None:
         suite = load_suite(name)
         assert suite.evaluators
         assert suite.description
+    held_out = load_suite("heldout")
+    assert {one.data for one in held_out.evaluators} == set(held_out.sets)
+    assert all(one.title.startswith(f"{one.data}, ") for one in held_out.evaluators)
+    assert all(one.data == held_out.sets[0] for one in held_out.shown(held_out.evaluators))
     titles = {one.title for one in load_suite("paper").evaluators}
     assert {"ImageNet", "COCO val", "COCO test 5k", "Flickr30k test 1k"} <= titles
 
@@ -267,6 +273,8 @@ def test_suites_that_come_along_are_well_formed() -> None:
         ("evaluate = 3", "must be tables"),
         ("descripton = 'x'", "unknown key descripton"),
         ("[[evaluate", "not valid TOML"),
+        ("sets = 'a'\n[[evaluate]]\nkind = 'zero_shot'", "must be a list of data folders"),
+        ("[[evaluate]]\nkind = 'zero_shot'", "key data is missing"),
     ],
 )
 def test_broken_suites(tmp_path, text, message) -> None:
@@ -276,7 +284,7 @@ def test_broken_suites(tmp_path, text, message) -> None:
 
 
 def test_missing_data_are_listed_and_may_be_skipped(runs, suite_file, fake_data, tmp_path) -> None:
-    with pytest.raises(OpenVisionError, match="neither quick, paper nor a TOML file"):
+    with pytest.raises(OpenVisionError, match="neither heldout, quick, paper nor a TOML file"):
         load_suite("quik")
     text = SUITE + '[[evaluate]]\nkind = "zero_shot"\nname = "more"\ndata = "nowhere"\n'
     (tmp_path / "s.toml").write_text(text)
@@ -365,5 +373,5 @@ def test_a_suite_that_needs_texts_and_a_tower_without(runs, fake_data, tmp_path)
     assert list(result.measured) == ["knn"]
     assert result.content["skipped"][0] == "names: needs a text tower"
     only_text = replace(suite, evaluators=parse_evaluators([{"kind": "zero_shot", "data": "train"}], "t"))
-    with pytest.raises(OpenVisionError, match="measures nothing without one"):
+    with pytest.raises(OpenVisionError, match="measures nothing on it: zero_shot: needs a text tower"):
         run_suite(tower, only_text, fake_data, tmp_path / "p", say=lambda line: None)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from openvision.errors import OpenVisionError
 from openvision.multimodal.benchmarks import BENCHMARKS, Question, find_benchmark
-from openvision.multimodal.benchmarks.benchmark import tabulate, with_intervals
+from openvision.multimodal.benchmarks.benchmark import tabulate, wilson_interval, with_intervals
 from openvision.multimodal.benchmarks.scorers.chartqa import relaxed
 from openvision.multimodal.benchmarks.scorers.mme import COGNITION, MME, PERCEPTION
 from openvision.multimodal.benchmarks.scorers.mmvet import MMVET, judged
@@ -355,3 +355,24 @@ def test_interval_of_all_wrong_is_not_a_point():
     number = with_intervals(benchmark, tabulate(benchmark, questions, answers))["accuracy"]
     assert number["low"] == 0
     assert 5 < number["high"] < 8
+
+
+@pytest.mark.parametrize(
+    ("hits", "total", "low", "high"),
+    # Known values of the Wilson score interval without continuity correction, 95 %.
+    [(50, 100, 0.40383, 0.59617), (0, 10, 0.0, 0.27753), (10, 10, 0.72247, 1.0), (1, 400, 0.00044, 0.01401)],
+)
+def test_wilson_interval(hits: int, total: int, low: float, high: float) -> None:
+    assert wilson_interval(hits, total) == pytest.approx((low, high), abs=2e-5)
+
+
+@pytest.mark.parametrize("total", [1, 7, 12, 390, 10**6])
+def test_wilson_interval_holds_its_share(total: int) -> None:
+    for hits in {0, 1, total // 3, total - 1, total}:
+        low, high = wilson_interval(hits, total)
+        assert 0 <= low <= hits / total <= high <= 1
+
+
+def test_wilson_interval_of_nothing() -> None:
+    with pytest.raises(OpenVisionError, match="0 hits out of 0"):
+        wilson_interval(0, 0)
