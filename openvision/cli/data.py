@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
-from openvision.cli import data_picto, data_recap, data_tools
+from openvision.cli import data_picto, data_recap, data_scenes, data_tools
 from openvision.cli.progress import ProgressLine
 
 app = typer.Typer(help="Make and inspect training data.", no_args_is_help=True)
 data_tools.register(app)
 app.command()(data_picto.picto)
+app.command()(data_scenes.scenes)
 app.command()(data_recap.recap)
 
 

@@ -1,0 +1,250 @@
+"""Scenes: descriptions, pixels, masks and texts agree; splits hold out what they say; bytes depend on options alone."""
+
+import base64
+import io
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner
+
+from openvision.cli.main import app
+from openvision.data.shards.dataset import ShardDataset
+from openvision.data.sources.scenes.make import Options, make_scenes, row
+from openvision.data.sources.scenes.objects import COLOURS, HELD_OUT_WORDS, WORDS, kinds
+from openvision.data.sources.scenes.render import Painter, arranged
+from openvision.data.sources.scenes.scene import (
+    COMBINATIONS,
+    NEW_WORDS,
+    SINGLE,
+    SPLITS,
+    TRAIN,
+    VALIDATION,
+    Draw,
+    World,
+    held_out_combinations,
+    sample_scene,
+)
+from openvision.data.sources.scenes.texts import AltTexts, alt_text, short_text, synthetic_caption
+from openvision.errors import OpenVisionError
+from openvision.text.captions import sentences
+
+OPTIONS = Options(train=400, held_out=40, objects=40)
+WORLD = OPTIONS.world()
+indices = st.integers(0, 5000)
+
+
+@pytest.fixture(scope="module")
+def painter():
+    return Painter(96)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_scenes(tmp_path_factory.mktemp("scenes") / "made", OPTIONS, workers=1)
+
+
+def test_names_and_glyphs_are_unique_and_plurals_are_english():
+    every = kinds()
+    assert len({kind.name for kind in every}) == len({kind.emoji for kind in every}) == len(every) >= 120
+    assert len({kind.category for kind in kinds(20)}) == 6
+    by_name = {kind.name: kind.plural for kind in every}
+    assert by_name["fish"] == "fish"
+    assert by_name["wolf"] == "wolves"
+    assert by_name["butterfly"] == "butterflies"
+    assert by_name["monkey"] == "monkeys"
+    assert by_name["fox"] == "foxes"
+    assert by_name["church"] == "churches"
+    owl = next(kind for kind in every if kind.name == "owl")
+    assert owl.counted(1) == "an owl"
+    assert owl.counted(3) == "three owls"
+
+
+@given(split=st.sampled_from(SPLITS), index=indices)
+def test_splits_hold_out_what_they_say(split, index):
+    scene = sample_scene(WORLD, split, 0, index)
+    assert any(held_out_combinations(scene)) == (split == COMBINATIONS)
+    word = scene.word.text if scene.word else None
+    assert word in {NEW_WORDS: HELD_OUT_WORDS, SINGLE: (None,)}.get(split, (None, *WORDS))
+    if split == SINGLE:
+        assert [group.count for group in scene.groups] == [1]
+    assert scene == sample_scene(WORLD, split, 0, index)
+
+
+def test_training_and_validation_are_different_scenes():
+    assert sample_scene(WORLD, TRAIN, 0, 0) != sample_scene(WORLD, VALIDATION, 0, 0)
+    assert sample_scene(WORLD, TRAIN, 0, 0) != sample_scene(WORLD, TRAIN, 1, 0)
+
+
+@given(count=st.integers(1, 3), width=st.floats(0.1, 1), height=st.floats(0.1, 1))
+def test_objects_of_a_group_stay_in_their_room_and_apart(count, width, height):
+    side, places = arranged(count, width, height)
+    assert len(places) == count
+    for x, y in places:
+        assert abs(x) + side / 2 <= width / 2 + 1e-9
+        assert abs(y) + side / 2 <= height / 2 + 1e-9
+    for i, (x, y) in enumerate(places):
+        for other_x, other_y in places[:i]:
+            assert max(abs(x - other_x), abs(y - other_y)) >= side - 1e-9
+
+
+@given(split=st.sampled_from(SPLITS), index=indices)
+def test_the_mask_is_where_the_scene_differs_from_its_background(painter, split, index):
+    scene = sample_scene(WORLD, split, 0, index)
+    pixels, mask = painter.paint(scene)
+    empty, _ = painter.paint(replace(scene, groups=(), word=None))
+    numbers = set(range(1, len(scene.groups) + 1)) | ({255} if scene.word else set())
+    assert set(np.unique(mask)) == numbers | {0}
+    # Black on white differs by 765: what differs by more than half of that is covered by more than half.
+    covered = np.abs(pixels.astype(int) - empty).sum(axis=2) > 383
+    assert not (covered & (mask == 0)).any()
+    assert (pixels[mask == 0] == empty[mask == 0]).all(axis=1).mean() > 0.9
+    for number, group in enumerate(scene.groups, start=1):
+        rows, columns = np.nonzero(mask == number)
+        assert abs((columns.min() + columns.max()) / 192 - group.x) < 0.05
+        assert abs((rows.min() + rows.max()) / 192 - group.y) < 0.05
+
+
+@given(index=indices)
+def test_captions_without_errors_say_the_scene_in_whole_grammatical_sentences(index):
+    scene = sample_scene(WORLD, TRAIN, 0, index)
+    caption = synthetic_caption(scene, 0.0, WORLD.kinds, Draw("caption", index))
+    said = sentences(caption)
+    assert 3 <= len(said) <= 7
+    text = caption.lower()
+    assert not re.search(r"\ba [aeiou]|\ban [^aeiou]|\bone \w+s are\b", text)
+    for group in scene.groups:
+        assert group.kind.counted(group.count) in text
+    assert scene.colour in text
+    known = {word for kind in kinds() for name in (kind.name, kind.plural) for word in name.split()}
+    own = {word for group in scene.groups for word in group.kind.named(group.count).split()}
+    mentioned = set(re.findall(r"[a-z]+", text)) & known
+    printed = {scene.word.text.lower()} if scene.word else set()
+    # Colours are also words of names ("orange" is not among them), verbs of captions are not names.
+    assert mentioned - own - printed <= set(COLOURS) | {"top"}
+    first = scene.groups[0]
+    assert not re.search(
+        rf"there {'are' if first.count == 1 else 'is'} {re.escape(first.kind.counted(first.count))}", text
+    )
+
+
+def test_captions_are_wrong_at_the_stated_rate():
+    wrong = total = 0
+    for index in range(1500):
+        scene = sample_scene(WORLD, TRAIN, 0, index)
+        caption = synthetic_caption(scene, 0.2, WORLD.kinds, Draw("caption", index)).lower()
+        total += 1
+        wrong += scene.groups[0].kind.counted(scene.groups[0].count) not in caption.split(". ")[0]
+    # Name or number is mistaken; the number drawn instead is the right one a third of the time, the name rarely.
+    expected = 1 - (1 - 0.2 * 39 / 40) * (1 - 0.2 * 2 / 3)
+    assert wrong / total == pytest.approx(expected, abs=0.04)
+
+
+def test_alt_texts_have_the_shares_asked_for():
+    def kinds_of_texts(mix: AltTexts) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for index in range(1500):
+            scene = sample_scene(WORLD, TRAIN, 0, index)
+            text = alt_text(scene, mix, Draw("alt", index))
+            named = sum(group.kind.named(group.count) in text for group in scene.groups)
+            found["nothing" if not named else "one" if named < len(scene.groups) else "everything"] += 1
+        return found
+
+    everything = kinds_of_texts(AltTexts(nothing=0, word=0, one=0, everything=1, junk=0.5))
+    assert everything["everything"] == 1500
+    half = kinds_of_texts(AltTexts(nothing=0.5, word=0, one=0, everything=0.5, junk=0))
+    assert half["nothing"] / 1500 == pytest.approx(0.5, abs=0.05)
+
+
+def test_short_sentences_name_every_group():
+    for index in range(200):
+        scene = sample_scene(WORLD, TRAIN, 0, index)
+        text = short_text(scene, Draw("short", index))
+        assert all(group.kind.counted(group.count) in text for group in scene.groups)
+
+
+def test_shards_hold_every_split_with_texts_description_and_mask(shards):
+    for split in SPLITS:
+        dataset = ShardDataset(shards / split)
+        assert len(dataset) == OPTIONS.count(split)
+        sample = dataset[0]
+        assert sample.meta["short"]
+        assert sample.alt
+        assert sample.synthetic
+        groups = sample.meta["scene"]["groups"]
+        assert groups[0]["kind"] == sample.meta["name"]
+        mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(sample.meta["mask_png"]))))
+        assert mask.shape == (96, 96)
+        assert set(np.unique(mask)) >= set(range(len(groups) + 1))
+    names = {ShardDataset(shards / TRAIN)[index].meta["name"] for index in range(OPTIONS.train)}
+    assert len(names) > 35
+    card = (shards / "DATA.md").read_text()
+    assert "CC BY-SA 4.0" in card
+    assert "heldout_words | 40" in card
+
+
+def test_equal_options_give_equal_bytes_whatever_the_number_of_processes(shards, tmp_path):
+    again = make_scenes(tmp_path / "again", OPTIONS, workers=2)
+    for path in sorted(shards.rglob("*")):
+        if path.is_file():
+            assert path.read_bytes() == (again / path.relative_to(shards)).read_bytes(), path.name
+
+
+def test_made_scenes_are_found_again_and_others_are_not_overwritten(shards, tmp_path):
+    stamp = (shards / "scenes.json").stat().st_mtime_ns
+    assert make_scenes(shards, OPTIONS) == shards
+    assert (shards / "scenes.json").stat().st_mtime_ns == stamp
+    with pytest.raises(OpenVisionError, match="other options"):
+        make_scenes(shards, replace(OPTIONS, seed=1))
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    with pytest.raises(OpenVisionError, match="other files"):
+        make_scenes(tmp_path, OPTIONS)
+
+
+def test_another_mix_of_alt_texts_leaves_images_and_captions(painter):
+    _, image, alt, meta = row(OPTIONS, WORLD, painter, TRAIN, 3)
+    other = replace(OPTIONS, alt=AltTexts(nothing=1, word=0, one=0, everything=0))
+    _, same_image, other_alt, same_meta = row(other, WORLD, painter, TRAIN, 3)
+    assert (image, meta) == (same_image, same_meta)
+    assert alt != other_alt
+
+
+def test_larger_images_show_the_same_scene():
+    _, small, _, meta = row(OPTIONS, WORLD, Painter(96), TRAIN, 5)
+    _, large, _, same = row(OPTIONS, WORLD, Painter(192), TRAIN, 5)
+    assert json.dumps(meta["scene"]) == json.dumps(same["scene"])
+    sizes = [Image.open(io.BytesIO(data)) for data in (small, large)]
+    difference = np.asarray(sizes[0].convert("RGB"), dtype=int) - np.asarray(
+        sizes[1].convert("RGB").reduce(2), dtype=int
+    )
+    assert np.abs(difference).mean() < 12
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", "64"], "size of 64 px is too small"),
+        (["--alt-nothing", "0.9"], "sum to 1"),
+        (["--objects", "4000"], "objects 4000 must be between"),
+        (["--objects", "2"], "objects 2 must be between"),
+        (["--words", "1.5"], "word share 1.5"),
+        (["--caption-errors", "2"], "caption errors 2"),
+        (["--train", "5"], "5 training scenes never show"),
+    ],
+)
+def test_bad_options_are_one_sentence_and_leave_nothing(tmp_path, options, message):
+    result = CliRunner().invoke(app, ["data", "scenes", str(tmp_path / "out"), *options])
+    assert result.exit_code != 0
+    assert message in str(result.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_world_in_which_an_object_could_not_be_trained_is_refused():
+    with pytest.raises(OpenVisionError, match="too few"):
+        World(kinds(2))
