@@ -1,0 +1,138 @@
+"""A pretended accelerator: finds tensors left on the CPU, waits of the host and copies between devices, on any machine.
+
+A device is registered with torch from Python and used under FakeTensorMode: nothing is computed, but every operation
+checks its devices, and whatever would make the host wait for the device (`.item()`, `bool(tensor)`, `nonzero`, boolean
+indexing, `.tolist()`) raises. Copies between devices raise nothing; a dispatch mode counts them by the line of the package
+that asked for them.
+
+What it cannot see: autocast casts nothing here, and branches on "cuda" are not taken.
+"""
+
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from openvision.data.loader import Batch
+
+NAME = "pretended"
+PACKAGE = "/openvision/"
+_keep: list[object] = []
+
+
+@dataclass
+class Accelerator:
+    """The pretended device, and the copies to and from it."""
+
+    device: torch.device
+    mode: FakeTensorMode
+    to_device: Counter[str] = field(default_factory=Counter)
+    """Copies from the host, by "file:line" of the package."""
+    to_host: Counter[str] = field(default_factory=Counter)
+    """Copies to the host: each makes the host wait unless it is asynchronous."""
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Parameters of a module built on the meta device, as tensors of this device (`Module.to` cannot swap them)."""
+        for each in module.modules():
+            for name, parameter in list(each._parameters.items()):
+                if parameter is not None:
+                    empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=self.device)
+                    each._parameters[name] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+        return module
+
+    def on_host(self, batch: Batch) -> Batch:
+        """A batch as the loader makes it, with images and ids as fake tensors of the CPU."""
+        values = {each.name: getattr(batch, each.name) for each in fields(batch) if each.name != "positions"}
+        fakes = {name: self.mode.from_tensor(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(batch, **fakes)
+
+    def forget(self) -> None:
+        """Begin to count anew."""
+        self.to_device.clear()
+        self.to_host.clear()
+
+
+@contextmanager
+def fake_accelerator() -> Iterator[Accelerator]:
+    """The device while the context lasts; every tensor made inside is fake, those that come in from the host are real."""
+    _register()
+    before = torch._C._only_lift_cpu_tensors()
+    # So that torch.tensor(..., device=...) is made on the CPU first and seen as a copy.
+    torch._C._set_only_lift_cpu_tensors(True)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            accelerator = Accelerator(torch.device(NAME, 0), mode)
+            with _Copies(accelerator), _numpy_of_fakes():
+                yield accelerator
+    finally:
+        torch._C._set_only_lift_cpu_tensors(before)
+
+
+class _Copies(TorchDispatchMode):
+    """Counts operations whose inputs are on one device and whose output is on another."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        super().__init__()
+        self.accelerator = accelerator
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            source = args[1] if func is torch.ops.aten.copy_.default else args[0]
+            kinds = source.device.type, result.device.type
+            if kinds[0] != kinds[1]:
+                found = self.accelerator.to_host if kinds[1] == "cpu" else self.accelerator.to_device
+                found[_line()] += 1
+        return result
+
+
+def _line() -> str:
+    """The innermost line of the package on the stack."""
+    for frame in reversed(traceback.extract_stack()):
+        if PACKAGE in frame.filename:
+            return f"{frame.filename.rpartition(PACKAGE)[2]}:{frame.lineno}"
+    return "outside of the package"
+
+
+@contextmanager
+def _numpy_of_fakes() -> Iterator[None]:
+    """What arrives on the host may become an array there: of zeros, as nothing is computed."""
+    before = FakeTensor.numpy
+
+    def numpy(self: FakeTensor, *, force: bool = False) -> np.ndarray:
+        assert self.device.type == "cpu", "numpy() of a tensor on the accelerator"
+        kind = torch.empty((), dtype=self.dtype, device="meta")
+        return np.zeros(tuple(self.shape), dtype=str(kind.dtype).removeprefix("torch."))
+
+    FakeTensor.numpy = numpy  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        FakeTensor.numpy = before
+
+
+def _register() -> None:
+    if _keep:
+        return
+    dummy = backend_registration._setup_privateuseone_for_python_backend.__globals__["_DummyBackendModule"]
+
+    class Module(dummy):
+        def get_amp_supported_dtype(self) -> list[torch.dtype]:
+            return [torch.bfloat16, torch.float16]
+
+    backend_registration._setup_privateuseone_for_python_backend(NAME, Module())
+    # Autocast's key has no kernels for this device: let operations fall through, without casts.
+    library = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
+    library.fallback(torch.library.fallthrough_kernel)
+    _keep.append(library)
