@@ -69,7 +69,7 @@ def measure(size: str, resolution: int, batch_size: int, saves: int, quiet_steps
     def timed_step() -> float:
         begin = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        forward_backward(distributed, objective, batch, SampleRandomness(0, batch.positions), precision)
+        forward_backward(distributed, objective, batch, SampleRandomness(0, batch.positions.numpy()), precision)
         apply_update(optimizer, 1e-5, gradient_norm(optimizer))
         return time.perf_counter() - begin
 

@@ -116,7 +116,7 @@ def build_step(recipe: Recipe, case: Case, device: torch.device) -> Callable[[Ba
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad(set_to_none=True)
-        randomness = SampleRandomness(recipe.seed, batch.positions.cpu())
+        randomness = SampleRandomness(recipe.seed, batch.positions.cpu().numpy())
         losses = forward_backward(distributed, objective, batch, randomness, torch.bfloat16)
         norm = gradient_norm(optimizer)
         if losses.not_finite() or not norm.isfinite():

@@ -99,7 +99,7 @@ def our_step(
 def step_of(model: OpenVision, objective: ImageTextObjective, batch: Batch, precision: torch.dtype) -> Run:
     """Forward, backward and update; returns the loss."""
     distributed, optimizer = DistributedModel(model), build_optimizer(model, Optimizer())
-    randomness = SampleRandomness(0, batch.positions)
+    randomness = SampleRandomness(0, batch.positions.numpy())
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)

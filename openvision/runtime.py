@@ -53,6 +53,35 @@ def local_device(local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on `device`; the host does not wait for an accelerator that is still busy."""
+    if device.type == "cpu":
+        return tensor
+    # From pageable memory a copy would wait until all work that was queued before it is done.
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+class HostCopy:
+    """A small tensor on its way from an accelerator to the host, which reads it when it has arrived."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        """Queue the copy behind the work that makes `tensor`."""
+        self._arrived: torch.cuda.Event | None = None
+        if tensor.is_cuda:
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+        else:
+            self._host = tensor.to("cpu", non_blocking=True)
+
+    def values(self) -> list[float]:
+        """The elements as numbers; this waits until they have arrived."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._host.flatten().tolist()
+
+
 @dataclass(frozen=True)
 class Processes:
     """The processes of a run, seen from one of them."""

@@ -138,7 +138,7 @@ def kept_patches(patches: int, ratio: float) -> int:
     return max(1, int(patches * ratio))
 
 
-def random_patches(positions: Tensor, patches: int, ratio: float, seed: int) -> Tensor:
+def random_patches(positions: NDArray[np.int64] | Tensor, patches: int, ratio: float, seed: int) -> Tensor:
     """Which patches the decoder reads of each sample: int64 (B, K), each row ascending, without repetition.
 
     `positions` int64 (B,) are the samples' places in the stream. A row is a function of (seed, position) alone: the
@@ -146,7 +146,7 @@ def random_patches(positions: Tensor, patches: int, ratio: float, seed: int) -> 
     `image_attention` would see their order, and then reading order is the sensible one.
     """
     with np.errstate(over="ignore"):
-        rows = _mix(positions.cpu().numpy().astype(np.uint64) + _mix(np.array(seed, dtype=np.uint64)))[:, None]
+        rows = _mix(np.asarray(positions).astype(np.uint64) + _mix(np.array(seed, dtype=np.uint64)))[:, None]
         keys = _mix(rows + np.arange(patches, dtype=np.uint64))
     chosen = np.argsort(keys, axis=1, kind="stable")[:, : kept_patches(patches, ratio)]
     return torch.from_numpy(np.sort(chosen, axis=1))

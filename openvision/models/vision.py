@@ -30,8 +30,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def normalize(images: Tensor) -> Tensor:
     """uint8 (B, 3, H, W) -> float32 with ImageNet mean and deviation, on the tensor's own device."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1) * 255
-    deviation = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1) * 255
+    # Filled in on the device: a tensor made from a list would be copied there at every call.
+    mean, deviation = (
+        torch.stack([torch.full((1, 1), value, device=images.device) for value in values]) * 255
+        for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return (images.float() - mean) / deviation
 
 

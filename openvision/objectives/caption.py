@@ -6,28 +6,38 @@
   gradients themselves, and nothing is computed twice.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from openvision.runtime import send
+
 # Logits held at a time: 2^22 float32 are 16 MiB, which stays near the processor's caches.
 CHUNK_LOGITS = 2**22
+# On an accelerator the number of targets is rounded up to a multiple of this.
+PADDED_TARGETS = 1024
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of cross-entropies of `states @ weight.T` against `labels`, with its gradient."""
 
     @staticmethod
-    def forward(ctx, states: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
+    def forward(ctx, states: Tensor, weight: Tensor, labels: Tensor, counts: Tensor | None, chunk: int) -> Tensor:
         total = states.new_zeros(())
         grad_states, grad_weight = torch.empty_like(states), torch.zeros_like(weight)
         for start in range(0, len(states), chunk):
             rows, targets = states[start : start + chunk], labels[start : start + chunk, None]
             log_probabilities = torch.log_softmax(rows @ weight.T, dim=1)
-            total -= log_probabilities.gather(1, targets).sum()
+            likelihoods = log_probabilities.gather(1, targets)
+            if counts is not None:
+                likelihoods = likelihoods * counts[start : start + chunk, None]
+            total -= likelihoods.sum()
             # d loss / d logits = probability - 1 at the target, probability elsewhere.
             grad_logits = log_probabilities.exp_()
             grad_logits.scatter_add_(1, targets, grad_logits.new_full(targets.shape, -1.0))
+            if counts is not None:
+                grad_logits *= counts[start : start + chunk, None]
             torch.mm(grad_logits, weight, out=grad_states[start : start + chunk])
             grad_weight.addmm_(grad_logits.T, rows)
         ctx.save_for_backward(grad_states, grad_weight)
@@ -35,9 +45,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_states, grad_weight = ctx.saved_tensors
-        return grad_states * grad_total, grad_weight * grad_total, None, None
+        return grad_states * grad_total, grad_weight * grad_total, None, None, None
 
 
 def caption_loss(
@@ -60,7 +70,8 @@ def caption_loss(
     Args:
         states: (B, T, D) decoder states.
         labels: (B, T) int64 targets.
-        mask: (B, T) bool, True where a target counts.
+        mask: (B, T) bool, True where a target counts. On the CPU beside states on an accelerator: which targets count
+            is then known without waiting for it.
         weight: (V, D), the decoder's head.
         chunk_logits: logits computed at a time.
         count: what the sum is divided by, shape (), any dtype; None for the valid tokens given here.
@@ -69,11 +80,30 @@ def caption_loss(
         Scalar loss, nats; 0 when no target counts.
     """
     with torch.autocast(states.device.type, enabled=False):
-        valid = states[mask]
+        rows, counts = _target_rows(mask, states.device)
+        valid, targets = states.flatten(0, 1)[rows], labels.flatten()[rows]
         chunk = max(1, chunk_logits // len(weight))
-        total: Tensor = _LinearCrossEntropy.apply(valid, weight, labels[mask], chunk)  # pyright: ignore[reportAssignmentType]
+        total: Tensor = _LinearCrossEntropy.apply(valid, weight, targets, counts, chunk)  # pyright: ignore[reportAssignmentType]
     # The original divides by (count + 1e-8), which in float32 is the count itself unless that is 0.
     if count is None:
-        return total / (len(valid) + 1e-8)
+        return total / (int(mask.sum()) + 1e-8)
     # A share of a count must divide as the count does, in float64 too.
     return total / count.to(total.dtype).clamp(min=1e-8)
+
+
+def _target_rows(mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Places of the targets in the flattened batch, int64 (N,), and what each counts, float32 (N,); None is 1 each.
+
+    For an accelerator they are padded with places that count 0: N takes few values, which its allocator and compiler
+    prefer.
+    """
+    rows = (
+        torch.from_numpy(np.flatnonzero(mask.numpy())) if mask.device.type == "cpu" else mask.flatten().nonzero()[:, 0]
+    )
+    if mask.device == device:
+        return rows, None
+    padded = torch.zeros(-(-max(len(rows), 1) // PADDED_TARGETS) * PADDED_TARGETS, dtype=torch.int64)
+    padded[: len(rows)] = rows
+    counts = torch.zeros(len(padded))
+    counts[: len(rows)] = 1
+    return send(padded, device), send(counts, device)

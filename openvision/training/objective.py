@@ -21,6 +21,7 @@ from openvision.models.protocols import CaptioningModel, ContrastiveModel
 from openvision.objectives.caption import caption_loss
 from openvision.objectives.contrastive import contrastive_losses
 from openvision.recipe.schema import Loss
+from openvision.runtime import send
 from openvision.training.randomness import SampleRandomness
 from openvision.training.setup.parallel import DistributedModel
 
@@ -31,26 +32,19 @@ Text = Literal["alt", "sentence"]
 
 
 class Losses:
-    """Scalars of one step by name; `total` is what is differentiated.
-
-    Whether they are finite is sent to the host as soon as they are known, before the backward pass is queued: an
-    accelerator works on that while the host reads the answer, so the check costs no waiting.
-    """
+    """Scalars of one step by name, on the device; `total` is what is differentiated."""
 
     def __init__(self, total: Tensor, terms: Mapping[str, Tensor]) -> None:
         self.total = total
         self.terms: Terms = {"loss": total.detach(), **{name: term.detach() for name, term in terms.items()}}
-        finite = torch.stack([term.isfinite() for term in self.terms.values()])
-        self._finite = finite.to("cpu", non_blocking=True)
-        self._arrived = torch.cuda.Event() if finite.is_cuda else None
-        if self._arrived is not None:
-            self._arrived.record()
+
+    def finite(self) -> Tensor:
+        """Whether each term is neither NaN nor infinite, bool (terms,)."""
+        return torch.stack([term.isfinite() for term in self.terms.values()])
 
     def not_finite(self) -> list[str]:
-        """Names of the terms that are NaN or infinite."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return [name for name, finite in zip(self.terms, self._finite.tolist(), strict=True) if not finite]
+        """Names of the terms that are NaN or infinite; this waits for the device."""
+        return [name for name, finite in zip(self.terms, self.finite().tolist(), strict=True) if not finite]
 
     def values(self) -> dict[str, float]:
         """The terms as numbers; this waits for the device."""
@@ -163,7 +157,7 @@ class CaptionObjective:
         rows, columns = config.vision.grid(*batch.images.shape[-2:])
         keep = random_patches(randomness.positions, rows * columns, config.keep_ratio, randomness.seed)
         ids = teacher_forcing_ids(batch.labels, self.bos_id)
-        keep = keep.to(ids.device, non_blocking=True)
+        keep = send(keep, ids.device)
         call = self.call or self.model
         states = call(batch.images, ids, keep, caption_lengths=_caption_lengths(batch))
         return (), {"caption": _caption(states, batch, self.model.decoder.head.weight, target_tokens)}
@@ -192,9 +186,12 @@ def _vision_blocks(model: ContrastiveModel | CaptioningModel) -> list[Block]:
 
 
 def _caption_lengths(batch: Batch) -> Tensor | None:
-    """Positions up to the last target of each caption; None where reading them would make an accelerator wait."""
+    """Positions up to the last target of each caption; None on an accelerator.
+
+    There every batch would have other shapes, which costs more than the positions that are saved.
+    """
     mask = batch.label_mask
-    if mask.device.type != "cpu" or not mask.shape[1]:
+    if batch.images.device.type != "cpu" or not mask.shape[1]:
         return None
     positions = torch.arange(1, mask.shape[1] + 1)
     return (mask * positions).amax(dim=1)

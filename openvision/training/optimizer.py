@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from openvision.recipe.schema import Optimizer as OptimizerRecipe
 from openvision.runtime import local_tensor, sum_over_shards
 
-# Elements of a tile on a CPU, few enough to stay near its caches.
+# Elements of a tile on a CPU, few enough to stay near its caches; elsewhere few enough for the copies that a selected
+# update makes.
 TILE_ON_CPU = 2**17
+TILE_ELSEWHERE = 2**26
 # Tiles hold a whole number of vectors: a cut elsewhere would send elements through the scalar code.
 VECTOR = 64
 
@@ -58,11 +60,17 @@ class Adam(torch.optim.Optimizer):
         self.measure = False
         """Whether `step` leaves the norm of its update in `update_norm`."""
         self.update_norm: Tensor | None = None
+        self._left_out: Tensor | None = None
         super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": 0.0})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update every parameter that has a gradient."""
+    def step(self, closure: Callable[[], float] | None = None, selected: Tensor | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update every parameter that has a gradient.
+
+        `selected`, bool () on the parameters' device, says whether parameters, moments and counts take their new
+        values: the host need not know. They are selected, not multiplied: zero times NaN is NaN. Call `settle` once the
+        host knows how many updates were left out.
+        """
         if closure is not None:
             raise ValueError("this optimizer takes no closure")
         squares: list[Tensor] = []
@@ -70,13 +78,41 @@ class Adam(torch.optim.Optimizer):
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
             for parameter in trained:
                 self._count(parameter)
-            tile = TILE_ON_CPU if trained and trained[0].device.type == "cpu" else 2**63
+            tile = TILE_ON_CPU if trained and trained[0].device.type == "cpu" else TILE_ELSEWHERE
             for count, alike in groupby(trained, key=lambda parameter: self.state[parameter]["step"]):
                 for tensors in tiles(map(self._flat, alike), tile):
-                    squares += self._update(group, count, *tensors)
+                    if selected is None:
+                        squares += self._update(group, count, *tensors)
+                    else:
+                        squares += self._selected_update(group, count, tensors, selected)
+        if selected is not None:
+            self._left_out = self._updates_left_out(selected.device) + ~selected
         self.update_norm = None
         if squares:
             self.update_norm = sum_over_shards(torch.stack(squares).sum(), with_gradient(self)).sqrt()
+
+    def settle(self, left_out: int) -> None:
+        """Take `left_out` updates, all that were since the last call, out of the counts."""
+        if left_out:
+            for state in self.state.values():
+                state["step"] -= left_out
+        self._left_out = None
+
+    def _updates_left_out(self, device: torch.device) -> Tensor:
+        """How many updates since `settle` were not selected, float32 (), on the device."""
+        return torch.zeros((), device=device) if self._left_out is None else self._left_out
+
+    def _selected_update(
+        self, group: ParameterGroup, count: int, tensors: list[list[Tensor]], selected: Tensor
+    ) -> list[Tensor]:
+        """The `count`-th update on copies, of which the device takes the new values or keeps the old ones."""
+        parameters, gradients, stored, second = tensors
+        copies = [[tensor.clone() for tensor in each] for each in (parameters, stored, second)]
+        made = count - self._updates_left_out(selected.device)
+        squares = self._update(group, made, copies[0], gradients, copies[1], copies[2])
+        for old, new in zip((parameters, stored, second), copies, strict=True):
+            torch._foreach_copy_(old, [torch.where(selected, n, o) for n, o in zip(new, old, strict=True)])
+        return squares
 
     def _count(self, parameter: Tensor) -> None:
         """Count this update of the parameter; the first one makes the moments."""
@@ -97,7 +133,7 @@ class Adam(torch.optim.Optimizer):
     def _update(
         self,
         group: ParameterGroup,
-        count: int,
+        count: int | Tensor,
         parameters: list[Tensor],
         gradients: list[Tensor],
         stored: list[Tensor],

@@ -22,9 +22,9 @@ from openvision.recipe.schema import Recipe
 from openvision.training.objective import Objective
 from openvision.training.optimizer import learning_rate
 from openvision.training.randomness import SampleRandomness
-from openvision.training.setup.data import open_loader
+from openvision.training.setup.data import DeviceBatches, open_loader
 from openvision.training.setup.parts import set_up_run
-from openvision.training.step import forward_backward, to_device
+from openvision.training.step import forward_backward
 from openvision.training.update import apply_update, gradient_norm
 
 P = ParamSpec("P")
@@ -121,14 +121,14 @@ def profile_recipe(
     with ExitStack() as stack:
         stack.enter_context(_timed(run.model.module, run.objective, phases))
         loader = open_loader(recipe, stage, run.dataset, run.tokenizer, run.processes, 0, run.folder)
-        batches = iter(stack.enter_context(loader))
+        batches = DeviceBatches(iter(stack.enter_context(loader)), device)
 
         def take_step() -> None:
             with phases.part(OTHER):
                 with phases.part("data"):
-                    batch = to_device(next(batches), device)
+                    batch = next(batches)
                 run.optimizer.zero_grad(set_to_none=True)
-                randomness = SampleRandomness(recipe.seed, batch.positions, stage.drop_path)
+                randomness = SampleRandomness(recipe.seed, batch.positions.numpy(), stage.drop_path)
                 forward_backward(run.model, run.objective, batch, randomness, run.precision, stage.micro_batches)
                 with phases.part("optimizer"):
                     norm, settings = gradient_norm(run.optimizer), recipe.optimizer

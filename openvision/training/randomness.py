@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from openvision.models.layers import Block
+from openvision.runtime import send
 
 # Word of the generator's counter that separates these numbers from the loader's, which have the same key.
 _STREAM = 1
@@ -23,8 +25,8 @@ class SampleRandomness:
     """The randomness of B samples."""
 
     seed: int
-    positions: Tensor
-    """int64 (B,) on the CPU: places of the samples in the stream of the run."""
+    positions: NDArray[np.int64]
+    """(B,): places of the samples in the stream of the run."""
     drop_path: float = 0.0
     """Probability of dropping the branches of the last block; it grows linearly from 0 at the first block."""
 
@@ -57,7 +59,7 @@ def stochastic_depth(blocks: Sequence[Block], randomness: SampleRandomness) -> I
         return
     device = next(blocks[0].parameters()).device
     try:
-        for block, scale in zip(blocks, scales.to(device, non_blocking=True), strict=True):
+        for block, scale in zip(blocks, send(scales, device), strict=True):
             block.branch_scale = scale
         yield
     finally:

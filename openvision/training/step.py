@@ -5,8 +5,7 @@ must decide alike (is everything finite, stop, save) they decide once a step, be
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -20,7 +19,7 @@ from openvision.recipe.schema import Stage
 from openvision.runtime import autocast
 from openvision.training.checkpoint.folders import Progress
 from openvision.training.gradient_caching import cached_backward
-from openvision.training.guards import find_spike, raise_not_finite
+from openvision.training.guards import DeferredGuard, Spike, find_spike, raise_not_finite
 from openvision.training.objective import Losses, Objective, weighted_losses
 from openvision.training.optimizer import learning_rate
 from openvision.training.randomness import SampleRandomness, stochastic_depth
@@ -28,6 +27,7 @@ from openvision.training.run.log import NoLog, RunLog
 from openvision.training.run.signals import StopRequest
 from openvision.training.run.throughput import Meter, seconds_left
 from openvision.training.run.watchdog import Watchdog
+from openvision.training.setup.data import DeviceBatches
 from openvision.training.setup.parallel import DistributedModel
 from openvision.training.setup.parts import RunParts
 from openvision.training.update import apply_update, gradient_norm
@@ -49,11 +49,13 @@ class Step:
 
     run: RunParts
     stage: Stage
-    batches: Iterator[Batch]
+    batches: DeviceBatches
     meter: Meter
     log: RunLog | NoLog
     watchdog: Watchdog
     stop: StopRequest
+    deferred: DeferredGuard | None = None
+    """The guard of a run on an accelerator."""
 
     def __post_init__(self) -> None:
         stage = self.stage
@@ -76,23 +78,27 @@ class Step:
         batch = next(self.batches)
         waited = time.perf_counter() - begin
         caption_tokens = batch.label_mask.sum().item() / len(batch.images)
-        batch = to_device(batch, processes.device)
 
         self._beat("forward, backward and update")
         run.optimizer.zero_grad(set_to_none=True)
-        randomness = SampleRandomness(run.recipe.seed, batch.positions, stage.drop_path)
+        randomness = SampleRandomness(run.recipe.seed, batch.positions.numpy(), stage.drop_path)
         losses = forward_backward(run.model, run.objective, batch, randomness, run.precision, stage.micro_batches)
         norm = gradient_norm(run.optimizer)
 
         agreed = self._agree(losses, norm, checkpoint_at)
-        spike = None
-        if run.recipe.guards.spikes != "off":
-            (loss,) = processes.mean([losses.total.item()])
-            spike = find_spike(loss, progress, run.recipe.guards)
-        norms = None
-        if spike is None or not spike.skipped:
-            settings = run.recipe.optimizer
-            norms = apply_update(run.optimizer, rate, norm, settings.clip_norm, settings.ema, measure=logged)
+        norms, settings, selected = None, run.recipe.optimizer, None
+        if self.deferred is None:
+            spikes = self._spikes(losses)
+        else:
+            spikes = self.deferred.learn()
+            selected = self.deferred.select(losses, norm)
+        if selected is not None or not any(spike.skipped for _, spike in spikes):
+            norms = apply_update(run.optimizer, rate, norm, settings.clip_norm, settings.ema, logged, selected)
+
+        if progress.stage_step + 1 < self._steps:
+            begin = time.perf_counter()
+            self.batches.prefetch()
+            waited += time.perf_counter() - begin
 
         if progress.stage_step == 0:
             # The first step compiles and opens connections; from now on a lost process is noticed sooner.
@@ -106,8 +112,8 @@ class Step:
         progress.seconds += self.meter.step(stage.batch_size, flops, waited)
 
         self.log.step(progress.step, f"stage {progress.stage + 1} at {stage.resolution} px")
-        if spike is not None:
-            self.log.event(log_position(progress, stage.resolution), spike.describe())
+        for step, spike in spikes:
+            self.log.event(log_position(progress, stage.resolution), spike.describe(step))
         if logged:
             terms = losses.values()
             means = dict(zip(terms, processes.mean(list(terms.values())), strict=True))
@@ -117,10 +123,20 @@ class Step:
             self.log.train(log_position(progress, stage.resolution), numbers, left)
         return agreed
 
+    def _spikes(self, losses: Losses) -> list[tuple[int, Spike]]:
+        """The spike that this step is, if it is one."""
+        if self.run.recipe.guards.spikes == "off":
+            return []
+        (loss,) = self.run.processes.mean([losses.total.item()])
+        spike = find_spike(loss, self.run.progress, self.run.recipe.guards)
+        return [] if spike is None else [(self.run.progress.step + 1, spike)]
+
     def _agree(self, losses: Losses, norm: Tensor, checkpoint_at: float | None) -> Agreed:
         """Decide with the other processes, or raise OpenVisionError in all of them."""
         self._beat("agreeing with the other processes")
-        broken = losses.not_finite() or ([] if norm.isfinite() else ["the gradient"])
+        broken: list[str] = []
+        if self.deferred is None:
+            broken = losses.not_finite() or ([] if norm.isfinite() else ["the gradient"])
         late = checkpoint_at is not None and time.monotonic() > checkpoint_at
         flags = [bool(broken), self.stop.wanted, self.stop.requeue, late]
         failed, stop, requeue, checkpoint = self.run.processes.any_rank(flags)
@@ -146,7 +162,8 @@ def forward_backward(
     divide the batch, takes less memory and changes nothing else (gradient_caching.py).
     """
     processes = model.processes
-    # Divided by this count the mean over processes of their caption losses is that of the global batch.
+    # Divided by this count the mean over processes of their caption losses is that of the global batch. The mask is on
+    # the CPU: counting makes no accelerator wait.
     target_tokens = batch.label_mask.sum()
     if processes.group is not None:
         target_tokens = all_sum(target_tokens, processes.group) / processes.size
@@ -162,14 +179,6 @@ def forward_backward(
     if processes.group is not None:
         model.finish_gradients(synced=micro_batches == 1)
     return losses
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with what the model reads on `device`; positions in the stream stay on the CPU."""
-    if device.type == "cpu":
-        return batch
-    names = ("images", "alt_ids", "sentence_ids", "labels", "label_mask")
-    return replace(batch, **{name: getattr(batch, name).to(device, non_blocking=True) for name in names})
 
 
 def is_due(stage_step: int, every: int, steps: int) -> bool:

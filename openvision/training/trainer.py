@@ -17,12 +17,12 @@ from openvision.files import make_folder
 from openvision.provenance import describe_run
 from openvision.recipe.schema import Recipe, Stage, dump_recipe
 from openvision.runtime import SINGLE_PROCESS, Processes, join_processes
-from openvision.training.guards import require_finite_parameters
+from openvision.training.guards import DeferredGuard, require_finite_parameters
 from openvision.training.run.log import NoLog, RunLog
 from openvision.training.run.signals import Interrupted, StopRequest, clear_requeue, mark_requeue
 from openvision.training.run.throughput import Meter, total_peak_flops
 from openvision.training.run.watchdog import Watchdog, clear_failure, report_once
-from openvision.training.setup.data import describe_unused, open_loader
+from openvision.training.setup.data import DeviceBatches, describe_unused, open_loader
 from openvision.training.setup.parts import set_up_run
 from openvision.training.step import Agreed, Step, is_due, log_position
 from openvision.training.validation import headline, validate
@@ -49,6 +49,9 @@ class Trainer:
         self.recipe, self.processes, self.progress = self.parts.recipe, processes, self.parts.progress
         self.model_folder = run_folder / "model"
         self.watchdog = Watchdog(run_folder, processes.rank, recipe.run.hang_seconds, self._say)
+        self.guard = None
+        if processes.device.type != "cpu":
+            self.guard = DeferredGuard(recipe.guards, self.progress, processes)
         self._saved_at = time.monotonic()
 
     def run(self) -> None:
@@ -76,7 +79,8 @@ class Trainer:
         with open_loader(
             self.recipe, stage, parts.dataset, parts.tokenizer, self.processes, progress.position, parts.folder
         ) as loader:
-            step = Step(parts, stage, iter(loader), meter, self.log, self.watchdog, self.stop)
+            batches = DeviceBatches(iter(loader), device)
+            step = Step(parts, stage, batches, meter, self.log, self.watchdog, self.stop, self.guard)
             minutes = settings.checkpoint_minutes
             while progress.stage_step < stage.steps:
                 agreed = step(None if minutes is None else self._saved_at + 60 * minutes)
@@ -130,6 +134,10 @@ class Trainer:
 
     def _save(self) -> None:
         self._beat("saving")
+        if self.guard is not None:
+            resolution = self.recipe.stages[self.progress.stage].resolution
+            for step, spike in self.guard.settle(self.parts.optimizer):
+                self.log.event(log_position(self.progress, resolution), spike.describe(step))
         require_finite_parameters(self.parts.optimizer)
         self.parts.checkpoints.save(self.parts.model.module, self.parts.optimizer, self.progress)
         self._saved_at = time.monotonic()

@@ -40,10 +40,11 @@ def apply_update(
     clip_norm: float | None = None,
     ema: float | None = None,
     measure: bool = False,
+    selected: Tensor | None = None,
 ) -> Norms | None:
     """Clip the gradients to `clip_norm`, update the parameters and, with the decay `ema`, their average.
 
-    Returns the norms if they are measured.
+    `selected` as for `Adam.step`. Returns the norms if they are measured.
     """
     parameters = with_gradient(optimizer)
     parameter_norm = global_norm(parameters) if measure else None
@@ -54,9 +55,9 @@ def apply_update(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.measure = measure
-    optimizer.step()
+    optimizer.step(selected=selected)
     if ema is not None:
-        update_average(optimizer, ema)
+        update_average(optimizer, ema, selected)
     if parameter_norm is None or optimizer.update_norm is None:
         return None
     return Norms(gradient_norm, parameter_norm, optimizer.update_norm)
@@ -95,11 +96,19 @@ def start_average(optimizer: Adam) -> None:
 
 
 @torch.no_grad()
-def update_average(optimizer: Adam, decay: float) -> None:
-    """average = decay * average + (1 - decay) * parameter, for every parameter that was updated."""
+def update_average(optimizer: Adam, decay: float, selected: Tensor | None = None) -> None:
+    """average = decay * average + (1 - decay) * parameter, for every parameter that was updated.
+
+    `selected` as for `Adam.step`.
+    """
     parameters = with_gradient(optimizer)
     averages = [local_tensor(optimizer.state[parameter][AVERAGE]) for parameter in parameters]
-    torch._foreach_lerp_(averages, [local_tensor(parameter) for parameter in parameters], 1 - decay)
+    values = [local_tensor(parameter) for parameter in parameters]
+    if selected is None:
+        torch._foreach_lerp_(averages, values, 1 - decay)
+        return
+    for average, value in zip(averages, values, strict=True):
+        average.copy_(torch.where(selected, torch.lerp(average, value, 1 - decay), average))
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 A device is registered with torch from Python and used under FakeTensorMode: nothing is computed, but every operation
 checks its devices, and whatever would make the host wait for the device (`.item()`, `bool(tensor)`, `nonzero`, boolean
-indexing, `.tolist()`) raises. Copies between devices raise nothing; a dispatch mode counts them by the line of the package
-that asked for them.
+indexing, `.tolist()`) raises. Copies between devices raise nothing; a dispatch mode counts them by the line of the
+package that asked for them.
 
 What it cannot see: autocast casts nothing here, and branches on "cuda" are not taken.
 """
@@ -12,17 +12,18 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from openvision.data.loader import Batch
+from openvision.runtime import HostCopy
 
 NAME = "pretended"
 PACKAGE = "/openvision/"
@@ -49,12 +50,6 @@ class Accelerator:
                     each._parameters[name] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
         return module
 
-    def on_host(self, batch: Batch) -> Batch:
-        """A batch as the loader makes it, with images and ids as fake tensors of the CPU."""
-        values = {each.name: getattr(batch, each.name) for each in fields(batch) if each.name != "positions"}
-        fakes = {name: self.mode.from_tensor(value) for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(batch, **fakes)
-
     def forget(self) -> None:
         """Begin to count anew."""
         self.to_device.clear()
@@ -63,7 +58,7 @@ class Accelerator:
 
 @contextmanager
 def fake_accelerator() -> Iterator[Accelerator]:
-    """The device while the context lasts; every tensor made inside is fake, those that come in from the host are real."""
+    """The device while the context lasts; tensors made inside are fake, those that come in from the host are real."""
     _register()
     before = torch._C._only_lift_cpu_tensors()
     # So that torch.tensor(..., device=...) is made on the CPU first and seen as a copy.
@@ -71,7 +66,7 @@ def fake_accelerator() -> Iterator[Accelerator]:
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             accelerator = Accelerator(torch.device(NAME, 0), mode)
-            with _Copies(accelerator), _numpy_of_fakes():
+            with _Copies(accelerator), _arrivals():
                 yield accelerator
     finally:
         torch._C._set_only_lift_cpu_tensors(before)
@@ -85,9 +80,21 @@ class _Copies(TorchDispatchMode):
         self.accelerator = accelerator
 
     def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        options: dict[str, Any] = dict(kwargs or {})
+        tensors = [leaf for leaf in tree_leaves((args, options)) if isinstance(leaf, Tensor)]
+        if tensors and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
+            if torch.device(options.get("device") or "cpu").type == "cpu":
+                # Work of the host on what it knows is done.
+                with unset_fake_temporarily():
+                    return func(*args, **options)
+            args, options = tree_map_only(Tensor, self.accelerator.mode.from_tensor, (args, options))
+        result = func(*args, **options)
         if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
             source = args[1] if func is torch.ops.aten.copy_.default else args[0]
             kinds = source.device.type, result.device.type
@@ -106,20 +113,23 @@ def _line() -> str:
 
 
 @contextmanager
-def _numpy_of_fakes() -> Iterator[None]:
-    """What arrives on the host may become an array there: of zeros, as nothing is computed."""
-    before = FakeTensor.numpy
+def _arrivals() -> Iterator[None]:
+    """What arrives on the host can be read there: arrays of zeros, ones where a `HostCopy` is read."""
+    numpy_before, values_before = FakeTensor.numpy, HostCopy.values
 
     def numpy(self: FakeTensor, *, force: bool = False) -> np.ndarray:
         assert self.device.type == "cpu", "numpy() of a tensor on the accelerator"
-        kind = torch.empty((), dtype=self.dtype, device="meta")
-        return np.zeros(tuple(self.shape), dtype=str(kind.dtype).removeprefix("torch."))
+        return np.zeros(tuple(self.shape), dtype=str(self.dtype).removeprefix("torch."))
+
+    def values(self: HostCopy) -> list[float]:
+        return [1.0] * self._host.numel()
 
     FakeTensor.numpy = numpy  # pyright: ignore[reportAttributeAccessIssue]
+    HostCopy.values = values
     try:
         yield
     finally:
-        FakeTensor.numpy = before
+        FakeTensor.numpy, HostCopy.values = numpy_before, values_before
 
 
 def _register() -> None:

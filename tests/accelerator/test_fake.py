@@ -26,7 +26,7 @@ def test_waits_of_the_host_raise(wait):
 
 def test_tensors_on_two_devices_raise():
     with fake_accelerator() as accelerator, pytest.raises(RuntimeError, match="device"):
-        torch.ones(3, device=accelerator.device) + torch.ones(3)
+        torch.add(torch.ones(3, device=accelerator.device), torch.ones(3))
 
 
 def test_copies_are_counted_either_way():

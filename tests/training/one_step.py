@@ -76,7 +76,7 @@ def run(out: str, parallel: dict[str, Any]) -> None:
             optimizer = build_optimizer(model.module, recipe.optimizer)
             objective = build_objective(model, recipe.loss, 1)
             batch = batch_of(processes, 12 if recipe.context_length else 0)
-            randomness = SampleRandomness(0, batch.positions, 0.2)
+            randomness = SampleRandomness(0, batch.positions.numpy(), 0.2)
             losses = forward_backward(model, objective, batch, randomness, micro_batches=micro_batches)
             norms = apply_update(optimizer, 0.0, gradient_norm(optimizer), measure=True)
             assert norms is not None

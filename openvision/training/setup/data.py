@@ -1,13 +1,17 @@
 """The data of a run: its sources with their weights and captions, and the loader of a stage."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from openvision.data.loader import InputSpec, Loader, LoaderOptions
+import torch
+
+from openvision.data.loader import Batch, InputSpec, Loader, LoaderOptions
 from openvision.data.mixture import Mixture, Ordering
 from openvision.data.shards.dataset import ShardDataset
 from openvision.data.shards.store import join_folder
 from openvision.recipe.schema import Data, Recipe, Source, Stage
-from openvision.runtime import Processes
+from openvision.runtime import Processes, send
 from openvision.text.tokenizer import Tokenizer
 
 
@@ -66,6 +70,39 @@ def open_loader(
             rejects_file=run_folder / (f"rejects-{rank:05d}.jsonl" if rank else "rejects.jsonl"),
         ),
     )
+
+
+class DeviceBatches(Iterator[Batch]):
+    """Batches on the device of a run; on an accelerator the next one is copied while this one is worked on."""
+
+    def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
+        self.batches, self.device = batches, device
+        self._ahead: Batch | None = None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __next__(self) -> Batch:
+        batch, self._ahead = self._ahead or self._sent(next(self.batches)), None
+        if self._stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._stream)
+            for name in _ON_DEVICE:
+                # The memory must not be used again before the work of this step has read it.
+                getattr(batch, name).record_stream(torch.cuda.current_stream(self.device))
+        return batch
+
+    def prefetch(self) -> None:
+        """Fetch the next batch and begin to copy it; to be called when the work of a step is queued."""
+        if self.device.type != "cpu" and self._ahead is None:
+            self._ahead = self._sent(next(self.batches))
+
+    def _sent(self, batch: Batch) -> Batch:
+        """The batch with what the model reads on the device; the mask of the targets stays on the CPU."""
+        if self.device.type == "cpu":
+            return batch
+        with torch.cuda.stream(self._stream):
+            return replace(batch, **{name: send(getattr(batch, name), self.device) for name in _ON_DEVICE})
+
+
+_ON_DEVICE = ("images", "alt_ids", "sentence_ids", "labels")
 
 
 def describe_unused(loader: Loader, context_length: int | None, reads_synthetic: bool) -> list[str]:
