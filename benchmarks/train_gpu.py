@@ -26,11 +26,15 @@ import torch
 from openvision.data.loader import Batch
 from openvision.hardware import GIB, model_flops_utilisation
 from openvision.models.flops import training_flops
-from openvision.models.openvision2 import ModelConfig, OpenVision2Config, build_model
+from openvision.models.openvision import OpenVision
+from openvision.models.openvision2 import ModelConfig, OpenVision2, OpenVision2Config, build_model
 from openvision.planning.memory import Setting, peak_bytes
 from openvision.planning.parameters import count_parameters
 from openvision.provenance import processor_name
 from openvision.recipe.schema import Recipe, load_recipe
+from openvision.runtime import SINGLE_PROCESS
+from openvision.training.checkpoint.folders import Progress
+from openvision.training.guards import DeferredGuard
 from openvision.training.objective import build_objective
 from openvision.training.optimizer import build_optimizer
 from openvision.training.randomness import SampleRandomness
@@ -79,7 +83,7 @@ def measure(case: Case) -> list[dict[str, Any]]:
     recipe = recipe.model_copy(update={"model": shrunken(recipe.model)}) if case.smoke else recipe
     resolution = 2 * recipe.model.vision.patch_size if case.smoke else case.resolution
     device = torch.device(case.device)
-    step = build_step(recipe, case, device)
+    _, step = build_step(recipe, case, device)
     rows: list[dict[str, Any]] = []
     for size in case.batches:
         try:
@@ -107,23 +111,28 @@ def shrunken(config: ModelConfig) -> ModelConfig:
     return replace(config, **towers)
 
 
-def build_step(recipe: Recipe, case: Case, device: torch.device) -> Callable[[Batch], None]:
-    """The computation of the trainer's step on a new model, in bf16."""
+def build_step(
+    recipe: Recipe, case: Case, device: torch.device
+) -> tuple[OpenVision | OpenVision2, Callable[[Batch], None]]:
+    """A new model and the computation of the trainer's step on it, in bf16."""
     model = build_model(recipe.model).to(device).train()
     prepare_blocks(model, case.checkpointing, case.compiled)  # pyright: ignore[reportArgumentType]
     optimizer, distributed = build_optimizer(model, recipe.optimizer), DistributedModel(model)
     objective = build_objective(distributed, recipe.loss, BOS)
+    progress = Progress()
+    guard = DeferredGuard(recipe.guards, progress, replace(SINGLE_PROCESS, device=device))
 
     def step(batch: Batch) -> None:
         optimizer.zero_grad(set_to_none=True)
         randomness = SampleRandomness(recipe.seed, batch.positions.cpu().numpy())
         losses = forward_backward(distributed, objective, batch, randomness, torch.bfloat16)
         norm = gradient_norm(optimizer)
-        if losses.not_finite() or not norm.isfinite():
-            sys.exit("a loss or the gradient is not finite")
-        apply_update(optimizer, 1e-5, norm)
+        # As on an accelerator: the device selects the update, the host hears of a loss that is not finite later.
+        guard.learn()
+        apply_update(optimizer, 1e-5, norm, selected=guard.select(losses, norm))
+        progress.step += 1
 
-    return step
+    return model, step
 
 
 def time_steps(
@@ -161,20 +170,20 @@ def one_step(step: Callable[[Batch], None], batch: Batch, device: torch.device) 
 
 
 def random_batch(recipe: Recipe, size: int, resolution: int, device: torch.device) -> Batch:
-    """Noise for pictures, random ids for texts, captions of 40 to 80 tokens, all on the device."""
+    """Noise for images, random ids for texts, captions of 40 to 80 tokens; on the device but for the mask of targets."""
     decoder, vocabulary = recipe.model.decoder, recipe.vocab_size
     context, caption = recipe.context_length or 0, decoder.caption_length if decoder else 0
 
     def ids(length: int) -> torch.Tensor:
         return torch.randint(3, vocabulary, (size, length), device=device)
 
-    lengths = torch.linspace(*CAPTION_TOKENS, size, device=device).round().clamp(max=caption)
+    lengths = torch.linspace(*CAPTION_TOKENS, size).round().clamp(max=caption)
     return Batch(
         images=torch.randint(0, 256, (size, 3, resolution, resolution), dtype=torch.uint8, device=device),
         alt_ids=ids(context),
         sentence_ids=ids(context),
         labels=ids(caption),
-        label_mask=torch.arange(caption, device=device) < lengths[:, None],
+        label_mask=torch.arange(caption) < lengths[:, None],
         positions=torch.arange(size),
         keys=[""] * size,
         rejects=(),

@@ -49,10 +49,10 @@ def test_a_step_changes_the_parameters(script):
     case = script.Case("openvision/l14", 84, "none", False, (2,), 1, "cpu", True, "high")
     recipe = script.load_recipe(script.RECIPES / "openvision/l14.toml")
     recipe = recipe.model_copy(update={"model": script.shrunken(recipe.model)})
-    step = script.build_step(recipe, case, torch.device("cpu"))
-    before = step.model.vision.head.weight.detach().clone()
+    model, step = script.build_step(recipe, case, torch.device("cpu"))
+    before = model.vision.head.weight.detach().clone()
     script.time_steps(step, recipe, 2, 28, 1, torch.device("cpu"))
-    assert not torch.equal(before, step.model.vision.head.weight)
+    assert not torch.equal(before, model.vision.head.weight)
 
 
 def test_captions_have_sixty_tokens_on_average(script):

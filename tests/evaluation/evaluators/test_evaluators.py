@@ -220,7 +220,7 @@ def test_packages_may_bring_kinds(monkeypatch) -> None:
 def test_features_that_are_no_numbers_name_the_evaluator(subject, fake_data) -> None:
     with torch.no_grad():
         subject.vision.head.weight[0, 0] = float("nan")
-    with pytest.raises(OpenVisionError, match="evaluator 'names': 12 of 12 image features hold NaN"):
+    with pytest.raises(OpenVisionError, match="evaluator 'names': 12 of 12 image features have NaN"):
         measured(subject, fake_data, ALL[0])
 
 

@@ -187,7 +187,7 @@ def test_captions_are_texts_of_the_tokenizer(model, images) -> None:
 
 def test_captions_need_a_decoder_and_an_alt_text_each(model, images) -> None:
     network, tokenizer = model
-    with pytest.raises(OpenVisionError, match="12 pictures but 1 alt-texts"):
+    with pytest.raises(OpenVisionError, match="12 images but 1 alt-texts"):
         generate_captions(network, tokenizer, images, ["one"])
     network.decoder = None
     with pytest.raises(OpenVisionError, match="no caption decoder"):
