@@ -1,1 +1,1 @@
-"""Data sets rendered from packages, without a download of images: `openmoji` and `picto`."""
+"""Data sets rendered from packages, without a download of images: `openmoji`, `picto` and `scenes`."""
