@@ -170,7 +170,7 @@ def one_step(step: Callable[[Batch], None], batch: Batch, device: torch.device) 
 
 
 def random_batch(recipe: Recipe, size: int, resolution: int, device: torch.device) -> Batch:
-    """Noise for images, random ids for texts, captions of 40 to 80 tokens; on the device but for the mask of targets."""
+    """Noise for images, random ids for texts, captions of 40 to 80 tokens; all but the targets' mask on the device."""
     decoder, vocabulary = recipe.model.decoder, recipe.vocab_size
     context, caption = recipe.context_length or 0, decoder.caption_length if decoder else 0
 

@@ -9,6 +9,7 @@
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,17 +41,55 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
         return getattr(torch, name)
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported()
+    elif device.type != "cpu":
+        # Autocast of other devices was never run here.
+        fast = False
     else:
         fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
 
 
-def local_device(local_rank: int = 0) -> torch.device:
-    """The CUDA device of this process on its machine, or the CPU where there is none."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+DEVICES = r"auto|cpu|mps|cuda(:\d+)?"
+"""Names of devices, as a regular expression."""
+
+
+def resolve_device(name: str = "auto", local_rank: int = 0) -> torch.device:
+    """The device that a command runs on: "auto" (CUDA, else MPS, else CPU), "cpu", "mps", "cuda" or "cuda:1".
+
+    "cuda" without a number is the device of this process, `local_rank`. Raises OpenVisionError for a device that is not
+    there.
+    """
+    if not re.fullmatch(DEVICES, name):
+        raise OpenVisionError(f"device {name!r} is unknown; use auto, cpu, cuda, cuda:1 or mps")
+    kind, _, number = name.partition(":")
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if kind == "auto":
+        # The processes of torchrun exchange tensors over nccl or gloo, neither of which knows MPS.
+        kind = "cuda" if cuda else "mps" if mps and "RANK" not in os.environ else "cpu"
+    if kind == "cuda":
+        count, index = torch.cuda.device_count() if cuda else 0, int(number or local_rank)
+        if index >= count:
+            found = f"{count} CUDA devices, numbered from 0" if count else "no CUDA device"
+            raise OpenVisionError(f"device {name} is not there: this torch finds {found}; use auto or cpu")
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
+    if kind == "mps" and not mps:
+        raise OpenVisionError(
+            "device mps is not there: this machine has no Apple GPU that this torch can use; use auto"
+        )
+    return torch.device(kind)
+
+
+def describe_device(device: torch.device, precision: torch.dtype) -> str:
+    """Device and precision, for the first line of a run."""
+    if device.type == "cuda":
+        where = f"{torch.cuda.get_device_name(device)} ({device})"
+    elif device.type == "cpu":
+        free = "" if torch.cuda.is_available() or torch.backends.mps.is_available() else ", no accelerator found"
+        where = f"the CPU, {torch.get_num_threads()} threads{free}"
+    else:
+        where = str(device)
+    return f"{str(precision).removeprefix('torch.')} on {where}"
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -222,26 +261,27 @@ def sum_over_shards(share: Tensor, tensors: Sequence[Tensor]) -> Tensor:
 
 
 @contextmanager
-def join_processes(start_seconds: float, replicate: int = 1) -> Iterator[Processes]:
-    """Join the processes that torchrun started; yields `SINGLE_PROCESS` without torchrun.
+def join_processes(start_seconds: float, replicate: int = 1, device: str = "auto") -> Iterator[Processes]:
+    """Join the processes that torchrun started; yields this process alone without torchrun.
 
-    A collective operation may take `start_seconds` until `Processes.shorten_timeouts`. Raises OpenVisionError when
-    `replicate` groups do not divide the processes.
+    `device` as for `resolve_device`. A collective operation may take `start_seconds` until
+    `Processes.shorten_timeouts`. Raises OpenVisionError when `replicate` groups do not divide the processes.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         _check(replicate, 1)
-        yield SINGLE_PROCESS
+        alone = resolve_device(device)
+        yield SINGLE_PROCESS if alone.type == "cpu" else Processes(device=alone)
         return
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     _check(replicate, size)
-    device = local_device(int(os.environ.get("LOCAL_RANK", rank)))
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    own_device = resolve_device(device, int(os.environ.get("LOCAL_RANK", rank)))
+    backend = "cpu:gloo,cuda:nccl" if own_device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=start_seconds)
     dist.init_process_group(backend, store=_store(rank, size, timeout), rank=rank, world_size=size, timeout=timeout)
     # Writing a checkpoint may take as long as the file system likes.
     saving = _gloo_group(hours=2)
     control = _gloo_group(seconds=start_seconds)
-    yield Processes(rank, size, device, dist.group.WORLD, control, saving)
+    yield Processes(rank, size, own_device, dist.group.WORLD, control, saving)
     # Not after an error: shutting down with processes that are gone may never return.
     dist.destroy_process_group()
 

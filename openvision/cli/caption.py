@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from openvision.cli.options import Resolution
+from openvision.cli.options import Device, Resolution
 
 
 def caption(
@@ -13,10 +13,12 @@ def caption(
     checkpoint: Annotated[str, typer.Option(help="Model folder of an OpenVision 2 run.")],
     max_length: Annotated[int | None, typer.Option(help="Maximum length in tokens; by default the decoder's.")] = None,
     resolution: Resolution = None,
+    device: Device = "auto",
 ) -> None:
     """Caption images with a model trained with a recipe of recipes/openvision2."""
     from openvision.inference.load import load_captioner
+    from openvision.runtime import resolve_device
 
-    captioner = load_captioner(checkpoint, resolution=resolution)
+    captioner = load_captioner(checkpoint, resolution=resolution).to(resolve_device(device))
     for image, text in zip(images, captioner.caption(images, max_length), strict=True):
         typer.echo(f"{image}\t{text}")

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from openvision.cli.options import DEFAULT_CHECKPOINT, CheckpointOption, Squash
+from openvision.cli.options import DEFAULT_CHECKPOINT, CheckpointOption, Device, Squash
 
 
 def classify(
@@ -15,17 +15,20 @@ def classify(
     labels: Annotated[str, typer.Option(help='Labels, separated by commas: "a cat,a dog".')],
     checkpoint: CheckpointOption = DEFAULT_CHECKPOINT,
     squash: Squash = False,
+    device: Device = "auto",
 ) -> None:
     """Classify an image zero-shot: probabilities of your labels."""
     from openvision.inference.encoder import distinct_labels
     from openvision.inference.load import load
+    from openvision.runtime import resolve_device
 
     chosen = distinct_labels(labels.split(","))
+    encoder = load(checkpoint, preprocessing="squash" if squash else "crop").to(resolve_device(device))
     console = Console()
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for label, probability in load(checkpoint, preprocessing="squash" if squash else "crop").classify(image, chosen):
+    for label, probability in encoder.classify(image, chosen):
         table.add_row(f"{probability:.1%}", f"[green]{'█' * round(20 * probability):<20}[/]", label)
     console.print(table, highlight=False)

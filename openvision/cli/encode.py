@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from openvision.cli.options import DEFAULT_CHECKPOINT, CheckpointOption, Offline, Resolution, Revision, Squash
+from openvision.cli.options import DEFAULT_CHECKPOINT, CheckpointOption, Device, Offline, Resolution, Revision, Squash
 from openvision.cli.progress import ProgressLine
 
 
@@ -15,7 +15,7 @@ def encode(
     checkpoint: CheckpointOption = DEFAULT_CHECKPOINT,
     batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 64,
     threads: Annotated[int, typer.Option(help="Decoding threads.", min=1)] = 2,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps, ...")] = "cpu",
+    device: Device = "auto",
     resolution: Resolution = None,
     squash: Squash = False,
     revision: Revision = None,
@@ -24,6 +24,7 @@ def encode(
     """Embed images into vectors. The same command resumes after a stop."""
     from openvision.inference.embed import embed, images_of
     from openvision.inference.load import load_vision
+    from openvision.runtime import resolve_device
 
     # Check the folder before loading the model.
     images_of(source)
@@ -33,7 +34,7 @@ def encode(
         preprocessing="squash" if squash else "crop",
         revision=revision,
         offline=offline,
-    ).to(device)
+    ).to(resolve_device(device))
     line = ProgressLine("images")
     result = embed(encoder, source, output, batch_size, threads, progress=lambda done, total: line(done, done / total))
     for name, reason in result.skipped:

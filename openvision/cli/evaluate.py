@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from openvision.cli.options import Offline, Resolution, Revision, Squash, Vocabulary
+from openvision.cli.options import Device, Offline, Resolution, Revision, Squash, Vocabulary
 from openvision.cli.progress import ProgressLine
 from openvision.errors import OpenVisionError
 from openvision.files import atomic_write_text
@@ -39,7 +39,7 @@ def evaluate(
     squash: Squash = False,
     batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 64,
     threads: Annotated[int, typer.Option(help="Decoding threads.", min=1)] = 2,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps, ...")] = "cpu",
+    device: Device = "auto",
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Compute in bfloat16 instead of float32.")] = False,
     vocabulary: Vocabulary = None,
     revision: Revision = None,
@@ -54,6 +54,7 @@ def evaluate(
     from openvision.evaluation.report.tables import markdown_table, print_held_out, write_open_clip_table
     from openvision.evaluation.suites.run import Settings, run_suite
     from openvision.evaluation.suites.suite import HELD_OUT, load_suite
+    from openvision.runtime import resolve_device
     from openvision.weights.load import Request
 
     chosen = load_suite(suite)
@@ -67,7 +68,9 @@ def evaluate(
         chosen,
         data,
         into,
-        Settings(resolution, "squash" if squash else "crop", batch_size, threads, device, bfloat16),
+        Settings(
+            resolution, "squash" if squash else "crop", batch_size, threads, str(resolve_device(device)), bfloat16
+        ),
         Request(vocabulary=vocabulary, revision=revision, offline=offline),
         skip_missing,
         say=typer.echo,

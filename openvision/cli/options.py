@@ -30,8 +30,19 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a value of the recipe, e.g. --set stages.0.batch_size=64; repeatable."),
 ]
+Device = Annotated[str, typer.Option(help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps.")]
 ShardFolders = Annotated[
     str | None, typer.Option(help="Folder or URL that contains the shard folders named in the recipe.")
 ]
+
+DeviceOverride = Annotated[
+    str | None, typer.Option("--device", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1 or mps: run.device.")
+]
+
+
+def with_device(overrides: list[str] | None, device: str | None) -> list[str] | None:
+    """The overrides of a recipe with that of `run.device`, if `--device` was given."""
+    return overrides if device is None else [*(overrides or []), f'run.device="{device}"']
+
 
 DEFAULT_CHECKPOINT = "runs/quickstart/model"

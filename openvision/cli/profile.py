@@ -8,7 +8,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from openvision.cli.options import Overrides, RecipeFile, ShardFolders
+from openvision.cli.options import DeviceOverride, Overrides, RecipeFile, ShardFolders, with_device
 from openvision.errors import OpenVisionError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def profile(
     stage: Annotated[int, typer.Option(help="Index of the stage, from 0.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Steps to time, after one warm-up step.")] = 3,
     overrides: Overrides = None,
+    device: DeviceOverride = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Profile the smoke form, on drawn images.")] = False,
 ) -> None:
     """Time the parts of a training step, list its slowest operations, and write a trace for Perfetto."""
@@ -34,7 +35,7 @@ def profile(
     from openvision.recipe.smoke import prepare_smoke
     from openvision.training.profile import profile_recipe
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, with_device(overrides, device))
     if smoke == (data is not None):
         raise OpenVisionError("give either the folder of your shards with --data, or --smoke")
     # Do not resume the run of an earlier profile.

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from openvision.cli.options import DeviceOverride, with_device
+
 
 def quickstart(
     folder: Annotated[Path, typer.Option(help="Folder for data, run and report.")] = Path("runs"),
@@ -13,6 +15,7 @@ def quickstart(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change a value of the recipe; repeatable.")
     ] = None,
+    device: DeviceOverride = None,
 ) -> None:
     """Train an encoder on drawn images in minutes, on any machine, evaluate it and write a report."""
     from openvision.data.sources.openmoji.make import make_openmoji
@@ -20,19 +23,21 @@ def quickstart(
     from openvision.evaluation.report.tables import print_held_out
     from openvision.evaluation.suites.held_out import measure_run
     from openvision.recipe.schema import load_recipe
-    from openvision.training.trainer import Trainer
+    from openvision.runtime import resolve_device
+    from openvision.training.trainer import launch
 
     console = Console()
     data, run = folder / "openmoji", folder / recipe.stem
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, with_device(overrides, device))
+    # A device that is not there is an error before anything is drawn.
+    resolve_device(loaded.run.device)
     console.print("[bold]1/4[/] drawing OpenMoji images with alt-texts and captions")
     make_openmoji(data)
     console.print("[bold]2/4[/] training vision tower, text tower and caption decoder")
-    trainer = Trainer(loaded, data, run)
-    trainer.run()
+    model = launch(loaded, data, run)
     console.print("[bold]3/4[/] evaluating on the two held-out sets")
     print_held_out(measure_run(run, data), console)
     console.print("[bold]4/4[/] writing the report")
     report = build_report(run, data)
-    console.print(f"model:  {trainer.model_folder}", highlight=False, soft_wrap=True)
+    console.print(f"model:  {model}", highlight=False, soft_wrap=True)
     console.print(f"report: {report}", highlight=False, soft_wrap=True)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from openvision.cli.options import DEFAULT_CHECKPOINT, CheckpointOption, Squash
+from openvision.cli.options import DEFAULT_CHECKPOINT, CheckpointOption, Device, Squash
 
 
 def search(
@@ -14,14 +14,16 @@ def search(
     top: Annotated[int, typer.Option(help="Number of images to show.", min=1)] = 5,
     checkpoint: CheckpointOption = DEFAULT_CHECKPOINT,
     squash: Squash = False,
+    device: Device = "auto",
 ) -> None:
     """Find the images in a folder that match a text best."""
     from openvision.inference.load import load
     from openvision.inference.vision import image_files
+    from openvision.runtime import resolve_device
 
     # Check the folder before loading the model.
     image_files(folder)
-    encoder = load(checkpoint, preprocessing="squash" if squash else "crop")
+    encoder = load(checkpoint, preprocessing="squash" if squash else "crop").to(resolve_device(device))
     result = encoder.search_folder(folder, query, top)
     for path, score in result.hits:
         typer.echo(f"{score:6.3f}  {path}")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from openvision.cli.options import Overrides, RecipeFile, ShardFolders
+from openvision.cli.options import DeviceOverride, Overrides, RecipeFile, ShardFolders, with_device
 from openvision.errors import OpenVisionError
 
 
@@ -14,6 +14,7 @@ def train(
     run: Annotated[Path, typer.Option(help="Run folder: checkpoints, metrics and the trained model.")],
     data: ShardFolders = None,
     overrides: Overrides = None,
+    device: DeviceOverride = None,
     smoke: Annotated[
         bool,
         typer.Option("--smoke", help="Smoke test: every stage of the recipe once, on drawn images instead of --data."),
@@ -31,7 +32,7 @@ def train(
     from openvision.recipe.smoke import prepare_smoke
     from openvision.training.trainer import launch
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, with_device(overrides, device))
     if smoke:
         if data is not None:
             raise OpenVisionError("--smoke draws its own images; leave --data out")

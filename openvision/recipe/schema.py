@@ -150,6 +150,10 @@ class Stage(Section):
 class Run(Section):
     """How a run is executed: precision, logging, evaluation, checkpoints. Not part of the published recipe."""
 
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    """Device to train on: "auto" (CUDA, else MPS, else CPU), "cpu", "mps", "cuda" or "cuda:1"."""
+    float32_matmul: Literal["highest", "high"] = "highest"
+    """Products of float32 matrices on CUDA: "high" rounds their inputs to TF32, several times as fast."""
     precision: Literal["float32", "bfloat16", "auto"] = "auto"
     """Compute dtype; "auto" is bfloat16 on devices with fast bfloat16. Parameters stay float32."""
     compile: bool = False

@@ -19,6 +19,7 @@ from torch.profiler import profile as torch_profile
 
 from openvision.errors import OpenVisionError
 from openvision.recipe.schema import Recipe
+from openvision.runtime import Processes, resolve_device
 from openvision.training.objective import Objective
 from openvision.training.optimizer import learning_rate
 from openvision.training.randomness import SampleRandomness
@@ -113,8 +114,8 @@ def profile_recipe(
         raise OpenVisionError(
             f"the recipe has no stage {stage_number}: choose one from 0 to {len(recipe.stages) - 1} with --stage"
         )
-    run, stage = set_up_run(recipe, data, folder / "run"), recipe.stages[stage_number]
-    device = run.processes.device
+    device, stage = resolve_device(recipe.run.device), recipe.stages[stage_number]
+    run = set_up_run(recipe, data, folder / "run", Processes(device=device))
     phases = Phases(device)
     rate = learning_rate(1, stage.steps, stage.warmup_steps, stage.peak_learning_rate)
 

@@ -191,7 +191,9 @@ def launch(recipe: Recipe, data_folder: str | Path, run_folder: Path, force: boo
     asked to stop and has saved its state.
     """
     make_folder(run_folder)
-    with join_processes(recipe.parallel.start_timeout_seconds, recipe.parallel.replicate) as processes:
+    with join_processes(
+        recipe.parallel.start_timeout_seconds, recipe.parallel.replicate, recipe.run.device
+    ) as processes:
         if processes.is_main:
             clear_failure(run_folder)
         processes.barrier()

@@ -40,7 +40,7 @@ from openvision.multimodal.model.llm import IMAGE_TOKEN
 from openvision.multimodal.recipe import VlmRecipe, VlmStage, dump_vlm_recipe
 from openvision.multimodal.training.run import train
 from openvision.provenance import git_state, library_versions, processor_name
-from openvision.runtime import local_device, resolve_precision
+from openvision.runtime import resolve_device, resolve_precision
 from openvision.weights.folder import save_folder
 from openvision.weights.load import Request, load_checkpoint
 
@@ -343,7 +343,7 @@ def _score(
             reported = share
             say(f"{contestant.name}  {benchmark.title}: {done} answers  {share:.0%}")
 
-    dtype = str(resolve_precision(plan.recipe.run.precision, local_device())).removeprefix("torch.")
+    dtype = str(resolve_precision(plan.recipe.run.precision, resolve_device())).removeprefix("torch.")
     identity: Identity = {"model": contestant.name, "model_sha256": fingerprint(model), "dtype": dtype, "blind": blind}
     options = Options(plan.question_limit, plan.batch_size, progress)
     result = run_benchmark(

@@ -15,7 +15,7 @@ from openvision.multimodal.data.conversation import Turn, messages_of
 from openvision.multimodal.model.geometry import Geometry, check_processor
 from openvision.multimodal.model.huggingface import Llava, Processor, Tokenizer, quiet, transformers
 from openvision.multimodal.model.llm import IMAGE_TOKEN, render
-from openvision.runtime import Processes, local_device
+from openvision.runtime import Processes, resolve_device
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def load_assistant(folder: str | Path, device: str | torch.device | None = None,
     geometry = check_processor(processor, model.config, folder)
     if device is None:
         processes = Processes.current()
-        device = processes.device if processes.size > 1 else local_device()
+        device = processes.device if processes.size > 1 else resolve_device()
     return Assistant(model.to(device), processor, geometry, str(folder))
 
 

@@ -49,7 +49,7 @@ from openvision.multimodal.training.trainer import (
     trained_state,
 )
 from openvision.provenance import describe_run
-from openvision.runtime import Processes, autocast, local_device, resolve_precision
+from openvision.runtime import Processes, autocast, resolve_device, resolve_precision
 from openvision.training.run.signals import Interrupted, StopRequest
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def train(recipe: VlmRecipe, model: Path, data: Path, run: Path, say: Callable[[
     progress. Raises OpenVisionError for bad input, and Interrupted after SIGINT, SIGTERM or SIGUSR1 when the state is
     saved.
     """
-    device = local_device(dist.get_node_local_rank(fallback_rank=0))
+    device = resolve_device(local_rank=dist.get_node_local_rank(fallback_rank=0))
     # Joins the processes of torchrun, as the Trainer would do later.
     require("accelerate", extra="vlm").PartialState(cpu=device.type == "cpu", timeout=timedelta(minutes=30))
     processes = Processes.current()

@@ -72,8 +72,8 @@ def start_from(model: OpenVision | OpenVision2, source: str) -> list[str]:
         if ours is not None and theirs is not None:
             _copy(ours, theirs, name, source)
             taken.append(name)
-    if isinstance(model, OpenVision) and isinstance(given, OpenVision):
-        model.logit_scale.data.copy_(given.logit_scale.detach())
+    if isinstance(model, OpenVision) and loaded.model is not None:
+        model.logit_scale.data.copy_(loaded.model.logit_scale.detach())
         taken.append("logit_scale")
     return taken
 

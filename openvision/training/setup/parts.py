@@ -13,7 +13,7 @@ from openvision.files import make_folder
 from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import OpenVision2
 from openvision.recipe.schema import Recipe, dump_recipe
-from openvision.runtime import SINGLE_PROCESS, Processes, resolve_precision
+from openvision.runtime import SINGLE_PROCESS, Processes, describe_device, resolve_precision
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.checkpoint.folders import Progress, checkpoints
 from openvision.training.checkpoint.manager import Checkpoints
@@ -73,7 +73,7 @@ class RunParts:
         return (
             f"{start}: {len(self.dataset)} samples, {total / 1e6:.1f}M parameters ({vision / 1e6:.1f}M in "
             f"the vision encoder), {len(recipe.stages)} stages, {recipe.steps} steps, {many}"
-            f"{str(self.precision).removeprefix('torch.')} on {torch.get_num_threads()} threads"
+            f"{describe_device(processes.device, self.precision)}"
         )
 
 
@@ -103,6 +103,7 @@ def set_up_run(
         # The main process makes the tokenizer; the others read it.
         tokenizer = claim_tokenizer(recipe.data, recipe.vocab_size, dataset, run_folder)
 
+    torch.set_float32_matmul_precision(recipe.run.float32_matmul)
     # A run that has checkpoints is filled from one: `recipe.start` is not read again.
     start = None if checkpoints(run_folder / "checkpoints") else recipe.start
     model = build_distributed_model(recipe.model, recipe.run, recipe.parallel, processes, recipe.seed, start)
