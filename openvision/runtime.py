@@ -101,7 +101,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class HostCopy:
-    """A small tensor on its way from an accelerator to the host, which reads it when it has arrived."""
+    """A small tensor on its way from a CUDA device to the host, which reads it when it has arrived."""
 
     def __init__(self, tensor: Tensor) -> None:
         """Queue the copy behind the work that makes `tensor`."""
@@ -112,7 +112,8 @@ class HostCopy:
             self._arrived = torch.cuda.Event()
             self._arrived.record()
         else:
-            self._host = tensor.to("cpu", non_blocking=True)
+            # Other devices have no event that says when a copy has arrived.
+            self._host = tensor.to("cpu")
 
     def values(self) -> list[float]:
         """The elements as numbers; this waits until they have arrived."""

@@ -131,7 +131,8 @@ class DeferredGuard:
 
     def select(self, losses: Losses, gradient_norm: Tensor) -> Tensor:
         """Whether this step may update, bool () on the device: all is finite everywhere, and no spike to be skipped."""
-        loss = losses.total.detach().float()
+        # A copy: summing over processes must not change the loss that is logged.
+        loss = losses.total.detach().clone().float()
         finite = torch.cat([losses.finite(), gradient_norm.isfinite()[None]]).float()
         if self.processes.group is not None:
             dist.all_reduce(finite, dist.ReduceOp.MIN, group=self.processes.group)

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from openvision.errors import OpenVisionError
 from openvision.recipe.schema import Guards
-from openvision.runtime import SINGLE_PROCESS
+from openvision.runtime import SINGLE_PROCESS, Processes
 from openvision.training.checkpoint.folders import Progress
 from openvision.training.guards import DeferredGuard
 from openvision.training.objective import Losses
@@ -105,3 +106,18 @@ def test_spikes_are_skipped_on_the_device_and_counted_when_the_host_knows():
     assert (step, spike.skipped, progress.skipped) == (2, True, 1)
     assert {state["step"] for state in optimizer.state.values()} == {2}
     assert 50.0 not in progress.recent_losses
+
+
+def test_the_loss_that_is_logged_is_this_process_s_own(monkeypatch):
+    def all_reduce(tensor, operation=dist.ReduceOp.SUM, group=None):
+        """As if another process had the same numbers."""
+        if operation == dist.ReduceOp.SUM:
+            tensor.mul_(2)
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    losses = losses_of(2.0)
+    guard = DeferredGuard(Guards(), Progress(), Processes(size=2, group=object()))  # pyright: ignore[reportArgumentType]
+    guard.select(losses, torch.tensor(1.0))
+    assert losses.values() == {"loss": 2.0, "caption": 2.0}
+    *_, loss, _ = guard._pending[0].found.values()
+    assert loss == 2.0

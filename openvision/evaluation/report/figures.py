@@ -220,7 +220,7 @@ def _show(axis: "Axes", pixels: Pixels, frame: str | None = None) -> None:
 
 # Of the numbers measured while training, those worth a curve, in this order.
 _SHOWN = (("top1", "zero-shot top-1"), ("t2i_r1", "text to image R@1"))
-# Distinguishable in both themes; further checkpoints begin anew.
+# Distinguishable in both themes; further checkpoints start over.
 _COLOURS = ("#2b62d9", "#d1600f", "#0b8a74", "#8a3ffc", "#c2185b", "#7a8aa0")
 
 
