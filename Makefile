@@ -17,6 +17,7 @@ quickstart: .venv/.quickstart
 
 test: .venv/.dev .venv-oracle/.ready
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" -n 2
+	OMP_NUM_THREADS=1 $(PYTEST) tests/accelerator -n 2
 	OMP_NUM_THREADS=1 $(ORACLE)/python -m pytest tests/oracle -m "not slow" -n 2
 
 test-slow: .venv/.dev .venv-oracle/.ready .venv/.browser
