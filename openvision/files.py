@@ -84,7 +84,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     make_folder(path.parent)
     temporary = _temporary_sibling(path)
-    temporary.mkdir()
+    try:
+        temporary.mkdir()
+    except OSError as error:
+        raise OpenVisionError(f"cannot create folder {path}: {error.strerror}; choose another place") from error
     try:
         yield temporary
         if path.exists():

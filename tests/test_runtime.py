@@ -96,7 +96,7 @@ def test_precision_of_devices_that_were_never_tried_is_float32():
 def test_a_recipe_names_its_device(tmp_path):
     recipe = RECIPE
     assert load_recipe(recipe, ['run.device="cuda:1"']).run.device == "cuda:1"
-    with pytest.raises(OpenVisionError, match=r"run\.device"):
+    with pytest.raises(OpenVisionError, match=r"run\.device: .*write auto, cpu, cuda"):
         load_recipe(recipe, ['run.device="tpu"'])
 
 

@@ -4,12 +4,23 @@ An unknown key is an error that names the nearest known one. Lengths are counted
 learning rates are given per 256 samples of batch, as in the papers.
 """
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
@@ -147,10 +158,16 @@ class Stage(Section):
         return self
 
 
+def _known_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError(f"{name!r} is no device; write auto, cpu, cuda, cuda:1 or mps")
+    return name
+
+
 class Run(Section):
     """How a run is executed: precision, logging, evaluation, checkpoints. Not part of the published recipe."""
 
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, AfterValidator(_known_device)] = "auto"
     """Device to train on: "auto" (CUDA, else MPS, else CPU), "cpu", "mps", "cuda" or "cuda:1"."""
     float32_matmul: Literal["highest", "high"] = "highest"
     """Products of float32 matrices on CUDA: "high" rounds their inputs to TF32, several times as fast."""

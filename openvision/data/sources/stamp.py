@@ -12,9 +12,14 @@ def has_stamp(folder: Path, file: str, stamp: JsonObject) -> bool:
 
     Raises OpenVisionError when `folder` holds anything else.
     """
+    if folder.exists() and not folder.is_dir():
+        raise OpenVisionError(f"{folder} is a file; choose a folder for these shards")
     path = folder / file
     if path.is_file():
-        return json.loads(path.read_text()) == stamp
+        try:
+            return json.loads(path.read_text()) == stamp
+        except ValueError as error:
+            raise OpenVisionError(f"{path} is damaged ({error}); remove {folder} or choose another folder") from error
     if folder.exists() and any(folder.iterdir()):
         raise OpenVisionError(f"{folder} holds other files; choose another folder for these shards")
     return False

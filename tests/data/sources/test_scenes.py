@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import multiprocessing
 import re
 from collections import Counter
 from dataclasses import replace
@@ -248,3 +249,25 @@ def test_bad_options_are_one_sentence_and_leave_nothing(tmp_path, options, messa
 def test_a_world_in_which_an_object_could_not_be_trained_is_refused():
     with pytest.raises(OpenVisionError, match="too few"):
         World(kinds(2))
+
+
+def test_a_file_or_a_damaged_stamp_in_the_place_of_the_folder_is_one_sentence(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(OpenVisionError, match="is a file"):
+        make_scenes(tmp_path / "notes.txt", OPTIONS)
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "scenes.json").write_text("{")
+    with pytest.raises(OpenVisionError, match="is damaged"):
+        make_scenes(tmp_path / "made", OPTIONS)
+
+
+def test_an_interrupt_ends_the_workers_and_leaves_nothing(tmp_path):
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_scenes(tmp_path / "made", OPTIONS, workers=2, progress=interrupt)
+    for worker in multiprocessing.active_children():
+        worker.join(timeout=30)
+        assert not worker.is_alive()
+    assert not list(tmp_path.iterdir())

@@ -141,7 +141,8 @@ def _rows(options: Options, split: str, workers: int) -> Iterator[Row]:
             yield from _block(split, *span)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(options,)) as pool:
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(options,))
+    try:
         waiting: deque[Future[list[Row]]] = deque()
         for span in spans:
             waiting.append(pool.submit(_block, split, *span))
@@ -149,6 +150,13 @@ def _rows(options: Options, split: str, workers: int) -> Iterator[Row]:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
+        pool.shutdown()
+    except BaseException:
+        # Interrupted workers may wait for work for ever: they are ended, not waited for.
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
 
 
 def _require_every_kind(options: Options) -> None:
