@@ -51,7 +51,7 @@ class Accelerator:
         return module
 
     def forget(self) -> None:
-        """Begin to count anew."""
+        """Reset the counts."""
         self.to_device.clear()
         self.to_host.clear()
 
