@@ -13,8 +13,10 @@ from torch.autograd.function import once_differentiable
 
 from openvision.runtime import send
 
-# Logits held at a time: 2^22 float32 are 16 MiB, which stays near the processor's caches.
+# Logits held at a time: 2^22 float32 are 16 MiB, which stays near the processor's caches. An accelerator wants larger
+# products, and reads and writes the gradient of the head once a chunk: 2^27 are 512 MiB.
 CHUNK_LOGITS = 2**22
+CHUNK_LOGITS_ON_ACCELERATOR = 2**27
 # On an accelerator the number of targets is rounded up to a multiple of this.
 PADDED_TARGETS = 1024
 
@@ -55,7 +57,7 @@ def caption_loss(
     labels: Tensor,
     mask: Tensor,
     weight: Tensor,
-    chunk_logits: int = CHUNK_LOGITS,
+    chunk_logits: int | None = None,
     count: Tensor | None = None,
 ) -> Tensor:
     """Mean cross-entropy of `states @ weight.T` against `labels` where `mask` is set, in float32.
@@ -73,7 +75,7 @@ def caption_loss(
         mask: (B, T) bool, True where a target counts. On the CPU beside states on an accelerator: which targets count
             is then known without waiting for it.
         weight: (V, D), the decoder's head.
-        chunk_logits: logits computed at a time.
+        chunk_logits: logits computed at a time; None for what suits the device.
         count: what the sum is divided by, shape (), any dtype; None for the valid tokens given here.
 
     Returns:
@@ -82,6 +84,8 @@ def caption_loss(
     with torch.autocast(states.device.type, enabled=False):
         rows, counts = _target_rows(mask, states.device)
         valid, targets = states.flatten(0, 1)[rows], labels.flatten()[rows]
+        if chunk_logits is None:
+            chunk_logits = CHUNK_LOGITS if states.device.type == "cpu" else CHUNK_LOGITS_ON_ACCELERATOR
         chunk = max(1, chunk_logits // len(weight))
         total: Tensor = _LinearCrossEntropy.apply(valid, weight, targets, counts, chunk)  # pyright: ignore[reportAssignmentType]
     # The original divides by (count + 1e-8), which in float32 is the count itself unless that is 0.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from openvision.recipe.schema import Optimizer as OptimizerRecipe
 from openvision.runtime import local_tensor, sum_over_shards
+from openvision.training import fused_adam
 
 # Elements of a tile on a CPU, few enough to stay near its caches; elsewhere few enough for the copies that a selected
 # update makes.
@@ -79,8 +80,13 @@ class Adam(torch.optim.Optimizer):
             for parameter in trained:
                 self._count(parameter)
             tile = TILE_ON_CPU if trained and trained[0].device.type == "cpu" else TILE_ELSEWHERE
+            fused = selected is not None and fused_adam.is_available([local_tensor(each) for each in trained])
             for count, alike in groupby(trained, key=lambda parameter: self.state[parameter]["step"]):
-                for tensors in tiles(map(self._flat, alike), tile):
+                rows = map(self._flat, alike)
+                if selected is not None and fused:
+                    squares.append(self._fused_update(group, count, rows, selected))
+                    continue
+                for tensors in tiles(rows, tile):
                     if selected is None:
                         squares += self._update(group, count, *tensors)
                     else:
@@ -88,7 +94,7 @@ class Adam(torch.optim.Optimizer):
         if selected is not None:
             self._left_out = self._updates_left_out(selected.device) + ~selected
         self.update_norm = None
-        if squares:
+        if squares and self.measure:
             self.update_norm = sum_over_shards(torch.stack(squares).sum(), with_gradient(self)).sqrt()
 
     def settle(self, left_out: int) -> None:
@@ -113,6 +119,15 @@ class Adam(torch.optim.Optimizer):
         for old, new in zip((parameters, stored, second), copies, strict=True):
             torch._foreach_copy_(old, [torch.where(selected, n, o) for n, o in zip(new, old, strict=True)])
         return squares
+
+    def _fused_update(
+        self, group: ParameterGroup, count: int, rows: Iterable[list[Tensor]], selected: Tensor
+    ) -> Tensor:
+        """The `count`-th update as one pass over memory; returns its squared norm."""
+        parameters, gradients, first, second = (list(column) for column in zip(*rows, strict=True))
+        made = count - self._updates_left_out(selected.device)
+        constants = fused_adam.Constants(*group["betas"], group["eps"], group["weight_decay"], group["lr"])
+        return fused_adam.fused_update(parameters, gradients, first, second, made, constants, selected)
 
     def _count(self, parameter: Tensor) -> None:
         """Count this update of the parameter; the first one makes the moments."""
