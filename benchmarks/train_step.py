@@ -34,8 +34,9 @@ from torch import Tensor
 
 from openvision.data.loader import Batch
 from openvision.errors import require
-from openvision.models.decoder import ParallelCaptionDecoder, causal_mask
+from openvision.models.decoder import ParallelCaptionDecoder
 from openvision.models.flops import training_flops
+from openvision.models.kernels.dispatch import causal_mask
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.variants import variant
 from openvision.models.vision import normalize
@@ -210,7 +211,7 @@ class NaiveDecoder(ParallelCaptionDecoder):
         x, start = torch.cat([prefix, queries], dim=1), prefix.shape[1]
         whole = torch.zeros(x.shape[1], x.shape[1], dtype=torch.bool)
         whole[:start, :start] = True
-        whole[start:] = causal_mask(queries.shape[1], start, x.device)
+        whole[start:] = causal_mask(queries.shape[1], x.shape[1], x.device)
         for block in self.blocks:
             q, k, v = block.attn.split_heads(block.attn.qkv(block.norm1(x)), 3)  # pyright: ignore
             scores = (q * q.shape[-1] ** -0.5) @ k.mT

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from openvision.models.decoder import DecoderBlock, causal_mask
+from openvision.models.decoder import DecoderBlock
 from openvision.models.kernels.dispatch import attention, compute_dtype, linear_fp32
 from openvision.models.layers import LayerNorm, init_text_block, is_skeleton
 from openvision.models.text import embedding
@@ -87,11 +87,11 @@ class LayerCache:
 class AutoregressiveBlock(DecoderBlock):
     """A block over image tokens and text kept as two tensors, or over whatever comes next of a cached sequence."""
 
-    def extend(self, x: Tensor, cache: LayerCache, mask: Tensor | None) -> Tensor:
-        """The next L tokens (B, L, D) of a sequence -> (B, L, D); `mask` (L, cached + L) or None to see everything."""
+    def extend(self, x: Tensor, cache: LayerCache, causal: bool = False) -> Tensor:
+        """The next L tokens (B, L, D) of a sequence -> (B, L, D); if `causal` none sees those behind itself."""
         q, k, v = self.attn.split_heads(self.attn.qkv(self.norm1(x)), 3)
         keys, values = cache.append(k, v)
-        return self._finish(x, attention(q, keys, values, mask))
+        return self._finish(x, attention(q, keys, values, causal))
 
 
 class AutoregressiveCaptionDecoder(nn.Module):
@@ -131,12 +131,10 @@ class AutoregressiveCaptionDecoder(nn.Module):
         Raises ValueError for more ids than `caption_length`.
         """
         images, text = self.embed_images(image_tokens), self.embed_text(input_ids)
-        mask = causal_mask(text.shape[1], images.shape[1], images.device)
-        image_mask = self._image_mask(images)
         *blocks, last = self._blocks()
         for block in blocks:
-            images, text = block.forward_prefix(images, text, mask, image_mask)
-        return self._normalised(last.forward_queries(images, text, mask))
+            images, text = block.forward_prefix(images, text, self._causal_images)
+        return self._normalised(last.forward_queries(images, text))
 
     def embed_images(self, image_tokens: Tensor) -> Tensor:
         """(B, K, Dv) -> (B, K, D) in the compute dtype; projected in float32."""
@@ -162,20 +160,21 @@ class AutoregressiveCaptionDecoder(nn.Module):
         x = self.embed_images(image_tokens)
         shape = (len(x), self.config.heads, x.shape[1] + room, self.config.width // self.config.heads)
         caches = [LayerCache(x.new_empty(shape), x.new_empty(shape)) for _ in self.blocks]
-        self._extend(x, caches, self._image_mask(x))
+        self._extend(x, caches, self._causal_images)
         return caches
 
     def step(self, ids: Tensor, position: int, caches: list[LayerCache]) -> Tensor:
         """The id at `position` of each caption, (B, 1), after everything cached -> states (B, 1, D)."""
-        return self._normalised(self._extend(self.embed_text(ids, position), caches, None))
+        return self._normalised(self._extend(self.embed_text(ids, position), caches))
 
-    def _extend(self, x: Tensor, caches: list[LayerCache], mask: Tensor | None) -> Tensor:
+    def _extend(self, x: Tensor, caches: list[LayerCache], causal: bool = False) -> Tensor:
         for block, cache in zip(self._blocks(), caches, strict=True):
-            x = block.extend(x, cache, mask)
+            x = block.extend(x, cache, causal)
         return x
 
-    def _image_mask(self, images: Tensor) -> Tensor | None:
-        return causal_mask(images.shape[1], 0, images.device) if self.config.image_attention == "causal" else None
+    @property
+    def _causal_images(self) -> bool:
+        return self.config.image_attention == "causal"
 
     def _positions(self, device: torch.device) -> Tensor | None:
         if self.config.text_positions == "none":

@@ -34,42 +34,34 @@ class DecoderConfig:
     caption_length: int = 128
 
 
-def causal_mask(queries: int, prefix: int, device: torch.device) -> Tensor:
-    """Boolean (queries, prefix + queries): query q sees the whole prefix and queries up to itself."""
-    key = torch.arange(prefix + queries, device=device)
-    return key <= torch.arange(queries, device=device)[:, None] + prefix
-
-
 class DecoderBlock(Block):
     """A pre-norm block over a prefix and queries kept as two tensors."""
 
     def __init__(self, width: int, heads: int, mlp_dim: int) -> None:
         super().__init__(width, heads, mlp_dim, gelu="tanh")
 
-    def forward_prefix(
-        self, prefix: Tensor, queries: Tensor, mask: Tensor, prefix_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(B, P, D) and (B, Q, D) -> the same shapes; `mask` as `causal_mask` builds it.
+    def forward_prefix(self, prefix: Tensor, queries: Tensor, causal_prefix: bool = False) -> tuple[Tensor, Tensor]:
+        """(B, P, D) and (B, Q, D) -> the same shapes; queries see the prefix and the queries up to themselves.
 
-        `prefix_mask` (P, P) restricts what the prefix sees of itself; None lets it see all.
+        The prefix sees all of itself or, if `causal_prefix`, what comes before.
         """
         qp, kp, vp = self.attn.split_heads(self.attn.qkv(self.norm1(prefix)), 3)
         qq, kq, vq = self.attn.split_heads(self.attn.qkv(self.norm1(queries)), 3)
-        seen_by_prefix = attention(qp, kp, vp, prefix_mask)
+        seen_by_prefix = attention(qp, kp, vp, causal_prefix)
         prefix = self._finish(prefix, seen_by_prefix)
-        return prefix, self._finish(queries, self._attend_queries(qq, kp, vp, kq, vq, mask))
+        return prefix, self._finish(queries, self._attend_queries(qq, kp, vp, kq, vq))
 
-    def forward_queries(self, prefix: Tensor, queries: Tensor, mask: Tensor) -> Tensor:
+    def forward_queries(self, prefix: Tensor, queries: Tensor) -> Tensor:
         """The queries' half of `forward_prefix`, without computing what becomes of the prefix."""
         width = prefix.shape[-1]
         weight, bias = self.attn.qkv.weight[width:], self.attn.qkv.bias[width:]
         kp, vp = self.attn.split_heads(F.linear(self.norm1(prefix), weight, bias), 2)
         qq, kq, vq = self.attn.split_heads(self.attn.qkv(self.norm1(queries)), 3)
-        return self._finish(queries, self._attend_queries(qq, kp, vp, kq, vq, mask))
+        return self._finish(queries, self._attend_queries(qq, kp, vp, kq, vq))
 
-    def _attend_queries(self, qq: Tensor, kp: Tensor, vp: Tensor, kq: Tensor, vq: Tensor, mask: Tensor) -> Tensor:
+    def _attend_queries(self, qq: Tensor, kp: Tensor, vp: Tensor, kq: Tensor, vq: Tensor) -> Tensor:
         keys, values = torch.cat([kp, kq], dim=2), torch.cat([vp, vq], dim=2)
-        return attention(qq, keys, values, mask)
+        return attention(qq, keys, values, causal=True)
 
     def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.attn.project(attended)
@@ -128,11 +120,10 @@ class ParallelCaptionDecoder(nn.Module):
         queries = self.queries[:reach].expand(len(prefix), -1, -1)
         dtype = compute_dtype(self.queries)
         prefix, queries = prefix.to(dtype), queries.to(dtype)
-        mask = causal_mask(queries.shape[1], prefix.shape[1], prefix.device)
         *blocks, last = self.blocks
         for block in blocks:
-            prefix, queries = block.forward_prefix(prefix, queries, mask)  # pyright: ignore[reportCallIssue]
-        queries = last.forward_queries(prefix, queries, mask)  # pyright: ignore[reportCallIssue]
+            prefix, queries = block.forward_prefix(prefix, queries)  # pyright: ignore[reportCallIssue]
+        queries = last.forward_queries(prefix, queries)  # pyright: ignore[reportCallIssue]
         return self.norm(queries.to(self.norm.weight.dtype))
 
     def logits(self, states: Tensor) -> Tensor:

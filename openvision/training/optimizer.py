@@ -9,6 +9,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from itertools import groupby
 from typing import TypedDict
 
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 
 from openvision.recipe.schema import Optimizer as OptimizerRecipe
 from openvision.runtime import local_tensor, sum_over_shards
-from openvision.training import fused_adam
 
 # Elements of a tile on a CPU, few enough to stay near its caches; elsewhere few enough for the copies that a selected
 # update makes.
@@ -80,7 +80,7 @@ class Adam(torch.optim.Optimizer):
             for parameter in trained:
                 self._count(parameter)
             tile = TILE_ON_CPU if trained and trained[0].device.type == "cpu" else TILE_ELSEWHERE
-            fused = selected is not None and fused_adam.is_available([local_tensor(each) for each in trained])
+            fused = selected is not None and _has_kernel([local_tensor(each) for each in trained])
             for count, alike in groupby(trained, key=lambda parameter: self.state[parameter]["step"]):
                 rows = map(self._flat, alike)
                 if selected is not None and fused:
@@ -124,10 +124,12 @@ class Adam(torch.optim.Optimizer):
         self, group: ParameterGroup, count: int, rows: Iterable[list[Tensor]], selected: Tensor
     ) -> Tensor:
         """The `count`-th update as one pass over memory; returns its squared norm."""
+        from openvision.training import triton_adam
+
         parameters, gradients, first, second = (list(column) for column in zip(*rows, strict=True))
         made = count - self._updates_left_out(selected.device)
-        constants = fused_adam.Constants(*group["betas"], group["eps"], group["weight_decay"], group["lr"])
-        return fused_adam.fused_update(parameters, gradients, first, second, made, constants, selected)
+        constants = triton_adam.Constants(*group["betas"], group["eps"], group["weight_decay"], group["lr"])
+        return triton_adam.fused_update(parameters, gradients, first, second, made, constants, selected)
 
     def _count(self, parameter: Tensor) -> None:
         """Count this update of the parameter; the first one makes the moments."""
@@ -173,6 +175,13 @@ class Adam(torch.optim.Optimizer):
             torch._foreach_add_(first, parameters, alpha=group["weight_decay"])
         torch._foreach_add_(parameters, first, alpha=-group["lr"])
         return [(torch.stack(torch._foreach_norm(first)).norm() * group["lr"]) ** 2] if self.measure else []
+
+
+def _has_kernel(tensors: Sequence[Tensor]) -> bool:
+    """Whether the kernel of triton_adam.py updates these parameters: float32 on CUDA, where Triton is installed."""
+    if not tensors or not tensors[0].is_cuda or find_spec("triton") is None:
+        return False
+    return all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in tensors)
 
 
 def tiles(rows: Iterable[Sequence[Tensor]], elements: int) -> Iterator[list[list[Tensor]]]:

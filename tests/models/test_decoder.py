@@ -65,9 +65,9 @@ def test_no_square_is_formed(monkeypatch):
     decoder = ParallelCaptionDecoder(CONFIG, image_width=24, text_width=16)
     shapes = []
 
-    def spy(q, k, v, mask=None):
+    def spy(q, k, v, causal=False):
         shapes.append((q.shape[2], k.shape[2]))
-        return attention(q, k, v, mask)
+        return attention(q, k, v, causal)
 
     monkeypatch.setattr(openvision.models.decoder, "attention", spy)
     decoder(torch.randn(1, 9, 24), torch.randn(1, 5, 16))

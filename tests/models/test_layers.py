@@ -9,19 +9,23 @@ from openvision.models.openvision import OpenVision
 from openvision.models.variants import variant
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_explicit_attention_equals_the_fused_kernel(masked, monkeypatch):
+@pytest.mark.parametrize("causal", [False, True])
+def test_explicit_attention_equals_the_fused_kernel(causal, monkeypatch):
     q, k, v = (torch.randn(2, 3, length, 8, requires_grad=True) for length in (5, 11, 11))
-    mask = torch.ones(5, 11, dtype=torch.bool).tril(6) if masked else None
-    explicit = dispatch.attention(q, k, v, mask)
+    explicit = dispatch.attention(q, k, v, causal)
     monkeypatch.setattr(dispatch, "EXPLICIT_KEYS_ON_CPU", 0)
-    fused = dispatch.attention(q, k, v, mask)
+    fused = dispatch.attention(q, k, v, causal)
     torch.testing.assert_close(explicit, fused, rtol=0, atol=1e-6)
     weights = torch.randn_like(fused)
     for one, other in zip(
         torch.autograd.grad(explicit, (q, k, v), weights), torch.autograd.grad(fused, (q, k, v), weights), strict=True
     ):
         torch.testing.assert_close(one, other, rtol=0, atol=2e-6)
+
+
+def test_the_last_query_sees_every_key_and_the_first_none_behind_itself():
+    seen = dispatch.causal_mask(2, 5, torch.device("cpu"))
+    assert seen.tolist() == [[True, True, True, True, False], [True, True, True, True, True]]
 
 
 def test_long_sequences_take_the_fused_kernel(monkeypatch):

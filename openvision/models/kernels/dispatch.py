@@ -1,7 +1,8 @@
-"""One dispatch for the operations of a transformer: stock PyTorch, or `kernels/cpu.py` while training on a CPU.
+"""One dispatch for the operations of a transformer: stock PyTorch, `kernels/cpu.py` while training on a CPU, or
+`kernels/gpu.py` in half precision on CUDA.
 
 The layers call these functions and test no device, dtype or sequence length themselves. Every choice computes the same
-operation up to the rounding of sums. Compiled and exported graphs always contain stock operations.
+operation up to the rounding of sums. Exported graphs always contain stock operations.
 """
 
 from typing import Literal, Protocol
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openvision.models.kernels import cpu
+from openvision.models.kernels import cpu, gpu
 
 Gelu = Literal["none", "tanh"]
 
@@ -69,11 +70,20 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
+    """Boolean (queries, keys): query i sees keys up to i + keys - queries, so that the last one sees all."""
+    key = torch.arange(keys, device=device)
+    return key <= torch.arange(queries, device=device)[:, None] + (keys - queries)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     """softmax(q k^T / sqrt(d)) v of q (B, h, Q, d) over k and v (B, h, K, d) -> (B, h, Q, d).
 
-    `mask` (Q, K) is boolean, True where a query attends; None attends everywhere.
+    Every query attends everywhere or, if `causal`, as `causal_mask` says.
     """
+    if _on_gpu(q, q.shape[-1]):
+        return gpu.attention(q, k, v, causal)
+    mask = causal_mask(q.shape[2], k.shape[2], q.device) if causal else None
     many_keys = k.shape[2] > EXPLICIT_KEYS_ON_CPU
     if training_on_cpu(q) and q.dtype == torch.bfloat16 and many_keys:
         return cpu.attention(q, k, v, mask)
@@ -87,9 +97,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
 
 def self_attention(qkv: Tensor, heads: int) -> Tensor:
     """Unmasked self-attention of packed queries, keys and values (B, L, 3 * D) -> (B, L, D)."""
+    if _on_gpu(qkv, qkv.shape[-1] // (3 * heads)):
+        return gpu.self_attention(qkv, heads)
     if training_on_cpu(qkv) and (qkv.shape[1] <= EXPLICIT_KEYS_ON_CPU or qkv.dtype == torch.bfloat16):
         return cpu.self_attention(qkv, heads)
-    return merge_heads(attention(*split_heads(qkv, 3, heads)))
+    q, k, v = split_heads(qkv, 3, heads)
+    return merge_heads(attention(q, k, v))
+
+
+def _on_gpu(x: Tensor, head_width: int) -> bool:
+    return gpu.takes(x, head_width) and not torch.compiler.is_exporting()
 
 
 class Mlp(Protocol):

@@ -16,16 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from openvision.models.kernels import gpu
 from openvision.models.layers import Block
 
 Checkpointing = Literal["none", "selective", "full"]
 Entry = Callable[..., object]
-"""A way into a block: takes the block and tensors."""
+"""A way into a block: takes the block, tensors and flags."""
 # Every way into a block, of whichever tower.
 ENTRIES = ("forward", "forward_rows", "forward_prefix", "forward_queries")
 
 _aten = torch.ops.aten
-EXPENSIVE = {
+EXPENSIVE: set[object] = {
     _aten.mm.default,
     _aten.addmm.default,
     _aten.bmm.default,
@@ -64,24 +65,24 @@ def _wrapped(entry: Entry, checkpointing: Checkpointing, compiled: bool) -> Entr
     if checkpointing == "full":
         run = partial(checkpoint, entry, use_reentrant=False)
     elif checkpointing == "selective":
-        contexts = partial(create_selective_checkpoint_contexts, _keep_expensive)
+        contexts = partial(create_selective_checkpoint_contexts, partial(_keep, EXPENSIVE | gpu.operators()))
         run = partial(checkpoint, entry, use_reentrant=False, context_fn=contexts)
         run = run if compiled else _except_on_cpu(run, entry)
     if compiled:
         run = torch.compile(run)
 
-    def enter(block: Block, *tensors: Tensor | None) -> object:
-        return run(block, *tensors)
+    def enter(block: Block, *inputs: Tensor | bool | None) -> object:
+        return run(block, *inputs)
 
     return enter
 
 
 def _except_on_cpu(run: Entry, on_cpu: Entry) -> Entry:
-    def chosen(block: Block, x: Tensor, *rest: Tensor | None) -> object:
+    def chosen(block: Block, x: Tensor, *rest: Tensor | bool | None) -> object:
         return (on_cpu if x.device.type == "cpu" else run)(block, x, *rest)
 
     return chosen
 
 
-def _keep_expensive(context: object, operation: object, *arguments: object, **options: object) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in EXPENSIVE else CheckpointPolicy.PREFER_RECOMPUTE
+def _keep(expensive: set[object], context: object, operation: object, *_: object, **__: object) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in expensive else CheckpointPolicy.PREFER_RECOMPUTE
