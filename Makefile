@@ -10,19 +10,23 @@ ORACLE := .venv-oracle/bin
 ORACLE_PIP := $(ORACLE)/python -m pip install --quiet --disable-pip-version-check
 TORCHVISION ?= torchvision==0.28.0
 
-.PHONY: quickstart test test-slow lint format golden clean
+.PHONY: quickstart test test-slow test-gpu lint format golden clean
 
 quickstart: .venv/.quickstart
 	$(BIN)/openvision quickstart
 
 test: .venv/.dev .venv-oracle/.ready
-	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" -n 2
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu" -n 2
 	OMP_NUM_THREADS=1 $(PYTEST) tests/accelerator -n 2
 	OMP_NUM_THREADS=1 $(ORACLE)/python -m pytest tests/oracle -m "not slow" -n 2
 
 test-slow: .venv/.dev .venv-oracle/.ready .venv/.browser
 	$(PYTEST) -m slow
 	$(ORACLE)/python -m pytest tests/oracle -m slow
+
+# On a machine with an NVIDIA GPU; elsewhere every test is skipped.
+test-gpu: .venv/.dev
+	$(PYTEST) tests/gpu -n 4 --dist worksteal -rs
 
 lint: .venv/.dev
 	$(BIN)/ruff check

@@ -92,6 +92,16 @@ def describe_device(device: torch.device, precision: torch.dtype) -> str:
     return f"{str(precision).removeprefix('torch.')} on {where}"
 
 
+def use_deterministic_algorithms(wanted: bool) -> None:
+    """Have operations on CUDA give the same bits every time, or not; one that cannot raises RuntimeError.
+
+    To be called before the first product of matrices on CUDA, which is when cuBLAS reads its configuration.
+    """
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+
+
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU on `device`; the host does not wait for an accelerator that is still busy."""
     if device.type == "cpu":

@@ -1,5 +1,6 @@
 """Devices: what is there is used, what is not there is one sentence."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,15 @@ from typer.testing import CliRunner
 from openvision.cli.main import app
 from openvision.errors import OpenVisionError
 from openvision.recipe.schema import load_recipe
-from openvision.runtime import HostCopy, Processes, describe_device, resolve_device, resolve_precision, send
+from openvision.runtime import (
+    HostCopy,
+    Processes,
+    describe_device,
+    resolve_device,
+    resolve_precision,
+    send,
+    use_deterministic_algorithms,
+)
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.toml"
 
@@ -121,3 +130,17 @@ def test_tensors_of_the_cpu_stay_and_arrive():
     assert send(x, torch.device("cpu")) is x
     assert HostCopy(x).values() == [0, 1, 2]
     assert Processes().device.type == "cpu"
+
+
+def test_deterministic_algorithms_are_switched_on_and_off(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    use_deterministic_algorithms(False)
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    use_deterministic_algorithms(True)
+    try:
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        use_deterministic_algorithms(False)
+        del os.environ["CUBLAS_WORKSPACE_CONFIG"]
+    assert not torch.are_deterministic_algorithms_enabled()

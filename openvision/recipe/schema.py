@@ -171,6 +171,9 @@ class Run(Section):
     """Device to train on: "auto" (CUDA, else MPS, else CPU), "cpu", "mps", "cuda" or "cuda:1"."""
     float32_matmul: Literal["highest", "high"] = "highest"
     """Products of float32 matrices on CUDA: "high" rounds their inputs to TF32, several times as fast."""
+    deterministic: bool = False
+    """Operations on CUDA take the algorithm that gives the same bits every time, and one that has none is an error: a
+    resumed run is then the uninterrupted one. It may be slower; a CPU gives the same bits without it."""
     precision: Literal["float32", "bfloat16", "auto"] = "auto"
     """Compute dtype; "auto" is bfloat16 on devices with fast bfloat16. Parameters stay float32."""
     compile: bool = False

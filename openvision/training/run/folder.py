@@ -23,7 +23,7 @@ DATA = "data.json"
 # Changed shards listed in an error message.
 _LISTED_SHARDS = 5
 # Keys of `run` that change the numbers of a run.
-_NUMERIC_KEYS = ("precision", "compile", "float32_matmul")
+_NUMERIC_KEYS = ("precision", "compile", "float32_matmul", "deterministic")
 
 
 def claim_recipe(recipe: Recipe, run_folder: Path, force: bool = False) -> list[str]:

@@ -13,7 +13,13 @@ from openvision.files import make_folder
 from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import OpenVision2
 from openvision.recipe.schema import Recipe, dump_recipe
-from openvision.runtime import SINGLE_PROCESS, Processes, describe_device, resolve_precision
+from openvision.runtime import (
+    SINGLE_PROCESS,
+    Processes,
+    describe_device,
+    resolve_precision,
+    use_deterministic_algorithms,
+)
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.checkpoint.folders import Progress, checkpoints
 from openvision.training.checkpoint.manager import Checkpoints
@@ -104,6 +110,7 @@ def set_up_run(
         tokenizer = claim_tokenizer(recipe.data, recipe.vocab_size, dataset, run_folder)
 
     torch.set_float32_matmul_precision(recipe.run.float32_matmul)
+    use_deterministic_algorithms(recipe.run.deterministic)
     # A run that has checkpoints is filled from one: `recipe.start` is not read again.
     start = None if checkpoints(run_folder / "checkpoints") else recipe.start
     model = build_distributed_model(recipe.model, recipe.run, recipe.parallel, processes, recipe.seed, start)
