@@ -106,7 +106,9 @@ def self_attention(qkv: Tensor, heads: int) -> Tensor:
 
 
 def _on_gpu(x: Tensor, head_width: int) -> bool:
-    return gpu.takes(x, head_width) and not torch.compiler.is_exporting()
+    # torch.compile answers that it is exporting, as torch.export does; only the first says that it compiles.
+    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    return gpu.takes(x, head_width) and not exporting
 
 
 class Mlp(Protocol):

@@ -1,9 +1,9 @@
 # pyright: reportMissingImports=false, reportCallIssue=false, reportIndexIssue=false
 """Attention in Triton, made for the few hundred tokens of a vision encoder; gpu.py says when it is used.
 
-General kernels are made for long sequences. A ViT has one token more than a square number, and blocks of 64 keys waste
-the last one: what remains after full blocks is computed in a block of its own size here. Packed queries, keys and values
-are read as they are, and so are their gradients written: nothing is copied between layouts.
+General kernels are made for long sequences. A ViT has one token more than a square number, for which a kernel of
+blocks of 64 computes 63 too many: what remains after full blocks is a block of its own size here. Packed queries, keys
+and values are read as they are, and so are their gradients written: nothing is copied between layouts.
 
 Scores are float32, probabilities are rounded to the dtype of the values for the second product. The backward pass makes
 the scores again from the logarithm of each row's sum.
@@ -22,6 +22,8 @@ BLOCK = 64
 """Rows and columns of scores that are computed at a time."""
 SMALLEST = 16
 """The least that matrix units take."""
+WARPS, STAGES = 4, 3
+"""Best of seven choices on an H200, 257 tokens and heads of 64 (docs/decisions.md)."""
 
 
 @triton.jit
@@ -145,29 +147,6 @@ def _row_products(
 
 
 @triton.jit
-def _score_gradients(
-    query, grad, key, value, sums, products, row, column, queries, keys, scale,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CAUSAL: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
-    """Probabilities of a tile, transposed (COLUMNS, ROWS), and the gradients of its scores.
-
-    Rows past the end are zeros and add nothing.
-    """
-    rows = row + tl.arange(0, ROWS)
-    logarithm = tl.load(sums + rows, mask=rows < queries, other=0.0)
-    product = tl.load(products + rows, mask=rows < queries, other=0.0)
-    probabilities = tl.exp2(tl.dot(key, tl.trans(query)) * scale - logarithm[None, :])
-    if not WHOLE:
-        columns = column + tl.arange(0, COLUMNS)
-        seen = columns[:, None] < keys
-        if CAUSAL:
-            seen = seen & (columns[:, None] <= rows[None, :] + keys - queries)
-        probabilities = tl.where(seen, probabilities, 0.0)
-    gradients = probabilities * (tl.dot(value, tl.trans(grad)) - product[None, :])
-    return probabilities, gradients
-
-
-@triton.jit
 def _add_row(
     q, grad, key, value, sums, products, grad_key, grad_value, row, column, queries, keys, scale, q_token, grad_token,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CAUSAL: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr,
@@ -175,10 +154,16 @@ def _add_row(
     """Add what the rows from `row` on say of the gradients of some keys and values."""
     query = _tile(q, row, queries, q_token, ROWS, WIDTH, WHOLE)
     out_gradient = _tile(grad, row, queries, grad_token, ROWS, WIDTH, WHOLE)
-    probabilities, gradients = _score_gradients(
-        query, out_gradient, key, value, sums, products, row, column, queries, keys, scale,
-        ROWS, COLUMNS, CAUSAL, WHOLE,
-    )  # fmt: skip
+    rows = row + tl.arange(0, ROWS)
+    logarithm = tl.load(sums + rows, mask=rows < queries, other=0.0)
+    product = tl.load(products + rows, mask=rows < queries, other=0.0)
+    # Transposed, (COLUMNS, ROWS): so both stand on the left of the products below. Rows past the end add nothing.
+    probabilities = tl.exp2(tl.dot(key, tl.trans(query)) * scale - logarithm[None, :])
+    if not WHOLE:
+        if CAUSAL:
+            columns = column + tl.arange(0, COLUMNS)
+            probabilities = tl.where(columns[:, None] <= rows[None, :] + keys - queries, probabilities, 0.0)
+    gradients = probabilities * (tl.dot(value, tl.trans(out_gradient)) - product[None, :])
     grad_value = tl.dot(probabilities.to(query.dtype), out_gradient, grad_value)
     grad_key = tl.dot(gradients.to(query.dtype), query, grad_key)
     return grad_key, grad_value
@@ -252,17 +237,21 @@ def _backward_keys(
 
 @triton.jit
 def _add_columns(
-    query, out_gradient, k, v, sums, products, grad_query, row, column, queries, keys, scale, k_token, v_token,
+    query, out_gradient, logarithm, product, k, v, grad_query, row, column, queries, keys, scale, k_token, v_token,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CAUSAL: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Add what the keys from `column` on say of the gradients of some queries."""
     key = _tile(k, column, keys, k_token, COLUMNS, WIDTH, WHOLE)
     value = _tile(v, column, keys, v_token, COLUMNS, WIDTH, WHOLE)
-    _, gradients = _score_gradients(
-        query, out_gradient, key, value, sums, products, row, column, queries, keys, scale,
-        ROWS, COLUMNS, CAUSAL, WHOLE,
-    )  # fmt: skip
-    return tl.dot(tl.trans(gradients.to(key.dtype)), key, grad_query)
+    probabilities = tl.exp2(tl.dot(query, tl.trans(key)) * scale - logarithm[:, None])
+    if not WHOLE:
+        columns = (column + tl.arange(0, COLUMNS))[None, :]
+        seen = columns < keys
+        if CAUSAL:
+            seen = seen & (columns <= (row + tl.arange(0, ROWS))[:, None] + keys - queries)
+        probabilities = tl.where(seen, probabilities, 0.0)
+    gradients = probabilities * (tl.dot(out_gradient, tl.trans(value)) - product[:, None])
+    return tl.dot(gradients.to(key.dtype), key, grad_query)
 
 
 @triton.jit
@@ -274,23 +263,26 @@ def _backward_rows(
     query = _tile(q, row, queries, q_token, ROWS, WIDTH, ROWS == SIZE)
     out_gradient = _tile(grad, row, queries, grad_token, ROWS, WIDTH, ROWS == SIZE)
     grad_query = tl.zeros((ROWS, WIDTH), tl.float32)
+    rows = row + tl.arange(0, ROWS)
+    logarithm = tl.load(sums + rows, mask=rows < queries, other=0.0)
+    product = tl.load(products + rows, mask=rows < queries, other=0.0)
     whole = keys // SIZE * SIZE
     if CAUSAL:
         whole = (row + keys - queries + 1) // SIZE * SIZE
     for column in range(0, whole, SIZE):
         grad_query = _add_columns(
-            query, out_gradient, k, v, sums, products, grad_query, row, column, queries, keys, scale,
+            query, out_gradient, logarithm, product, k, v, grad_query, row, column, queries, keys, scale,
             k_token, v_token, ROWS, SIZE, CAUSAL, WIDTH, True,
         )  # fmt: skip
     if CAUSAL:
         for column in range(whole, tl.minimum(row + ROWS + keys - queries, keys), SIZE):
             grad_query = _add_columns(
-                query, out_gradient, k, v, sums, products, grad_query, row, column, queries, keys, scale,
+                query, out_gradient, logarithm, product, k, v, grad_query, row, column, queries, keys, scale,
                 k_token, v_token, ROWS, SIZE, CAUSAL, WIDTH, False,
             )  # fmt: skip
     elif KEYS_LEFT > 0:
         grad_query = _add_columns(
-            query, out_gradient, k, v, sums, products, grad_query, row, whole, queries, keys, scale,
+            query, out_gradient, logarithm, product, k, v, grad_query, row, whole, queries, keys, scale,
             k_token, v_token, ROWS, KEYS_LEFT, CAUSAL, WIDTH, False,
         )  # fmt: skip
     _store_tile(grad_q, grad_query * gain, row, queries, grad_q_token, ROWS, WIDTH)
@@ -422,7 +414,7 @@ def _launch_forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, 
         q, k, v, out, sums, heads, queries, keys, _log2_scale(width),
         *_strides(q), *_strides(k), *_strides(v), *_strides(out),
         CAUSAL=causal, ROWS_LEFT=_remainder(queries), KEYS_LEFT=_remainder(keys), WIDTH=width, SIZE=BLOCK,
-        num_warps=4, num_stages=3,
+        num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
 
 
@@ -444,11 +436,11 @@ def _launch_backward(grad: Tensor, inputs: tuple[Tensor, ...], gradients: tuple[
     strides = (*_strides(q), *_strides(k), *_strides(v), *_strides(grad))
     wrap_triton(_backward_keys)[(key_blocks, batch * heads)](
         q, k, v, grad, sums, products, grad_k, grad_v, *shared,
-        *strides, *_strides(grad_k), *_strides(grad_v), **common, **left, num_warps=4, num_stages=2,
+        *strides, *_strides(grad_k), *_strides(grad_v), **common, **left, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     wrap_triton(_backward_queries)[(row_blocks, batch * heads)](
         q, k, v, grad, sums, products, grad_q, *shared,
-        *strides, *_strides(grad_q), **common, **left, num_warps=4, num_stages=2,
+        *strides, *_strides(grad_q), **common, **left, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
 
 
