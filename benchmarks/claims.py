@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ablations.rows import Rows, key_of, markdown
-from ablations.variants import DEFAULT_WORLD, PROFILES, TABLES, VARIANTS, Profile, variant
+from ablations.variants import DEFAULT_WORLD, MEASUREMENTS, PROFILES, TABLES, VARIANTS, variant
 
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, append_text, atomic_write_text, make_folder
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parent / "results"
 TUNED, ROWS = "tuned.json", "rows.jsonl"
 TUNING = "tuning"
-# Seconds of a group beside its training: starting, measuring three stages, and the evaluation.
-START_SECONDS, EVALUATION_SECONDS = 25.0, 60.0
+# Seconds of a group beside training and measuring its speed: processes and loaders start, and the evaluation.
+START_SECONDS, EVALUATION_SECONDS = 40.0, 60.0
 
 
 class Claims:
@@ -46,24 +46,22 @@ class Claims:
         from ablations.schedule import Machine
 
         name = "smoke" if arguments.smoke else arguments.command if arguments.command == "gpu" else "cpu"
-        self.profile = self._sized(PROFILES[name], arguments)
+        profile = PROFILES[name]
+        self.profile = replace(profile, scenes=arguments.scenes) if arguments.scenes else profile
+        self.stored = RESULTS / f"claims-{name}" / TUNED
         self.out: Path = make_folder(arguments.out or RESULTS / f"claims-{name}")
         self.rows = Rows(self.out / ROWS)
         cores = os.cpu_count() or 1
         self.device: str = arguments.device or ("auto" if arguments.command == "gpu" else "cpu")
         workers = arguments.workers
         if workers is None:
-            # A core for each run, the others for its loader; on one core it decodes itself.
-            workers = max(0, cores // arguments.at_once - 1) if arguments.command == "gpu" else 0
+            # A core for each run and the others for the loaders; on a CPU a run has one core, and decodes itself.
+            workers = max(0, round(cores / arguments.at_once) - 1) if arguments.command == "gpu" else 0
         work = arguments.work or Path("runs") / f"claims-{name}"
         threads = max(1, cores // arguments.at_once)
         self.machine = Machine(_device_name(self.device), arguments.at_once, workers, threads, work)
         self.suite: str = arguments.suite
         self.cores = cores
-
-    @staticmethod
-    def _sized(profile: Profile, arguments: argparse.Namespace) -> Profile:
-        return replace(profile, scenes=arguments.scenes) if arguments.scenes else profile
 
     def say(self, message: str) -> None:
         """Print a line and keep it beside the rows."""
@@ -163,9 +161,11 @@ class Claims:
         atomic_write_text(self.out / TUNED, json.dumps(chosen, indent=1) + "\n")
 
     def tuned(self) -> JsonObject:
-        """The learning rates that were chosen so far, by variant."""
-        file = self.out / TUNED
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        """Learning rates that were chosen so far, by variant: the repository's, and those beside the rows."""
+        found: JsonObject = {}
+        for file in (self.stored, self.out / TUNED):
+            found |= json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return found
 
     def rate_of(self, name: str) -> float:
         """The learning rate of a variant: its own, or that of the variant it is tuned as."""
@@ -218,13 +218,16 @@ def gpu(arguments: argparse.Namespace) -> None:
     for name in names:
         claims.data_of(name)
     claims.say(f"{claims.profile.scenes:,} scenes after {time.monotonic() - begin:.0f} s, {machine}")
-    sides = [name for name in names if not variant(name).tuned_as] if arguments.rate is None else []
-    if arguments.tune_seconds and sides:
+    known = claims.tuned()
+    sides = [name for name in names if not variant(name).tuned_as and name not in known and arguments.rate is None]
+    if sides:
         claims.tune(sides, arguments.tune_seconds, deadline)
+    if arguments.only_tune:
+        return
     groups = -(-len(names) * len(arguments.seeds) // machine.at_once)
-    smoke = 0.3 if arguments.smoke else 1.0
-    extra = smoke * (START_SECONDS + EVALUATION_SECONDS) + 3 * claims.profile.calibration_seconds
-    seconds = arguments.seconds or float(int((deadline - time.monotonic()) / groups - extra))
+    beside = (START_SECONDS + EVALUATION_SECONDS) * (0.3 if arguments.smoke else 1.0)
+    beside += MEASUREMENTS * claims.profile.calibration_seconds
+    seconds = arguments.seconds or float(int((deadline - time.monotonic()) / groups - beside))
     if seconds < 1:
         sys.exit(f"{groups} groups do not fit into {arguments.minutes} minutes; give fewer variants or seeds")
     claims.say(f"{groups} groups of {machine.at_once} runs, {seconds:.0f} s of training each")
@@ -282,7 +285,8 @@ def parse() -> argparse.Namespace:
     one.add_argument("--minutes", type=float, default=8.5, help="when the command has ended")
     one.add_argument("--variants", nargs="+", choices=sorted(VARIANTS), default=["full", "clip"])
     one.add_argument("--seconds", type=float, help="training time of each run; what fits by default")
-    one.add_argument("--tune-seconds", type=float, default=40.0, help="of each learning rate; 0 reads tuned.json")
+    one.add_argument("--tune-seconds", type=float, default=45.0, help="of each learning rate that tuned.json lacks")
+    one.add_argument("--only-tune", action="store_true", help="stop when learning rates are chosen")
     one.add_argument("--at-once", type=int, default=6)
     one.set_defaults(call=gpu)
 

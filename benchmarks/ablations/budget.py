@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ablations.variants import MEASUREMENTS
 from openvision.recipe.schema import Recipe
 from openvision.runtime import SINGLE_PROCESS, resolve_device
 from openvision.training.run.log import NoLog
@@ -22,8 +23,6 @@ from openvision.training.step import Step
 from openvision.training.trainer import Trainer
 
 _POLL = 0.05
-MEASUREMENTS = 3
-"""How often the runs of a group measure together: as often as the recipe has stages."""
 ENDLESS = 2**40
 """Samples of a stage that is measured until its time is up."""
 

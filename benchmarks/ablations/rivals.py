@@ -24,9 +24,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ablations.budget import ENDLESS, MEASUREMENTS, Speed, plan_samples, synchronize
+from ablations.budget import ENDLESS, Speed, plan_samples, synchronize
 from ablations.runs import Task, Trained, score, validation_numbers
-from ablations.variants import WARMUP, Profile, Variant, recipe_of
+from ablations.variants import MEASUREMENTS, WARMUP, Profile, Variant, recipe_of
 from openvision.data.mixture import Mixture, Ordering
 from openvision.data.shards.dataset import ShardDataset
 from openvision.evaluation.evaluators.model import EvaluatedModel
@@ -135,10 +135,13 @@ def build(recipe: Recipe, program: str, tokenizer: Tokenizer, context: int) -> n
         "attn_pooler_heads": config.vision.heads,
         "vocab_size": tokenizer.vocab_size,
     }
-    # Both decoder and image tokens must have the width of the embedding.
-    return open_clip.CoCa(
-        config.text.width, decoder, {**text, "embed_cls": True, "output_tokens": True}, vision, pad_id=tokenizer.pad_id
-    )
+    # Text tower, decoder and image tokens must have the width of the embedding.
+    text |= {"embed_cls": True, "output_tokens": True}
+    model = open_clip.CoCa(config.text.width, decoder, text, vision, pad_id=tokenizer.pad_id)
+    # Release 3.3 leaves it as it comes from the memory allocator, often NaN: its init_parameters is never called
+    # (open_clip, pull request 551). These are the values that method has for it.
+    nn.init.normal_(model.text_decoder.text_projection, std=config.text.width**-0.5)
+    return model
 
 
 def _text_options(config: Any, length: int) -> dict[str, Any]:

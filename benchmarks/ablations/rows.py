@@ -1,7 +1,7 @@
 """Rows of a table as they finish, and the Markdown made of them.
 
-A row is kept in JSON lines, one for each run; the file is replaced as a whole, so that a row is there completely or not
-at all. A run whose row is there with the same budget and learning rate is not made again.
+A row is a JSON line, one for each run; the file is replaced as a whole, so that no line is ever half a row. A run whose
+row is there with the same budget and learning rate is not made again, unless its evaluation was cut short.
 """
 
 import json
@@ -11,8 +11,14 @@ from pathlib import Path
 
 from openvision.files import JsonObject, atomic_write_text, read_json_lines
 
-# What stands in a table of each kind of evaluator; of other kinds the first value.
-HEADLINES = {"zero_shot": ("top1",), "retrieval": ("t2i_r1", "t2i_r5"), "caption_loss": ("caption_loss",)}
+# What stands in a table of each kind of evaluator; of other kinds the first value. Baselines depend on no training:
+# rows keep them, a column would repeat them.
+HEADLINES = {
+    "zero_shot": ("top1",),
+    "retrieval": ("t2i_r1", "t2i_r5"),
+    "caption_loss": ("caption_loss",),
+    "baselines": (),
+}
 _NOT_SHARES = ("loss", "median", "count")
 _KEY = ("table", "variant", "seed", "profile", "rate", "planned_seconds", "planned_samples")
 
@@ -30,7 +36,7 @@ class Rows:
         self.rows: list[JsonObject] = read_json_lines(path) if path.is_file() else []
 
     def __contains__(self, key: tuple[object, ...]) -> bool:
-        return any(key_of(row) == key for row in self.rows)
+        return any(row["complete"] and key_of(row) == key for row in self.rows)
 
     def put(self, row: JsonObject) -> None:
         """Add a row, or replace that of the same run, and write the file."""

@@ -4,9 +4,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from openvision.weights.load import load_checkpoint
 VALIDATION = "validation"
 # What a curve keeps of the validation: naming the main object, and finding a scene by a sentence.
 _CURVE = ("seconds", "samples", "top1", "top5", "alt_t2i_r1", "sentence_t2i_r1", "sentence_t2i_r5", "caption_loss")
+_FIRST = ("zero_shot", "retrieval")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Task:
         """Where it waits for the others of its group."""
         return Meeting(Path(self.group), self.name, self.members)
 
+    @property
+    def row(self) -> Path:
+        """File of what it has found so far."""
+        return Path(self.folder) / "row.json"
+
     @staticmethod
     def read(path: Path) -> "Task":
         """The task in a file."""
@@ -94,7 +101,7 @@ class Trained:
 
 
 def run(task: Task) -> None:
-    """Make the run and write `row.json` into its folder."""
+    """Make the run and write its row."""
     folder = Path(task.folder)
     # What an interrupted run trained was trained under another load.
     shutil.rmtree(folder, ignore_errors=True)
@@ -130,20 +137,27 @@ def run(task: Task) -> None:
         "curve": trained.curve,
         "validation": numbers,
         "score": score(numbers),
-        "measured": {} if task.suite is None else measured_by(trained.model, task.suite, task.held_out),
+        "measured": {},
+        "complete": False,
         "at_once": len(task.members),
         "loader_workers": task.workers,
         "machine": machine(task.device),
         "git": git_state(),
         "libraries": library_versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "evaluation_seconds": 0.0,
-        "all_seconds": 0.0,
         **trained.facts,
     }
-    now = time.perf_counter()
-    row["evaluation_seconds"], row["all_seconds"] = round(now - evaluating, 1), round(now - begin, 1)
-    atomic_write_text(folder / "row.json", json.dumps(row) + "\n")
+    # Written after every evaluator: what is measured when the time is up counts.
+    for entry in chain([{}], measured_by(trained.model, task.suite, task.held_out)):
+        now = time.perf_counter()
+        row["measured"] |= entry
+        row |= {"evaluation_seconds": round(now - evaluating, 1), "all_seconds": round(now - begin, 1)}
+        _write(task, row)
+    _write(task, row | {"complete": True})
+
+
+def _write(task: Task, row: JsonObject) -> None:
+    atomic_write_text(task.row, json.dumps(row) + "\n")
 
 
 def train(task: Task, chosen: Variant, profile: Profile) -> Trained:
@@ -217,15 +231,16 @@ def score(numbers: dict[str, float]) -> float:
     return sum(chosen) / len(chosen)
 
 
-def measured_by(model: EvaluatedModel, suite: str, data: str) -> JsonObject:
-    """Values of every evaluator of a suite that the model can answer: title -> kind and values."""
+def measured_by(model: EvaluatedModel, suite: str | None, data: str) -> Iterator[JsonObject]:
+    """Kind and values of every evaluator of a suite that the model can answer, by its title; headlines come first."""
+    if suite is None:
+        return
     chosen = load_suite(suite)
     present, _ = chosen.present(data, skip_missing=False)
     able, _ = usable(present, model.has_text, model.has_decoder)
-    return {
-        evaluator.title: {"kind": evaluator.kind, "values": measured.values}
-        for evaluator, measured in measure_all(able, model, data)
-    }
+    ordered = sorted(able, key=lambda evaluator: evaluator.kind not in _FIRST)
+    for evaluator, measured in measure_all(ordered, model, data):
+        yield {evaluator.title: {"kind": evaluator.kind, "values": measured.values}}
 
 
 def machine(device: str) -> JsonObject:

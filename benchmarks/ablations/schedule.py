@@ -45,7 +45,8 @@ def run_group(
 ) -> bool:
     """Make the runs of a group at the same time and hand over each row as soon as it is there.
 
-    Returns whether all came to their end; what is left at `deadline` (of `time.monotonic()`) is stopped.
+    Returns whether all came to their end. What is left at `deadline` (of `time.monotonic()`) is stopped; the row of a
+    run that is trained is handed over as far as it is measured.
     """
     running = {task.name: (task, _start(task)) for task in tasks}
     complete = True
@@ -57,18 +58,26 @@ def run_group(
                     continue
                 del running[name]
                 if process.returncode == 0:
-                    done(json.loads((Path(task.folder) / "row.json").read_text(encoding="utf-8")))
+                    done(_row(task))
                 else:
                     complete = False
                     task.meeting.leave()
                     say(f"{name} failed (exit code {process.returncode}):\n{_tail(_log_of(task))}")
             if deadline is not None and time.monotonic() > deadline and running:
                 say(f"the time is up: {', '.join(running)} not finished")
+                for task, process in running.values():
+                    _stop(process)
+                    if task.row.is_file():
+                        done(_row(task))
                 return False
     finally:
         for _, process in running.values():
             _stop(process)
     return complete
+
+
+def _row(task: Task) -> JsonObject:
+    return json.loads(task.row.read_text(encoding="utf-8"))
 
 
 def _log_of(task: Task) -> Path:

@@ -13,6 +13,8 @@ from openvision.recipe.text import apply_override
 BASE = Path(__file__).with_name("base.toml")
 STAGE_RATES = (1.0, 0.6, 0.4)
 """Learning rate of each stage over that of the first, as in the quickstart."""
+MEASUREMENTS = 3
+"""How often the runs of a group measure their speed together: as often as the recipe has stages."""
 WARMUP = 0.05
 """Share of a stage that warms up."""
 
