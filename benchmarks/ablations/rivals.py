@@ -11,7 +11,7 @@ import io
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ablations.budget import ENDLESS, Speed, plan_samples, synchronize
-from ablations.runs import Task, Trained, score, validation_numbers
+from ablations.runs import Task, Trained, validation_numbers
 from ablations.variants import MEASUREMENTS, WARMUP, Profile, Variant, recipe_of
 from openvision.data.mixture import Mixture, Ordering
 from openvision.data.shards.dataset import ShardDataset
 from openvision.evaluation.evaluators.model import EvaluatedModel
+from openvision.files import JsonObject
 from openvision.models.layers import unit
 from openvision.models.openvision import OpenVisionConfig
 from openvision.models.vision import VisionConfig, VisionFeatures
@@ -37,8 +38,15 @@ from openvision.recipe.schema import Recipe
 from openvision.runtime import resolve_device
 from openvision.text.tokenizer import Tokenizer
 
-EPOCHS = 3
-"""The training is called an epoch this many times; after each the validation gives a point of the curve."""
+_CURVE_POINTS = 3
+# Names that the trainer's log gives to numbers of the validation.
+_CURVE = {
+    "top1": "names/top1",
+    "top5": "names/top5",
+    "alt_t2i_r1": "alt-texts/t2i_r1",
+    "sentence_t2i_r1": "first sentences/t2i_r1",
+    "sentence_t2i_r5": "first sentences/t2i_r5",
+}
 _LOG_EVERY = 20
 _CAPTION_CONTEXT = 97
 """Ids of a text where captions are read, one of them our class token, which open_clip is not given."""
@@ -264,49 +272,46 @@ class Rival:
 
 def train_rival(task: Task, chosen: Variant, profile: Profile) -> Trained:
     """Train open_clip's model for the time of the task."""
-    from open_clip_train.scheduler import cosine_lr
-
     settings = (f"run.device={task.device}",)
     recipe = recipe_of(chosen, profile, [ENDLESS], task.rate, task.seed, Path(task.vocabulary), settings)
     torch.set_float32_matmul_precision(recipe.run.float32_matmul)
     tokenizer = Tokenizer.load(Path(task.vocabulary))
-    captions = chosen.captions
-    context = _CAPTION_CONTEXT if captions else cast(OpenVisionConfig, recipe.model).text.context_length
+    context = _CAPTION_CONTEXT if chosen.captions else cast(OpenVisionConfig, recipe.model).text.context_length
     rival = Rival(task, chosen, profile, recipe, tokenizer, context, resolve_device(task.device))
-    speeds = [rival.measure_speed()] if task.seconds is not None else []
-    batch = profile.batch_size
+    # As many points of a curve as our stages give: the training is cut into so many of open_clip's epochs.
+    batch, epochs = profile.batch_size, _CURVE_POINTS if recipe.data.validation else 1
+    speeds: list[Speed] = []
     if task.seconds is not None:
-        startup = Speed(EPOCHS * speeds[0].startup, speeds[0].rate, speeds[0].data_wait)
-        planned = plan_samples([startup], [1.0], task.seconds, batch)[0]
+        speeds = [rival.measure_speed()]
+        starting = replace(speeds[0], startup=epochs * speeds[0].startup)
+        samples = plan_samples([starting], [1.0], task.seconds, batch)[0]
     else:
         assert task.samples is not None
-        planned = task.samples
-    epoch_samples = max(1, planned // (EPOCHS * batch)) * batch
+        samples = task.samples
+    epoch_samples = max(1, samples // (epochs * batch)) * batch
     task.meeting.wait("train")
+    model, seconds, curve = _train(rival, epochs, epoch_samples)
+    facts = {"parameters": sum(parameter.numel() for parameter in model.parameters()), "context": context}
+    return Trained(rival.evaluated(model), speeds, [epochs * epoch_samples], seconds, curve, facts)
+
+
+def _train(rival: Rival, epochs: int, samples: int) -> tuple[nn.Module, float, list[JsonObject]]:
+    """The trained model, its seconds, and the validation after every epoch of so many samples but a single one."""
+    from open_clip_train.scheduler import cosine_lr
+
     model = rival.new_model()
-    optimizer, steps = build_optimizer(model, rival.rate), EPOCHS * epoch_samples // batch
+    optimizer, steps = build_optimizer(model, rival.rate), epochs * samples // rival.profile.batch_size
     scheduler = cosine_lr(optimizer, rival.rate, max(1, math.ceil(WARMUP * steps)), steps)
     seconds, curve = 0.0, []
-    for epoch in range(EPOCHS):
+    for epoch in range(epochs):
         begin = time.perf_counter()
-        loader = rival.loader(epoch * epoch_samples, epoch_samples)
-        rival.train_one_epoch(model, optimizer, scheduler, loader, epoch)
+        rival.train_one_epoch(model, optimizer, scheduler, rival.loader(epoch * samples, samples), epoch)
         seconds += time.perf_counter() - begin
-        numbers = validation_numbers(rival.evaluated(model), Path(task.data))
-        curve.append(
-            {
-                "seconds": round(seconds, 1),
-                "samples": (epoch + 1) * epoch_samples,
-                "top1": numbers["names/top1"],
-                "top5": numbers["names/top5"],
-                "alt_t2i_r1": numbers["alt-texts/t2i_r1"],
-                "sentence_t2i_r1": numbers["first sentences/t2i_r1"],
-                "sentence_t2i_r5": numbers["first sentences/t2i_r5"],
-                "score": score(numbers),
-            }
-        )
-    facts = {"parameters": sum(parameter.numel() for parameter in model.parameters()), "context": context}
-    return Trained(rival.evaluated(model), speeds, [EPOCHS * epoch_samples], seconds, curve, facts)
+        if epochs > 1:
+            numbers = validation_numbers(rival.evaluated(model), Path(rival.task.data))
+            point = {name: numbers[metric] for name, metric in _CURVE.items()}
+            curve.append({"seconds": round(seconds, 1), "samples": (epoch + 1) * samples, **point})
+    return model, seconds, curve
 
 
 class RivalTower(nn.Module):
