@@ -32,7 +32,7 @@ class Speed:
     """What a stage costs under the load of the group."""
 
     startup: float
-    """Seconds to the first batch: the loader's workers start with every stage."""
+    """Seconds before the first step: the loader's workers start with every stage."""
     rate: float
     """Samples a second afterwards."""
     data_wait: float
@@ -115,6 +115,7 @@ def measure_speeds(
                 step()
                 count += stage.batch_size
             synchronize(processes.device)
-            speeds.append(Speed(startup, count / (time.perf_counter() - begin), meter.read()["data_wait"]))
+            rate = count / (time.perf_counter() - begin)
+            speeds.append(Speed(max(0.0, startup - stage.batch_size / rate), rate, meter.read()["data_wait"]))
     trainer.parts.checkpoints.close()
     return speeds[-len(recipe.stages) :]

@@ -11,14 +11,12 @@ from pathlib import Path
 
 from openvision.files import JsonObject, atomic_write_text, read_json_lines
 
-# What stands in a table of each kind of evaluator; of other kinds the first value. Baselines depend on no training:
-# rows keep them, a column would repeat them.
-HEADLINES = {
-    "zero_shot": ("top1",),
-    "retrieval": ("t2i_r1", "t2i_r5"),
-    "caption_loss": ("caption_loss",),
-    "baselines": (),
-}
+# What stands in a table of each kind of evaluator; of others all probes of frozen features, or else the first value.
+HEADLINES = {"zero_shot": ("top1",), "retrieval": ("t2i_r1", "t2i_r5"), "caption_loss": ("caption_loss",)}
+_PROBES = ("pooled_", "patches_")
+# Learning rates are chosen on it, so its numbers are no result; baselines have a column of their own.
+_VALIDATION, _BASELINES_KIND, _BASELINES_TITLE = "validation, ", "baselines", "baselines, "
+_UNTAUGHT = ("chance_", "majority_", "pixels", "untrained_")
 _NOT_SHARES = ("loss", "median", "count")
 _KEY = ("table", "variant", "seed", "profile", "rate", "planned_seconds", "planned_samples")
 
@@ -53,21 +51,44 @@ class Rows:
         )
 
 
-def columns_of(rows: Iterable[JsonObject]) -> list[tuple[str, str]]:
-    """(evaluator, metric) of the columns, in the order in which rows name them."""
+def metrics_of(rows: Iterable[JsonObject]) -> list[tuple[str, str]]:
+    """(evaluator, metric) of the lines of a table, in the order in which rows name them."""
     found: dict[tuple[str, str], None] = {}
     for row in rows:
         for title, measured in row["measured"].items():
-            wanted = HEADLINES.get(measured["kind"], tuple(measured["values"])[:1])
-            found |= {(title, metric): None for metric in wanted if metric in measured["values"]}
+            if title.startswith(_VALIDATION) or measured["kind"] == _BASELINES_KIND:
+                continue
+            values = measured["values"]
+            probes = [metric for metric in values if metric.startswith(_PROBES)]
+            wanted = HEADLINES.get(measured["kind"]) or probes or list(values)[:1]
+            found |= {(title, metric): None for metric in wanted if metric in values}
     return list(found)
 
 
-def values_of(rows: Iterable[JsonObject], column: tuple[str, str]) -> list[float]:
-    """Values of a column in the rows that have it; shares in percent."""
-    title, metric = column
-    factor = 1 if any(word in metric for word in _NOT_SHARES) else 100
-    return [factor * row["measured"][title]["values"][metric] for row in rows if title in row["measured"]]
+def values_of(rows: Iterable[JsonObject], title: str, metric: str) -> list[float]:
+    """Values of a metric in the rows that have it; shares in percent."""
+    measured = [row["measured"][title]["values"] for row in rows if title in row["measured"]]
+    return [_shown(metric, values[metric]) for values in measured if metric in values]
+
+
+def untaught(rows: Iterable[JsonObject], title: str, metric: str) -> list[float]:
+    """The best of what the suite measured of that metric without any training, as a list of one or none."""
+    plain = metric
+    for prefix in (*_PROBES, "linear_"):
+        plain = plain.removeprefix(prefix)
+    found = [
+        value
+        for row in rows
+        for other, measured in row["measured"].items()
+        if title in (other, other.replace(_BASELINES_TITLE, ""))
+        for name, value in measured["values"].items()
+        if name.startswith(_UNTAUGHT) and name.endswith(f"_{plain}")
+    ]
+    return [_shown(metric, max(found))] if found else []
+
+
+def _shown(metric: str, value: float) -> float:
+    return value if any(word in metric for word in _NOT_SHARES) else 100 * value
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
@@ -79,17 +100,21 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def markdown(rows: Sequence[JsonObject]) -> str:
-    """A table with a line for each variant and budget, the seeds' mean and standard deviation in each cell."""
-    columns = columns_of(rows)
-    head = ["", "seeds", "rate", "samples", "seconds", *(f"{title}, {metric}" for title, metric in columns)]
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    """A table with a column for each variant and budget: mean and standard deviation over seeds of each metric."""
     groups: dict[tuple[object, ...], list[JsonObject]] = {}
     for row in rows:
         budget = (row.get("planned_seconds"), row.get("planned_samples"))
         groups.setdefault((row["title"], row["profile"], row["rate"], *budget), []).append(row)
-    for group in groups.values():
-        cells = [group[0]["title"], str(len(group)), f"{group[0]['rate']:g}"]
-        cells += [spread([row["samples"] for row in group], 0), spread([row["seconds"] for row in group], 0)]
-        cells += [spread(values_of(group, column)) for column in columns]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    columns = list(groups.values())
+    lines = [
+        ["", *(group[0]["title"] for group in columns), "untrained, at best"],
+        ["---", *("---:" for _ in columns), "---:"],
+        ["seeds", *(str(len(group)) for group in columns), ""],
+        ["learning rate", *(f"{group[0]['rate']:g}" for group in columns), ""],
+        ["seconds", *(spread([row["seconds"] for row in group], 0) for group in columns), ""],
+        ["samples", *(spread([row["samples"] for row in group], 0) for group in columns), ""],
+    ]
+    for title, metric in metrics_of(rows):
+        cells = [spread(values_of(group, title, metric)) for group in columns]
+        lines.append([f"{title}, {metric}", *cells, spread(untaught(rows, title, metric))])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
