@@ -69,11 +69,24 @@ class Claims:
         print(line, flush=True)
         append_text(self.out / "log.txt", line + "\n")
 
+    def check_suite(self) -> None:
+        """Raise OpenVisionError for a suite that cannot be read before anything is trained for it."""
+        from openvision.evaluation.suites.suite import load_suite
+
+        load_suite(self.suite)
+
+    @property
+    def world(self) -> str:
+        """Version and number of the scenes."""
+        from openvision.data.sources.scenes.scene import VERSION
+
+        return f"scenes{VERSION}-{self.profile.scenes}"
+
     def data_of(self, name: str) -> tuple[Path, Path, Path]:
         """Scenes that a variant is trained on, scenes that it is measured on, vocabulary; made where missing."""
         from ablations.worlds import make_vocabulary, make_world
 
-        root, world = self.machine.work / f"scenes-{self.profile.scenes}", variant(name).world
+        root, world = self.machine.work / self.world, variant(name).world
         plain = replace(DEFAULT_WORLD, scale=world.scale)
         data, held_out = (make_world(root, each, self.profile, self.cores) for each in (world, plain))
         return data, held_out, make_vocabulary(root, self.profile, self.cores)
@@ -104,6 +117,7 @@ class Claims:
                         rate=rate,
                         seconds=seconds,
                         samples=samples,
+                        world=self.world,
                         data=str(data),
                         held_out=str(held_out),
                         vocabulary=str(vocabulary),
@@ -189,6 +203,7 @@ def _device_name(device: str) -> str:
 def make_table(arguments: argparse.Namespace) -> None:
     """`table`: the rows of one table on this machine."""
     claims = Claims(arguments)
+    claims.check_suite()
     names = arguments.variants or TABLES[arguments.table]
     seconds = None if arguments.samples else arguments.seconds
     rates = _rates(claims, arguments.rate)
@@ -214,6 +229,7 @@ def gpu(arguments: argparse.Namespace) -> None:
     begin = time.monotonic()
     deadline = begin + 60 * arguments.minutes
     claims = Claims(arguments)
+    claims.check_suite()
     names, machine = arguments.variants, claims.machine
     for name in names:
         claims.data_of(name)

@@ -52,6 +52,8 @@ def row_of(variant: str = "full", seed: int = 0, top1: float = 0.5, **changes: o
         "variant": variant,
         "title": variant,
         "seed": seed,
+        "world": "scenes1-300",
+        "suite": "scenes",
         "profile": "cpu",
         "rate": 0.004,
         "planned_seconds": 10.0,
@@ -72,10 +74,11 @@ def test_rows_are_found_again_and_replaced(parts, tmp_path):
     again = parts.rows.Rows(tmp_path / "rows.jsonl")
     key = parts.rows.key_of
     assert key(row_of(seed=0)) in again
-    # One whose evaluation was cut short is made again, and so is one of another budget or learning rate.
+    # One whose evaluation was cut short is made again, and so is one of another budget, learning rate or world.
     assert key(row_of(seed=1)) not in again
     assert key(row_of(seed=0, planned_seconds=20.0)) not in again
     assert key(row_of(seed=0, rate=0.002)) not in again
+    assert key(row_of(seed=0, world="scenes2-300")) not in again
     again.put(row_of(seed=1, top1=0.75))
     assert key(row_of(seed=1)) in again
     lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
@@ -222,7 +225,7 @@ if task["variant"] == "no_decoder":
 
 
 def task_of(parts: SimpleNamespace, variant: str, work: Path):
-    common = dict.fromkeys(("data", "held_out", "vocabulary", "group"), "")
+    common = dict.fromkeys(("world", "data", "held_out", "vocabulary", "group"), "")
     return parts.runs.Task(
         "a", variant, 0, "smoke", 0.004, 5.0, None, **common, suite=None, device="cpu", workers=0,
         evaluation_threads=1, folder=str(work / variant), members=(),
@@ -267,8 +270,9 @@ def test_runs_whose_rows_are_there_are_not_made_again(claims, monkeypatch):
 
     # Seed by seed: the sides of a comparison train at the same time.
     assert left() == [("full", 0), ("clip", 0), ("full", 1), ("clip", 1)]
-    claims._keep(row_of("full", 0, profile="smoke"))
-    claims._keep(row_of("clip", 1, profile="smoke", complete=False))
+    ours = {"profile": "smoke", "world": claims.world}
+    claims._keep(row_of("full", 0, **ours))
+    claims._keep(row_of("clip", 1, **ours, complete=False))
     assert left() == [("clip", 0), ("full", 1), ("clip", 1)]
     assert "| seeds | 1 | 1 |  |" in (claims.out / "table-a.md").read_text()
 

@@ -1,7 +1,7 @@
 """Rows of a table as they finish, and the Markdown made of them.
 
 A row is a JSON line, one for each run; the file is replaced as a whole, so that no line is ever half a row. A run whose
-row is there with the same budget and learning rate is not made again, unless its evaluation was cut short.
+row is there with the same scenes, budget and learning rate is not made again, unless its evaluation was cut short.
 """
 
 import json
@@ -18,7 +18,7 @@ _PROBES = ("pooled_", "patches_")
 _VALIDATION, _BASELINES_KIND, _BASELINES_TITLE = "validation, ", "baselines", "baselines, "
 _UNTAUGHT = ("chance_", "majority_", "pixels", "untrained_")
 _NOT_SHARES = ("loss", "median", "count")
-_KEY = ("table", "variant", "seed", "profile", "rate", "planned_seconds", "planned_samples")
+_KEY = ("table", "variant", "seed", "world", "suite", "profile", "rate", "planned_seconds", "planned_samples")
 
 
 def key_of(row: JsonObject) -> tuple[object, ...]:
@@ -104,7 +104,7 @@ def markdown(rows: Sequence[JsonObject]) -> str:
     groups: dict[tuple[object, ...], list[JsonObject]] = {}
     for row in rows:
         budget = (row.get("planned_seconds"), row.get("planned_samples"))
-        groups.setdefault((row["title"], row["profile"], row["rate"], *budget), []).append(row)
+        groups.setdefault((row["title"], row["world"], row["profile"], row["rate"], *budget), []).append(row)
     columns = list(groups.values())
     lines = [
         ["", *(group[0]["title"] for group in columns), "untrained, at best"],

@@ -21,7 +21,7 @@ from openvision.evaluation.suites.run import Settings, evaluated
 from openvision.evaluation.suites.suite import load_suite, usable
 from openvision.files import JsonObject, atomic_write_text, read_json_lines
 from openvision.provenance import git_state, library_versions, processor_name
-from openvision.runtime import SINGLE_PROCESS, resolve_device
+from openvision.runtime import resolve_device
 from openvision.training.trainer import launch
 from openvision.training.validation import validation_evaluators
 from openvision.weights.load import load_checkpoint
@@ -45,6 +45,8 @@ class Task:
     seconds: float | None
     """Time to train, or None for `samples`."""
     samples: int | None
+    world: str
+    """Version and number of the scenes: rows of another world are others."""
     data: str
     """Folder of training and validation scenes."""
     held_out: str
@@ -123,6 +125,8 @@ def run(task: Task) -> None:
         "variant": task.variant,
         "title": chosen.title,
         "seed": task.seed,
+        "world": task.world,
+        "suite": task.suite,
         "profile": task.profile,
         "rate": task.rate,
         "planned_seconds": task.seconds,
@@ -186,8 +190,8 @@ def train(task: Task, chosen: Variant, profile: Profile) -> Trained:
     lines = read_json_lines(folder / "metrics.jsonl")
     waits = [line["data_wait"] for line in lines if "data_wait" in line]
     checkpoint = load_checkpoint(model)
-    how = Settings(device=task.device, threads=2, bfloat16=task.device != "cpu", batch_size=256)
-    # The weights of a run are not kept: a row says how they are made again.
+    how = Settings(device=task.device, threads=task.evaluation_threads, bfloat16=task.device != "cpu", batch_size=256)
+    # They serve a resumed run, and no run of these is resumed.
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return Trained(
         evaluated(checkpoint, how),
@@ -251,5 +255,4 @@ def machine(device: str) -> JsonObject:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name(where) if where.type == "cuda" else None,
-        "processes": SINGLE_PROCESS.size,
     }
