@@ -168,10 +168,12 @@ class Claims:
                 if row["variant"] == name and row["planned_seconds"] == seconds
             }
             if tried:
-                best = max(tried, key=lambda rate: tried[rate])
+                # Of equally good ones the lowest: the runs are longer than those it was tried on.
+                best = max(sorted(tried), key=lambda rate: tried[rate])
                 scores = {f"{rate:g}": round(tried[rate], 4) for rate in sorted(tried)}
                 chosen[name] = {"rate": best, "seconds": seconds, "scores": scores}
-                self.say(f"{name}: learning rate {best:g} of {scores}")
+                edge = ", at the edge of what was tried" if best in (min(tried), max(tried)) else ""
+                self.say(f"{name}: learning rate {best:g} of {scores}{edge}")
         atomic_write_text(self.out / TUNED, json.dumps(chosen, indent=1) + "\n")
 
     def tuned(self) -> JsonObject:
