@@ -1,0 +1,281 @@
+"""What is compared: variants of one recipe, the tables they stand in, and the sizes at which they are run."""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from openvision.errors import OpenVisionError
+from openvision.files import JsonObject
+from openvision.recipe.schema import Recipe, parse_recipe
+from openvision.recipe.text import apply_override
+
+BASE = Path(__file__).with_name("base.toml")
+STAGE_RATES = (1.0, 0.6, 0.4)
+"""Learning rate of each stage over that of the first, as in the quickstart."""
+MEASUREMENTS = 3
+"""How often the runs of a group measure their speed together: as often as the recipe has stages."""
+WARMUP = 0.05
+"""Share of a stage that warms up."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The scenes that a variant is trained on; the defaults are those of `openvision data scenes`."""
+
+    informative: float = 0.8
+    """Share of alt-texts that say anything of the image; among these the kinds keep their proportions."""
+    caption_errors: float = 0.05
+    scale: int = 1
+    """Side of the images over that of the profile."""
+    one_sentence: bool = False
+    """Captions are one long sentence, so that the contrastive text is the whole caption."""
+
+    @property
+    def name(self) -> str:
+        """Name of the data folder."""
+        name = f"alt{100 * self.informative:.0f}-errors{100 * self.caption_errors:.0f}"
+        name += f"-scale{self.scale}" if self.scale > 1 else ""
+        return name + ("-whole" if self.one_sentence else "")
+
+
+DEFAULT_WORLD = World()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One side of a comparison."""
+
+    title: str
+    """As tables print it."""
+    overrides: tuple[str, ...] = ()
+    """Changes of the base recipe, as `--set` takes them."""
+    tuned_as: str = ""
+    """Variant whose learning rate it takes; its own where empty."""
+    program: str = "openvision"
+    """`openvision`, or open_clip's `clip` or `coca`."""
+    captions: bool = False
+    """With open_clip: every other text is the whole caption instead of the alt-text."""
+    world: World = DEFAULT_WORLD
+    full_resolution: bool = False
+    """One stage at the last resolution."""
+    shares: tuple[float, ...] | None = None
+    """Shares of the stages in time or samples; the profile's by default."""
+
+
+_CLIP = ("model.decoder=none", "loss.caption=0", 'loss.texts=["alt"]')
+_NO_DECODER = ("model.decoder=none", "loss.caption=0")
+_VERSION2 = (
+    "model.kind=openvision2",
+    "model.text=none",
+    "model.embed_dim=none",
+    "loss.contrastive=0",
+    "loss.texts=[]",
+)
+
+
+def _worlds() -> dict[str, Variant]:
+    """Variants of the full recipe and of plain CLIP in poorer and richer worlds."""
+    found = {}
+    for percent in (100, 75, 50, 25, 0):
+        world = World(informative=percent / 100)
+        found[f"full_alt{percent}"] = Variant(f"full recipe, {percent} % of alt-texts say something", (), "full")
+        found[f"clip_alt{percent}"] = Variant(f"plain CLIP, {percent} % of alt-texts say something", _CLIP, "clip")
+        for side in ("full", "clip"):
+            found[f"{side}_alt{percent}"] = replace(found[f"{side}_alt{percent}"], world=world)
+    for percent in (0, 10, 30):
+        title = f"full recipe, {percent} % of what captions say is wrong"
+        found[f"full_errors{percent}"] = Variant(title, (), "full", world=World(caption_errors=percent / 100))
+    return found
+
+
+VARIANTS: dict[str, Variant] = {
+    "full": Variant("full recipe"),
+    "clip": Variant("plain CLIP", _CLIP),
+    "no_decoder": Variant("without decoder", _NO_DECODER, "full"),
+    "no_sentence": Variant("without sentence", ('loss.texts=["alt"]',), "full"),
+    "openvision2": Variant("caption alone (OpenVision 2)", _VERSION2, "full"),
+    **_worlds(),
+    "whole_caption": Variant(
+        "whole caption as contrastive text",
+        ("model.text.context_length=96",),
+        "full",
+        world=World(one_sentence=True),
+    ),
+    "caption_weight1": Variant("caption weight 1", ("loss.caption=1",), "full"),
+    "caption_weight4": Variant("caption weight 4", ("loss.caption=4",), "full"),
+    "full_resolution": Variant("full recipe, full resolution from the start", (), "full", full_resolution=True),
+    "clip_full_resolution": Variant("plain CLIP, full resolution from the start", _CLIP, "clip", full_resolution=True),
+    "early": Variant("full recipe, stages 70, 15, 15 %", (), "full", shares=(0.7, 0.15, 0.15)),
+    "late": Variant("full recipe, stages 30, 20, 50 %", (), "full", shares=(0.3, 0.2, 0.5)),
+    "patch16": Variant("patch 16, equal resolution", ("model.vision.patch_size=16",), "full"),
+    "patch16_tokens": Variant("patch 16, equal tokens", ("model.vision.patch_size=16",), "full", world=World(scale=2)),
+    "wide": Variant(
+        "vision tower twice as wide",
+        ("model.vision.width=384", "model.vision.mlp_dim=1536", "model.vision.heads=6"),
+        "full",
+    ),
+    **{
+        f"keep{percent}": Variant(
+            f"OpenVision 2, {percent} % of patches read",
+            (*_VERSION2, f"model.keep_ratio={percent / 100}"),
+            "openvision2",
+        )
+        for percent in (10, 25, 50, 100)
+    },
+    "causal": Variant(
+        "OpenVision 2, causal image tokens", (*_VERSION2, "model.decoder.image_attention=causal"), "openvision2"
+    ),
+    "positions": Variant(
+        "OpenVision 2, learned text positions",
+        (*_VERSION2, "model.decoder.text_positions=learned"),
+        "openvision2",
+    ),
+    "open_clip": Variant("open_clip: CLIP", program="clip"),
+    "open_coca": Variant("open_clip: CoCa", program="coca"),
+    "open_clip_captions": Variant("open_clip: CLIP, captions for half", (), "open_clip", "clip", captions=True),
+    "open_coca_captions": Variant("open_clip: CoCa, captions for half", (), "open_coca", "coca", captions=True),
+}
+
+TABLES: dict[str, tuple[str, ...]] = {
+    "a": ("full", "no_decoder", "no_sentence", "clip", "openvision2"),
+    "b": tuple(_worlds()),
+    "c": ("full", "whole_caption", "no_decoder", "caption_weight1", "caption_weight4"),
+    "d": ("full", "full_resolution", "clip_full_resolution", "early", "late", "patch16", "patch16_tokens", "wide"),
+    "e": ("openvision2", "keep10", "keep25", "keep50", "keep100", "causal", "positions"),
+    "f": ("full", "clip", "open_clip", "open_coca", "open_clip_captions", "open_coca_captions"),
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Sizes of towers, data and batches for one kind of machine."""
+
+    name: str
+    overrides: tuple[str, ...] = ()
+    resolutions: tuple[int, ...] = (32, 48, 64)
+    shares: tuple[float, ...] = (0.5, 0.25, 0.25)
+    """Shares of the stages in time, or in samples where these are equal."""
+    batch_size: int = 64
+    size: int = 96
+    """Side of the scenes, pixels."""
+    scenes: int = 40_000
+    held_out: int = 1000
+    objects: int = 80
+    rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
+    """Learning rates per 256 samples that tuning tries."""
+    warm_batches: int = 3
+    """Batches of a calibration that do not count."""
+    calibration_seconds: float = 8.0
+    """For each stage."""
+    settings: tuple[str, ...] = field(default=("run.precision=auto",))
+
+
+_SMALL = tuple(
+    f"model.{key}={value}"
+    for key, value in {
+        "embed_dim": 384,
+        "vision.width": 384,
+        "vision.depth": 12,
+        "vision.mlp_dim": 1536,
+        "vision.heads": 6,
+        "text.width": 256,
+        "text.depth": 4,
+        "text.mlp_dim": 1024,
+        "text.heads": 4,
+        "decoder.width": 192,
+        "decoder.depth": 2,
+        "decoder.mlp_dim": 768,
+        "decoder.heads": 3,
+    }.items()
+)
+_TINY = tuple(
+    f"model.{key}={value}"
+    for key, value in {
+        "embed_dim": 48,
+        "vision.width": 48,
+        "vision.depth": 2,
+        "vision.mlp_dim": 96,
+        "vision.heads": 1,
+        "text.width": 32,
+        "text.depth": 1,
+        "text.mlp_dim": 64,
+        "text.heads": 1,
+        "decoder.width": 32,
+        "decoder.depth": 1,
+        "decoder.mlp_dim": 64,
+        "decoder.heads": 1,
+    }.items()
+)
+PROFILES: dict[str, Profile] = {
+    "cpu": Profile("cpu"),
+    "gpu": Profile(
+        "gpu",
+        _SMALL,
+        resolutions=(64, 80, 96),
+        batch_size=128,
+        scenes=100_000,
+        objects=130,
+        rates=(1e-3, 2e-3, 4e-3),
+        warm_batches=12,
+        calibration_seconds=5.0,
+        # The trainer validates on the CPU, which a curve of the large towers is not worth.
+        settings=("run.precision=bfloat16", "run.float32_matmul=high", "data.validation=none"),
+    ),
+    "smoke": Profile(
+        "smoke",
+        _TINY,
+        batch_size=16,
+        scenes=300,
+        held_out=40,
+        objects=20,
+        rates=(2e-3, 4e-3),
+        warm_batches=1,
+        calibration_seconds=1.0,
+    ),
+}
+
+
+def variant(name: str) -> Variant:
+    """The variant of a name; raises OpenVisionError that lists them."""
+    if name not in VARIANTS:
+        raise OpenVisionError(f"variant {name!r} is unknown; choose of {', '.join(VARIANTS)}")
+    return VARIANTS[name]
+
+
+def parts_of(chosen: Variant, profile: Profile) -> list[tuple[int, float]]:
+    """Resolution and share of each stage of a variant."""
+    scale = chosen.world.scale
+    if chosen.full_resolution or chosen.program != "openvision":
+        return [(scale * profile.resolutions[-1], 1.0)]
+    return list(zip([scale * pixels for pixels in profile.resolutions], chosen.shares or profile.shares, strict=True))
+
+
+def recipe_of(
+    chosen: Variant,
+    profile: Profile,
+    samples: Sequence[int],
+    rate: float,
+    seed: int,
+    vocabulary: Path,
+    run: Sequence[str],
+) -> Recipe:
+    """The recipe of a run: samples of each stage, learning rate of the first per 256 samples, further settings."""
+    table: JsonObject = tomllib.loads(BASE.read_text(encoding="utf-8"))
+    # A part of the model that a variant removes must not come back with the sizes of the profile.
+    for override in (*profile.overrides, *profile.settings, *run, *chosen.overrides):
+        apply_override(table, override)
+    parts = parts_of(chosen, profile)
+    table["seed"], table["data"]["tokenizer"] = seed, str(vocabulary)
+    table["model"]["vision"]["image_size"] = parts[-1][0]
+    table["stages"] = [
+        {
+            "resolution": resolution,
+            "samples": max(count, profile.batch_size),
+            "batch_size": profile.batch_size,
+            "base_learning_rate": rate * factor,
+            "warmup_samples": int(WARMUP * count),
+        }
+        for (resolution, _), count, factor in zip(parts, samples, STAGE_RATES, strict=False)
+    ]
+    return parse_recipe(table, f"{BASE.name} as {chosen.title}")
