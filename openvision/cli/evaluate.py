@@ -18,7 +18,7 @@ def evaluate(
         typer.Argument(help="Checkpoints of any kind, or folders of finished runs; by default runs/quickstart."),
     ] = None,
     suite: Annotated[
-        str, typer.Option(help="heldout (the quickstart's held-out sets), quick, paper, or a TOML file.")
+        str, typer.Option(help="heldout (the quickstart's held-out sets), quick, scenes, paper, or a TOML file.")
     ] = "heldout",
     data: Annotated[str, typer.Option(help="Folder with the data of the suite.")] = "runs/openmoji",
     output: Annotated[

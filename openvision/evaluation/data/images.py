@@ -76,6 +76,15 @@ class Captioned:
     def __len__(self) -> int:
         return len(self.images)
 
+    def only(self, count: int | None) -> "Captioned":
+        """Every k-th image with its texts, about `count` of them; all without `count`."""
+        if count is None or count >= len(self):
+            return self
+        rows = spread(len(self), count)
+        kept = np.isin(self.owner, rows)
+        texts = [text for text, keep in zip(self.texts, kept, strict=True) if keep]
+        return Captioned(take(self.images, rows), texts, np.searchsorted(rows, self.owner[kept]))
+
     @property
     def one_each(self) -> bool:
         """Whether every image has exactly one text."""

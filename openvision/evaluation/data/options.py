@@ -86,10 +86,11 @@ class TextOptions(BaseModel):
     """Column of a Hugging Face dataset."""
 
 
-def open_captioned(data: str, root: str | Path, options: TextOptions) -> Captioned:
+def open_captioned(data: str, root: str | Path, options: TextOptions, limit: int | None = None) -> Captioned:
     """Images with texts from wherever `data` points; raises OpenVisionError that says what is missing."""
     if options.annotations is not None:
-        return karpathy(Path(root) / options.annotations, Path(root) / data, options.split, options.captions)
+        place = Path(root) / options.annotations
+        return karpathy(place, Path(root) / data, options.split, options.captions).only(limit)
     if data.startswith(PREFIX):
         source = data.removeprefix(PREFIX)
         found = hugging_face.captioned_dataset(source, options.split, options.image, options.text)
@@ -98,7 +99,7 @@ def open_captioned(data: str, root: str | Path, options: TextOptions) -> Caption
         if not _holds_shards(place):
             raise OpenVisionError(f"{place} holds no tar shards; for images in files give `annotations` too")
         found = captioned_shards(place, options.text, options.lines)
-    return _chosen(found, options)
+    return _chosen(found, options).only(limit)
 
 
 def _chosen(found: Captioned, options: TextOptions) -> Captioned:

@@ -41,6 +41,7 @@ _BUILT_IN = {
     "patch_probe": "openvision.evaluation.evaluators.patch_probe:PatchProbe",
     "caption_loss": "openvision.evaluation.evaluators.caption_loss:CaptionLoss",
     "baselines": "openvision.evaluation.evaluators.baselines:Baselines",
+    "attribute_probe": "openvision.evaluation.evaluators.attributes:AttributeProbe",
 }
 
 

@@ -45,6 +45,8 @@ class Baselines(TrainedEvaluator):
     """As in `retrieval`."""
     captions: PositiveInt | None = None
     """As in `retrieval`."""
+    train_limit: PositiveInt | None = None
+    """Learn from about so many images, evenly spread; all by default."""
     match: Literal["words", "exact"] = "words"
     """How well a training label fits a candidate: by the share of common words, or only when they are equal. With
     "exact" the classes of the training images are candidates too."""
@@ -55,12 +57,11 @@ class Baselines(TrainedEvaluator):
         if self.label is not None:
             options = LabelOptions(label=self.label)
             asked = open_labelled(self.data, root, options, self.limit)
-            self._classify(result, model, open_labelled(self.train, root, options), asked)
+            self._classify(result, model, open_labelled(self.train, root, options, self.train_limit), asked)
         if self.text is not None:
             texts = TextOptions(text=self.text, captions=self.captions)
-            self._retrieve(
-                result, model, open_captioned(self.train, root, texts), open_captioned(self.data, root, texts)
-            )
+            known = open_captioned(self.train, root, texts, self.train_limit)
+            self._retrieve(result, model, known, open_captioned(self.data, root, texts, self.limit))
         return result
 
     def _classify(self, result: Measured, model: EvaluatedModel, known: Labelled, asked: Labelled) -> None:

@@ -4,14 +4,15 @@ Images are decoded by threads while the model computes on the batch before (`pre
 JPEG is decoded at a smaller scale. Every process encodes its own rows; the vectors are gathered.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -32,6 +33,8 @@ Features = NDArray[np.float32]
 # Share of images that may be undecodable before a result would say more about the files than about the model.
 REJECT_BUDGET = 0.01
 THUMBNAIL = 16
+CELLS = 4
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Encoded:
     """(r, D), the normalised mean patch token: what probes read."""
     rejected: int
     """Images left out."""
+    cells: Features | None = None
+    """(r, 16 * D), patch tokens averaged in 4 x 4 cells of the image; None where nobody asked for them."""
 
 
 @dataclass
@@ -70,11 +75,17 @@ class EvaluatedModel:
     _encoded: dict[str, Encoded] = field(default_factory=dict, repr=False)
     _texts: dict[tuple[str, ...], Features] = field(default_factory=dict, repr=False)
     _thumbnails: dict[str, tuple[NDArray[np.int64], NDArray[np.uint8]]] = field(default_factory=dict, repr=False)
+    _kept: dict[Hashable, object] = field(default_factory=dict, repr=False)
 
     @property
     def pixels(self) -> int:
         """Side of the images as the tower sees them."""
         return self.resolution or self.vision.config.image_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches of such an image."""
+        return self.vision.config.grid(self.pixels, self.pixels)
 
     @property
     def scale(self) -> float:
@@ -115,26 +126,60 @@ class EvaluatedModel:
             raise OpenVisionError("this checkpoint has no caption decoder")
         return self.model
 
-    def encode(self, images: ImageSet) -> Encoded:
-        """Vectors of every image of the set; raises OpenVisionError for NaN or too many bad images."""
-        if images.identity not in self._encoded:
-            self._encoded[images.identity] = self._encode(images)
-        return self._encoded[images.identity]
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and where probes are fitted."""
+        return next(self.vision.parameters()).device
 
-    def _encode(self, images: ImageSet) -> Encoded:
+    def keep(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, made once for each key: evaluators that learn from the same images fit one probe."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return cast("T", self._kept[key])
+
+    def untrained(self) -> "EvaluatedModel":
+        """The same vision tower with initial parameters, from a fixed seed: what the architecture alone gives."""
+
+        def make() -> EvaluatedModel:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                fresh = VisionTransformer(self.vision.config, None)
+            how = (self.pixels, self.preprocessing, self.batch_size, self.threads, self.processes, self.progress)
+            return EvaluatedModel(fresh.to(self.device), None, None, *how, self.autocast, self.reject_budget)
+
+        return self.keep("untrained", make)
+
+    def encode(self, images: ImageSet, cells: bool = False) -> Encoded:
+        """Vectors of every image of the set; raises OpenVisionError for NaN or too many bad images.
+
+        `cells` asks for averaged patch tokens too; the other vectors come with them, so ask for them first.
+        """
+        known = self._encoded.get(images.identity)
+        if known is None or (cells and known.cells is None):
+            known = self._encoded[images.identity] = self._encode(images, cells)
+        return known
+
+    def _encode(self, images: ImageSet, cells: bool) -> Encoded:
         width, head = self.vision.config.width, self.vision.head
+        embedded = head.out_features if head is not None else 0
 
         def vectors_of(batch: Tensor) -> Tensor:
-            pooled = self.vision.forward_features(batch).pooled
-            vectors = [pooled.float()]
+            features = self.vision.forward_features(batch)
+            vectors = [features.pooled.float()]
             if head is not None:
-                vectors.append(unit(self.vision.project(pooled)).float())
+                vectors.append(unit(self.vision.project(features.pooled)).float())
+            if cells:
+                tokens = features.patch_tokens.float().transpose(1, 2).unflatten(2, features.grid)
+                vectors.append(F.adaptive_avg_pool2d(tokens, CELLS).flatten(1))
             return torch.cat(vectors, dim=1)
 
-        rows, vectors = self.map_images(images, (width + (head.out_features if head is not None else 0),), vectors_of)
+        size = width + embedded + (CELLS**2 * width if cells else 0)
+        rows, vectors = self.map_images(images, (size,), vectors_of)
         check_features(vectors, "image features")
-        embeds = np.ascontiguousarray(vectors[:, width:]) if head is not None else None
-        return Encoded(rows, embeds, np.ascontiguousarray(vectors[:, :width]), len(images) - len(rows))
+        pooled, embeds, rest = (
+            np.ascontiguousarray(part) for part in np.split(vectors, (width, width + embedded), axis=1)
+        )
+        return Encoded(rows, embeds if embedded else None, pooled, len(images) - len(rows), rest if cells else None)
 
     def map_images(
         self, images: ImageSet, shape: tuple[int, ...], compute: Callable[[Tensor], Tensor]

@@ -38,7 +38,7 @@ class Retrieval(Evaluator, TextOptions):
 
     def measure(self, model: EvaluatedModel, root: str | Path) -> Measured:
         """Measure on every image that can be decoded, with its texts."""
-        data = open_captioned(self.data, root, self)
+        data = open_captioned(self.data, root, self, self.limit)
         texts = self.encode_texts(model, data, root)
         encoded, images = model.embeds(data.images)
         kept = np.isin(data.owner, encoded.rows)

@@ -126,8 +126,7 @@ def nearest_neighbours(
     for start in range(0, len(queries), 1024):
         rows = slice(start, start + 1024)
         scores = similarity(asked[rows], known)
-        # Stable: of equally near images the earlier one, on every machine.
-        nearest = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        nearest = _nearest(scores, k)
         near = np.take_along_axis(scores, nearest, axis=1).astype(np.float64)
         # Relative to the nearest: a low temperature must not overflow.
         weights = np.exp((near - near[:, :1]) / temperature)
@@ -135,6 +134,20 @@ def nearest_neighbours(
         np.add.at(votes, (np.arange(len(nearest))[:, None], labels[nearest]), weights)
         result[rows] = votes.argmax(axis=1)
     return result
+
+
+def _nearest(scores: Array, k: int) -> NDArray[np.int64]:
+    """Columns of the `k` highest scores of each row, (n, k), highest first.
+
+    Of equally near images the earlier one, on every machine.
+    """
+    found = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
+    chosen = np.take_along_axis(scores, found, axis=1)
+    found = np.take_along_axis(found, np.argsort(-chosen, axis=1, kind="stable"), axis=1)
+    # Only where others are as near as the last one does a full sort decide differently.
+    tied = (scores >= chosen.min(axis=1, keepdims=True)).sum(axis=1) > k
+    found[tied] = np.argsort(-scores[tied], axis=1, kind="stable")[:, :k]
+    return found
 
 
 def _unit(features: Array) -> Array:

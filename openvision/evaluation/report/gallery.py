@@ -286,7 +286,7 @@ class _Examples:
         return self.album.add(images.load(row))
 
     def _retrieval(self, evaluator: Retrieval) -> Shown:
-        data = open_captioned(evaluator.data, self.root, evaluator)
+        data = open_captioned(evaluator.data, self.root, evaluator, evaluator.limit)
         encoded, embeds = self.model.embeds(data.images)
         first = {int(image): index for index, image in reversed(list(enumerate(data.owner)))}
         chosen = [first[image] for image in self._lot(data.images, evaluator.data, QUERIES, SEED)]
@@ -395,7 +395,7 @@ class _Examples:
         if isinstance(evaluator, ZeroShot):
             return open_labelled(evaluator.data, self.root, evaluator, evaluator.limit).images
         if isinstance(evaluator, Retrieval):
-            return open_captioned(evaluator.data, self.root, evaluator).images
+            return open_captioned(evaluator.data, self.root, evaluator, evaluator.limit).images
         return open_images(evaluator.data, self.root)
 
     def _dense(self, prepared: torch.Tensor) -> torch.Tensor:

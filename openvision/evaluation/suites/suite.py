@@ -18,7 +18,7 @@ from openvision.errors import OpenVisionError
 from openvision.evaluation.evaluators.base import Evaluator, parse_evaluators
 
 HELD_OUT = "heldout"
-SUITES = (HELD_OUT, "quick", "paper")
+SUITES = (HELD_OUT, "quick", "scenes", "paper")
 _KEYS = ("description", "sets", "evaluate")
 
 

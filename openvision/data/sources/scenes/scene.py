@@ -14,7 +14,7 @@ from typing import TypeVar
 from openvision.data.sources.scenes.objects import COLOURS, HELD_OUT_WORDS, TEXTURES, WORDS, Kind
 from openvision.errors import OpenVisionError
 
-VERSION = 1
+VERSION = 2
 TRAIN, VALIDATION = "train", "validation"
 COMBINATIONS, NEW_WORDS, SINGLE = "heldout_combinations", "heldout_words", "single_objects"
 SPLITS = (TRAIN, VALIDATION, COMBINATIONS, NEW_WORDS, SINGLE)
