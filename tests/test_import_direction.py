@@ -19,7 +19,7 @@ ALLOWED = {
     "data": {"text", "images"},
     "weights": {"models", "text", "images"},
     "encoding": {"models", "text", "images"},
-    "recipe": {"models", "text", "images", "data"},
+    "recipe": {"models", "text", "images", "data", "runtime"},
     "evaluation": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
     "inference": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
     "training": {

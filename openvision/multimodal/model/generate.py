@@ -16,6 +16,7 @@ from openvision.multimodal.model.geometry import Geometry, check_processor
 from openvision.multimodal.model.huggingface import Llava, Processor, Tokenizer, quiet, transformers
 from openvision.multimodal.model.llm import IMAGE_TOKEN, render
 from openvision.runtime import Processes, resolve_device
+from openvision.weights.hub import is_path
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,8 @@ def load_assistant(folder: str | Path, device: str | torch.device | None = None,
     `device` is by default the accelerator of this process, or the CPU; `dtype` "auto" is that of the saved weights.
     Raises OpenVisionError when the folder holds no such model or its processor prepares images for another encoder.
     """
+    if not Path(folder).is_dir() and is_path(folder):
+        raise OpenVisionError(f"checkpoint {folder} does not exist; build one with `openvision vlm build`")
     try:
         with quiet():
             model = transformers().AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
