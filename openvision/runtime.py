@@ -10,7 +10,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openvision.errors import OpenVisionError
+from openvision.hardware import GIB
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -119,6 +120,37 @@ def _name(device: torch.device) -> str:
         return str(device)
     found = torch.cuda.is_available() or torch.backends.mps.is_available()
     return f"the CPU, {torch.get_num_threads()} threads{'' if found else ', no accelerator found'}"
+
+
+# What backends say beside torch.OutOfMemoryError, in lower case.
+_OUT_OF_MEMORY = ("out of memory", "defaultcpuallocator", "cublas_status_alloc_failed")
+
+
+@contextmanager
+def explain_out_of_memory(message: Callable[[], str]) -> Iterator[None]:
+    """Raise OpenVisionError with the sentence of `message` when the block runs out of memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not known and not any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
+            raise
+        raise OpenVisionError(message()) from error
+
+
+def device_memory(device: torch.device) -> int:
+    """Memory of a device, or of the machine for the CPU, bytes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def describe_memory(device: torch.device) -> str:
+    """A device and its memory, for a message."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name} ({device_memory(device) / GIB:.1f} GiB)"
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

@@ -48,7 +48,15 @@ from openvision.multimodal.training.trainer import (
     trained_state,
 )
 from openvision.provenance import describe_run
-from openvision.runtime import Processes, autocast, describe_device, resolve_device, resolve_precision
+from openvision.runtime import (
+    Processes,
+    autocast,
+    describe_device,
+    describe_memory,
+    explain_out_of_memory,
+    resolve_device,
+    resolve_precision,
+)
 from openvision.training.run.signals import Interrupted, StopRequest
 
 if TYPE_CHECKING:
@@ -126,7 +134,7 @@ class _VlmRun:
         checkpoints = self._stage_folder(index) / "checkpoints"
         checkpoint = last_checkpoint(checkpoints, self.processes.is_main)
         self._announce(stage, trainer, objective, len(dataset), checkpoint)
-        with stop, quiet():
+        with stop, quiet(), explain_out_of_memory(partial(self._no_room, stage, arguments.per_device_train_batch_size)):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if trainer.state.global_step < arguments.max_steps:
             raise Interrupted(f"stopped after step {trainer.state.global_step}; the same command resumes the run")
@@ -137,6 +145,13 @@ class _VlmRun:
         self.processes.barrier()
         for reason, count in sorted(dataset.replaced.items()):
             self.say(f"{stage.name}  samples replaced, {reason}: {count}")
+
+    def _no_room(self, stage: VlmStage, micro_batch: int) -> str:
+        return (
+            f"out of memory on {describe_memory(self.device)} in stage {stage.name}, micro-batches of {micro_batch} "
+            f"samples of up to {stage.max_length} tokens; choose another run folder and --set run.micro_batch="
+            f"{max(1, micro_batch // 2)} or run.gradient_checkpointing=true"
+        )
 
     def _dataset(self, assistant: Assistant, stage: VlmStage) -> ConversationDataset:
         rejects = self.run / "rejects.jsonl" if self.processes.is_main else None
