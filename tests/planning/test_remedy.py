@@ -37,6 +37,7 @@ def test_the_number_of_micro_batches_that_fit_is_the_planners():
 
 def test_where_the_planner_was_wrong_the_next_divisor_is_named():
     fitting = plan(80).micro_batches("none")
+    assert fitting is not None
     remedy = plan(80, f"stages.1.micro_batches={fitting}").remedy()
     assert f"the planner expected {fitting} micro-batches to fit" in remedy
     assert f"stages.1.micro_batches={2 * fitting};" in remedy
