@@ -16,6 +16,7 @@ from torch import Tensor
 
 from openvision.errors import OpenVisionError
 from openvision.models.protocols import CaptioningModel, ContrastiveModel, ImageEncoder, Model, Module
+from openvision.runtime import describe_memory, explain_out_of_memory, send
 from openvision.text.tokenizer import Tokenizer
 
 
@@ -31,11 +32,29 @@ def evaluating(model: Module) -> Iterator[torch.device]:
         model.train(was_training)
 
 
+@contextmanager
+def batch_memory(device: torch.device, images: int, size: tuple[int, int], remedy: str = "") -> Iterator[None]:
+    """Batches of `images` images of (height, width) pixels: running out of memory raises OpenVisionError.
+
+    `remedy` is what to do about it, by default to use smaller batches.
+    """
+    fewer = f"use smaller batches, e.g. --batch-size {max(1, images // 4)}" if images > 1 else "use a lower resolution"
+    height, width = size
+    with explain_out_of_memory(
+        lambda: (
+            f"out of memory on {describe_memory(device)} with {images} images of {height} x {width} px at a time; "
+            f"{remedy or fewer}"
+        )
+    ):
+        yield
+
+
 def encode_images(model: ImageEncoder, images: Tensor, batch_size: int = 256) -> NDArray[np.float32]:
     """uint8 (n, 3, H, W) -> unit vectors float32 (n, E); raises OpenVisionError on NaN or infinity."""
-    with evaluating(model) as device:
-        parts = [model.encode_image(batch.to(device)).float().cpu() for batch in images.split(batch_size)]
-    features = torch.cat(parts).numpy()
+    batches = images.split(batch_size)
+    with evaluating(model) as device, batch_memory(device, len(batches[0]), _size(images)):
+        parts = [model.encode_image(send(batch, device)).float() for batch in batches]
+        features = torch.cat(parts).cpu().numpy()
     check_features(features, "image features")
     return features
 
@@ -50,8 +69,8 @@ def encode_texts(
     distinct, place = once(texts)
     ids = torch.from_numpy(tokenizer.encode(distinct, model.config.text.context_length))
     with evaluating(model) as device:
-        parts = [model.encode_text(batch.to(device)).float().cpu() for batch in ids.split(batch_size)]
-    features = torch.cat(parts).numpy()
+        parts = [model.encode_text(send(batch, device)).float() for batch in ids.split(batch_size)]
+        features = torch.cat(parts).cpu().numpy()
     check_features(features, "text features")
     return features[place]
 
@@ -83,10 +102,10 @@ def generate_captions(
         raise OpenVisionError(f"there are {len(images)} images but {len(alts)} alt-texts")
     alt_ids = torch.from_numpy(tokenizer.encode(list(alts), model.config.text.context_length))
     captions: list[str] = []
-    with evaluating(model) as device:
+    with evaluating(model) as device, batch_memory(device, min(batch_size, len(images)), _size(images)):
         for start in range(0, len(images), batch_size):
             rows = slice(start, start + batch_size)
-            logits = model.caption_logits(images[rows].to(device), alt_ids[rows].to(device))
+            logits = model.caption_logits(send(images[rows], device), send(alt_ids[rows], device))
             captions += [_decode(tokenizer, row) for row in logits.argmax(dim=-1).cpu().numpy()]
     return captions
 
@@ -96,12 +115,17 @@ def write_captions(
 ) -> list[str]:
     """Captions of images uint8 (n, 3, H, W) by OpenVision 2, at most `max_length` tokens each."""
     captions: list[str] = []
-    with evaluating(model) as device:
+    with evaluating(model) as device, batch_memory(device, min(batch_size, len(images)), _size(images)):
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
-            ids = model.generate(batch.to(device), tokenizer.bos_id, tokenizer.eos_id, max_length)
+            ids = model.generate(send(batch, device), tokenizer.bos_id, tokenizer.eos_id, max_length)
             captions += [tokenizer.decode(row) for row in ids.cpu().numpy()]
     return captions
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    """Height and width of images (n, 3, H, W)."""
+    return images.shape[2], images.shape[3]
 
 
 def require_decoder(model: Model) -> int:

@@ -10,7 +10,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openvision.errors import OpenVisionError
+from openvision.hardware import GIB
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -36,38 +37,57 @@ def autocast(device: str, precision: torch.dtype) -> torch.autocast:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """The compute dtype; "auto" is bfloat16 where the hardware multiplies it faster than float32."""
-    if name != "auto":
-        return getattr(torch, name)
+    """The compute dtype; "auto" is bfloat16 where the hardware multiplies it faster than float32.
+
+    Raises OpenVisionError when an accelerator is asked for bfloat16 that it does not have.
+    """
+    if name == "auto":
+        return torch.float32 if _without_bfloat16(device) else torch.bfloat16
+    lacks = _without_bfloat16(device)
+    # A CPU without the instructions computes bfloat16 all the same, slowly.
+    if name == "bfloat16" and lacks is not None and device.type != "cpu":
+        raise OpenVisionError(f"bfloat16 on {_name(device)}: {lacks}; use float32 or auto")
+    return getattr(torch, name)
+
+
+def _without_bfloat16(device: torch.device) -> str | None:
+    """Why "auto" does not choose bfloat16 on a device; None where it does."""
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported()
-    elif device.type != "cpu":
-        # Autocast of other devices was never run here.
-        fast = False
-    else:
+        # Emulated bfloat16 is slower than float32.
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return None if fast else "it has no bfloat16 before compute capability 8.0"
+    if device.type == "cpu":
         fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
+        return None if fast else "this processor has no instructions for bfloat16"
+    return f"autocast on {device.type} was never tested"
 
 
-DEVICES = r"auto|cpu|mps|cuda(:\d+)?"
-"""Names of devices, as a regular expression."""
+DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+"""Names of devices."""
+KNOWN_DEVICES = "auto, cpu, cuda, cuda:1 or mps"
 
 
-def resolve_device(name: str = "auto", local_rank: int = 0) -> torch.device:
+def resolve_device(name: str = "auto") -> torch.device:
     """The device that a command runs on: "auto" (CUDA, else MPS, else CPU), "cpu", "mps", "cuda" or "cuda:1".
 
-    "cuda" without a number is the device of this process, `local_rank`. Raises OpenVisionError for a device that is not
-    there.
+    "cuda" without a number is the device of this process: torchrun's local rank, 0 without torchrun. Raises
+    OpenVisionError for a device that is not there, and for one with a number when torchrun started several processes.
     """
-    if not re.fullmatch(DEVICES, name):
-        raise OpenVisionError(f"device {name!r} is unknown; use auto, cpu, cuda, cuda:1 or mps")
+    if not DEVICES.fullmatch(name):
+        raise OpenVisionError(f"device {name!r} is unknown; use {KNOWN_DEVICES}")
     kind, _, number = name.partition(":")
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if number and processes > 1:
+        raise OpenVisionError(
+            f"device {name} is one device for {processes} processes of torchrun; use cuda, which gives each its own, "
+            "and choose devices with CUDA_VISIBLE_DEVICES"
+        )
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if kind == "auto":
         # The processes of torchrun exchange tensors over nccl or gloo, neither of which knows MPS.
         kind = "cuda" if cuda else "mps" if mps and "RANK" not in os.environ else "cpu"
     if kind == "cuda":
-        count, index = torch.cuda.device_count() if cuda else 0, int(number or local_rank)
+        count, index = torch.cuda.device_count() if cuda else 0, int(number or _local_rank())
         if index >= count:
             found = f"{count} CUDA devices, numbered from 0" if count else "no CUDA device"
             raise OpenVisionError(f"device {name} is not there: this torch finds {found}; use auto or cpu")
@@ -80,16 +100,57 @@ def resolve_device(name: str = "auto", local_rank: int = 0) -> torch.device:
     return torch.device(kind)
 
 
-def describe_device(device: torch.device, precision: torch.dtype) -> str:
-    """Device and precision, for the first line of a run."""
+def _local_rank() -> int:
+    """Number of this process among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", 0)))
+
+
+def describe_device(device: torch.device, precision: torch.dtype, asked: str = "auto") -> str:
+    """Device, precision, and why this one where "auto" was `asked` for: the first line of a run."""
+    lacks = _without_bfloat16(device)
+    why = f" (auto: {lacks or 'it multiplies that faster'})" if asked == "auto" else ""
+    return f"{str(precision).removeprefix('torch.')} on {_name(device)}{why}"
+
+
+def _name(device: torch.device) -> str:
+    """A device for a message."""
     if device.type == "cuda":
-        where = f"{torch.cuda.get_device_name(device)} ({device})"
-    elif device.type == "cpu":
-        free = "" if torch.cuda.is_available() or torch.backends.mps.is_available() else ", no accelerator found"
-        where = f"the CPU, {torch.get_num_threads()} threads{free}"
-    else:
-        where = str(device)
-    return f"{str(precision).removeprefix('torch.')} on {where}"
+        return f"{torch.cuda.get_device_name(device)} ({device})"
+    if device.type != "cpu":
+        return str(device)
+    found = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return f"the CPU, {torch.get_num_threads()} threads{'' if found else ', no accelerator found'}"
+
+
+# What backends say beside torch.OutOfMemoryError, in lower case.
+_OUT_OF_MEMORY = ("out of memory", "defaultcpuallocator", "cublas_status_alloc_failed")
+
+
+@contextmanager
+def explain_out_of_memory(message: Callable[[], str]) -> Iterator[None]:
+    """Raise OpenVisionError with the sentence of `message` when the block runs out of memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not known and not any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
+            raise
+        raise OpenVisionError(message()) from error
+
+
+def device_memory(device: torch.device) -> int:
+    """Memory of a device, or of the machine for the CPU, bytes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def describe_memory(device: torch.device) -> str:
+    """A device and its memory, for a message."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name} ({device_memory(device) / GIB:.1f} GiB)"
 
 
 def use_deterministic_algorithms(wanted: bool) -> None:
@@ -285,7 +346,7 @@ def join_processes(start_seconds: float, replicate: int = 1, device: str = "auto
         return
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     _check(replicate, size)
-    own_device = resolve_device(device, int(os.environ.get("LOCAL_RANK", rank)))
+    own_device = resolve_device(device)
     backend = "cpu:gloo,cuda:nccl" if own_device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=start_seconds)
     dist.init_process_group(backend, store=_store(rank, size, timeout), rank=rank, world_size=size, timeout=timeout)

@@ -1,10 +1,12 @@
 """Devices: what is there is used, what is not there is one sentence."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from openvision.cli.main import app
@@ -21,6 +23,7 @@ from openvision.runtime import (
 )
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.toml"
+VLM = RECIPE.parent / "vlm" / "demo.toml"
 
 
 @pytest.fixture
@@ -55,14 +58,36 @@ def test_auto_takes_the_accelerator_and_a_name_what_it_says(machine, cuda, mps, 
     assert str(resolve_device(name)) == expected
 
 
-def test_a_process_takes_the_device_of_its_rank(machine):
-    assert str((machine(cuda=4), resolve_device("auto", local_rank=3))[1]) == "cuda:3"
-    assert machine(cuda=4)[-1] == 3
+@pytest.fixture
+def torchrun(monkeypatch):
+    """The environment of a process that torchrun started."""
+
+    def set_up(rank: int, size: int):
+        for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", size)):
+            monkeypatch.setenv(name, str(value))
+
+    return set_up
 
 
-def test_processes_of_torchrun_do_not_take_mps(machine, monkeypatch):
+def test_a_process_takes_the_device_of_its_rank(machine, torchrun):
+    chosen = machine(cuda=4)
+    torchrun(3, 4)
+    assert str(resolve_device()) == str(resolve_device("cuda")) == "cuda:3"
+    assert chosen == [3, 3]
+
+
+def test_one_device_by_number_is_not_for_several_processes(machine, torchrun):
+    machine(cuda=4)
+    torchrun(0, 2)
+    with pytest.raises(OpenVisionError, match="cuda:1 is one device for 2 processes of torchrun; use cuda, which"):
+        resolve_device("cuda:1")
+    torchrun(0, 1)
+    assert str(resolve_device("cuda:1")) == "cuda:1"
+
+
+def test_processes_of_torchrun_do_not_take_mps(machine, torchrun):
     machine(mps=True)
-    monkeypatch.setenv("RANK", "0")
+    torchrun(0, 2)
     assert resolve_device("auto").type == "cpu"
 
 
@@ -82,24 +107,63 @@ def test_a_device_that_is_not_there_is_one_sentence(machine, cuda, name, message
         resolve_device(name)
 
 
-def test_more_processes_than_devices_are_refused(machine):
+def test_more_processes_than_devices_are_refused(machine, torchrun):
     machine(cuda=2)
+    torchrun(2, 3)
     with pytest.raises(OpenVisionError, match="2 CUDA devices"):
-        resolve_device("auto", local_rank=2)
+        resolve_device()
 
 
 def test_the_first_line_names_device_and_precision(machine):
     machine()
-    line = describe_device(torch.device("cpu"), torch.float32)
+    line = describe_device(torch.device("cpu"), torch.float32, "float32")
     assert line.startswith("float32 on the CPU, ")
     assert line.endswith("no accelerator found")
     machine(cuda=1)
     assert "no accelerator" not in describe_device(torch.device("cpu"), torch.bfloat16)
-    assert describe_device(torch.device("mps"), torch.float32) == "float32 on mps"
+    assert describe_device(torch.device("mps"), torch.float32, "float32") == "float32 on mps"
 
 
-def test_precision_of_devices_that_were_never_tried_is_float32():
-    assert resolve_precision("auto", torch.device("mps")) == torch.float32
+@pytest.fixture
+def card(machine, monkeypatch):
+    """A machine with one GPU, with bfloat16 or without."""
+
+    def build(bfloat16: bool):
+        machine(cuda=1)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+        # Old cards emulate it.
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True: bfloat16 or including_emulation
+        )
+        return torch.device("cuda", 0)
+
+    return build
+
+
+def test_auto_is_bfloat16_where_the_device_has_it_and_the_first_line_says_why(card):
+    device = card(bfloat16=True)
+    assert resolve_precision("auto", device) == torch.bfloat16
+    assert describe_device(device, torch.bfloat16) == "bfloat16 on a card (cuda:0) (auto: it multiplies that faster)"
+    device = card(bfloat16=False)
+    assert resolve_precision("auto", device) == torch.float32
+    assert (
+        describe_device(device, torch.float32)
+        == "float32 on a card (cuda:0) (auto: it has no bfloat16 before compute capability 8.0)"
+    )
+    mps = torch.device("mps")
+    assert resolve_precision("auto", mps) == torch.float32
+    assert describe_device(mps, torch.float32) == "float32 on mps (auto: autocast on mps was never tested)"
+
+
+def test_bfloat16_that_a_device_does_not_have_is_one_sentence(card):
+    device = card(bfloat16=False)
+    with pytest.raises(OpenVisionError, match=r"bfloat16 on a card \(cuda:0\): .*8\.0; use float32 or auto"):
+        resolve_precision("bfloat16", device)
+    with pytest.raises(OpenVisionError, match=r"bfloat16 on mps: .*; use float32 or auto"):
+        resolve_precision("bfloat16", torch.device("mps"))
+    assert resolve_precision("float32", device) == torch.float32
+    # Slow on an old processor, and correct.
+    assert resolve_precision("bfloat16", torch.device("cpu")) == torch.bfloat16
 
 
 def test_a_recipe_names_its_device(tmp_path):
@@ -144,3 +208,42 @@ def test_deterministic_algorithms_are_switched_on_and_off(monkeypatch):
         use_deterministic_algorithms(False)
         del os.environ["CUBLAS_WORKSPACE_CONFIG"]
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+NOWHERE = "runs/nowhere/model"
+COMMANDS = {
+    "eval": ["eval", NOWHERE, "-o", "out"],
+    "encode": ["encode", "IMAGES", "-o", "x.safetensors", "--checkpoint", NOWHERE],
+    "classify": ["classify", "IMAGES/a.png", "--labels", "a,b", "--checkpoint", NOWHERE],
+    "search": ["search", "IMAGES", "a", "--checkpoint", NOWHERE],
+    "caption": ["caption", "IMAGES/a.png", "--checkpoint", NOWHERE],
+    "vlm chat": ["vlm", "chat", NOWHERE, "IMAGES/a.png"],
+    "vlm eval": ["vlm", "eval", NOWHERE, "--benchmark", "pictures", "--data", "IMAGES"],
+    "vlm train": ["vlm", "train", str(VLM), "--model", NOWHERE, "--data", "IMAGES", "--run", "out"],
+    "vlm demo": ["vlm", "demo", "--recipe", str(VLM), "--output", "out"],
+    "vlm compare": [
+        *("vlm", "compare", "--encoder", NOWHERE, "--llm", NOWHERE, "--recipe", str(VLM), "--data", "IMAGES"),
+        *("--benchmark", "pictures=IMAGES", "-o", "out"),
+    ],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
+def test_the_device_is_checked_before_anything_is_loaded_or_written(machine, command, tmp_path, monkeypatch):
+    machine()
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    words = [word.replace("IMAGES", str(tmp_path)) for word in command]
+    result = CliRunner().invoke(app, [*words, "--device", "cuda"])
+    assert "device cuda is not there" in str(result.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("name", ["encode", "classify", "search", "caption", "vlm chat"])
+def test_a_checkpoint_that_is_not_there_is_not_looked_up_on_the_hub(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    words = [word.replace("IMAGES", str(tmp_path)) for word in COMMANDS[name]]
+    result = CliRunner().invoke(app, words)
+    assert f"checkpoint {NOWHERE} does not exist" in str(result.exception)

@@ -19,6 +19,7 @@ def caption(
     from openvision.inference.load import load_captioner
     from openvision.runtime import resolve_device
 
-    captioner = load_captioner(checkpoint, resolution=resolution).to(resolve_device(device))
+    where = resolve_device(device)
+    captioner = load_captioner(checkpoint, resolution=resolution).to(where)
     for image, text in zip(images, captioner.caption(images, max_length), strict=True):
         typer.echo(f"{image}\t{text}")

@@ -22,8 +22,8 @@ def classify(
     from openvision.inference.load import load
     from openvision.runtime import resolve_device
 
-    chosen = distinct_labels(labels.split(","))
-    encoder = load(checkpoint, preprocessing="squash" if squash else "crop").to(resolve_device(device))
+    chosen, where = distinct_labels(labels.split(",")), resolve_device(device)
+    encoder = load(checkpoint, preprocessing="squash" if squash else "crop").to(where)
     console = Console()
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(justify="right", no_wrap=True)

@@ -26,15 +26,16 @@ def encode(
     from openvision.inference.load import load_vision
     from openvision.runtime import resolve_device
 
-    # Check the folder before loading the model.
+    # Check folder and device before loading the model.
     images_of(source)
+    where = resolve_device(device)
     encoder = load_vision(
         checkpoint,
         resolution=resolution,
         preprocessing="squash" if squash else "crop",
         revision=revision,
         offline=offline,
-    ).to(resolve_device(device))
+    ).to(where)
     line = ProgressLine("images")
     result = embed(encoder, source, output, batch_size, threads, progress=lambda done, total: line(done, done / total))
     for name, reason in result.skipped:

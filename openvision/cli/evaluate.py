@@ -54,9 +54,11 @@ def evaluate(
     from openvision.evaluation.report.tables import markdown_table, print_held_out, write_open_clip_table
     from openvision.evaluation.suites.run import Settings, run_suite
     from openvision.evaluation.suites.suite import HELD_OUT, load_suite
-    from openvision.runtime import resolve_device
+    from openvision.runtime import resolve_device, resolve_precision
     from openvision.weights.load import Request
 
+    where = resolve_device(device)
+    resolve_precision("bfloat16" if bfloat16 else "float32", where)
     chosen = load_suite(suite)
     if template and suite != HELD_OUT:
         raise OpenVisionError("--template belongs to --suite heldout; a suite names its prompts in its file")
@@ -68,9 +70,7 @@ def evaluate(
         chosen,
         data,
         into,
-        Settings(
-            resolution, "squash" if squash else "crop", batch_size, threads, str(resolve_device(device)), bfloat16
-        ),
+        Settings(resolution, "squash" if squash else "crop", batch_size, threads, str(where), bfloat16),
         Request(vocabulary=vocabulary, revision=revision, offline=offline),
         skip_missing,
         say=typer.echo,

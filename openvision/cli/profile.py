@@ -33,9 +33,12 @@ def profile(
     from openvision.files import make_folder
     from openvision.recipe.schema import load_recipe
     from openvision.recipe.smoke import prepare_smoke
+    from openvision.runtime import resolve_device, resolve_precision
     from openvision.training.profile import profile_recipe
 
     loaded = load_recipe(recipe, with_device(overrides, device))
+    # A device that is not there is an error before anything is drawn.
+    resolve_precision(loaded.run.precision, resolve_device(loaded.run.device))
     if smoke == (data is not None):
         raise OpenVisionError("give either the folder of your shards with --data, or --smoke")
     # Do not resume the run of an earlier profile.

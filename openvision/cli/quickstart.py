@@ -23,14 +23,14 @@ def quickstart(
     from openvision.evaluation.report.tables import print_held_out
     from openvision.evaluation.suites.held_out import measure_run
     from openvision.recipe.schema import load_recipe
-    from openvision.runtime import resolve_device
+    from openvision.runtime import resolve_device, resolve_precision
     from openvision.training.trainer import launch
 
     console = Console()
     data, run = folder / "openmoji", folder / recipe.stem
     loaded = load_recipe(recipe, with_device(overrides, device))
     # A device that is not there is an error before anything is drawn.
-    resolve_device(loaded.run.device)
+    resolve_precision(loaded.run.precision, resolve_device(loaded.run.device))
     console.print("[bold]1/4[/] drawing OpenMoji images with alt-texts and captions")
     make_openmoji(data)
     console.print("[bold]2/4[/] training vision tower, text tower and caption decoder")

@@ -21,9 +21,10 @@ def search(
     from openvision.inference.vision import image_files
     from openvision.runtime import resolve_device
 
-    # Check the folder before loading the model.
+    # Check folder and device before loading the model.
     image_files(folder)
-    encoder = load(checkpoint, preprocessing="squash" if squash else "crop").to(resolve_device(device))
+    where = resolve_device(device)
+    encoder = load(checkpoint, preprocessing="squash" if squash else "crop").to(where)
     result = encoder.search_folder(folder, query, top)
     for path, score in result.hits:
         typer.echo(f"{score:6.3f}  {path}")

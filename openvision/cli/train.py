@@ -1,6 +1,5 @@
 """`openvision train`: train a recipe, or resume a run."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -31,12 +30,12 @@ def train(
     """
     from openvision.recipe.schema import load_recipe
     from openvision.recipe.smoke import prepare_smoke
-    from openvision.runtime import resolve_device
+    from openvision.runtime import resolve_device, resolve_precision
     from openvision.training.trainer import launch
 
     loaded = load_recipe(recipe, with_device(overrides, device))
     # A device that is not there is an error before anything is drawn.
-    resolve_device(loaded.run.device, int(os.environ.get("LOCAL_RANK", 0)))
+    resolve_precision(loaded.run.precision, resolve_device(loaded.run.device))
     if smoke:
         if data is not None:
             raise OpenVisionError("--smoke draws its own images; leave --data out")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from openvision.cli.options import CheckpointOption, Offline, Revision
+from openvision.cli.options import CheckpointOption, Device, Offline, Revision
 from openvision.errors import OpenVisionError
 
 app = typer.Typer(help="LLaVA-style models around an encoder: build, train, score, chat.", no_args_is_help=True)
@@ -63,12 +63,13 @@ def train(
         list[str] | None,
         typer.Option("--set", help="Change a value of the recipe, e.g. --set stages.0.batch_size=64; repeatable."),
     ] = None,
+    device: Device = "auto",
 ) -> None:
     """Train a model by a recipe; the same command resumes an interrupted run. Works under torchrun."""
     from openvision.multimodal.recipe import load_vlm_recipe
     from openvision.multimodal.training.run import train as train_model
 
-    folder = train_model(load_vlm_recipe(recipe, overrides), model, data, run, typer.echo)
+    folder = train_model(load_vlm_recipe(recipe, overrides), model, data, run, typer.echo, device)
     typer.echo(f"trained model: {folder}")
 
 
@@ -123,13 +124,15 @@ def chat(
     prompt: Annotated[str | None, typer.Option(help="One question; prints its answer and exits.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Maximum number of tokens in an answer.", min=1)] = 256,
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.", min=0)] = 0.0,
+    device: Device = "auto",
 ) -> None:
     """Talk about an image; an empty line or Ctrl-D ends, /new starts a new conversation."""
     from openvision.multimodal.data.images import ImageFile
     from openvision.multimodal.model.generate import Decoding, converse, load_assistant
+    from openvision.runtime import resolve_device
 
-    opened = ImageFile(image).open()
-    assistant = load_assistant(model)
+    opened, where = ImageFile(image).open(), resolve_device(device)
+    assistant = load_assistant(model, where)
     decoding = Decoding(max_new_tokens, temperature, batch_size=1)
     questions = _typed() if prompt is None else iter([prompt])
     converse(assistant, opened, questions, decoding, lambda text: typer.echo(text, nl=False))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openvision.cli.options import DEFAULT_CHECKPOINT
+from openvision.cli.options import DEFAULT_CHECKPOINT, Device
 
 if TYPE_CHECKING:
     from openvision.multimodal.benchmarks.runner import Score
@@ -39,14 +39,16 @@ def evaluate(
         str | None,
         typer.Option(help='Show published results of tables or models with this text, e.g. "LLaVA-1.5".'),
     ] = None,
+    device: Device = "auto",
 ) -> None:
     """Score a model on local copies of benchmarks with greedy decoding; the same command resumes."""
     from openvision.cli.progress import ProgressLine
     from openvision.multimodal.benchmarks import find_benchmark
     from openvision.multimodal.benchmarks.runner import Identity, Options, fingerprint, load_answerer, run_benchmark
     from openvision.multimodal.benchmarks.scorers.mmvet import judged
+    from openvision.runtime import resolve_device
 
-    found = [find_benchmark(name) for name in benchmark]
+    found, where = [find_benchmark(name) for name in benchmark], resolve_device(device)
     for one in found:
         folder = data / one.name if (data / one.name).is_dir() or len(found) > 1 else data
         if grades is not None and one.name == "mmvet":
@@ -60,9 +62,7 @@ def evaluate(
             "blind": blind,
         }
         options = Options(limit, batch_size, ProgressLine("answers"))
-        result = run_benchmark(
-            one, folder, lambda: load_answerer(model, dtype=dtype, blind=blind), identity, out, options
-        )
+        result = run_benchmark(one, folder, lambda: load_answerer(model, where, dtype, blind), identity, out, options)
         _print_metrics(one.title, result)
         _print_reported(one.name, reported)
         typer.echo(f"written: {out}")
@@ -108,6 +108,7 @@ def compare(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change a value of the recipe; repeatable.")
     ] = None,
+    device: Device = "auto",
 ) -> None:
     """Train and score the same model around each encoder and print one table; the same command resumes."""
     from openvision.multimodal.experiments.compare import (
@@ -135,6 +136,7 @@ def compare(
         question_limit=questions,
         batch_size=batch_size,
         build=options,
+        device=device,
     )
     run(plan, output, typer.echo)
     typer.echo((output / TABLE).read_text(encoding="utf-8"), nl=False)
@@ -159,6 +161,7 @@ def demo(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change a value of the recipe; repeatable.")
     ] = None,
+    device: Device = "auto",
 ) -> None:
     """Train a small language model on an encoder's features; compare with an untrained encoder and without images."""
     from openvision.multimodal.experiments.compare import TABLE, parse_contestants
@@ -173,6 +176,7 @@ def demo(
         llm=llm,
         splits=tuple(split or HELD_OUT),
         limit=limit,
+        device=device,
     )
     demonstrate(plan, output, typer.echo)
     typer.echo((output / TABLE).read_text(encoding="utf-8"), nl=False)

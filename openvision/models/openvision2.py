@@ -18,8 +18,11 @@ from openvision.models.autoregressive import AutoregressiveCaptionDecoder, Autor
 from openvision.models.lengths import states_by_length
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.vision import VisionConfig, VisionTransformer
+from openvision.runtime import HostCopy
 
 KIND = "openvision2"
+# Tokens that an accelerator may be ahead of the host, which learns whether all captions have ended.
+GENERATION_LAG = 2
 
 
 @dataclass(frozen=True)
@@ -123,14 +126,19 @@ class OpenVision2(nn.Module):
         ids = torch.full((len(images), 1), bos_id, device=images.device)
         finished = torch.zeros_like(ids, dtype=torch.bool)
         generated: list[Tensor] = []
+        ended: list[HostCopy] = []
+        # An accelerator is not waited for: what it computes past the end before the host knows of it is cut off.
+        lag = 0 if images.device.type == "cpu" else GENERATION_LAG
         for position in range(length):
             ids = self.decoder.logits(self.decoder.step(ids, position, caches)).argmax(dim=-1)
             ids = ids.masked_fill(finished, eos_id)
             generated.append(ids)
             finished |= ids == eos_id
-            if finished.all():
+            ended.append(HostCopy(finished.all()))
+            if position >= lag and ended[position - lag].values()[0]:
                 break
-        return torch.cat(generated, dim=1)
+        last = next((place for place, end in enumerate(ended) if end.values()[0]), length)
+        return torch.cat(generated[: last + 1], dim=1)
 
 
 def kept_patches(patches: int, ratio: float) -> int:

@@ -1,1 +1,1 @@
-"""The losses: contrastive and caption, over one process or many. Imports nothing of the package."""
+"""The losses: contrastive and caption, over one process or many. Imports `runtime` only."""

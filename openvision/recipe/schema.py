@@ -4,7 +4,6 @@ An unknown key is an error that names the nearest known one. Lengths are counted
 learning rates are given per 256 samples of batch, as in the papers.
 """
 
-import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,6 +28,7 @@ from openvision.models.openvision import OpenVisionConfig
 from openvision.models.openvision2 import OpenVision2Config
 from openvision.recipe.text import apply_override, describe_problem
 from openvision.renamed import translate_recipe
+from openvision.runtime import DEVICES, KNOWN_DEVICES
 
 # `model.kind` -> its definition in the schema. The default is OpenVision 1; without a decoder that is plain CLIP.
 KINDS = {"openvision": "OpenVisionConfig", "openvision2": "OpenVision2Config"}
@@ -159,8 +159,8 @@ class Stage(Section):
 
 
 def _known_device(name: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
-        raise ValueError(f"{name!r} is no device; write auto, cpu, cuda, cuda:1 or mps")
+    if not DEVICES.fullmatch(name):
+        raise ValueError(f"{name!r} is no device; write {KNOWN_DEVICES}")
     return name
 
 

@@ -21,7 +21,7 @@ from openvision.models.protocols import CaptioningModel, ContrastiveModel
 from openvision.objectives.caption import caption_loss
 from openvision.objectives.contrastive import contrastive_losses
 from openvision.recipe.schema import Loss
-from openvision.runtime import send
+from openvision.runtime import HostCopy, send
 from openvision.training.randomness import SampleRandomness
 from openvision.training.setup.parallel import DistributedModel
 
@@ -49,7 +49,7 @@ class Losses:
     def values(self) -> dict[str, float]:
         """The terms as numbers; this waits for the device."""
         names, terms = list(self.terms), torch.stack([term.float() for term in self.terms.values()])
-        return dict(zip(names, terms.tolist(), strict=True))
+        return dict(zip(names, HostCopy(terms).values(), strict=True))
 
 
 class Objective(Protocol):

@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torch_profile
 
 from openvision.errors import OpenVisionError
+from openvision.planning.remedy import step_memory
 from openvision.recipe.schema import Recipe
 from openvision.runtime import Processes, resolve_device
 from openvision.training.objective import Objective
@@ -125,7 +126,7 @@ def profile_recipe(
         batches = DeviceBatches(iter(stack.enter_context(loader)), device)
 
         def take_step() -> None:
-            with phases.part(OTHER):
+            with step_memory(recipe, stage_number, run.processes, run.precision), phases.part(OTHER):
                 with phases.part("data"):
                     batch = next(batches)
                 run.optimizer.zero_grad(set_to_none=True)

@@ -16,7 +16,7 @@ from openvision.files import JsonObject
 from openvision.models.flops import training_flops
 from openvision.objectives.gather import all_sum
 from openvision.recipe.schema import Stage
-from openvision.runtime import autocast
+from openvision.runtime import HostCopy, autocast
 from openvision.training.checkpoint.folders import Progress
 from openvision.training.gradient_caching import cached_backward
 from openvision.training.guards import DeferredGuard, Spike, find_spike, raise_not_finite
@@ -117,7 +117,7 @@ class Step:
         if logged:
             terms = losses.values()
             means = dict(zip(terms, processes.mean(list(terms.values())), strict=True))
-            measured = {"gradient_norm": norm.item()} if norms is None else norms.values()
+            measured = {"gradient_norm": HostCopy(norm).values()[0]} if norms is None else norms.values()
             numbers = {**means, "lr": rate, **measured, **self.meter.read()}
             left = seconds_left(run.recipe.model, texts, run.recipe.stages, progress, caption_tokens)
             self.log.train(log_position(progress, stage.resolution), numbers, left)

@@ -12,11 +12,17 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from openvision.errors import OpenVisionError
-from openvision.evaluation.evaluators.in_training import due, less_is_better, measure_in_training
+from openvision.evaluation.evaluators.in_training import (
+    WHEN_OUT_OF_MEMORY,
+    due,
+    less_is_better,
+    measure_in_training,
+)
 from openvision.files import make_folder
+from openvision.planning.remedy import step_memory
 from openvision.provenance import describe_run
 from openvision.recipe.schema import Recipe, Stage, dump_recipe
-from openvision.runtime import SINGLE_PROCESS, Processes, join_processes
+from openvision.runtime import SINGLE_PROCESS, Processes, describe_memory, explain_out_of_memory, join_processes
 from openvision.training.guards import DeferredGuard, require_finite_parameters
 from openvision.training.run.log import NoLog, RunLog
 from openvision.training.run.signals import Interrupted, StopRequest, clear_requeue, mark_requeue
@@ -83,7 +89,8 @@ class Trainer:
             step = Step(parts, stage, batches, meter, self.log, self.watchdog, self.stop, self.guard)
             minutes = settings.checkpoint_minutes
             while progress.stage_step < stage.steps:
-                agreed = step(None if minutes is None else self._saved_at + 60 * minutes)
+                with step_memory(self.recipe, progress.stage, self.processes, parts.precision):
+                    agreed = step(None if minutes is None else self._saved_at + 60 * minutes)
                 with meter.paused():
                     best = self._evaluate(stage)
                     due_now = is_due(progress.stage_step, settings.checkpoint_every, stage.steps)
@@ -103,7 +110,11 @@ class Trainer:
         if split is None and not evaluators:
             return False
         self._beat("evaluating on the validation shards")
-        model, position = parts.full_model(), log_position(self.progress, stage.resolution)
+        # The gradients are not read again, and an accelerator needs room for the model as it is evaluated.
+        parts.optimizer.zero_grad(set_to_none=True)
+        with explain_out_of_memory(self._no_room):
+            model = parts.full_model().to(self.processes.device)
+        position = log_position(self.progress, stage.resolution)
         numbers: dict[str, float] = {}
         if evaluators:
             numbers = measure_in_training(
@@ -117,6 +128,10 @@ class Trainer:
                 self.log.say(f"step {self.progress.step}: {headline(measured)}")
             numbers = numbers | measured
         return self._is_best(numbers, last)
+
+    def _no_room(self) -> str:
+        memory = describe_memory(self.processes.device)
+        return f"out of memory on {memory} for the parameters to be evaluated; {WHEN_OUT_OF_MEMORY}"
 
     def _is_best(self, numbers: dict[str, float], last: bool) -> bool:
         """Whether `run.checkpoint_best` has its best value so far, which is then remembered with the step."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openvision.runtime import is_sharded, local_tensor
+from openvision.runtime import HostCopy, is_sharded, local_tensor
 from openvision.training.optimizer import Adam, with_gradient
 
 AVERAGE = "average"
@@ -30,7 +30,8 @@ class Norms:
 
     def values(self) -> dict[str, float]:
         """By the names of the log; this waits for the device."""
-        return {f"{name}_norm": norm.item() for name, norm in vars(self).items()}
+        norms = HostCopy(torch.stack([self.gradient, self.parameter, self.update])).values()
+        return dict(zip(("gradient_norm", "parameter_norm", "update_norm"), norms, strict=True))
 
 
 def apply_update(

@@ -8,6 +8,7 @@ from openvision.errors import OpenVisionError
 from openvision.evaluation.data.images import ShardImages, texts_of
 from openvision.evaluation.evaluators.base import Evaluator, measure_all
 from openvision.evaluation.evaluators.caption_loss import CaptionLoss
+from openvision.evaluation.evaluators.in_training import WHEN_OUT_OF_MEMORY
 from openvision.evaluation.evaluators.model import EvaluatedModel
 from openvision.evaluation.evaluators.retrieval import Retrieval
 from openvision.evaluation.evaluators.zero_shot import ZeroShot
@@ -16,6 +17,8 @@ from openvision.models.protocols import Model
 from openvision.runtime import SINGLE_PROCESS, Processes
 from openvision.text.tokenizer import Tokenizer
 
+# Images at a time on an accelerator, whose memory also holds the state of the run.
+BATCH_BESIDE_TRAINING = 64
 # Metrics in the log; medians, calibration and means over classes are left to suites.
 LOGGED = ("top1", "top5", *(f"{way}_r{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)))
 
@@ -36,7 +39,14 @@ def validate(
     `model` holds all parameters and is left in the mode it came in.
     """
     evaluated = EvaluatedModel(
-        model.vision, model, tokenizer, resolution, batch_size=256, processes=processes, reject_budget=1.0
+        model.vision,
+        model,
+        tokenizer,
+        resolution,
+        batch_size=256 if processes.device.type == "cpu" else BATCH_BESIDE_TRAINING,
+        processes=processes,
+        reject_budget=1.0,
+        when_out_of_memory=WHEN_OUT_OF_MEMORY,
     )
     numbers: dict[str, float] = {}
     for evaluator, measured in measure_all(validation_evaluators(dataset, evaluated.has_text), evaluated, ""):

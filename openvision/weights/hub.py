@@ -4,6 +4,24 @@ from pathlib import Path
 
 from openvision.errors import OpenVisionError, require
 
+# Files that a path may name; a dot alone is no sign, since Hub ids such as org/model-1.5 have one.
+_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".npz", ".gguf"})
+# Where the commands of this project write by default.
+_RUNS = "runs"
+
+
+def is_path(source: str | Path) -> bool:
+    """Whether a source that is not there is written as a path, and not as a Hub id, `organisation/name`.
+
+    A path has other than one slash, begins with `.`, `/`, `~` or `runs/`, ends in the suffix of a weights file, or lies
+    in a folder that exists.
+    """
+    name, path = str(source), Path(source).expanduser()
+    if isinstance(source, Path) or name.startswith((".", "/", "~", f"{_RUNS}/")) or path.suffix in _SUFFIXES:
+        return True
+    slashes = name.count("/")
+    return slashes > 1 or "\\" in name or name.endswith("/") or (slashes == 1 and path.parent.is_dir())
+
 
 def fetch(repository: str, files: tuple[str, ...], revision: str | None = None, offline: bool = False) -> Path:
     """Download the first of `files` that the repository has; returns its local path.
@@ -49,5 +67,6 @@ def _error(repository: str, files: tuple[str, ...], revision: str | None, proble
     reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
     return OpenVisionError(
         f"{repository}{at} could not be fetched from the Hub: {reason}; "
-        "check the name and the network, or download it elsewhere and give the path of its folder"
+        "no folder here has that name either: check the name and the network, or download it elsewhere and give the "
+        "path of its folder"
     )

@@ -79,11 +79,11 @@ def load_checkpoint(source: str | Path, request: Request | None = None) -> Check
         return _from_folder(path, request)
     if path.is_file():
         return _from_file(path, request)
+    if hub.is_path(source):
+        raise OpenVisionError(f"checkpoint {source} does not exist; `openvision train` writes one to RUN/model")
     name = str(source)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not path.suffix and not path.parent.is_dir():
+    if "/" in name:
         return _from_hub(name, released_in(name), request)
-    if "/" in name or path.suffix:
-        raise OpenVisionError(f"{source} does not exist")
     entry = released(name)
     return _from_hub(entry.repository, entry, request)
 

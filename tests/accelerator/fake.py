@@ -2,8 +2,8 @@
 
 A device is registered with torch from Python and used under FakeTensorMode: nothing is computed, but every operation
 checks its devices, and whatever would make the host wait for the device (`.item()`, `bool(tensor)`, `nonzero`, boolean
-indexing, `.tolist()`) raises. Copies between devices raise nothing; a dispatch mode counts them by the line of the
-package that asked for them.
+indexing, `.tolist()`) raises. Copies between devices raise nothing; a dispatch mode counts them by the module of
+the package that asked for them, and says whether they go through `runtime.send` or `runtime.HostCopy`.
 
 What it cannot see: autocast casts nothing here, and branches on "cuda" are not taken.
 """
@@ -27,6 +27,7 @@ from openvision.runtime import HostCopy
 
 NAME = "pretended"
 PACKAGE = "/openvision/"
+RUNTIME = "runtime.py"
 _keep: list[object] = []
 
 
@@ -37,7 +38,7 @@ class Accelerator:
     device: torch.device
     mode: FakeTensorMode
     to_device: Counter[str] = field(default_factory=Counter)
-    """Copies from the host, by "file:line" of the package."""
+    """Copies from the host, by place: "training/guards.py" or, by way of the runtime, "training/guards.py, sent"."""
     to_host: Counter[str] = field(default_factory=Counter)
     """Copies to the host: each makes the host wait unless it is asynchronous."""
 
@@ -95,21 +96,33 @@ class _Copies(TorchDispatchMode):
                     return func(*args, **options)
             args, options = tree_map_only(Tensor, self.accelerator.mode.from_tensor, (args, options))
         result = func(*args, **options)
-        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+        if func in _COPIES:
             source = args[1] if func is torch.ops.aten.copy_.default else args[0]
             kinds = source.device.type, result.device.type
             if kinds[0] != kinds[1]:
                 found = self.accelerator.to_host if kinds[1] == "cpu" else self.accelerator.to_device
-                found[_line()] += 1
+                found[_place()] += 1
         return result
 
 
-def _line() -> str:
-    """The innermost line of the package on the stack."""
-    for frame in reversed(traceback.extract_stack()):
-        if PACKAGE in frame.filename:
-            return f"{frame.filename.rpartition(PACKAGE)[2]}:{frame.lineno}"
-    return "outside of the package"
+_aten = torch.ops.aten
+# In inference mode `Tensor.to` is not split into its parts before it comes here.
+_COPIES = {
+    *(_aten._to_copy.default, _aten.copy_.default),
+    *(_aten.to.device, _aten.to.dtype, _aten.to.dtype_layout, _aten.to.other),
+}
+
+
+def _place() -> str:
+    """The innermost module of the package on the stack, and how it copies."""
+    inside = [frame for frame, _ in traceback.walk_stack(None) if PACKAGE in frame.f_code.co_filename]
+    files = [frame.f_code.co_filename.rpartition(PACKAGE)[2] for frame in inside]
+    if not files:
+        return "outside of the package"
+    if files[0] != RUNTIME:
+        return files[0]
+    caller = next(file for file in files if file != RUNTIME)
+    return f"{caller}, {'sent' if inside[0].f_code.co_name == 'send' else 'HostCopy'}"
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 import pkgutil
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from openvision.recipe.schema import Recipe, parse_recipe
 from openvision.training.guards import DeferredGuard
 from openvision.training.objective import build_objective
 from openvision.training.optimizer import build_optimizer
-from openvision.training.run.log import NoLog
+from openvision.training.run.log import NoLog, RunLog
 from openvision.training.run.signals import StopRequest
 from openvision.training.run.throughput import Meter
 from openvision.training.run.watchdog import Watchdog
@@ -21,44 +23,53 @@ from openvision.training.setup.parallel import DistributedModel
 from openvision.training.setup.parts import set_up_run
 from openvision.training.step import Step
 from tests.accelerator.fake import fake_accelerator
+from tests.accelerator.models import MODELS
 
-TOWER = {"width": 32, "depth": 2, "mlp_dim": 48, "heads": 2}
-DECODER = {**TOWER, "vocab_size": 400, "caption_length": 24}
-VISION = {**TOWER, "patch_size": 8, "image_size": 32}
-CLIP = {"embed_dim": 16, "vision": VISION, "text": {**TOWER, "vocab_size": 400, "context_length": 16}}
-MODELS = {
-    "openvision": ({**CLIP, "decoder": DECODER}, {}),
-    "clip": (CLIP, {"caption": 0, "texts": ["alt"]}),
-    "openvision2": ({"kind": "openvision2", "vision": VISION, "decoder": DECODER}, {"contrastive": 0, "texts": []}),
+WAITS = (DataDependentOutputException, DynamicOutputShapeException)
+# What the recipe of a variant changes. The first has everything on.
+VARIANTS: dict[str, dict[str, dict]] = {
+    "everything": {},
+    "plain": {"optimizer": {}, "guards": {}, "run": {}, "stage": {"drop_path": 0.0}},
+    "spikes logged": {"guards": {"spikes": "log"}},
+    "full checkpointing": {"run": {"activation_checkpointing": "full"}},
+    "float32 moments": {"optimizer": {"clip_norm": 1.0, "ema": 0.9, "first_moment": "float32"}},
 }
-# Copies to the device in a steady step are all made by `runtime.send`. Of a batch: images, ids of both texts, labels.
-# Of a micro-batch: places of the caption's targets and what each counts, patches to read, scales of dropped branches
-# (twice with gradient caching).
-OF_A_BATCH, OF_A_MICRO_BATCH = 4, 5
 
 
-def recipe_of(kind: str, micro_batches: int, precision: str) -> Recipe:
+def recipe_of(kind: str, micro_batches: int = 1, precision: str = "float32", variant: str = "everything") -> Recipe:
     model, loss = MODELS[kind]
-    stage = {"resolution": 32, "samples": 320, "batch_size": 8, "base_learning_rate": 0.01, "drop_path": 0.2}
+    change = VARIANTS[variant]
+    stage = {"resolution": 32, "samples": 320, "batch_size": 8, "base_learning_rate": 0.01}
     table = {
         "name": kind,
         "model": model,
         "loss": loss,
         "data": {"train": "train", "vocab_size": 400},
-        "optimizer": {"clip_norm": 1.0, "ema": 0.9},
-        "guards": {"spikes": "skip"},
-        "stages": [{**stage, "micro_batches": micro_batches}],
-        "run": {"precision": precision, "log_every": 1000, "activation_checkpointing": "selective"},
+        "optimizer": change.get("optimizer", {"clip_norm": 1.0, "ema": 0.9}),
+        "guards": change.get("guards", {"spikes": "skip"}),
+        "stages": [{**stage, "micro_batches": micro_batches, **change.get("stage", {"drop_path": 0.2})}],
+        "run": {
+            "precision": precision,
+            "log_every": 1000,
+            **change.get("run", {"activation_checkpointing": "selective"}),
+        },
     }
     return parse_recipe(table, kind)
 
 
-def steady_step(recipe: Recipe, data, folder) -> tuple[Counter[str], Counter[str]]:
-    """Copies to the device and to the host in the fourth step, which is like all that follow."""
+def steady_step(recipe: Recipe, data: Path, folder: Path, losses: int = 0) -> tuple[Counter[str], Counter[str]]:
+    """Copies to the device and to the host in the fourth step, which is like all that follow.
+
+    `losses` is the number of losses that the guard of spikes has already seen.
+    """
     parts = set_up_run(recipe, data, folder)
+    parts.progress.recent_losses = [1.0] * losses
     stage = recipe.stages[0]
     loader = open_loader(recipe, stage, parts.dataset, parts.tokenizer, parts.processes, 0, folder)
-    with loader, fake_accelerator() as accelerator:
+    with ExitStack() as stack:
+        stack.enter_context(loader)
+        log = NoLog() if recipe.run.log_every > 1 else stack.enter_context(RunLog(recipe, folder, 0))
+        accelerator = stack.enter_context(fake_accelerator())
         batches = DeviceBatches(iter(loader), accelerator.device)
         accelerator.place(parts.model.module)
         model = DistributedModel(parts.model.module, replace(parts.processes, device=accelerator.device))
@@ -67,7 +78,7 @@ def steady_step(recipe: Recipe, data, folder) -> tuple[Counter[str], Counter[str
         parts = replace(parts, model=model, optimizer=optimizer, objective=objective, processes=model.processes)
         guard = DeferredGuard(recipe.guards, parts.progress, model.processes)
         watchdog = Watchdog(folder, 0, recipe.run.hang_seconds, print)
-        step = Step(parts, stage, batches, Meter(accelerator.device, None), NoLog(), watchdog, StopRequest(), guard)
+        step = Step(parts, stage, batches, Meter(accelerator.device, None), log, watchdog, StopRequest(), guard)
         for _ in range(4):
             accelerator.forget()
             step()
@@ -75,16 +86,53 @@ def steady_step(recipe: Recipe, data, folder) -> tuple[Counter[str], Counter[str
         return Counter(accelerator.to_device), Counter(accelerator.to_host)
 
 
+def expected_copies(recipe: Recipe) -> Counter[str]:
+    """Every copy to the device in a step; all are made by `runtime.send`."""
+    (stage,), model = recipe.stages, recipe.model
+    micro, forwards = stage.micro_batches, 1 if stage.micro_batches == 1 else 2
+    copies = {
+        # Images, ids of both texts, labels.
+        "training/setup/data.py, sent": 4,
+        # Places of the caption's targets, and what each counts.
+        "objectives/caption.py, sent": 2 * micro if model.decoder is not None else 0,
+        # Patches to read.
+        "training/objective.py, sent": micro if model.text is None else 0,
+        # Scales of dropped branches, in every forward pass.
+        "training/randomness.py, sent": micro * forwards if stage.drop_path else 0,
+    }
+    return +Counter(copies)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("micro_batches", [1, 2])
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_steady_step_waits_for_nothing(kind, micro_batches, precision, shapes_folder, tmp_path):
-    sent, received = steady_step(recipe_of(kind, micro_batches, precision), shapes_folder, tmp_path)
-    assert {place.split(":")[0] for place in sent} == {"runtime.py"}, sent
-    # What the guard found, once a step.
-    assert received == {next(iter(received)): 1}, received
-    assert next(iter(received)).startswith("runtime.py:")
-    assert sent.total() <= OF_A_BATCH + OF_A_MICRO_BATCH * micro_batches
+    recipe = recipe_of(kind, micro_batches, precision)
+    sent, received = steady_step(recipe, shapes_folder, tmp_path)
+    assert sent == expected_copies(recipe)
+    # What the guard found.
+    assert received == {"training/guards.py, HostCopy": 1}
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "everything"])
+def test_every_option_of_a_step_waits_for_nothing(variant, shapes_folder, tmp_path):
+    recipe = recipe_of("openvision", 1, "float32", variant)
+    # Spikes are looked for once there are enough losses to compare with.
+    sent, received = steady_step(recipe, shapes_folder, tmp_path, losses=30)
+    assert sent == expected_copies(recipe)
+    assert received == {"training/guards.py, HostCopy": 1}
+
+
+def test_a_logged_step_waits_for_its_losses_and_norms_only(shapes_folder, tmp_path):
+    recipe = recipe_of("openvision", 2)
+    recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"log_every": 1})})
+    sent, received = steady_step(recipe, shapes_folder, tmp_path)
+    assert sent == expected_copies(recipe)
+    assert received == {
+        "training/guards.py, HostCopy": 1,
+        "training/objective.py, HostCopy": 1,
+        "training/update.py, HostCopy": 1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -92,14 +140,37 @@ def test_a_steady_step_waits_for_nothing(kind, micro_batches, precision, shapes_
     [
         ("openvision.training.step.gradient_norm", lambda norm: norm.new_full((), norm.item())),
         ("openvision.training.objective.caption_loss", lambda loss: loss if loss > 0 else -loss),
+        ("openvision.training.objective.contrastive_losses", lambda losses: losses[losses > 0].mean()[None]),
         ("openvision.training.guards.DeferredGuard.select", lambda selected: selected.nonzero().any()),
-        ("openvision.training.step.training_flops", lambda flops: flops * len(torch.ones(2).tolist())),
+        ("openvision.training.step.Losses.finite", lambda finite: finite.new_tensor(finite.tolist())),
+        ("openvision.training.update.global_norm", lambda norm: norm.new_full((), float(norm))),
+        ("openvision.training.step.apply_update", lambda norms: norms and bool(norms.update > 0)),
+        ("openvision.training.step.Losses.values", lambda values: values | {"one": torch.ones(1).item()}),
     ],
-    ids=["step", "loss", "guard", "log"],
+    ids=["step", "caption loss", "contrastive loss", "guard", "finite", "clipping", "update", "log"],
 )
 def test_a_wait_that_is_put_in_is_found(place, wait, shapes_folder, tmp_path, monkeypatch):
     owner, name = place.rsplit(".", 1)
     original = getattr(pkgutil.resolve_name(owner), name)
     monkeypatch.setattr(place, lambda *arguments, **options: wait(original(*arguments, **options)))
-    with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
-        steady_step(recipe_of("openvision", 1, "float32"), shapes_folder, tmp_path)
+    recipe = recipe_of("openvision")
+    recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"log_every": 1})})
+    with pytest.raises(WAITS):
+        steady_step(recipe, shapes_folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "copy"),
+    [
+        ("openvision.training.step.gradient_norm", lambda norm: norm.cpu().to(norm.device)),
+        ("openvision.training.objective.caption_loss", lambda loss: loss + torch.tensor([0.0], device=loss.device)[0]),
+    ],
+    ids=["to the host and back", "a tensor made of a list"],
+)
+def test_a_copy_that_is_put_in_is_found(place, copy, shapes_folder, tmp_path, monkeypatch):
+    owner, name = place.rsplit(".", 1)
+    original = getattr(pkgutil.resolve_name(owner), name)
+    monkeypatch.setattr(place, lambda *arguments, **options: copy(original(*arguments, **options)))
+    recipe = recipe_of("openvision")
+    sent, _ = steady_step(recipe, shapes_folder, tmp_path)
+    assert sent != expected_copies(recipe)

@@ -29,29 +29,37 @@ def _matmul():
     torch.set_float32_matmul_precision(before)
 
 
-def rows_of(script, recipe: str, checkpointing: str) -> list[dict]:
-    return script.measure(script.Case(recipe, 84, checkpointing, False, (2, 4), 1, "cpu", True, "high"))
+def rows_of(script, recipe: str, checkpointing: str = "none", sweep: bool = False) -> list[dict]:
+    return script.measure(script.Case(recipe, 84, (2, 4), checkpointing, False, 1, "cpu", True, "high", sweep))
 
 
 def test_both_versions_step_and_are_compared(script):
-    rows = rows_of(script, "openvision/l14", "none") + rows_of(script, "openvision2/l14", "selective")
+    rows = rows_of(script, "openvision/l14", sweep=True) + rows_of(script, "openvision2/l14", "selective", True)
     assert [row["batch"] for row in rows] == [2, 4, 2, 4]
     assert all(row["images_per_second"] > 0 and row["peak_gib"] > 0 for row in rows)
     # No peak is known for a CPU's MFU.
     assert all(row["mfu"] is None for row in rows)
-    first, second = script.table(rows).splitlines()[2:]
-    assert first.startswith("| openvision/l14 | 28 | none |")
-    assert second.rstrip().endswith("x |")
+    lines = script.table(rows).splitlines()[2:]
+    assert lines[0].startswith("| openvision/l14 | 28 | none |")
+    assert all(line.endswith("x openvision/l14 |") for line in lines[2:])
     json.dumps(rows)
 
 
+def test_the_contrastive_part_has_no_decoder_and_one_text(script):
+    recipe = script.recipe_of(script.Case("clip", 224, smoke=True))
+    assert recipe.model.decoder is None
+    assert recipe.loss.texts == ("alt",)
+    (row,) = rows_of(script, "clip")
+    rival = {**row, "recipe": "open_clip", "images_per_second": row["images_per_second"] / 2}
+    assert "2.00x open_clip" in script.table([row, rival])
+
+
 def test_a_step_changes_the_parameters(script):
-    case = script.Case("openvision/l14", 84, "none", False, (2,), 1, "cpu", True, "high")
-    recipe = script.load_recipe(script.RECIPES / "openvision/l14.toml")
-    recipe = recipe.model_copy(update={"model": script.shrunken(recipe.model)})
+    case = script.Case("openvision/l14", 84, (2,), "none", False, 1, "cpu", True)
+    recipe = script.recipe_of(case)
     model, step = script.build_step(recipe, case, torch.device("cpu"))
     before = model.vision.head.weight.detach().clone()
-    script.time_steps(step, recipe, 2, 28, 1, torch.device("cpu"))
+    step(script.random_batch(recipe, 2, 28, torch.device("cpu")))
     assert not torch.equal(before, model.vision.head.weight)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,11 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from openvision.cli.main import main
 from openvision.errors import OpenVisionError
 from openvision.files import read_json_lines
+from openvision.planning import remedy
 from openvision.recipe.schema import dump_recipe, load_recipe
 from openvision.training import step
 from openvision.training.checkpoint.manager import checkpoints
+from openvision.training.objective import ImageTextObjective
 from openvision.training.run.log import MetricsLog
 from openvision.training.trainer import Interrupted, Trainer
 
@@ -207,3 +211,41 @@ def test_broken_metrics_line_is_named(tmp_path):
     path.write_text('nonsense\n{"kind": "train", "step": 2}\n')
     with pytest.raises(OpenVisionError, match="line 1 is not JSON"):
         read_json_lines(path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:114] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["cuda", "cpu"],
+)
+def test_out_of_memory_is_one_sentence_and_the_run_resumes_in_micro_batches(
+    error, tiny_recipe, shapes_folder, tmp_path, monkeypatch, capsys
+):
+    recipe, run = tmp_path / "recipe.toml", tmp_path / "run"
+    recipe.write_text(dump_recipe(tiny_recipe))
+    command = ["openvision", "train", str(recipe), "--data", str(shapes_folder), "--run", str(run)]
+    forward = ImageTextObjective.forward
+
+    def hungry(self, batch, *arguments):
+        if len(batch.images) == 8 and batch.images.shape[-1] == 32:
+            raise error
+        return forward(self, batch, *arguments)
+
+    monkeypatch.setattr(ImageTextObjective, "forward", hungry)
+    monkeypatch.setattr(remedy, "device_memory", lambda _: 2**40)
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert re.match(r"openvision: out of memory on cpu \(.* GiB\) in stage 2, a batch of 8 at 32 px; the planner", told)
+    assert "--set stages.1.micro_batches=2; the same command resumes the run with it" in told
+    monkeypatch.setattr(sys, "argv", [*command, "--set", "stages.1.micro_batches=2"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert "resuming tiny from step 8" in capsys.readouterr().out

@@ -339,7 +339,11 @@ def test_a_text_model_given_as_vision(state, tmp_path) -> None:
     [
         ("openvision-vit-tiny-patch16-161", "did you mean 'openvision-vit-tiny-patch16-160'"),
         ("nowhere/weights.bin", "does not exist"),
-        ("./nowhere", "does not exist"),
+        ("./nowhere", "checkpoint ./nowhere does not exist"),
+        ("nowhere/model/", "does not exist"),
+        ("runs/nowhere", "checkpoint runs/nowhere does not exist; `openvision train` writes one"),
+        ("tests/nowhere", "does not exist"),
+        (Path("nowhere/model"), "does not exist"),
     ],
 )
 def test_sources_that_are_nothing(source, message) -> None:

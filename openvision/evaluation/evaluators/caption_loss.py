@@ -13,13 +13,14 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from openvision.data.shards.store import join_folder
-from openvision.encoding import evaluating, require_decoder
+from openvision.encoding import batch_memory, evaluating, require_decoder
 from openvision.errors import OpenVisionError
 from openvision.evaluation.data.images import ImageSet, ShardImages, texts_of
 from openvision.evaluation.evaluators.base import Evaluator, Measured
 from openvision.evaluation.evaluators.model import EvaluatedModel, prepared_batches
 from openvision.models.autoregressive import teacher_forcing_ids
 from openvision.models.protocols import ContrastiveModel, Model
+from openvision.runtime import HostCopy, send
 from openvision.text.tokenizer import Tokenizer
 
 
@@ -69,20 +70,29 @@ class CaptionLoss(Evaluator):
             torch.from_numpy(array) for array in tokenizer.encode_target(targets, require_decoder(captioning))
         )
         mine = model.processes.rows(len(images))
-        total, tokens, count = 0.0, 0, 0
-        with evaluating(captioning) as device, model.precision(device):
+        sums: list[HostCopy] = []
+        tokens, count, side = 0, 0, model.pixels
+        with (
+            evaluating(captioning) as device,
+            model.precision(device),
+            batch_memory(device, self.batch_size, (side, side), model.when_out_of_memory),
+        ):
             for places, batch in prepared_batches(images, mine, model, self.batch_size):
                 rows = [mine[place] for place in places]
-                wanted, counts = labels[rows].to(device), mask[rows].to(device)
+                # Which tokens are targets is known on the CPU: an accelerator need not say how many there are.
+                targets_at = mask[rows].flatten().nonzero()[:, 0]
+                wanted, kept = send(labels[rows], device), send(targets_at, device)
                 own = [alts[row] for row in rows]
-                logits = caption_logits(captioning, tokenizer, batch.to(device), wanted, own)
-                total += F.cross_entropy(logits[counts], wanted[counts], reduction="sum").item()
-                tokens += int(counts.sum())
+                logits = caption_logits(captioning, tokenizer, send(batch, device), wanted, own)
+                nats = F.cross_entropy(logits.flatten(0, 1)[kept], wanted.flatten()[kept], reduction="sum")
+                sums.append(HostCopy(nats))
+                tokens += len(targets_at)
                 count += len(batch)
+        total = sum(copy.values()[0] for copy in sums)
         size = model.processes.size
-        nats, all_tokens, all_images = (size * mean for mean in model.processes.mean([total, tokens, count]))
+        all_nats, all_tokens, all_images = (size * mean for mean in model.processes.mean([total, tokens, count]))
         model.check_rejected(len(images) - round(all_images), images)
-        return nats, round(all_tokens), round(all_images)
+        return all_nats, round(all_tokens), round(all_images)
 
 
 def caption_logits(model: Model, tokenizer: Tokenizer, images: Tensor, labels: Tensor, alts: list[str]) -> Tensor:
@@ -91,4 +101,4 @@ def caption_logits(model: Model, tokenizer: Tokenizer, images: Tensor, labels: T
         return model.caption_logits(images, teacher_forcing_ids(labels, tokenizer.bos_id))
     contrastive = cast("ContrastiveModel", model)
     ids = torch.from_numpy(tokenizer.encode(alts, contrastive.config.text.context_length))
-    return contrastive.caption_logits(images, ids.to(images.device))
+    return contrastive.caption_logits(images, send(ids, images.device))

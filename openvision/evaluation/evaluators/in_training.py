@@ -19,7 +19,12 @@ from openvision.models.protocols import Model
 from openvision.runtime import Processes
 from openvision.text.tokenizer import Tokenizer
 
-__all__ = ["check_evaluators", "due", "less_is_better", "measure_in_training"]
+WHEN_OUT_OF_MEMORY = (
+    "leave data.validation and [[evaluate]] out of the recipe, resume with --force, and measure the checkpoints with "
+    "`openvision eval`"
+)
+
+__all__ = ["WHEN_OUT_OF_MEMORY", "check_evaluators", "due", "less_is_better", "measure_in_training"]
 
 
 def check_evaluators(
@@ -66,6 +71,7 @@ def measure_in_training(
         threads=threads,
         processes=processes or Processes.current(),
         autocast=autocast,
+        when_out_of_memory=WHEN_OUT_OF_MEMORY,
     )
     results = []
     for evaluator in evaluators:

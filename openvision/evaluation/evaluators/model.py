@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openvision.encoding import check_features, encode_texts, evaluating, once
+from openvision.encoding import batch_memory, check_features, encode_texts, evaluating, once
 from openvision.errors import OpenVisionError
 from openvision.evaluation.data.images import ImageSet
 from openvision.images.decode import BadSampleError
@@ -24,7 +24,7 @@ from openvision.images.preprocess import Preprocessing, prepare, resize
 from openvision.models.layers import unit
 from openvision.models.protocols import ContrastiveModel, Model
 from openvision.models.vision import VisionTransformer
-from openvision.runtime import Processes
+from openvision.runtime import HostCopy, Processes, send
 from openvision.text.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
@@ -72,6 +72,8 @@ class EvaluatedModel:
     """Compute dtype on the model's device; None computes as the parameters are."""
     reject_budget: float = REJECT_BUDGET
     """Share of images that may be undecodable."""
+    when_out_of_memory: str = ""
+    """What to do then; by default to take smaller batches."""
     _encoded: dict[str, Encoded] = field(default_factory=dict, repr=False)
     _texts: dict[tuple[str, ...], Features] = field(default_factory=dict, repr=False)
     _thumbnails: dict[str, tuple[NDArray[np.int64], NDArray[np.uint8]]] = field(default_factory=dict, repr=False)
@@ -90,7 +92,7 @@ class EvaluatedModel:
     @property
     def scale(self) -> float:
         """What cosines are multiplied by before a softmax: exp(logit_scale)."""
-        return float(self.contrastive.logit_scale.detach().exp())
+        return HostCopy(self.contrastive.logit_scale.detach().exp()).values()[0]
 
     @property
     def vocabulary(self) -> Tokenizer:
@@ -192,9 +194,14 @@ class EvaluatedModel:
         found = np.zeros((len(mine), *shape), dtype=np.float32)
         good = np.zeros(len(mine), dtype=np.bool_)
         done = 0
-        with evaluating(self.vision) as device, self.precision(device):
+        side = self.pixels
+        with (
+            evaluating(self.vision) as device,
+            self.precision(device),
+            batch_memory(device, min(self.batch_size, len(mine)), (side, side), self.when_out_of_memory),
+        ):
             for places, batch in prepared_batches(images, mine, self, self.batch_size):
-                found[places] = compute(batch.to(device)).cpu().numpy()
+                found[places] = compute(send(batch, device)).cpu().numpy()
                 good[places] = True
                 done += len(batch)
                 if self.progress:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NotRequired, Protocol, TypedDict
 
+import torch
 from PIL import Image, UnidentifiedImageError
 
 from openvision.errors import OpenVisionError
@@ -72,7 +73,9 @@ class Identity(TypedDict):
     blind: NotRequired[bool]
 
 
-def load_answerer(model: str | Path, device: str | None = None, dtype: str = "auto", blind: bool = False) -> Answerer:
+def load_answerer(
+    model: str | Path, device: str | torch.device | None = None, dtype: str = "auto", blind: bool = False
+) -> Answerer:
     """Load a LLaVA folder as an `Answerer`; a `blind` one gets the prompts without the images."""
     assistant = load_assistant(model, device, dtype)
 

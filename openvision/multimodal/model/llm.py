@@ -9,6 +9,7 @@ import torch
 
 from openvision.errors import OpenVisionError, require
 from openvision.multimodal.model.huggingface import Pretrained, Tokenizer, quiet, transformers
+from openvision.weights.hub import is_path
 
 IMAGE_TOKEN = "<image>"  # noqa: S105
 
@@ -75,9 +76,7 @@ def load_llm(
 def _where(source: str | Path) -> tuple[str, dict[str, str]]:
     path = Path(source).expanduser()
     is_file = path.suffix == ".gguf"
-    # A Hub id has at most one slash: ./a/b and /a/b are folders.
-    is_local = is_file or isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1
-    if is_local and not path.exists():
+    if not path.exists() and is_path(source):
         raise OpenVisionError(f"the language model {source} does not exist; give a folder, a .gguf file or a Hub id")
     if is_file:
         require("gguf", extra="vlm")

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from openvision.errors import OpenVisionError, require
@@ -49,7 +48,15 @@ from openvision.multimodal.training.trainer import (
     trained_state,
 )
 from openvision.provenance import describe_run
-from openvision.runtime import Processes, autocast, resolve_device, resolve_precision
+from openvision.runtime import (
+    Processes,
+    autocast,
+    describe_device,
+    describe_memory,
+    explain_out_of_memory,
+    resolve_device,
+    resolve_precision,
+)
 from openvision.training.run.signals import Interrupted, StopRequest
 
 if TYPE_CHECKING:
@@ -63,20 +70,27 @@ _READS = 1.5
 _TYPES = {"llava-1.5": "llava", "llava-next": "llava_next"}
 
 
-def train(recipe: VlmRecipe, model: Path, data: Path, run: Path, say: Callable[[str], None] = lambda _: None) -> Path:
+def train(
+    recipe: VlmRecipe,
+    model: Path,
+    data: Path,
+    run: Path,
+    say: Callable[[str], None] = lambda _: None,
+    device: str = "auto",
+) -> Path:
     """Train the model in folder `model` by `recipe`, and return the folder of the trained model.
 
-    `data` holds the files named in the recipe, `run` checkpoints and results; `say` prints one line of
-    progress. Raises OpenVisionError for bad input, and Interrupted after SIGINT, SIGTERM or SIGUSR1 when the state is
-    saved.
+    `data` holds the files named in the recipe, `run` checkpoints and results; `say` prints one line of progress;
+    `device` as for `resolve_device`. Raises OpenVisionError for bad input, and Interrupted after SIGINT, SIGTERM or
+    SIGUSR1 when the state is saved.
     """
-    device = resolve_device(local_rank=dist.get_node_local_rank(fallback_rank=0))
+    chosen = resolve_device(device)
+    precision = resolve_precision(recipe.run.precision, chosen)
     # Joins the processes of torchrun, as the Trainer would do later.
-    require("accelerate", extra="vlm").PartialState(cpu=device.type == "cpu", timeout=timedelta(minutes=30))
+    require("accelerate", extra="vlm").PartialState(cpu=chosen.type == "cpu", timeout=timedelta(minutes=30))
     processes = Processes.current()
-    precision = resolve_precision(recipe.run.precision, device)
     say = say if processes.is_main else lambda _: None
-    return _VlmRun(recipe, data, make_folder(run), say, processes, device, precision).train(model)
+    return _VlmRun(recipe, data, make_folder(run), say, processes, chosen, precision).train(model)
 
 
 @dataclass(frozen=True)
@@ -120,7 +134,7 @@ class _VlmRun:
         checkpoints = self._stage_folder(index) / "checkpoints"
         checkpoint = last_checkpoint(checkpoints, self.processes.is_main)
         self._announce(stage, trainer, objective, len(dataset), checkpoint)
-        with stop, quiet():
+        with stop, quiet(), explain_out_of_memory(partial(self._no_room, stage, arguments.per_device_train_batch_size)):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if trainer.state.global_step < arguments.max_steps:
             raise Interrupted(f"stopped after step {trainer.state.global_step}; the same command resumes the run")
@@ -131,6 +145,13 @@ class _VlmRun:
         self.processes.barrier()
         for reason, count in sorted(dataset.replaced.items()):
             self.say(f"{stage.name}  samples replaced, {reason}: {count}")
+
+    def _no_room(self, stage: VlmStage, micro_batch: int) -> str:
+        return (
+            f"out of memory on {describe_memory(self.device)} in stage {stage.name}, micro-batches of {micro_batch} "
+            f"samples of up to {stage.max_length} tokens; choose another run folder and --set run.micro_batch="
+            f"{max(1, micro_batch // 2)} or run.gradient_checkpointing=true"
+        )
 
     def _dataset(self, assistant: Assistant, stage: VlmStage) -> ConversationDataset:
         rejects = self.run / "rejects.jsonl" if self.processes.is_main else None
@@ -269,7 +290,7 @@ class _VlmRun:
         start = f"resuming from {checkpoint.name}" if checkpoint else "starting"
         self.say(
             f"{stage.name}  {start}: {samples} samples, {trainer.args.max_steps} steps of {stage.batch_size}; trained: "
-            f"{trained}; {str(self.precision).removeprefix('torch.')} on {self.device.type}, "
+            f"{trained}; {describe_device(self.device, self.precision, self.recipe.run.precision)}; "
             f"processes: {self.processes.size}{', sharded' if trainer.is_fsdp_enabled else ''}"
         )
         if self.recipe.run.fsdp and self.processes.size > 1 and not trainer.is_fsdp_enabled:

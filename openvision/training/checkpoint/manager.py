@@ -65,6 +65,8 @@ class Checkpoints:
         self.keep = keep
         self.say = say
         self.written_by = written_by or {}
+        self.restored: JsonObject = {}
+        """`written_by` of the checkpoint that `restore` loaded."""
         self._stager: DefaultStager | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -147,6 +149,7 @@ class Checkpoints:
             return damage
         assert state is not None
         load_tensors(path, model, optimizer, state, self.processes.control)
+        self.restored = state.written_by
         return state.progress
 
     def _write(self, tensors: dict[str, Tensor], state: State) -> None:

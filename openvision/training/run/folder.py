@@ -4,7 +4,8 @@ RUN/recipe.toml   the resolved recipe
 RUN/data.json     samples and manifest hash of every source, and hashes of its shards
 RUN/tokenizer/    the tokenizer, trained or copied when the run starts
 
-How a run is executed may change on resume: number of processes, sharding, data loader, logging and checkpoint periods.
+How a run is executed may change on resume: device, number of processes, sharding, micro-batches, data loader, logging
+and checkpoint periods.
 Any other difference is shown and refused, or accepted with `force` and recorded.
 """
 
@@ -114,7 +115,12 @@ def _fixed_lines(recipe: Recipe, source: str) -> list[str]:
     """TOML lines of a recipe, with defaults for everything that may change on resume."""
     free = {name: field.default for name, field in Run.model_fields.items() if name not in _NUMERIC_KEYS}
     fixed = complete_evaluators(recipe, source).model_copy(
-        update={"run": recipe.run.model_copy(update=free), "parallel": type(recipe.parallel)(), "description": ""}
+        update={
+            "run": recipe.run.model_copy(update=free),
+            "parallel": type(recipe.parallel)(),
+            "stages": tuple(stage.model_copy(update={"micro_batches": 1}) for stage in recipe.stages),
+            "description": "",
+        }
     )
     return dump_recipe(fixed).splitlines()
 

@@ -1,7 +1,8 @@
 """Session history of a run: RUN/sessions.json has one entry for each time that the run was started.
 
-An entry holds the time, host, number of processes, mode, first and last step, code, recipe, data, libraries, duration,
-an estimate of the energy, and the differences that --force accepted. The provenance of the model has a summary.
+An entry holds the time, host, device, number of processes, mode, first and last step, code, recipe, data, libraries,
+duration, an estimate of the energy, and the differences that --force accepted. The provenance of the model has a
+summary.
 """
 
 import json
@@ -21,6 +22,8 @@ from openvision.runtime import Processes
 
 SESSIONS = "sessions.json"
 CODE = "code"
+# What the provenance of a model keeps of a session.
+_SUMMARY = ("started", "device", "processes", "mode", "from_step", "to_step", "accepted")
 # Assumed power of a CPU thread: a core of a server processor under load, with its share of the machine.
 _WATTS_PER_THREAD = 10.0
 # Assumed power of an accelerator that openvision.hardware does not list.
@@ -48,14 +51,28 @@ class SessionHistory:
         self.sessions = read_sessions(run_folder)
         self._begun = time.monotonic()
 
-    def begin(self, recipe_toml: str, data: JsonObject, seed: int, step: int, accepted: list[str]) -> None:
-        """Start a session after `step` updates; `accepted` are the differences that --force accepted."""
+    def begin(
+        self,
+        recipe_toml: str,
+        data: JsonObject,
+        seed: int,
+        step: int,
+        accepted: list[str],
+        moved: str | None = None,
+    ) -> None:
+        """Start a session after `step` updates.
+
+        `accepted` are the differences that --force accepted; `moved` says that another kind of device wrote the
+        checkpoint.
+        """
         described = describe_run(recipe_toml, data["manifest_sha256"], seed, sys.argv)
         self._keep_diff(described)
         self.sessions.append(
             {
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
                 "host": platform.node(),
+                "device": self.processes.device.type,
+                "moved": moved,
                 "processes": self.processes.size,
                 "mode": self.mode,
                 "from_step": step,
@@ -81,10 +98,7 @@ class SessionHistory:
     def summary(self) -> JsonObject:
         """Summary of all sessions for the provenance of a model."""
         return {
-            "sessions": [
-                {key: each.get(key) for key in ("started", "processes", "mode", "from_step", "to_step", "accepted")}
-                for each in self.sessions
-            ],
+            "sessions": [{key: each.get(key) for key in _SUMMARY} for each in self.sessions],
             "wall_clock_seconds": round(sum(each["seconds"] for each in self.sessions), 1),
             "energy_kwh": round(sum(each["energy"]["kwh"] for each in self.sessions), 6),
             "energy_method": self.sessions[-1]["energy"]["method"] if self.sessions else "",
@@ -109,9 +123,10 @@ class SessionHistory:
     def _energy(self, seconds: float) -> JsonObject:
         """Estimate of the energy from power limits; nothing is measured."""
         size, threads = self.processes.size, torch.get_num_threads()
-        if torch.cuda.is_available():
-            name = torch.cuda.get_device_name().lower()
-            known = next((device for key, device in DEVICES.items() if device.gpu and key in name), None)
+        device = self.processes.device
+        if device.type == "cuda":
+            name = torch.cuda.get_device_name(device).lower()
+            known = next((one for key, one in DEVICES.items() if one.gpu and key in name), None)
             watts = known.watts if known else _WATTS_PER_ACCELERATOR
             method = f"power limit of {size} accelerators, {watts:.0f} W each; host and cooling not counted"
         else:

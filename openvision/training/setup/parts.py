@@ -9,7 +9,7 @@ import torch
 from openvision.data.mixture import Mixture
 from openvision.data.shards.dataset import ShardDataset
 from openvision.evaluation.evaluators.base import Evaluator
-from openvision.files import make_folder
+from openvision.files import JsonObject, make_folder
 from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import OpenVision2
 from openvision.recipe.schema import Recipe, dump_recipe
@@ -79,7 +79,7 @@ class RunParts:
         return (
             f"{start}: {len(self.dataset)} samples, {total / 1e6:.1f}M parameters ({vision / 1e6:.1f}M in "
             f"the vision encoder), {len(recipe.stages)} stages, {recipe.steps} steps, {many}"
-            f"{describe_device(processes.device, self.precision)}"
+            f"{describe_device(processes.device, self.precision, recipe.run.precision)}"
         )
 
 
@@ -96,6 +96,7 @@ def set_up_run(
     `force` accepts a recipe or data other than the run was begun with, and records it; `say` is told what a person
     should know. Raises OpenVisionError for what does not fit or cannot be read.
     """
+    precision = resolve_precision(recipe.run.precision, processes.device)
     recipe = complete_evaluators(recipe, f"recipe {recipe.name}")
     make_folder(run_folder)
     accepted = claim_recipe(recipe, run_folder, force) if processes.is_main else []
@@ -120,12 +121,20 @@ def set_up_run(
         processes,
         keep=recipe.run.checkpoints_kept,
         say=say,
-        written_by={"mode": model.mode, "manifest_sha256": dataset.manifest_hash()},
+        written_by={
+            "mode": model.mode,
+            "manifest_sha256": dataset.manifest_hash(),
+            "device": processes.device.type,
+            "precision": str(precision).removeprefix("torch."),
+        },
     )
     progress = store.restore(model.module, optimizer)
     record = SessionHistory(run_folder, processes, model.mode) if processes.is_main else None
     if record is not None:
-        record.begin(dump_recipe(recipe), identity, recipe.seed, progress.step, [*accepted, *changes])
+        moved = _moved(store.restored, store.written_by)
+        if moved is not None:
+            say(f"{moved}: allowed, and not bit-identical to a run on one kind of device")
+        record.begin(dump_recipe(recipe), identity, recipe.seed, progress.step, [*accepted, *changes], moved)
     return RunParts(
         recipe=recipe,
         folder=run_folder,
@@ -137,9 +146,20 @@ def set_up_run(
         model=model,
         objective=build_objective(model, recipe.loss, tokenizer.bos_id),
         optimizer=optimizer,
-        precision=resolve_precision(recipe.run.precision, processes.device),
+        precision=precision,
         checkpoints=store,
         progress=progress,
         evaluators=evaluators,
         record=record,
     )
+
+
+def _moved(before: JsonObject, now: JsonObject) -> str | None:
+    """A sentence when the restored checkpoint was written on another kind of device; None otherwise.
+
+    Checkpoints of earlier versions do not say where they were written.
+    """
+    if before.get("device", now["device"]) == now["device"]:
+        return None
+    was, is_now = (f"{by['precision']} on {by['device']}" for by in (before, now))
+    return f"the checkpoint was written in {was}, this session continues in {is_now}"

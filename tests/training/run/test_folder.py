@@ -10,6 +10,7 @@ from openvision.recipe.schema import dump_recipe
 from openvision.training.run.folder import claim_data, claim_recipe
 from openvision.training.run.sessions import read_sessions
 from openvision.training.setup.data import open_training_data
+from openvision.training.setup.parts import set_up_run
 from openvision.training.trainer import Trainer
 
 
@@ -30,6 +31,8 @@ def test_another_recipe_is_refused_with_the_difference(tiny_recipe, tmp_path):
 def test_how_a_run_is_carried_out_may_change(tiny_recipe, tmp_path):
     claim_recipe(tiny_recipe, tmp_path)
     other = changed(changed(tiny_recipe, "run", checkpoint_every=7, loader_workers=2), "parallel", mode="fsdp")
+    other = changed(other, "run", device="cuda:1")
+    other = other.model_copy(update={"stages": tuple(s.model_copy(update={"micro_batches": 4}) for s in other.stages)})
     assert claim_recipe(other, tmp_path) == []
     assert (tmp_path / "recipe.toml").read_text() == dump_recipe(other)
     with pytest.raises(OpenVisionError, match=r"-precision = \"float32\"\n  \+precision = \"bfloat16\""):
@@ -96,3 +99,27 @@ def test_what_differs_from_the_commit_is_kept(tiny_run):
         assert not (tiny_run / "code").exists()
     else:
         assert (tiny_run / "code" / f"{git['dirty_diff_sha256'][:12]}.diff").stat().st_size > 0
+
+
+def test_another_kind_of_device_is_said_once_and_recorded(tiny_recipe, shapes_folder, tmp_path):
+    def resumed() -> list[str]:
+        said: list[str] = []
+        parts = set_up_run(tiny_recipe, shapes_folder, tmp_path, say=said.append)
+        parts.progress.step += 1
+        parts.checkpoints.save(parts.model.module, parts.optimizer, parts.progress)
+        parts.checkpoints.close()
+        return said
+
+    parts = set_up_run(tiny_recipe, shapes_folder, tmp_path)
+    parts.checkpoints.written_by |= {"device": "cuda", "precision": "bfloat16"}
+    parts.progress.step = 1
+    parts.checkpoints.save(parts.model.module, parts.optimizer, parts.progress)
+    parts.checkpoints.close()
+    moved = "the checkpoint was written in bfloat16 on cuda, this session continues in float32 on cpu"
+    assert resumed() == [f"{moved}: allowed, and not bit-identical to a run on one kind of device"]
+    assert resumed() == []
+    assert [(session["device"], session["moved"]) for session in read_sessions(tmp_path)] == [
+        ("cpu", None),
+        ("cpu", moved),
+        ("cpu", None),
+    ]

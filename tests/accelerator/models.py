@@ -1,0 +1,12 @@
+"""The three kinds of model, small."""
+
+TOWER = {"width": 32, "depth": 2, "mlp_dim": 48, "heads": 2}
+DECODER = {**TOWER, "vocab_size": 400, "caption_length": 24}
+VISION = {**TOWER, "patch_size": 8, "image_size": 32}
+CLIP = {"embed_dim": 16, "vision": VISION, "text": {**TOWER, "vocab_size": 400, "context_length": 16}}
+# Model and loss of a recipe.
+MODELS: dict[str, tuple[dict, dict]] = {
+    "openvision": ({**CLIP, "decoder": DECODER}, {}),
+    "clip": (CLIP, {"caption": 0, "texts": ["alt"]}),
+    "openvision2": ({"kind": "openvision2", "vision": VISION, "decoder": DECODER}, {"contrastive": 0, "texts": []}),
+}

@@ -1,0 +1,173 @@
+"""Blocks, towers, decoders and losses compile as one graph each, and another resolution recompiles them once.
+
+The backend "aot_eager" traces forward and backward pass as the real compiler does and runs them as they are, on any
+machine. A second resolution makes the shapes dynamic.
+"""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from openvision.models.autoregressive import (
+    AutoregressiveCaptionDecoder,
+    AutoregressiveDecoderConfig,
+    TextPositions,
+)
+from openvision.models.decoder import DecoderBlock, DecoderConfig, ParallelCaptionDecoder, causal_mask
+from openvision.models.layers import Block
+from openvision.models.text import TextConfig, TextTransformer
+from openvision.models.vision import VisionConfig, VisionTransformer
+from openvision.objectives import caption
+from openvision.objectives.contrastive import contrastive_losses
+from openvision.runtime import autocast
+
+WIDTH, VOCABULARY, QUERIES = 32, 100, 12
+SHAPE = {"width": WIDTH, "depth": 2, "mlp_dim": 48, "heads": 2}
+RESOLUTIONS = (32, 48)
+Case = tuple[Tensor, ...]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled_once(
+    function: Callable[..., Tensor | tuple[Tensor, ...]],
+    inputs: Callable[[int], Case],
+    precision: torch.dtype = torch.float32,
+    graphs: int = 2,
+    resolutions: tuple[int, ...] = RESOLUTIONS,
+) -> None:
+    """Forward and backward pass at all resolutions in one graph without breaks, compiled at most `graphs` times."""
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for resolution in resolutions:
+        case = inputs(resolution)
+        with autocast("cpu", precision):
+            outputs = [function(*case), compiled(*case)]
+        plain, found = (torch.cat([x.flatten() for x in _tuple(each)]) for each in outputs)
+        torch.testing.assert_close(found, plain, atol=2e-2 if precision == torch.bfloat16 else 1e-5, rtol=1e-4)
+        found.float().sum().backward()
+    assert counters["stats"]["unique_graphs"] <= graphs
+    assert not counters["graph_break"]
+
+
+def _tuple(x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return x if isinstance(x, tuple) else (x,)
+
+
+def patches(resolution: int) -> int:
+    return (resolution // 8) ** 2
+
+
+def tokens(length: int, batch: int = 2) -> Tensor:
+    return torch.randn(batch, length, WIDTH)
+
+
+def images(resolution: int) -> Tensor:
+    return torch.randint(0, 256, (2, 3, resolution, resolution), dtype=torch.uint8)
+
+
+def some(count: int) -> Tensor:
+    """Numbers of a quarter of `count` things, for two samples."""
+    return torch.randint(0, count, (2, count // 4))
+
+
+def ids(length: int) -> Tensor:
+    return torch.randint(0, VOCABULARY, (2, length))
+
+
+BLOCKS: dict[str, tuple[type[nn.Module], Callable[[int], Case]]] = {
+    "forward": (Block, lambda r: (tokens(1 + patches(r)),)),
+    "forward_rows": (Block, lambda r: (tokens(1 + patches(r)), some(patches(r)))),
+    "forward_prefix": (
+        DecoderBlock,
+        lambda r: (tokens(patches(r)), tokens(QUERIES), causal_mask(QUERIES, patches(r), torch.device("cpu"))),
+    ),
+    "forward_queries": (
+        DecoderBlock,
+        lambda r: (tokens(patches(r)), tokens(QUERIES), causal_mask(QUERIES, patches(r), torch.device("cpu"))),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("entry", "precision"), [*((entry, torch.float32) for entry in BLOCKS), ("forward_prefix", torch.bfloat16)]
+)
+def test_every_way_into_a_block(entry, precision):
+    kind, inputs = BLOCKS[entry]
+    block = kind(WIDTH, 2, 48, "tanh") if kind is Block else kind(WIDTH, 2, 48)
+
+    def in_precision(resolution: int) -> Case:
+        return tuple(x.to(precision) if x.is_floating_point() else x for x in inputs(resolution))
+
+    # The second graph serves all resolutions that follow.
+    compiled_once(getattr(block, entry), in_precision, precision, resolutions=(*RESOLUTIONS, 64))
+
+
+def test_a_block_with_stochastic_depth():
+    block = Block(WIDTH, 2, 48, "none")
+
+    def inputs(resolution: int) -> Case:
+        # Drawn anew at every step.
+        block.branch_scale = torch.rand(2, 2)
+        return BLOCKS["forward"][1](resolution)
+
+    compiled_once(block.forward, inputs)
+
+
+def test_the_vision_tower():
+    tower = VisionTransformer(VisionConfig(**{**SHAPE, "depth": 1}, patch_size=8, image_size=32), 16)
+    compiled_once(tower.encode_image, lambda r: (images(r),))
+
+
+def test_the_vision_tower_where_a_share_of_the_patches_is_read():
+    tower = VisionTransformer(VisionConfig(**SHAPE, patch_size=8, image_size=32), None)
+    compiled_once(tower.patch_tokens, lambda r: (images(r), some(patches(r))))
+
+
+@pytest.mark.parametrize("token_rows", [None, 0, 1])
+def test_the_text_tower(token_rows):
+    tower = TextTransformer(TextConfig(**SHAPE, vocab_size=VOCABULARY, context_length=16), 16)
+    # A text has the same length at every resolution.
+    compiled_once(lambda x: tower.forward_features(x, token_rows).pooled, lambda _: (ids(16),), graphs=1)
+
+
+def test_the_parallel_caption_decoder():
+    decoder = ParallelCaptionDecoder(DecoderConfig(**SHAPE, vocab_size=VOCABULARY, caption_length=12), WIDTH, WIDTH)
+    compiled_once(decoder, lambda r: (tokens(patches(r)), tokens(15)))
+
+
+@pytest.mark.parametrize("positions", ["none", "sincos"])
+def test_the_autoregressive_caption_decoder(positions: TextPositions):
+    config = AutoregressiveDecoderConfig(
+        **SHAPE, vocab_size=VOCABULARY, caption_length=12, text_positions=positions, image_attention="causal"
+    )
+    compiled_once(AutoregressiveCaptionDecoder(config, WIDTH), lambda r: (tokens(patches(r) // 3), ids(12)))
+
+
+@pytest.mark.parametrize("chunk", [2**20, 40], ids=["plain", "chunked"])
+def test_the_contrastive_loss(chunk):
+    def inputs(_: int) -> Case:
+        unit = nn.functional.normalize(torch.randn(3, 8, 16), dim=-1).requires_grad_()
+        return unit[0], unit[1:], torch.tensor(10.0, requires_grad=True)
+
+    # The batch is the same at every resolution.
+    compiled_once(lambda *case: contrastive_losses(*case, chunk=chunk), inputs, graphs=1)
+
+
+def test_the_caption_loss():
+    """What runs on the device; which tokens are targets is found on the CPU, before."""
+    weight = torch.randn(VOCABULARY, WIDTH, requires_grad=True)
+
+    def inputs(_: int) -> Case:
+        counts = (torch.arange(20) < 17).float()
+        return torch.randn(20, WIDTH, requires_grad=True), weight, torch.randint(0, VOCABULARY, (20,)), counts
+
+    compiled_once(lambda *case: caption._LinearCrossEntropy.apply(*case, 8), inputs, graphs=1)

@@ -1,0 +1,47 @@
+"""Every place that asks for the kind of a device is in the table of docs/decisions.md, and no other is."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "openvision"
+ASKS = re.compile(
+    r"""\.type\s*[!=]=\s*["'](cuda|cpu|mps)["']|\bis_cuda\b|(cuda|mps)\.is_available\(\)|\bdevice\s*[!=]=\s*["'](cuda|cpu|mps)["']"""
+)
+
+
+def places() -> Iterator[str]:
+    """Dotted names of the functions whose own lines ask, or of the module."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        text = path.read_text(encoding="utf-8")
+        lines = text.splitlines()
+        owners = dict.fromkeys(range(1, len(lines) + 1), module)
+        _own(ast.parse(text), module, owners)
+        for number, line in enumerate(lines, start=1):
+            if ASKS.search(line):
+                yield owners[number]
+
+
+def _own(node: ast.AST, name: str, owners: dict[int, str]) -> None:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.ClassDef):
+            own = f"{name}.{child.name}"
+            owners |= dict.fromkeys(range(child.lineno, (child.end_lineno or child.lineno) + 1), own)
+            _own(child, own, owners)
+        else:
+            _own(child, name, owners)
+
+
+def test_every_branch_on_the_kind_of_device_is_listed():
+    text = (ROOT / "docs/decisions.md").read_text(encoding="utf-8")
+    section = text.partition("## Branches on the kind of device")[2].partition("\n## ")[0]
+    listed = {
+        name
+        for row in section.splitlines()
+        if row.startswith("|")
+        for name in re.findall(r"`([\w.]+)`", row.split("|")[1])
+    }
+    assert listed == set(places())
