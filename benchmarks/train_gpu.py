@@ -287,7 +287,19 @@ def loader_fed(case: Case) -> dict[str, Any]:
         recipe.write_text(loader_recipe(case))
         data, run = Path(folder) / "data", Path(folder) / "run"
         command = [sys.executable, "-m", "openvision.cli.main"]
-        make = ["data", "scenes", data, "--train", images, "--held-out", 100, "--objects", 20, "--size", max(96, resolution)]
+        make = [
+            "data",
+            "scenes",
+            data,
+            "--train",
+            images,
+            "--held-out",
+            100,
+            "--objects",
+            20,
+            "--size",
+            max(96, resolution),
+        ]
         subprocess.run([*command, *map(str, make)], check=True, stdout=subprocess.DEVNULL)
         train = ["train", recipe, "--run", run, "--data", data, *(f"--set={setting}" for setting in settings)]
         subprocess.run([*command, *map(str, train)], check=True, stdout=sys.stderr)

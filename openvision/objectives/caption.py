@@ -14,9 +14,9 @@ from torch.autograd.function import once_differentiable
 from openvision.runtime import send
 
 # Logits held at a time: 2^22 float32 are 16 MiB, which stays near the processor's caches. An accelerator wants larger
-# products, and reads and writes the gradient of the head once a chunk: 2^27 are 512 MiB.
+# products, and reads and writes the gradient of the head once a chunk: 2^26 are 256 MiB.
 CHUNK_LOGITS = 2**22
-CHUNK_LOGITS_ON_ACCELERATOR = 2**27
+CHUNK_LOGITS_ON_ACCELERATOR = 2**26
 # On an accelerator the number of targets is rounded up to a multiple of this.
 PADDED_TARGETS = 1024
 

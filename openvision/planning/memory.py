@@ -15,6 +15,7 @@ from openvision.models.flops import AnyTower, patches_of
 from openvision.models.kernels.dispatch import EXPLICIT_KEYS_ON_CPU
 from openvision.models.openvision2 import ModelConfig
 from openvision.objectives.caption import CHUNK_LOGITS as CAPTION_CHUNK
+from openvision.objectives.caption import CHUNK_LOGITS_ON_ACCELERATOR as CAPTION_CHUNK_ON_GPU
 from openvision.objectives.contrastive import CHUNK_LOGITS as CONTRASTIVE_CHUNK
 from openvision.planning.parameters import Parameters
 
@@ -187,7 +188,9 @@ class LossMemory:
         return self.contrastive_chunked + self.caption_chunked
 
 
-def loss_memory(config: ModelConfig, local_batch: int, global_batch: int, texts: int, micro_batch: int) -> LossMemory:
+def loss_memory(
+    config: ModelConfig, local_batch: int, global_batch: int, texts: int, micro_batch: int, gpu: bool = True
+) -> LossMemory:
     """Memory of the losses on one device.
 
     Args:
@@ -196,6 +199,7 @@ def loss_memory(config: ModelConfig, local_batch: int, global_batch: int, texts:
         global_batch: samples of all devices together.
         texts: kinds of texts contrasted with an image.
         micro_batch: samples whose captions are predicted at a time.
+        gpu: whether the device is one.
     """
     plain = chunked = 0.0
     if config.embed_dim is not None:
@@ -211,7 +215,7 @@ def loss_memory(config: ModelConfig, local_batch: int, global_batch: int, texts:
     rows, gradient = micro_batch * decoder.caption_length, FLOAT * decoder.vocab_size * decoder.width
     logits = FLOAT * rows * decoder.vocab_size
     valid = 3 * FLOAT * rows * decoder.width
-    caption_chunked = min(3 * logits, 3 * FLOAT * CAPTION_CHUNK) + gradient + valid
+    caption_chunked = min(3 * logits, 3 * FLOAT * (CAPTION_CHUNK_ON_GPU if gpu else CAPTION_CHUNK)) + gradient + valid
     return LossMemory(plain, chunked, 3 * logits + gradient, caption_chunked)
 
 
@@ -236,7 +240,7 @@ def peak_bytes(
     whole = sum(state.values())
     low, high = (micro_batch * value for value in activation_bytes(config, resolution, texts, setting))
     work = micro_batch * max(stack.work_bytes(setting) for stack in stacks(config, resolution, texts))
-    loss = loss_memory(config, local_batch, local_batch * setting.devices, texts, micro_batch).ours
+    loss = loss_memory(config, local_batch, local_batch * setting.devices, texts, micro_batch, setting.gpu).ours
     fixed = FIXED[setting.gpu]
     # In one batch, gradients replace activations during backward; with micro-batches they are there all along.
     growing = state["gradients"] if micro_batch == local_batch else 0.0

@@ -43,7 +43,7 @@ from openvision.training.checkpoint.folders import (
 )
 
 if TYPE_CHECKING:
-    from torch.distributed.checkpoint.staging import DefaultStager
+    from openvision.training.checkpoint.tensors import Stager
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class Checkpoints:
         self.written_by = written_by or {}
         self.restored: JsonObject = {}
         """`written_by` of the checkpoint that `restore` loaded."""
-        self._stager: DefaultStager | None = None
+        self._stager: Stager | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._written: int | None = None
@@ -80,7 +80,7 @@ class Checkpoints:
 
         Waits for the previous save, whose staging memory it reuses.
         """
-        from openvision.training.checkpoint.tensors import gather_state, make_stager
+        from openvision.training.checkpoint.tensors import Stager, gather_state
 
         self.finish()
         if progress.step == self._written:
@@ -88,9 +88,8 @@ class Checkpoints:
         tensors, numbers = gather_state(model, optimizer)
         time = datetime.now(UTC).isoformat(timespec="seconds")
         state = State(deepcopy(progress), numbers, {**self.written_by, "processes": self.processes.size, "time": time})
-        self._stager = self._stager or make_stager()
+        self._stager = self._stager or Stager()
         copies = self._stager.stage(tensors)
-        assert isinstance(copies, dict), "staging is synchronous"
         self._pending = self._thread.submit(self._write, copies, state)
 
     @property

@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import STORAGE_TYPES, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
@@ -185,10 +185,21 @@ def _files_of(tensors: dict[str, Tensor]) -> dict[str, int]:
     return numbers
 
 
-def make_stager() -> DefaultStager:
-    """Stager that copies a state to the CPU and reuses its memory."""
-    pinned = torch.cuda.is_available()
-    options = StagingOptions(
-        use_pinned_memory=pinned, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=pinned
-    )
-    return DefaultStager(options)
+class Stager:
+    """Copies a state to the CPU, into the same memory each time."""
+
+    def __init__(self) -> None:
+        self._pinned = torch.cuda.is_available()
+        # torch's public stager around it forgets its memory after each copy in 2.11, and fails at the second.
+        self._stager = StateDictStager(pin_memory=self._pinned, share_memory=False)
+
+    def stage(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same tensors on the CPU, complete when this returns."""
+        copies = self._stager.stage(tensors, non_blocking=self._pinned)
+        if self._pinned:
+            torch.cuda.synchronize()
+        return copies
+
+    def close(self) -> None:
+        """Free the memory."""
+        self._stager.close()
