@@ -277,11 +277,21 @@ def loader_fed(case: Case) -> dict[str, Any]:
     """`openvision train` of L/14 with all losses, one stage, from JPEG shards; the last lines of its log count."""
     size, resolution = (4, 28) if case.smoke else (case.batches[0], case.resolution)
     steps, images = (4, 2000) if case.smoke else (40, 8192)
-    settings = ["run.log_every=2" if case.smoke else "run.log_every=10"]
-    settings += [f"stages.0.resolution={resolution}", f"stages.0.batch_size={size}", f"stages.0.samples={size * steps}"]
-    settings += ["stages.0.warmup_samples=0", "data.alt_key=alt", "data.synthetic_key=synthetic", "data.train=train"]
-    settings += ["data.order=global", f"run.device={case.device}", f"run.compile={str(not case.smoke).lower()}"]
-    settings += ["run.loader_workers=2" if case.smoke else "run.loader_workers=12", "run.loader_threads=1"]
+    values = {
+        "model.vision.image_size": resolution,
+        "stages.0.resolution": resolution,
+        "stages.0.batch_size": size,
+        "stages.0.samples": size * steps,
+        "stages.0.warmup_samples": 0,
+        "data.train": "train",
+        "data.synthetic_key": "synthetic",
+        "data.order": "global",
+        "run.device": case.device,
+        "run.compile": str(not case.smoke).lower(),
+        "run.log_every": 2 if case.smoke else 10,
+        "run.loader_workers": 2 if case.smoke else 12,
+        "run.loader_threads": 1,
+    }
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.toml"
         recipe.write_text(loader_recipe(case))
@@ -301,7 +311,15 @@ def loader_fed(case: Case) -> dict[str, Any]:
             max(96, resolution),
         ]
         subprocess.run([*command, *map(str, make)], check=True, stdout=subprocess.DEVNULL)
-        train = ["train", recipe, "--run", run, "--data", data, *(f"--set={setting}" for setting in settings)]
+        train = [
+            "train",
+            recipe,
+            "--run",
+            run,
+            "--data",
+            data,
+            *(f"--set={key}={value}" for key, value in values.items()),
+        ]
         subprocess.run([*command, *map(str, train)], check=True, stdout=sys.stderr)
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     timed = [line for line in lines if "images_per_second" in line][1:]
