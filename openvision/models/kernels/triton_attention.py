@@ -22,6 +22,8 @@ BLOCK = 64
 """Rows and columns of scores that are computed at a time."""
 SMALLEST = 16
 """The least that matrix units take."""
+LOG2_E: tl.constexpr = tl.constexpr(math.log2(math.e))
+"""Exponentials are to base 2. Constants, not arguments: compiled code would pass a float as float64."""
 WARPS, STAGES = 4, 3
 """Best of seven choices on an H200, 257 tokens and heads of 64 (docs/decisions.md)."""
 
@@ -52,13 +54,13 @@ def _store_tile(x, tile, start, end, stride, ROWS: tl.constexpr, WIDTH: tl.const
 
 @triton.jit
 def _attend(
-    query, k, v, column, row, queries, keys, scale, k_token, v_token, maximum, total, attended,
+    query, k, v, column, row, queries, keys, k_token, v_token, maximum, total, attended,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, CAUSAL: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Take the keys from `column` on into the running softmax of some rows."""
     key = _tile(k, column, keys, k_token, COLUMNS, WIDTH, WHOLE)
     value = _tile(v, column, keys, v_token, COLUMNS, WIDTH, WHOLE)
-    scores = tl.dot(query, tl.trans(key)) * scale
+    scores = tl.dot(query, tl.trans(key)) * (LOG2_E * WIDTH**-0.5)
     if not WHOLE:
         columns = (column + tl.arange(0, COLUMNS))[None, :]
         seen = columns < keys
@@ -75,7 +77,7 @@ def _attend(
 
 @triton.jit
 def _forward_rows(
-    q, k, v, out, sums, row, queries, keys, scale, q_token, k_token, v_token, out_token,
+    q, k, v, out, sums, row, queries, keys, q_token, k_token, v_token, out_token,
     ROWS: tl.constexpr, CAUSAL: tl.constexpr, KEYS_LEFT: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     query = _tile(q, row, queries, q_token, ROWS, WIDTH, ROWS == SIZE)
@@ -88,19 +90,19 @@ def _forward_rows(
         whole = (row + keys - queries + 1) // SIZE * SIZE
     for column in range(0, whole, SIZE):
         maximum, total, attended = _attend(
-            query, k, v, column, row, queries, keys, scale, k_token, v_token, maximum, total, attended,
+            query, k, v, column, row, queries, keys, k_token, v_token, maximum, total, attended,
             ROWS, SIZE, WIDTH, CAUSAL, True,
         )  # fmt: skip
     if CAUSAL:
         end = tl.minimum(row + ROWS + keys - queries, keys)
         for column in range(whole, end, SIZE):
             maximum, total, attended = _attend(
-                query, k, v, column, row, queries, keys, scale, k_token, v_token, maximum, total, attended,
+                query, k, v, column, row, queries, keys, k_token, v_token, maximum, total, attended,
                 ROWS, SIZE, WIDTH, CAUSAL, False,
             )  # fmt: skip
     elif KEYS_LEFT > 0:
         maximum, total, attended = _attend(
-            query, k, v, whole, row, queries, keys, scale, k_token, v_token, maximum, total, attended,
+            query, k, v, whole, row, queries, keys, k_token, v_token, maximum, total, attended,
             ROWS, KEYS_LEFT, WIDTH, CAUSAL, False,
         )  # fmt: skip
     _store_tile(out, attended / total[:, None], row, queries, out_token, ROWS, WIDTH)
@@ -110,7 +112,7 @@ def _forward_rows(
 
 @triton.jit
 def _forward(
-    q, k, v, out, sums, heads, queries, keys, scale,
+    q, k, v, out, sums, heads, queries, keys,
     q_sample, q_head, q_token, k_sample, k_head, k_token, v_sample, v_head, v_token,
     out_sample, out_head, out_token,
     CAUSAL: tl.constexpr, ROWS_LEFT: tl.constexpr, KEYS_LEFT: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr,
@@ -121,12 +123,12 @@ def _forward(
     row = tl.program_id(0) * SIZE
     if row + SIZE <= queries:
         _forward_rows(
-            q, k, v, out, sums, row, queries, keys, scale, q_token, k_token, v_token, out_token,
+            q, k, v, out, sums, row, queries, keys, q_token, k_token, v_token, out_token,
             SIZE, CAUSAL, KEYS_LEFT, WIDTH, SIZE,
         )  # fmt: skip
     elif ROWS_LEFT > 0:
         _forward_rows(
-            q, k, v, out, sums, row, queries, keys, scale, q_token, k_token, v_token, out_token,
+            q, k, v, out, sums, row, queries, keys, q_token, k_token, v_token, out_token,
             ROWS_LEFT, CAUSAL, KEYS_LEFT, WIDTH, SIZE,
         )  # fmt: skip
 
@@ -148,7 +150,7 @@ def _row_products(
 
 @triton.jit
 def _add_row(
-    q, grad, key, value, sums, products, grad_key, grad_value, row, column, queries, keys, scale, q_token, grad_token,
+    q, grad, key, value, sums, products, grad_key, grad_value, row, column, queries, keys, q_token, grad_token,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CAUSAL: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Add what the rows from `row` on say of the gradients of some keys and values."""
@@ -158,7 +160,7 @@ def _add_row(
     logarithm = tl.load(sums + rows, mask=rows < queries, other=0.0)
     product = tl.load(products + rows, mask=rows < queries, other=0.0)
     # Transposed, (COLUMNS, ROWS): so both stand on the left of the products below. Rows past the end add nothing.
-    probabilities = tl.exp2(tl.dot(key, tl.trans(query)) * scale - logarithm[None, :])
+    probabilities = tl.exp2(tl.dot(key, tl.trans(query)) * (LOG2_E * WIDTH**-0.5) - logarithm[None, :])
     if not WHOLE:
         if CAUSAL:
             columns = column + tl.arange(0, COLUMNS)
@@ -171,7 +173,7 @@ def _add_row(
 
 @triton.jit
 def _backward_columns(
-    q, k, v, grad, sums, products, grad_k, grad_v, column, queries, keys, scale, gain,
+    q, k, v, grad, sums, products, grad_k, grad_v, column, queries, keys,
     q_token, k_token, v_token, grad_token, grad_k_token, grad_v_token,
     COLUMNS: tl.constexpr, CAUSAL: tl.constexpr, ROWS_LEFT: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
@@ -187,28 +189,28 @@ def _backward_columns(
         full = tl.minimum((tl.maximum(column + COLUMNS - 1 - (keys - queries), 0) + SIZE - 1) // SIZE * SIZE, queries)
         for row in range(first, full, SIZE):
             grad_key, grad_value = _add_row(
-                q, grad, key, value, sums, products, grad_key, grad_value, row, column, queries, keys, scale,
+                q, grad, key, value, sums, products, grad_key, grad_value, row, column, queries, keys,
                 q_token, grad_token, SIZE, COLUMNS, CAUSAL, WIDTH, False,
             )  # fmt: skip
     whole = queries // SIZE * SIZE
     for row in range(full, whole, SIZE):
         grad_key, grad_value = _add_row(
-            q, grad, key, value, sums, products, grad_key, grad_value, row, column, queries, keys, scale,
+            q, grad, key, value, sums, products, grad_key, grad_value, row, column, queries, keys,
             q_token, grad_token, SIZE, COLUMNS, CAUSAL, WIDTH, WHOLE,
         )  # fmt: skip
     if ROWS_LEFT > 0:
         if full <= whole:
             grad_key, grad_value = _add_row(
-                q, grad, key, value, sums, products, grad_key, grad_value, whole, column, queries, keys, scale,
+                q, grad, key, value, sums, products, grad_key, grad_value, whole, column, queries, keys,
                 q_token, grad_token, ROWS_LEFT, COLUMNS, CAUSAL, WIDTH, False,
             )  # fmt: skip
-    _store_tile(grad_k, grad_key * gain, column, keys, grad_k_token, COLUMNS, WIDTH)
+    _store_tile(grad_k, grad_key * WIDTH**-0.5, column, keys, grad_k_token, COLUMNS, WIDTH)
     _store_tile(grad_v, grad_value, column, keys, grad_v_token, COLUMNS, WIDTH)
 
 
 @triton.jit
 def _backward_keys(
-    q, k, v, grad, sums, products, grad_k, grad_v, heads, queries, keys, scale, gain,
+    q, k, v, grad, sums, products, grad_k, grad_v, heads, queries, keys,
     q_sample, q_head, q_token, k_sample, k_head, k_token, v_sample, v_head, v_token,
     grad_sample, grad_head, grad_token,
     grad_k_sample, grad_k_head, grad_k_token, grad_v_sample, grad_v_head, grad_v_token,
@@ -223,13 +225,13 @@ def _backward_keys(
     column = tl.program_id(0) * SIZE
     if column + SIZE <= keys:
         _backward_columns(
-            q, k, v, grad, sums, products, grad_k, grad_v, column, queries, keys, scale, gain,
+            q, k, v, grad, sums, products, grad_k, grad_v, column, queries, keys,
             q_token, k_token, v_token, grad_token, grad_k_token, grad_v_token,
             SIZE, CAUSAL, ROWS_LEFT, WIDTH, SIZE,
         )  # fmt: skip
     elif KEYS_LEFT > 0:
         _backward_columns(
-            q, k, v, grad, sums, products, grad_k, grad_v, column, queries, keys, scale, gain,
+            q, k, v, grad, sums, products, grad_k, grad_v, column, queries, keys,
             q_token, k_token, v_token, grad_token, grad_k_token, grad_v_token,
             KEYS_LEFT, CAUSAL, ROWS_LEFT, WIDTH, SIZE,
         )  # fmt: skip
@@ -237,13 +239,13 @@ def _backward_keys(
 
 @triton.jit
 def _add_columns(
-    query, out_gradient, logarithm, product, k, v, grad_query, row, column, queries, keys, scale, k_token, v_token,
+    query, out_gradient, logarithm, product, k, v, grad_query, row, column, queries, keys, k_token, v_token,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CAUSAL: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Add what the keys from `column` on say of the gradients of some queries."""
     key = _tile(k, column, keys, k_token, COLUMNS, WIDTH, WHOLE)
     value = _tile(v, column, keys, v_token, COLUMNS, WIDTH, WHOLE)
-    probabilities = tl.exp2(tl.dot(query, tl.trans(key)) * scale - logarithm[:, None])
+    probabilities = tl.exp2(tl.dot(query, tl.trans(key)) * (LOG2_E * WIDTH**-0.5) - logarithm[:, None])
     if not WHOLE:
         columns = (column + tl.arange(0, COLUMNS))[None, :]
         seen = columns < keys
@@ -256,7 +258,7 @@ def _add_columns(
 
 @triton.jit
 def _backward_rows(
-    q, k, v, grad, sums, products, grad_q, row, queries, keys, scale, gain,
+    q, k, v, grad, sums, products, grad_q, row, queries, keys,
     q_token, k_token, v_token, grad_token, grad_q_token,
     ROWS: tl.constexpr, CAUSAL: tl.constexpr, KEYS_LEFT: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
@@ -271,26 +273,26 @@ def _backward_rows(
         whole = (row + keys - queries + 1) // SIZE * SIZE
     for column in range(0, whole, SIZE):
         grad_query = _add_columns(
-            query, out_gradient, logarithm, product, k, v, grad_query, row, column, queries, keys, scale,
+            query, out_gradient, logarithm, product, k, v, grad_query, row, column, queries, keys,
             k_token, v_token, ROWS, SIZE, CAUSAL, WIDTH, True,
         )  # fmt: skip
     if CAUSAL:
         for column in range(whole, tl.minimum(row + ROWS + keys - queries, keys), SIZE):
             grad_query = _add_columns(
-                query, out_gradient, logarithm, product, k, v, grad_query, row, column, queries, keys, scale,
+                query, out_gradient, logarithm, product, k, v, grad_query, row, column, queries, keys,
                 k_token, v_token, ROWS, SIZE, CAUSAL, WIDTH, False,
             )  # fmt: skip
     elif KEYS_LEFT > 0:
         grad_query = _add_columns(
-            query, out_gradient, logarithm, product, k, v, grad_query, row, whole, queries, keys, scale,
+            query, out_gradient, logarithm, product, k, v, grad_query, row, whole, queries, keys,
             k_token, v_token, ROWS, KEYS_LEFT, CAUSAL, WIDTH, False,
         )  # fmt: skip
-    _store_tile(grad_q, grad_query * gain, row, queries, grad_q_token, ROWS, WIDTH)
+    _store_tile(grad_q, grad_query * WIDTH**-0.5, row, queries, grad_q_token, ROWS, WIDTH)
 
 
 @triton.jit
 def _backward_queries(
-    q, k, v, grad, sums, products, grad_q, heads, queries, keys, scale, gain,
+    q, k, v, grad, sums, products, grad_q, heads, queries, keys,
     q_sample, q_head, q_token, k_sample, k_head, k_token, v_sample, v_head, v_token,
     grad_sample, grad_head, grad_token, grad_q_sample, grad_q_head, grad_q_token,
     CAUSAL: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr, ROWS_LEFT: tl.constexpr, KEYS_LEFT: tl.constexpr,
@@ -302,12 +304,12 @@ def _backward_queries(
     row = tl.program_id(0) * SIZE
     if row + SIZE <= queries:
         _backward_rows(
-            q, k, v, grad, sums, products, grad_q, row, queries, keys, scale, gain,
+            q, k, v, grad, sums, products, grad_q, row, queries, keys,
             q_token, k_token, v_token, grad_token, grad_q_token, SIZE, CAUSAL, KEYS_LEFT, WIDTH, SIZE,
         )  # fmt: skip
     elif ROWS_LEFT > 0:
         _backward_rows(
-            q, k, v, grad, sums, products, grad_q, row, queries, keys, scale, gain,
+            q, k, v, grad, sums, products, grad_q, row, queries, keys,
             q_token, k_token, v_token, grad_token, grad_q_token, ROWS_LEFT, CAUSAL, KEYS_LEFT, WIDTH, SIZE,
         )  # fmt: skip
 
@@ -411,7 +413,7 @@ def _launch_forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, 
     keys = k.shape[2]
     grid = (triton.cdiv(queries, BLOCK), batch * heads)
     wrap_triton(_forward)[grid](
-        q, k, v, out, sums, heads, queries, keys, _log2_scale(width),
+        q, k, v, out, sums, heads, queries, keys,
         *_strides(q), *_strides(k), *_strides(v), *_strides(out),
         CAUSAL=causal, ROWS_LEFT=_remainder(queries), KEYS_LEFT=_remainder(keys), WIDTH=width, SIZE=BLOCK,
         num_warps=WARPS, num_stages=STAGES,
@@ -432,7 +434,7 @@ def _launch_backward(grad: Tensor, inputs: tuple[Tensor, ...], gradients: tuple[
     wrap_triton(_row_products)[(row_blocks, batch * heads)](
         grad, out, products, heads, queries, *_strides(grad), *_strides(out), WIDTH=width, SIZE=BLOCK, num_warps=4
     )
-    shared = (heads, queries, keys, _log2_scale(width), width**-0.5)
+    shared = (heads, queries, keys)
     strides = (*_strides(q), *_strides(k), *_strides(v), *_strides(grad))
     wrap_triton(_backward_keys)[(key_blocks, batch * heads)](
         q, k, v, grad, sums, products, grad_k, grad_v, *shared,
@@ -442,7 +444,3 @@ def _launch_backward(grad: Tensor, inputs: tuple[Tensor, ...], gradients: tuple[
         q, k, v, grad, sums, products, grad_q, *shared,
         *strides, *_strides(grad_q), **common, **left, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
-
-
-def _log2_scale(width: int) -> float:
-    return width**-0.5 * math.log2(math.e)
