@@ -164,11 +164,11 @@ def use_deterministic_algorithms(wanted: bool) -> None:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on `device`; the host does not wait for an accelerator that is still busy."""
-    if device.type == "cpu":
-        return tensor
+    """A tensor of the CPU on `device`; the host does not wait for a CUDA device that is still busy."""
+    if device.type != "cuda":
+        return tensor.to(device)
     # From pageable memory a copy would wait until all work that was queued before it is done.
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class HostCopy:

@@ -1,6 +1,7 @@
 """Validation, encoding and generation on a pretended accelerator: they run there, and wait in the listed places."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(["a red square on white", "a blue bar"], 400)
 
 
-def model_on(accelerator: Accelerator, kind: str):
+def model_on(accelerator: Accelerator, kind: str) -> Any:
     """A model of the recipes of the steps, in evaluation."""
     config = recipe_of(kind).model
     with torch.device("meta"):

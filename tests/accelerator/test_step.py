@@ -103,8 +103,7 @@ def expected_copies(recipe: Recipe) -> Counter[str]:
     return +Counter(copies)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize(("micro_batches", "precision"), [(1, "float32"), (2, "float32"), (2, "bfloat16")])
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_steady_step_waits_for_nothing(kind, micro_batches, precision, shapes_folder, tmp_path):
     recipe = recipe_of(kind, micro_batches, precision)

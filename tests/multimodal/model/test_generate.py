@@ -121,7 +121,7 @@ def test_bad_input(model_folder, llm_folder, tmp_path) -> None:
     for arguments, message in (
         ((model_folder, tmp_path / "none.png"), "is not a readable image"),
         ((model_folder, tmp_path / "broken.png"), "is not a readable image"),
-        ((tmp_path / "nothing", tmp_path / "red.png"), "holds no LLaVA model"),
+        ((tmp_path / "nothing", tmp_path / "red.png"), "nothing does not exist; build one with"),
         ((llm_folder, tmp_path / "red.png"), "holds no LLaVA model"),
     ):
         result = run(*arguments, "--prompt", "What?")
