@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from openvision.cli import data_picto, data_recap, data_scenes, data_tools
-from openvision.cli.progress import ProgressLine
+from openvision.cli.progress import ProgressLine, counted
 
 app = typer.Typer(help="Make and inspect training data.", no_args_is_help=True)
 data_tools.register(app)
@@ -57,4 +57,5 @@ def index(
     for reason, count in sorted(manifest.rejected.items()):
         typer.echo(f"left out, {reason}: {count}")
     samples = sum(shard.samples for shard in manifest.shards)
-    typer.echo(f"{samples} samples in {len(manifest.shards)} shards, manifest {manifest.sha256()[:12]}: {shards}")
+    written = f"{counted(samples, 'sample')} in {counted(len(manifest.shards), 'shard')}"
+    typer.echo(f"{written}, manifest {manifest.sha256()[:12]}: {shards}")

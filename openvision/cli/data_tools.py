@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openvision.cli.progress import ProgressLine
+from openvision.cli.progress import ProgressLine, counted
 
 if TYPE_CHECKING:
     from openvision.data.shards.dataset import ShardDataset
@@ -93,7 +93,7 @@ def _report_findings(result: "VerifyResult", rejects: Path | None) -> None:
     for reason, count in sorted(result.reasons.items()):
         typer.echo(f"{reason}: {count}")
     verdict = f"{len(result.findings)} findings" if result.findings else "all good"
-    typer.echo(f"{result.samples} samples in {result.shards} shards: {verdict}")
+    typer.echo(f"{counted(result.samples, 'sample')} in {counted(result.shards, 'shard')}: {verdict}")
     if rejects:
         typer.echo(f"list: {rejects}")
 

@@ -6,6 +6,11 @@ import time
 import typer
 
 
+def counted(count: int, noun: str) -> str:
+    """ "1 shard", "2 shards"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 class ProgressLine:
     """Prints the count, the rate and the time left."""
 

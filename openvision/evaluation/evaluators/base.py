@@ -89,6 +89,8 @@ class Evaluator(BaseModel):
     """In training: steps between measurements; `run.evaluate_every` by default."""
     limit: PositiveInt | None = None
     """Measure on about so many images, evenly spread; all by default."""
+    optional: bool = False
+    """In a suite: leave it out, with a note, where its data are missing."""
     reported: dict[str, str] = {}
     """Metric -> name of the published number it reproduces (reported.toml)."""
     open_clip: dict[str, str] = {}

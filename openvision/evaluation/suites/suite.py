@@ -37,7 +37,7 @@ class Suite:
     def present(self, root: str | Path, skip_missing: bool) -> tuple[list[Evaluator], list[str]]:
         """Evaluators whose data exist, and what is missing for the others.
 
-        Raises OpenVisionError that lists what is missing, unless it may be skipped and something is left.
+        Raises OpenVisionError that lists what is missing, unless all of it may be skipped and something is left.
         """
         found: list[Evaluator] = []
         missing: dict[str, list[str]] = {}
@@ -50,10 +50,16 @@ class Suite:
         for path, titles in missing.items():
             more = f" and {len(titles) - 1} more" if len(titles) > 1 else ""
             notes.append(f"{titles[0]}{more}: {path} is missing")
-        if missing and (not skip_missing or not found):
+        optional = skip_missing or {title for titles in missing.values() for title in titles} <= self.optional
+        if missing and (not optional or not found):
             remedy = "" if not found else "; --skip-missing measures the others"
             raise OpenVisionError(f"suite {self.name!r} lacks data below {root}: {'; '.join(notes)}{remedy}")
         return found, notes
+
+    @property
+    def optional(self) -> set[str]:
+        """Titles of the evaluators that are left out where their data are missing."""
+        return {one.title for one in self.evaluators if one.optional}
 
     def shown(self, evaluators: Sequence[Evaluator]) -> list[Evaluator]:
         """Evaluators whose images the gallery shows: of several `sets` the first."""

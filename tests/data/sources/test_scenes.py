@@ -17,11 +17,13 @@ from typer.testing import CliRunner
 
 from openvision.cli.main import app
 from openvision.data.shards.dataset import ShardDataset
+from openvision.data.sources.scenes import drawings
 from openvision.data.sources.scenes.make import Options, make_scenes, row
-from openvision.data.sources.scenes.objects import COLOURS, HELD_OUT_WORDS, WORDS, kinds
+from openvision.data.sources.scenes.objects import COLOURS, HELD_OUT_WORDS, WORDS, kinds, number
 from openvision.data.sources.scenes.render import Painter, arranged
 from openvision.data.sources.scenes.scene import (
     COMBINATIONS,
+    NEW_DRAWINGS,
     NEW_WORDS,
     SINGLE,
     SPLITS,
@@ -106,8 +108,8 @@ def test_the_mask_is_where_the_scene_differs_from_its_background(painter, split,
     covered = np.abs(pixels.astype(int) - empty).sum(axis=2) > 383
     assert not (covered & (mask == 0)).any()
     assert (pixels[mask == 0] == empty[mask == 0]).all(axis=1).mean() > 0.9
-    for number, group in enumerate(scene.groups, start=1):
-        rows, columns = np.nonzero(mask == number)
+    for value, group in enumerate(scene.groups, start=1):
+        rows, columns = np.nonzero(mask == value)
         assert abs((columns.min() + columns.max()) / 192 - group.x) < 0.05
         assert abs((rows.min() + rows.max()) / 192 - group.y) < 0.05
 
@@ -171,7 +173,8 @@ def test_short_sentences_name_every_group():
 
 
 def test_shards_hold_every_split_with_texts_description_and_mask(shards):
-    for split in SPLITS:
+    assert set(OPTIONS.splits) == set(SPLITS) - {NEW_DRAWINGS}
+    for split in OPTIONS.splits:
         dataset = ShardDataset(shards / split)
         assert len(dataset) == OPTIONS.count(split)
         sample = dataset[0]
@@ -180,6 +183,13 @@ def test_shards_hold_every_split_with_texts_description_and_mask(shards):
         assert sample.synthetic
         groups = sample.meta["scene"]["groups"]
         assert groups[0]["kind"] == sample.meta["name"]
+        assert sample.meta["objects"] == [group["kind"] for group in groups]
+        assert sample.meta["places"] == {group["kind"]: group["place"] for group in groups}
+        assert sample.meta["groups"] == number(len(groups))
+        assert sample.meta["count"] == number(sum(group["count"] for group in groups))
+        assert sample.meta["background"] == sample.meta["scene"]["background"]["colour"]
+        word = sample.meta["scene"]["word"]
+        assert sample.meta.get("word") == (word["text"].lower() if word else None)
         mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(sample.meta["mask_png"]))))
         assert mask.shape == (96, 96)
         assert set(np.unique(mask)) >= set(range(len(groups) + 1))
@@ -231,12 +241,17 @@ def test_larger_images_show_the_same_scene():
     ("options", "message"),
     [
         (["--size", "64"], "size of 64 px is too small"),
-        (["--alt-nothing", "0.9"], "sum to 1"),
+        (["--alt-nothing", "0.9"], "must sum to 1, not 1.7"),
+        (["--alt-nothing", "-0.05"], "say nothing, -0.05, must be between 0 and 1"),
+        (["--alt-junk", "1.5"], "with junk, 1.5, must be between 0 and 1"),
+        (["--word-size", "0.05"], "word size 0.05 must be between 0.125 and 0.4"),
         (["--objects", "4000"], "objects 4000 must be between"),
         (["--objects", "2"], "objects 2 must be between"),
         (["--words", "1.5"], "word share 1.5"),
         (["--caption-errors", "2"], "caption errors 2"),
         (["--train", "5"], "5 training scenes never show"),
+        (["--train", "1", "--objects", "3"], "one training scene never shows"),
+        (["--drawings", "--offline", "--packages", "nowhere"], "is not in nowhere; run once without --offline"),
     ],
 )
 def test_bad_options_are_one_sentence_and_leave_nothing(tmp_path, options, message):
@@ -271,3 +286,69 @@ def test_an_interrupt_ends_the_workers_and_leaves_nothing(tmp_path):
         worker.join(timeout=30)
         assert not worker.is_alive()
     assert not list(tmp_path.iterdir())
+
+
+def test_without_printed_words_there_are_no_new_ones_and_the_card_says_so(tmp_path):
+    folder = make_scenes(tmp_path / "made", replace(OPTIONS, train=200, held_out=5, word_share=0), workers=1)
+    assert not (folder / NEW_WORDS).exists()
+    card = (folder / "DATA.md").read_text()
+    assert NEW_WORDS not in card
+    assert "0% the printed word, 55% one group" in card
+
+
+def test_printed_words_have_the_size_asked_for_and_stay_in_their_band(painter):
+    for size in (0.2, 0.27):
+        world = replace(WORLD, word_share=1, word_size=size)
+        heights, lefts = [], set()
+        for index in range(60):
+            scene = sample_scene(world, TRAIN, 0, index)
+            word = scene.word
+            assert word is not None
+            rows, columns = np.nonzero(painter.paint(scene)[1] == 255)
+            heights.append(rows.max() - rows.min() + 1)
+            lefts.add(columns.min())
+            assert columns.min() >= 2
+            assert columns.max() <= 93
+            inside = rows.max() <= 96 * size + 1 if word.place == "above" else rows.min() >= 96 * (1 - size) - 1
+            assert inside
+        # Capitals are about three quarters of an em; long words are printed smaller.
+        assert 0.6 * size * 96 < max(heights) < 0.85 * size * 96
+        assert len(lefts) > 10
+
+
+def test_a_url_is_no_folder_for_scenes():
+    result = CliRunner().invoke(app, ["data", "scenes", "s3://bucket/scenes"])
+    assert "s3://bucket/scenes is a URL; write the scenes into a local folder" in str(result.exception)
+
+
+def test_another_artist_draws_the_same_scene(painter):
+    red = io.BytesIO()
+    Image.new("RGBA", (200, 100), (255, 0, 0, 255)).save(red, "PNG")
+    other = Painter(96, {kind.emoji: red.getvalue() for kind in WORLD.kinds})
+    scene = sample_scene(WORLD, SINGLE, 0, 1)
+    pixels, mask = other.paint(scene)
+    assert (pixels[mask == 1] == (255, 0, 0)).mean() > 0.9
+    rows, columns = np.nonzero(mask == 1)
+    assert columns.max() - columns.min() == pytest.approx(2 * (rows.max() - rows.min()), abs=3)
+    assert np.array_equal(pixels[0, 0], painter.paint(scene)[0][0, 0])
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_drawings_come_from_the_package_and_a_missing_one_is_one_sentence(tmp_path, monkeypatch, known):
+    square = '<path fill="#0a0" d="M2 2h28v28H2z"/>'
+    codes = {f"{ord(kind.emoji[0]):x}" if known else "1f600": "square" for kind in WORLD.kinds}
+    content = {
+        "icons.json": {"width": 32, "height": 32, "icons": {"square": {"body": square}}},
+        "chars.json": codes,
+    }
+    monkeypatch.setattr(drawings.Packages, "read_object", lambda self, short, member: content[member])
+    monkeypatch.setattr(drawings.Packages, "path", lambda self, short: tmp_path / "noto.tgz")
+    if known:
+        found = drawings.other_drawings(WORLD.kinds, tmp_path, offline=True)
+        assert found.keys() == {kind.emoji for kind in WORLD.kinds}
+        image = Image.open(io.BytesIO(found["🐈"]))
+        assert image.mode == "RGBA"
+        assert image.size == (224, 224)
+        return
+    with pytest.raises(OpenVisionError, match=r"noto.tgz has no drawing of 'umbrella'"):
+        drawings.other_drawings(WORLD.kinds, tmp_path, offline=True)

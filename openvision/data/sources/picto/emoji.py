@@ -95,10 +95,10 @@ def _icons(packages: Packages, style: Style, concepts: Concepts, reasons: Counte
         if concept is None:
             reasons["no emoji of this name"] += 1
         else:
-            yield concept, partial(render_icon, _svg(drawing, content, f"{style.name}: {icon}"))
+            yield concept, partial(render_icon, svg_of_icon(drawing, content, f"{style.name}: {icon}"))
 
 
-def _svg(drawing: JsonObject, icons: JsonObject, what: str) -> str:
+def svg_of_icon(drawing: JsonObject, icons: JsonObject, what: str) -> str:
     """A complete SVG, its view box padded to a square."""
     box = [drawing.get(side, icons.get(side, default)) for side, default in _BOX.items()]
     if not all(isinstance(value, int | float) for value in box) or min(box[2:]) <= 0:

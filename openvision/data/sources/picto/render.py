@@ -4,6 +4,7 @@ A drawing that refers to other files or to system fonts is refused, so that the 
 every machine.
 """
 
+import io
 import re
 
 import numpy as np
@@ -31,6 +32,14 @@ _TEXT = re.compile(r"<(?:\w+:)?(?:text|flowRoot)\b[^>]*[^/]>")
 def render_icon(svg: str, size: int) -> np.ndarray:
     """An icon that fills its view box -> uint8 (size, size, 3) on white."""
     return _not_blank(np.asarray(_padded(_rendered(svg, size), size)))
+
+
+def render_glyph(svg: str, size: int) -> Image.Image:
+    """An icon without its ground: RGBA, its longer side at most `size` pixels, cut to its ink."""
+    image = Image.open(io.BytesIO(_png_of(svg, size))).convert("RGBA")
+    if (box := image.getbbox()) is None:
+        raise BadSampleError("blank", "the icon draws nothing")
+    return image.crop(box)
 
 
 def render_page(svg: str, size: int) -> np.ndarray:
@@ -67,14 +76,17 @@ def render_png(data: bytes, size: int) -> np.ndarray:
 
 def _rendered(svg: str, size: int) -> Image.Image:
     """The SVG on white, its longer side at most `size` pixels."""
+    # resvg keeps the aspect ratio within this box, and may round one side up.
+    return Image.fromarray(decode_image(_png_of(svg, size), max_pixels=(size + 1) ** 2))
+
+
+def _png_of(svg: str, size: int) -> bytes:
     _check_svg(svg)
     resvg = require("resvg_py", extra="picto")
     try:
-        png = resvg.svg_to_bytes(svg_string=svg, width=size, height=size, dpi=_DPI, skip_system_fonts=True)
+        return bytes(resvg.svg_to_bytes(svg_string=svg, width=size, height=size, dpi=_DPI, skip_system_fonts=True))
     except ValueError as error:
         raise BadSampleError("not drawable", str(error)) from error
-    # resvg keeps the aspect ratio within this box, and may round one side up.
-    return Image.fromarray(decode_image(bytes(png), max_pixels=(size + 1) ** 2))
 
 
 def _check_svg(svg: str) -> None:

