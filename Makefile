@@ -10,7 +10,7 @@ ORACLE := .venv-oracle/bin
 ORACLE_PIP := $(ORACLE)/python -m pip install --quiet --disable-pip-version-check
 TORCHVISION ?= torchvision==0.28.0
 
-.PHONY: quickstart test test-slow test-gpu lint format golden clean
+.PHONY: quickstart test test-slow test-gpu bench-gpu lint format golden clean
 
 quickstart: .venv/.quickstart
 	$(BIN)/openvision quickstart
@@ -27,6 +27,9 @@ test-slow: .venv/.dev .venv-oracle/.ready .venv/.browser
 # On a machine with an NVIDIA GPU; elsewhere every test is skipped.
 test-gpu: .venv/.dev
 	$(PYTEST) tests/gpu -n 4 --dist worksteal -rs
+
+bench-gpu: .venv/.dev
+	$(BIN)/python benchmarks/train_gpu.py -o benchmarks/results/train_gpu.json
 
 lint: .venv/.dev
 	$(BIN)/ruff check

@@ -36,6 +36,7 @@ import torch
 from openvision.data.loader import Batch
 from openvision.hardware import GIB, model_flops_utilisation
 from openvision.models.flops import training_flops
+from openvision.models.kernels import gpu
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.openvision2 import ModelConfig, OpenVision2, OpenVision2Config, build_model
 from openvision.planning.memory import Setting, peak_bytes
@@ -79,6 +80,8 @@ class Case:
     """torch's float32 matrix products: "high" is TF32 on a GPU, "highest" is float32 to the last bit."""
     sweep: bool = False
     """Whether all of `batches` are measured, until memory ends."""
+    kernels: bool = False
+    """Whether compiled blocks take the project's attention kernels, as eager ones do."""
 
 
 # In order of worth.
@@ -103,6 +106,7 @@ def measure(case: Case) -> list[dict[str, Any]]:
     """A row for each batch size; run in a fresh process."""
     torch.manual_seed(0)
     torch.set_float32_matmul_precision(case.matmul)
+    gpu.IN_COMPILED_CODE = case.kernels
     if case.recipe == "loader":
         return [loader_fed(case)]
     rows: list[dict[str, Any]] = []
@@ -122,7 +126,7 @@ def measure(case: Case) -> list[dict[str, Any]]:
 
 def described(case: Case) -> dict[str, Any]:
     """What a row says about how it was run."""
-    names = ("recipe", "resolution", "checkpointing", "compiled", "matmul")
+    names = ("recipe", "resolution", "checkpointing", "compiled", "matmul", "kernels")
     return {name: getattr(case, name) for name in names}
 
 
@@ -357,7 +361,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         planned = "{:.1f} to {:.1f}".format(*row["planned_gib"]) if "planned_gib" in row else ""
         wait = f"{row['data_wait']:.2%}" if "data_wait" in row else ""
         cells = [row["recipe"], row["resolution"], row["checkpointing"], "yes" if row["compiled"] else "no"]
-        cells += [row["batch"], f"{row['images_per_second']:.0f}", mfu, f"{row['peak_gib']:.1f}", planned, wait]
+        peak = "" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
+        cells += [row["batch"], f"{row['images_per_second']:.0f}", mfu, peak, planned, wait]
         lines.append("| " + " | ".join(map(str, [*cells, compared(row, rows)])) + " |")
     return "\n".join(lines)
 
@@ -420,6 +425,7 @@ def chosen(arguments: argparse.Namespace) -> Iterator[Case]:
             print("open_clip_torch is not installed: no comparison with it", file=sys.stderr)
             continue
         case = replace(case, device=arguments.device, smoke=arguments.smoke, matmul=arguments.matmul)
+        case = replace(case, kernels=arguments.kernels)
         if arguments.smoke:
             case = replace(case, batches=(2,), steps=1)
         if arguments.sweep and case.recipe not in ("open_clip", "loader"):
@@ -436,6 +442,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--sweep", action="store_true", help="double batches until memory ends, selective too")
     parser.add_argument("--matmul", choices=["high", "highest"], default="high", help="float32 products: TF32 or exact")
+    parser.add_argument("--kernels", action="store_true", help="the project's attention in compiled blocks too")
     parser.add_argument("--device", default=found)
     parser.add_argument("--smoke", action="store_true", help="shrunken models, two images, no compiler")
     parser.add_argument("--one", help=argparse.SUPPRESS)

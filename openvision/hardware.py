@@ -4,7 +4,7 @@
 - Model FLOPs (`openvision.models.flops`): matrix products only, two FLOPs per multiply-add, no recomputation, without
   the masked half of causal attention and without the unused gradient of the pixels.
 - Peaks are dense, bf16 products with fp32 accumulation, from data sheets; the CPU's was measured. The MFU ranges are
-  assumptions, printed with every plan.
+  assumptions, printed with every plan, but for the H200's: it was measured.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Device:
     price: Range
     """Rental price with host, US dollars per hour."""
     mfu: Range
-    """Assumed MFU of a tuned run; not measured."""
+    """MFU of a tuned run: assumed, unless `measured` says otherwise."""
     per_node: int
     """Devices per host."""
     link: float
@@ -47,6 +47,8 @@ class Device:
     source: str
     """Source of peak, memory, bandwidth and power."""
     gpu: bool = True
+    measured: str = ""
+    """What `mfu` was measured on; "" where it is an assumption."""
 
 
 DEVICES: dict[str, Device] = {
@@ -71,12 +73,13 @@ DEVICES: dict[str, Device] = {
         bandwidth=4.8e12,
         watts=700,
         price=(2.5, 5.0),
-        mfu=(0.25, 0.45),
+        mfu=(0.38, 0.43),
         per_node=8,
         link=450e9,
         network=400e9,
         host_cores=14,
         source="NVIDIA H200 data sheet",
+        measured="L/14 at 84 and 224 px, blocks compiled, 2026-11-27 (benchmarks/results/train_gpu.md)",
     ),
     "a100": Device(
         "A100 SXM 80 GB",

@@ -9,7 +9,7 @@ from openvision.hardware import GIB, PRICES_ASSUMED, Range
 from openvision.planning.cost import DECODED_PER_CORE, ENERGY_OF_LIMIT, LOADER_OVERHEAD, SAMPLE_KILOBYTES
 from openvision.planning.memory import Setting, state_bytes
 from openvision.planning.plan import Plan
-from openvision.planning.stage import Fit, StagePlan
+from openvision.planning.stage import Assumptions, Fit, StagePlan
 from openvision.planning.units import count, number, percent, span
 
 PLAIN_WIDTH = 118
@@ -205,7 +205,7 @@ def _assumptions(plan: Plan) -> Iterable[str]:
         "masked halves of causal attention not counted"
     )
     yield (
-        f"forward and backward reach {percent(given.mfu)} of the peak (an assumption; no GPU was measured); on top "
+        f"forward and backward reach {percent(given.mfu)} of the peak ({_grounds(given)}); on top "
         "come the update, gathered embeddings and communication that backward does not overlap, all at line rate"
     )
     yield (
@@ -222,3 +222,10 @@ def _assumptions(plan: Plan) -> Iterable[str]:
         "memory: the lower value is what compiled blocks keep, the upper eager mode with 5 % of fragmentation; no "
         "checkpoints, evaluation or restarts are in the hours"
     )
+
+
+def _grounds(given: Assumptions) -> str:
+    """Whether the MFU of a plan was measured."""
+    if given.device.measured and given.mfu == given.device.mfu:
+        return f"measured: {given.device.measured}"
+    return "an assumption; not measured"

@@ -72,6 +72,20 @@ def test_attention_of_queries_over_other_keys(shape, causal, cuda):
     assert all(error(one, other) < 5e-3 for one, other in zip(found, wanted_grads, strict=True))
 
 
+def test_compiled_code_may_take_them(monkeypatch, cuda):
+    monkeypatch.setattr(gpu, "IN_COMPILED_CODE", True)
+
+    def attend(x: Tensor) -> Tensor:
+        return dispatch.self_attention(x * 2, 3) * 0.5
+
+    x = torch.randn(4, 257, 3 * 3 * 64, device=cuda, dtype=torch.bfloat16).requires_grad_()
+    grad = torch.randn(4, 257, 3 * 64, device=cuda, dtype=torch.bfloat16)
+    eager, compiled = attend(x), torch.compile(attend, fullgraph=True)(x)
+    torch.testing.assert_close(eager, compiled, rtol=2e-2, atol=2e-2)
+    (one,), (other,) = torch.autograd.grad(eager, x, grad), torch.autograd.grad(compiled, x, grad)
+    torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2)
+
+
 def test_large_negative_scores_stay_finite(cuda):
     qkv = torch.full((1, 70, 3 * 64), 20.0, device=cuda, dtype=torch.bfloat16)
     qkv[:, :, 64:128] = -20.0

@@ -15,7 +15,7 @@ from openvision.models.autoregressive import (
     AutoregressiveCaptionDecoder,
     AutoregressiveDecoderConfig,
 )
-from openvision.models.decoder import DecoderBlock, DecoderConfig, ParallelCaptionDecoder, causal_mask
+from openvision.models.decoder import DecoderBlock, DecoderConfig, ParallelCaptionDecoder
 from openvision.models.layers import Block
 from openvision.models.text import TextConfig, TextTransformer
 from openvision.models.vision import VisionConfig, VisionTransformer
@@ -87,11 +87,11 @@ BLOCKS: dict[str, tuple[type[nn.Module], Callable[[int], Case]]] = {
     "forward_rows": (Block, lambda r: (tokens(1 + patches(r)), some(patches(r)))),
     "forward_prefix": (
         DecoderBlock,
-        lambda r: (tokens(patches(r)), tokens(QUERIES), causal_mask(QUERIES, patches(r), torch.device("cpu"))),
+        lambda r: (tokens(patches(r)), tokens(QUERIES)),
     ),
     "forward_queries": (
         DecoderBlock,
-        lambda r: (tokens(patches(r)), tokens(QUERIES), causal_mask(QUERIES, patches(r), torch.device("cpu"))),
+        lambda r: (tokens(patches(r)), tokens(QUERIES)),
     ),
 }
 

@@ -1,6 +1,8 @@
 """Hours, traffic and money of small cases that can be done by hand."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,16 @@ H100 = DEVICES["h100"]
 
 def test_mfu_is_model_flops_over_the_peak():
     assert model_flops_utilisation(1e12, 989 / 2, 989e12) == pytest.approx(0.5)
+
+
+def test_a_measured_mfu_is_the_committed_result():
+    report = json.loads((Path(__file__).parents[2] / "benchmarks/results/train_gpu.json").read_text())
+    assert report["machine"]["accelerator"] == "NVIDIA H200"
+    found = [row["mfu"] for row in report["results"] if row["mfu"] is not None and row["compiled"]]
+    low, high = DEVICES["h200"].mfu
+    assert DEVICES["h200"].measured
+    assert found
+    assert all(low <= mfu <= high for mfu in found)
 
 
 def test_ten_hours_on_four_devices():

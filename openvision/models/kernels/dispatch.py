@@ -2,7 +2,7 @@
 `kernels/gpu.py` in half precision on CUDA.
 
 The layers call these functions and test no device, dtype or sequence length themselves. Every choice computes the same
-operation up to the rounding of sums. Exported graphs always contain stock operations.
+operation up to the rounding of sums. Compiled and exported graphs always contain stock operations.
 """
 
 from typing import Literal, Protocol
@@ -106,9 +106,9 @@ def self_attention(qkv: Tensor, heads: int) -> Tensor:
 
 
 def _on_gpu(x: Tensor, head_width: int) -> bool:
-    # torch.compile answers that it is exporting, as torch.export does; only the first says that it compiles.
-    exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-    return gpu.takes(x, head_width) and not exporting
+    if torch.compiler.is_dynamo_compiling():
+        return gpu.IN_COMPILED_CODE and gpu.takes(x, head_width)
+    return gpu.takes(x, head_width) and not torch.compiler.is_exporting()
 
 
 class Mlp(Protocol):

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
-from torch.library import triton_op, wrap_triton
+from torch.library import custom_op
 
 BLOCK = 64
 """Rows and columns of scores that are computed at a time."""
@@ -320,7 +320,7 @@ class _Context(FunctionCtx):
     causal: bool
 
 
-@triton_op("openvision::self_attention", mutates_args={})
+@custom_op("openvision::self_attention", mutates_args=())
 def self_attention(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """Unmasked self-attention of packed (B, L, 3 * D) -> (B, L, D), and base-2 log-sums float32 (B, heads, L)."""
     batch, length, width = qkv.shape
@@ -330,32 +330,30 @@ def self_attention(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     return out, sums
 
 
-@triton_op("openvision::self_attention_backward", mutates_args={})
+@custom_op("openvision::self_attention_backward", mutates_args=())
 def _self_attention_backward(grad: Tensor, qkv: Tensor, out: Tensor, sums: Tensor, heads: int) -> Tensor:
-    gradients = torch.empty_like(qkv)
+    gradients = qkv.new_empty(qkv.shape)
     inputs = (*_unpacked(qkv, heads), _heads(out, heads), sums)
     _launch_backward(_heads(grad, heads), inputs, _unpacked(gradients, heads), False)
     return gradients
 
 
-@triton_op("openvision::attention", mutates_args={})
+@custom_op("openvision::attention", mutates_args=())
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """q (B, h, Q, d) over k and v (B, h, K, d) -> (B, h, Q, d), and base-2 log-sums float32 (B, h, Q).
 
     `causal`: query i sees keys up to i + K - Q, so that the last query sees all.
     """
-    batch, heads, queries, width = q.shape
-    out = q.new_empty(batch, queries, heads, width).transpose(1, 2)
-    sums = q.new_empty(batch, heads, queries, dtype=torch.float32)
+    out, sums = _like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
     _launch_forward(q, k, v, out, sums, causal)
     return out, sums
 
 
-@triton_op("openvision::attention_backward", mutates_args={})
+@custom_op("openvision::attention_backward", mutates_args=())
 def _attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_q, grad_k, grad_v = (x.new_empty(x.transpose(1, 2).shape).transpose(1, 2) for x in (q, k, v))
+    grad_q, grad_k, grad_v = (_like(x) for x in (q, k, v))
     _launch_backward(grad, (q, k, v, out, sums), (grad_q, grad_k, grad_v), causal)
     return grad_q, grad_k, grad_v
 
@@ -367,7 +365,7 @@ def _save_packed(ctx: _Context, inputs: tuple[Tensor, int], output: tuple[Tensor
 
 
 def _packed_gradient(ctx: _Context, grad: Tensor, _: Tensor | None) -> tuple[Tensor, None]:
-    gradient = _self_attention_backward(grad.contiguous(), *ctx.saved_tensors, ctx.heads)
+    gradient = _self_attention_backward(grad, *ctx.saved_tensors, ctx.heads)
     return gradient, None
 
 
@@ -381,8 +379,37 @@ def _gradients(ctx: _Context, grad: Tensor, _: Tensor | None) -> tuple[Tensor, T
     return *_attention_backward(grad, *ctx.saved_tensors, ctx.causal), None
 
 
+@self_attention.register_fake
+def _(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    batch, length, width = qkv.shape
+    return qkv.new_empty(batch, length, width // 3), qkv.new_empty(batch, heads, length, dtype=torch.float32)
+
+
+@_self_attention_backward.register_fake
+def _(grad: Tensor, qkv: Tensor, out: Tensor, sums: Tensor, heads: int) -> Tensor:
+    return qkv.new_empty(qkv.shape)
+
+
+@attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    return _like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@_attention_backward.register_fake
+def _(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(q), _like(k), _like(v)
+
+
 self_attention.register_autograd(_packed_gradient, setup_context=_save_packed)
 attention.register_autograd(_gradients, setup_context=_save)
+
+
+def _like(x: Tensor) -> Tensor:
+    """New memory for (B, heads, L, d), a token's heads beside each other."""
+    batch, heads, length, width = x.shape
+    return x.new_empty(batch, length, heads, width).transpose(1, 2)
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -396,10 +423,13 @@ def _unpacked(qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
 
 
 def _strides(x: Tensor) -> tuple[int, ...]:
-    """Steps between samples, heads and tokens; the elements of a head lie together."""
-    if x.stride(3) != 1:
-        raise ValueError(f"the elements of a head must lie together, not {x.stride(3)} apart")
+    """Steps between samples, heads and tokens of (B, heads, L, d)."""
     return x.stride()[:3]
+
+
+def _readable(x: Tensor) -> Tensor:
+    """The tensor with the elements of a head beside each other, as the kernels read them."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _remainder(length: int) -> int:
@@ -409,10 +439,11 @@ def _remainder(length: int) -> int:
 
 
 def _launch_forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, causal: bool) -> None:
+    q, k, v = (_readable(x) for x in (q, k, v))
     batch, heads, queries, width = q.shape
     keys = k.shape[2]
     grid = (triton.cdiv(queries, BLOCK), batch * heads)
-    wrap_triton(_forward)[grid](
+    _forward[grid](
         q, k, v, out, sums, heads, queries, keys,
         *_strides(q), *_strides(k), *_strides(v), *_strides(out),
         CAUSAL=causal, ROWS_LEFT=_remainder(queries), KEYS_LEFT=_remainder(keys), WIDTH=width, SIZE=BLOCK,
@@ -422,25 +453,24 @@ def _launch_forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, 
 
 def _launch_backward(grad: Tensor, inputs: tuple[Tensor, ...], gradients: tuple[Tensor, ...], causal: bool) -> None:
     q, k, v, out, sums = inputs
+    q, k, v, grad = (_readable(x) for x in (q, k, v, grad))
     grad_q, grad_k, grad_v = gradients
     batch, heads, queries, width = q.shape
     keys = k.shape[2]
-    if grad.stride(3) != 1:
-        grad = grad.contiguous()
     products = torch.empty_like(sums)
     row_blocks, key_blocks = triton.cdiv(queries, BLOCK), triton.cdiv(keys, BLOCK)
     common = {"CAUSAL": causal, "WIDTH": width, "SIZE": BLOCK}
     left = {"ROWS_LEFT": _remainder(queries), "KEYS_LEFT": _remainder(keys)}
-    wrap_triton(_row_products)[(row_blocks, batch * heads)](
+    _row_products[(row_blocks, batch * heads)](
         grad, out, products, heads, queries, *_strides(grad), *_strides(out), WIDTH=width, SIZE=BLOCK, num_warps=4
     )
     shared = (heads, queries, keys)
     strides = (*_strides(q), *_strides(k), *_strides(v), *_strides(grad))
-    wrap_triton(_backward_keys)[(key_blocks, batch * heads)](
+    _backward_keys[(key_blocks, batch * heads)](
         q, k, v, grad, sums, products, grad_k, grad_v, *shared,
         *strides, *_strides(grad_k), *_strides(grad_v), **common, **left, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
-    wrap_triton(_backward_queries)[(row_blocks, batch * heads)](
+    _backward_queries[(row_blocks, batch * heads)](
         q, k, v, grad, sums, products, grad_q, *shared,
         *strides, *_strides(grad_q), **common, **left, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
