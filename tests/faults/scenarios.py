@@ -71,6 +71,29 @@ def _hang_at_step(what: list[float]) -> None:
     _at_step(int(step), lambda: time.sleep(seconds))
 
 
+def _in_set_up(place: str, do: Any) -> None:
+    """Do something when a function of the set-up is called, which then takes long."""
+    from openvision.training.setup import parts
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        do()
+        time.sleep(30)
+        raise AssertionError("nothing ended this process")
+
+    setattr(parts, place, interrupted)
+
+
+def _signal_in_set_up(what: list[Any]) -> None:
+    """A signal (number) while a function (name) of the set-up is under way."""
+    place, number = what
+    _in_set_up(place, lambda: os.kill(os.getpid(), number))
+
+
+def _kill_in_set_up(place: str) -> None:
+    """kill -9 in a function of the set-up."""
+    _in_set_up(place, _die)
+
+
 def _kill_in_save(call: int) -> None:
     """kill -9 at the n-th of the calls that bring a checkpoint to disk: files, state, manifest, rename, removal."""
     counted = [0]
