@@ -24,13 +24,18 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def describe_exhaustion(error: BaseException) -> str | None:
-    """A sentence for an error that says that the machine has run out of something; None for other errors."""
+    """A sentence for an error that says that the machine has run out of something; None for other errors.
+
+    Too many open files are found behind an OpenVisionError, too: what it says about its file would mislead.
+    """
     if isinstance(error, MemoryError):
         return "out of memory on this machine; use fewer loader threads and workers, or a smaller batch"
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        name = f" ({error.filename})" if error.filename else ""
-        return f"too many open files{name}; raise the limit with `ulimit -n`, or use fewer loader threads and workers"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        name = f" {error.filename}" if error.filename else ""
-        return f"cannot write{name}: {error.strerror}; make room, then run the same command"
+    cause = error.__cause__ if isinstance(error, OpenVisionError) else error
+    if not isinstance(cause, OSError):
+        return None
+    name = f" {cause.filename}" if cause.filename else ""
+    if cause.errno in (errno.EMFILE, errno.ENFILE):
+        return f"cannot open{name}: too many open files; raise the limit with `ulimit -n`, or use fewer loader workers"
+    if cause is error and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"cannot write{name}: {cause.strerror}; make room, then run the same command"
     return None

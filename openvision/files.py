@@ -79,7 +79,9 @@ def append_lines(path: Path, text: str) -> None:
                 while rest:
                     rest = rest[file.write(rest) :]
             except OSError:
-                file.truncate(end)
+                # Where even that fails, the next append removes the torn line.
+                with contextlib.suppress(OSError):
+                    file.truncate(end)
                 raise
     except OSError as error:
         raise OpenVisionError(f"cannot write {path}: {error.strerror}") from error

@@ -42,7 +42,7 @@ def _run_command() -> None:
 
         app()
     except OpenVisionError as error:
-        _fail(str(error), 1)
+        _fail(describe_exhaustion(error) or str(error), 1)
     except AlreadyReportedError:
         _leave(1)
     except Interrupted as stop:

@@ -9,13 +9,10 @@
 """
 
 import json
-import multiprocessing
-import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from multiprocessing import connection
 from pathlib import Path
 from types import TracebackType
 
@@ -27,6 +24,7 @@ from torch import Tensor
 
 from openvision.data.mixture import Mixture, Ordering
 from openvision.data.shards.dataset import Sample, ShardDataset
+from openvision.data.workers import end_with_parent
 from openvision.errors import OpenVisionError
 from openvision.files import PatientLines, read_json_lines
 from openvision.images.augment import Augment, Jitter, apply_jitter, draw_jitter, random_crop
@@ -160,7 +158,7 @@ class Loader:
         # Grain reads an absl flag of its own before it starts workers, and absl wants sys.argv parsed first.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        return batches.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2), _end_with_parent)
+        return batches.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2), _begin_worker)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -224,16 +222,8 @@ class Loader:
             )
 
 
-def _end_with_parent(worker: int, workers: int) -> None:
-    """Have this worker end when its parent does, even by kill -9; shared memory is then removed by Python's tracker."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=wait, name="parent", daemon=True).start()
+def _begin_worker(worker: int, workers: int) -> None:
+    end_with_parent()
 
 
 def _listed_keys(path: Path | None) -> set[str]:

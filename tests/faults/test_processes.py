@@ -130,14 +130,9 @@ def test_sigterm_to_torchrun(bench: Bench) -> None:
 def _torchrun(bench: Bench, recipe: Path, run: Path, faults: dict[str, int]) -> subprocess.Popen[str]:
     """Two processes under torchrun, which restarts them once; the first time one of them has `faults`."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    entry = [
-        str(Path(__file__).parent / "torchrun_entry.py"),
-        str(recipe),
-        str(bench.data),
-        str(run),
-        "1",
-        json.dumps(faults),
-    ]
+    faults_by_rank = json.dumps({"1": faults})
+    files = [str(recipe), str(bench.data), str(run)]
+    entry = [str(Path(__file__).parent / "torchrun_entry.py"), *files, faults_by_rank]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [*launch, *entry],

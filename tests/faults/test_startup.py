@@ -80,11 +80,21 @@ def _wait_for(log: Path, text: str) -> None:
 @pytest.mark.parametrize("fault", [{"kill_at_step": 5}, {"kill_in_set_up": "claim_tokenizer"}])
 def test_a_loss_under_torchrun_leaves_one_message(bench: Bench, lost: int, fault: dict[str, object]) -> None:
     """A process killed under torchrun, which ends the other: one message, no REQUEUE."""
+    _assert_one_message(bench, 1 - lost, {lost: fault})
+
+
+@pytest.mark.slow
+def test_a_survivor_that_hangs_speaks_before_torchrun_kills_it(bench: Bench) -> None:
+    """A process killed while the other hangs where it cannot notice: one message all the same."""
+    _assert_one_message(bench, 1, {0: {"kill_at_step": 5}, 1: {"hang_at_step": [5, 100.0]}})
+
+
+def _assert_one_message(bench: Bench, speaker: int, faults: dict[int, dict[str, object]]) -> None:
     run = bench.new_run()
-    entry = [str(Path(__file__).parent / "torchrun_entry.py"), str(bench.recipe()), str(bench.data), str(run)]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    files = [str(bench.recipe()), str(bench.data), str(run)]
+    entry = [str(Path(__file__).parent / "torchrun_entry.py"), *files, json.dumps(faults)]
     done = subprocess.run(
-        [*launch, *entry, str(lost), json.dumps(fault)],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *entry],
         capture_output=True,
         text=True,
         check=False,
@@ -94,5 +104,5 @@ def test_a_loss_under_torchrun_leaves_one_message(bench: Bench, lost: int, fault
     printed = done.stdout + done.stderr
     assert done.returncode == 1, printed
     assert printed.count("openvision: a process of this run was lost or hung") == 1, printed
-    assert json.loads((run / "FAILED").read_text())["process"] == 1 - lost
+    assert json.loads((run / "FAILED").read_text())["process"] == speaker
     assert not (run / "REQUEUE").exists()

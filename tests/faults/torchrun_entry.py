@@ -1,4 +1,4 @@
-"""What torchrun starts: the command line, with a fault in one process of the first life of the run."""
+"""What torchrun starts: the command line, with faults in some processes of the first life of the run."""
 
 import json
 import os
@@ -8,6 +8,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import scenarios
 
-recipe, data, run, rank, faults = sys.argv[1:]
-mine = os.environ["RANK"] == rank and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-sys.exit(scenarios.train(recipe, data, run, json.loads(faults) if mine else {}))
+recipe, data, run, faults_by_rank = sys.argv[1:]
+faults = json.loads(faults_by_rank).get(os.environ["RANK"], {})
+sys.exit(scenarios.train(recipe, data, run, faults if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" else {}))

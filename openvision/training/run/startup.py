@@ -88,7 +88,9 @@ class SignalWatch:
                 self._leave(self._run)
             elif _lost_a_sibling():
                 # The main thread learns of the loss in a collective operation; this is for one that does not.
-                threading.Timer(self.patience, self._report_loss, [self._run]).start()
+                timer = threading.Timer(self.patience, self._report_loss, [self._run])
+                timer.daemon = True
+                timer.start()
 
     def _leave(self, run_folder: Path) -> None:
         """End a process that has nothing to save."""
