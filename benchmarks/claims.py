@@ -27,7 +27,7 @@ from ablations.rows import Rows, key_of, markdown
 from ablations.variants import DEFAULT_WORLD, MEASUREMENTS, PROFILES, TABLES, VARIANTS, variant
 
 from openvision.errors import OpenVisionError
-from openvision.files import JsonObject, append_text, atomic_write_text, make_folder
+from openvision.files import JsonObject, append_lines, atomic_write_text, make_folder
 
 if TYPE_CHECKING:
     from ablations.runs import Task
@@ -67,7 +67,7 @@ class Claims:
         """Print a line and keep it beside the rows."""
         line = f"{time.strftime('%H:%M:%S')} {message}"
         print(line, flush=True)
-        append_text(self.out / "log.txt", line + "\n")
+        append_lines(self.out / "log.txt", line + "\n")
 
     def check_suite(self) -> None:
         """Raise OpenVisionError for a suite that cannot be read before anything is trained for it."""

@@ -1,6 +1,5 @@
 """OpenVision: a fully open family of vision encoders, in PyTorch."""
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,12 +8,9 @@ if TYPE_CHECKING:
     from openvision.inference.vision import VisionEncoder
     from openvision.weights.registry import available_models
 
-__all__ = ["Encoder", "VisionEncoder", "available_models", "load", "load_captioner", "load_vision"]
+    __version__: str
 
-try:
-    __version__ = version("openvision-encoders")
-except PackageNotFoundError:  # A source tree that was not installed.
-    __version__ = "0+unknown"
+__all__ = ["Encoder", "VisionEncoder", "available_models", "load", "load_captioner", "load_vision"]
 
 _HOMES = {
     "Encoder": "openvision.inference.encoder",
@@ -32,4 +28,16 @@ def __getattr__(name: str) -> Any:
         from importlib import import_module
 
         return getattr(import_module(_HOMES[name]), name)
+    if name == "__version__":
+        return _version()
     raise AttributeError(f"module 'openvision' has no attribute {name!r}")
+
+
+def _version() -> str:
+    # Reading the metadata of packages takes longer than all else that `import openvision` does.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("openvision-encoders")
+    except PackageNotFoundError:  # A source tree that was not installed.
+        return "0+unknown"

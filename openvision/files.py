@@ -1,11 +1,15 @@
-"""Atomic writes of files and folders (temporary name, fsync, rename), and reading of JSON lines."""
+"""Atomic writes of files and folders (temporary name, fsync, rename); JSON lines that outlive crash and full disk."""
 
+import contextlib
+import errno
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,17 @@ from openvision.errors import OpenVisionError
 
 JsonObject = dict[str, Any]
 """An object read from JSON or TOML, not validated."""
+_BLOCK = 2**16
+# Errors of writing alone: no space, over quota, file too large, read-only file system.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def no_room(error: BaseException) -> str | None:
+    """What the operating system says when an error means that nothing can be written here; None for other errors."""
+    if isinstance(error, OSError):
+        return error.strerror if error.errno in _NO_ROOM else None
+    # Libraries in Rust, safetensors for one, have errors of their own.
+    return next((os.strerror(number) for number in _NO_ROOM if f"(os error {number})" in str(error)), None)
 
 
 def _temporary_sibling(path: Path) -> Path:
@@ -51,29 +66,91 @@ def atomic_write_text(path: Path, text: str) -> None:
     atomic_write_bytes(path, text.encode("utf-8"))
 
 
-def append_text(path: Path, text: str) -> None:
-    """Append `text` to a file in one write; after a crash its last line may be incomplete."""
+def append_lines(path: Path, text: str) -> None:
+    """Append whole lines to a file; raises OpenVisionError, and then nothing of `text` was written.
+
+    A last line that a crash cut short is removed first.
+    """
     try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(text)
+        with open(path, "a+b", buffering=0) as file:
+            end = _end_whole_lines(file)
+            rest = memoryview(text.encode("utf-8", "backslashreplace"))
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                # Where even that fails, the next append removes the torn line.
+                with contextlib.suppress(OSError):
+                    file.truncate(end)
+                raise
     except OSError as error:
         raise OpenVisionError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _end_whole_lines(file: FileIO) -> int:
+    """Complete or remove the last line of a file of JSON lines; returns the size."""
+    end = file.seek(0, os.SEEK_END)
+    start, tail = end, b""
+    while start and b"\n" not in tail:
+        begin = max(0, start - _BLOCK)
+        file.seek(begin)
+        tail, start = file.read(start - begin) + tail, begin
+    tail = tail.rpartition(b"\n")[2]
+    if not tail:
+        return end
+    try:
+        json.loads(tail)
+    except ValueError:
+        file.truncate(end - len(tail))
+        return end - len(tail)
+    file.write(b"\n")
+    return end + 1
+
+
+class PatientLines:
+    """Appends lines to a file; those that cannot be written, as on a full disk, are kept and written later."""
+
+    def __init__(self, path: Path, most: int = 100_000) -> None:
+        """Keep at most `most` lines, and drop older ones."""
+        self.path = path
+        self.problem: str | None = None
+        """Why the newest lines are not in the file."""
+        self._waiting: deque[str] = deque(maxlen=most)
+
+    def write(self, lines: Iterable[str]) -> bool:
+        """Append lines, each with its line feed; returns whether `problem` has changed from or to None."""
+        before = self.problem
+        self._waiting.extend(lines)
+        try:
+            append_lines(self.path, "".join(self._waiting))
+        except OpenVisionError as error:
+            self.problem = str(error)
+        else:
+            self.problem = None
+            self._waiting.clear()
+        return (before is None) != (self.problem is None)
 
 
 def read_json_lines(path: Path) -> list[JsonObject]:
     """Read JSON lines; an incomplete last line, left by a crash, is ignored. Raises OpenVisionError."""
     try:
-        rows = path.read_text(encoding="utf-8").splitlines()
+        *rows, last = path.read_bytes().split(b"\n")
     except OSError as error:
         raise OpenVisionError(f"{path} cannot be read: {error.strerror}; train the run first") from error
-    lines = []
-    for number, row in enumerate(rows, start=1):
-        try:
-            lines.append(json.loads(row))
-        except json.JSONDecodeError as error:
-            if number < len(rows):
-                raise OpenVisionError(f"{path}, line {number} is not JSON: {error}") from error
+    lines = [_json_line(path, number, row) for number, row in enumerate(rows, start=1)]
+    with contextlib.suppress(OpenVisionError):
+        lines.append(_json_line(path, len(rows) + 1, last))
     return lines
+
+
+def _json_line(path: Path, number: int, row: bytes) -> JsonObject:
+    try:
+        value = json.loads(row)
+    except (ValueError, RecursionError) as error:
+        raise OpenVisionError(f"{path}, line {number} is not JSON: {error}; remove this line") from error
+    if not isinstance(value, dict):
+        raise OpenVisionError(f"{path}, line {number} is no JSON object; remove this line")
+    return value
 
 
 @contextmanager
@@ -97,5 +174,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(retired)
         else:
             os.replace(temporary, path)
+    except Exception as error:
+        if (reason := no_room(error)) is None:
+            raise
+        raise OpenVisionError(
+            f"cannot write folder {path}: {reason}; make room or choose another place, then run the same command"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

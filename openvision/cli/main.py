@@ -1,4 +1,4 @@
-"""Entry point of the command line: registers all commands and maps errors to exit codes.
+"""Entry point of the command line: catches signals, runs a command, and maps errors to exit codes.
 
 Exit code 1 and one sentence on standard error for a user error, 130 for an interrupted job, 75 for a training run that
 the scheduler stopped.
@@ -6,86 +6,61 @@ the scheduler stopped.
 
 import os
 import sys
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
-import typer
-from rich.console import Console
+from openvision.errors import OpenVisionError, describe_exhaustion
+from openvision.training.run.signals import Interrupted
+from openvision.training.run.startup import SignalWatch
+from openvision.training.run.watchdog import AlreadyReportedError, exit_immediately
 
-from openvision.cli import (
-    caption,
-    checkpoint,
-    classify,
-    compare,
-    data,
-    encode,
-    evaluate,
-    plan,
-    profile,
-    quickstart,
-    recipe,
-    report,
-    search,
-    tokenizer,
-    train,
-    vlm,
-    vlm_eval,
-    weights,
-)
-from openvision.errors import OpenVisionError
+if TYPE_CHECKING:
+    import typer
 
-app = typer.Typer(
-    name="openvision",
-    help="Train, evaluate and use OpenVision: a fully open family of vision encoders.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
+    app: typer.Typer
 
-app.command(rich_help_panel="Start here")(quickstart.quickstart)
-app.command(rich_help_panel="Train")(train.train)
-app.command(rich_help_panel="Train")(plan.plan)
-app.command(rich_help_panel="Train")(profile.profile)
-app.add_typer(recipe.app, name="recipe", rich_help_panel="Train")
-app.add_typer(data.app, name="data", rich_help_panel="Train")
-app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel="Train")
-app.command("eval", rich_help_panel="Evaluate")(evaluate.evaluate)
-app.command(rich_help_panel="Evaluate")(compare.compare)
-app.command(rich_help_panel="Evaluate")(report.report)
-app.command(rich_help_panel="Use an encoder")(classify.classify)
-app.command(rich_help_panel="Use an encoder")(search.search)
-app.command(rich_help_panel="Use an encoder")(encode.encode)
-app.command(rich_help_panel="Use an encoder")(caption.caption)
-vlm.app.command("eval")(vlm_eval.evaluate)
-vlm.app.command()(vlm_eval.compare)
-vlm.app.command()(vlm_eval.demo)
-app.add_typer(vlm.app, name="vlm", rich_help_panel="Use an encoder")
-app.add_typer(checkpoint.app, name="checkpoint", rich_help_panel="Checkpoints")
-app.command(rich_help_panel="Checkpoints")(weights.models)
-app.command(rich_help_panel="Checkpoints")(weights.info)
-app.command(rich_help_panel="Checkpoints")(weights.convert)
-app.command(rich_help_panel="Checkpoints")(weights.export)
-app.command(rich_help_panel="Checkpoints")(weights.verify)
+
+def __getattr__(name: str) -> "typer.Typer":
+    # Importing the commands takes a fifth of a second, and signals come first.
+    if name == "app":
+        from openvision.cli.app import app
+
+        return app
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def main() -> None:
     """Run the console script."""
-    from openvision.training.run.signals import Interrupted
-    from openvision.training.run.watchdog import AlreadyReportedError
+    # A scheduler may stop a training within its first second.
+    with SignalWatch() if sys.argv[1:2] == ["train"] else nullcontext():
+        _run_command()
 
+
+def _run_command() -> None:
     try:
+        from openvision.cli.app import app
+
         app()
     except OpenVisionError as error:
-        _fail(str(error), 1)
+        _fail(describe_exhaustion(error) or str(error), 1)
     except AlreadyReportedError:
         _leave(1)
     except Interrupted as stop:
         # One process of torchrun reports for all of them.
         _fail("" if os.environ.get("RANK", "0") != "0" else str(stop), stop.exit_code)
+    except (OSError, MemoryError) as error:
+        sentence = describe_exhaustion(error)
+        if sentence is None:
+            raise
+        _fail(sentence, 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
 
 
 def _fail(message: str, code: int) -> None:
     if message:
+        from rich.console import Console
+
         Console(stderr=True).print(f"openvision: {message}", markup=False, highlight=False, soft_wrap=True)
     _leave(code)
 
@@ -93,8 +68,6 @@ def _fail(message: str, code: int) -> None:
 def _leave(code: int) -> None:
     """Exit; a process of torchrun does not join threads, which may wait for the other processes."""
     if "RANK" in os.environ:
-        from openvision.training.run.watchdog import exit_immediately
-
         exit_immediately(code)
     sys.exit(code)
 

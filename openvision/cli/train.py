@@ -28,6 +28,10 @@ def train(
 
     Several processes: torchrun --nproc-per-node 8 -m -- openvision.cli.main train ...
     """
+    from openvision.training.run.startup import active_watch
+
+    if (watch := active_watch()) is not None:
+        watch.know_run(run)
     from openvision.recipe.schema import load_recipe
     from openvision.recipe.smoke import prepare_smoke
     from openvision.runtime import resolve_device, resolve_precision

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from openvision.data.mixture import Mixture, Ordering
 from openvision.data.shards.dataset import Sample, ShardDataset
+from openvision.data.workers import end_with_parent
 from openvision.errors import OpenVisionError
-from openvision.files import append_text, read_json_lines
+from openvision.files import PatientLines, read_json_lines
 from openvision.images.augment import Augment, Jitter, apply_jitter, draw_jitter, random_crop
 from openvision.images.decode import BadSampleError, Pixels, SourceImage, open_image
 from openvision.images.preprocess import to_batch
@@ -142,7 +143,9 @@ class Loader:
         self.texts_cut = 0
         self.captions_missing = 0
         self._mixture = data if isinstance(data, Mixture) else Mixture([data])
-        self._listed = _listed_keys(self.options.rejects_file)
+        rejects_file = self.options.rejects_file
+        self._listed = _listed_keys(rejects_file)
+        self._rejects_file = PatientLines(rejects_file) if rejects_file is not None else None
         self._builder = _BatchBuilder(self._mixture, tokenizer, inputs, batch_size, seed, start, self.options)
         self._iterator = iter(self._batches())
 
@@ -155,13 +158,21 @@ class Loader:
         # Grain reads an absl flag of its own before it starts workers, and absl wants sys.argv parsed first.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        return batches.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2))
+        return batches.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2), _begin_worker)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        item = next(self._iterator)
+        try:
+            item = next(self._iterator)
+        except RuntimeError as error:
+            if "Worker process was terminated" not in str(error):
+                raise
+            raise OpenVisionError(
+                "a loader worker was lost, usually because memory ran out; set run.loader_workers lower, then run the "
+                f"same command ({error})"
+            ) from error
         batch = item if isinstance(item, Batch) else _from_arrays(item)
         self.position += self.batch_size
         self.rejected.update(batch.rejected)
@@ -183,6 +194,11 @@ class Loader:
         """Stop the threads and workers."""
         self._iterator.close()
 
+    @property
+    def unlisted(self) -> str | None:
+        """Why rejected samples are missing in the rejects file; None when all are listed."""
+        return self._rejects_file.problem if self._rejects_file is not None else None
+
     def sample_at(self, position: int) -> tuple[int, int]:
         """Source and sample index at `position` of the stream."""
         return self._builder.stream[position]
@@ -190,11 +206,10 @@ class Loader:
     def _list_rejects(self, rejects: tuple[Reject, ...]) -> None:
         """Append to the rejects file what it does not list yet."""
         new = {reject.key: reject for reject in rejects if reject.key not in self._listed}
-        if self.options.rejects_file is None or not new:
+        if self._rejects_file is None or not new:
             return
         self._listed |= new.keys()
-        lines = [json.dumps(reject.__dict__, ensure_ascii=False) + "\n" for reject in new.values()]
-        append_text(self.options.rejects_file, "".join(lines))
+        self._rejects_file.write(json.dumps(reject.__dict__, ensure_ascii=False) + "\n" for reject in new.values())
 
     def _check_budget(self) -> None:
         bad = self.rejected.total()
@@ -205,6 +220,10 @@ class Loader:
                 f"{self._mixture.name}: {bad} of {seen} samples cannot be used ({_counts(self.rejected)}{listed}), "
                 f"more than {self.options.reject_budget:.1%}; fix or regenerate the shards"
             )
+
+
+def _begin_worker(worker: int, workers: int) -> None:
+    end_with_parent()
 
 
 def _listed_keys(path: Path | None) -> set[str]:

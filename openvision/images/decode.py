@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from openvision.errors import OpenVisionError
 
@@ -29,6 +29,8 @@ class BadSampleError(OpenVisionError):
 
 # Larger images are refused before decoding: a small file can expand to gigabytes.
 MAX_PIXELS = 50_000_000
+# A large image is converted and resized in strips of so many pixels, which bounds the memory beside its own.
+STRIP_PIXELS = 2**22
 # Pillow opens more formats, some by starting other programs (Ghostscript for EPS), which is unsafe for web data.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "ICO")
 Box = tuple[int, int, int, int]
@@ -150,11 +152,26 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 def to_rgb(image: Image.Image) -> np.ndarray:
     """Any Pillow image -> RGB uint8 (H, W, 3): EXIF rotation applied, transparency on white, 16 bits scaled."""
-    image = ImageOps.exif_transpose(image)
+    # A PNG may tell its orientation after its pixels.
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    strip_rows = max(1, STRIP_PIXELS // max(1, image.width))
+    # 16-bit grey: Pillow's own conversion would clip it to white. Other modes do not say how many bits they use.
+    sixteen = image.mode.startswith("I;16") or (image.mode in ("I", "F") and np.max(image.getextrema()) > 255)
+    if strip_rows >= image.height:
+        return _strip_to_rgb(image, sixteen)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, strip_rows):
+        bottom = min(top + strip_rows, image.height)
+        pixels[top:bottom] = _strip_to_rgb(image.crop((0, top, image.width, bottom)), sixteen)
+    return pixels
+
+
+def _strip_to_rgb(image: Image.Image, sixteen: bool) -> np.ndarray:
+    """`to_rgb` of some rows; `sixteen` says that grey values have 16 bits."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
-        # 16-bit grey: Pillow's own conversion would clip it to white. Other modes do not say how many bits they use.
-        sixteen = image.mode.startswith("I;16") or values.max(initial=0) > 255
         scaled = values / 257 if sixteen else values
         return np.repeat(scaled.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

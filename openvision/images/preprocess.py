@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from openvision.errors import OpenVisionError
-from openvision.images.decode import MAX_PIXELS, BadSampleError, decode_image, to_rgb
+from openvision.images.decode import MAX_PIXELS, STRIP_PIXELS, BadSampleError, decode_image, to_rgb
 
 ImageInput = bytes | Image.Image | NDArray[np.uint8]
 """An encoded image, a Pillow image, or RGB uint8 (H, W, 3)."""
@@ -28,9 +28,18 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
     The result is a view of a (3, height, width) tensor, the layout of a batch.
     """
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
-    resized = F.interpolate(pixels, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
-    return truncated(resized[0]).permute(1, 2, 0).numpy()
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    # torch resizes rows first, then columns: rows resized a strip at a time have the same bits, and a large image is
+    # never there as floats.
+    strips = pixels.split(max(1, STRIP_PIXELS // image.shape[1]), dim=2)
+    if len(strips) > 1:
+        pixels = torch.cat([_interpolate(strip, strip.shape[2], width) for strip in strips], dim=2)
+    return truncated(_interpolate(pixels, height, width)[0]).permute(1, 2, 0).numpy()
+
+
+def _interpolate(pixels: Tensor, height: int, width: int) -> Tensor:
+    """(1, 3, H, W) -> float32 (1, 3, height, width)."""
+    return F.interpolate(pixels.float(), size=(height, width), mode="bilinear", antialias=True, align_corners=False)
 
 
 def truncated(pixels: Tensor) -> Tensor:

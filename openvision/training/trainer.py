@@ -24,10 +24,13 @@ from openvision.provenance import describe_run
 from openvision.recipe.schema import Recipe, Stage, dump_recipe
 from openvision.runtime import SINGLE_PROCESS, Processes, describe_memory, explain_out_of_memory, join_processes
 from openvision.training.guards import DeferredGuard, require_finite_parameters
+from openvision.training.run.display import lasting_output
+from openvision.training.run.folder import RunLock
 from openvision.training.run.log import NoLog, RunLog
 from openvision.training.run.signals import Interrupted, StopRequest, clear_requeue, mark_requeue
+from openvision.training.run.startup import active_watch
 from openvision.training.run.throughput import Meter, total_peak_flops
-from openvision.training.run.watchdog import Watchdog, clear_failure, report_once
+from openvision.training.run.watchdog import AlreadyReportedError, Watchdog, clear_failure, report_once
 from openvision.training.setup.data import DeviceBatches, describe_unused, open_loader
 from openvision.training.setup.parts import set_up_run
 from openvision.training.step import Agreed, Step, is_due, log_position
@@ -69,6 +72,8 @@ class Trainer:
                 self.log.say(self.parts.describe())
             open_parts.callback(self.parts.checkpoints.close)
             open_parts.enter_context(self.stop)
+            if (watch := active_watch()) is not None:
+                watch.begin_training()
             open_parts.enter_context(self.watchdog)
             for index, stage in enumerate(self.recipe.stages):
                 if index > self.progress.stage:
@@ -162,19 +167,24 @@ class Trainer:
     def _leave(self, agreed: Agreed) -> None:
         """Wait until the checkpoint is on disk, and stop."""
         self.parts.checkpoints.finish()
+        _expect_the_end()
         self.stop.ask(agreed.requeue)
         message = f"stopped after step {self.progress.step}; the same command resumes from there"
         if self.parts.record is not None:
             ended = "stopped by the scheduler" if self.stop.requeue else "interrupted"
             self.parts.record.reached(self.progress.step, ended)
             if self.stop.requeue:
-                mark_requeue(self.parts.folder, self.progress.step)
+                try:
+                    mark_requeue(self.parts.folder, self.progress.step)
+                except OpenVisionError as error:
+                    self._say(str(error))
         raise Interrupted(message, self.stop.exit_code)
 
     def _write_model(self) -> None:
         parts, progress = self.parts, self.progress
         parts.checkpoints.finish()
         model = parts.full_model()
+        _expect_the_end()
         if parts.record is None:
             return
         parts.record.reached(progress.step, "finished")
@@ -199,6 +209,12 @@ class Trainer:
         self.log.say(message)
 
 
+def _expect_the_end() -> None:
+    """Processes of this run may end from now on without being lost."""
+    if (watch := active_watch()) is not None:
+        watch.end_training()
+
+
 def launch(recipe: Recipe, data_folder: str | Path, run_folder: Path, force: bool = False) -> Path | None:
     """Train what is left of a run, alone or as one of the processes that torchrun started.
 
@@ -206,9 +222,16 @@ def launch(recipe: Recipe, data_folder: str | Path, run_folder: Path, force: boo
     asked to stop and has saved its state.
     """
     make_folder(run_folder)
-    with join_processes(
-        recipe.parallel.start_timeout_seconds, recipe.parallel.replicate, recipe.run.device
-    ) as processes:
+    with (
+        lasting_output(),
+        join_processes(
+            recipe.parallel.start_timeout_seconds, recipe.parallel.replicate, recipe.run.device
+        ) as processes,
+    ):
+        lock = RunLock(run_folder)
+        refusal = processes.broadcast(lock.take() if processes.is_main else None)
+        if refusal is not None:
+            raise OpenVisionError(refusal) if processes.is_main else AlreadyReportedError(refusal)
         if processes.is_main:
             clear_failure(run_folder)
         processes.barrier()
@@ -217,7 +240,7 @@ def launch(recipe: Recipe, data_folder: str | Path, run_folder: Path, force: boo
         def how_far() -> str:
             return "before the first step" if trainer is None else f"step {trainer.progress.step + 1}"
 
-        with report_once(run_folder, processes.rank, processes.size, how_far):
+        with lock, report_once(run_folder, processes.rank, processes.size, how_far):
             trainer = Trainer(recipe, data_folder, run_folder, processes, force)
             trainer.run()
         return trainer.model_folder if processes.is_main else None

@@ -71,6 +71,29 @@ def _hang_at_step(what: list[float]) -> None:
     _at_step(int(step), lambda: time.sleep(seconds))
 
 
+def _in_set_up(place: str, do: Any) -> None:
+    """Do something when a function of the set-up is called, which then takes long."""
+    from openvision.training.setup import parts
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        do()
+        time.sleep(30)
+        raise AssertionError("nothing ended this process")
+
+    setattr(parts, place, interrupted)
+
+
+def _signal_in_set_up(what: list[Any]) -> None:
+    """A signal (number) while a function (name) of the set-up is under way."""
+    place, number = what
+    _in_set_up(place, lambda: os.kill(os.getpid(), number))
+
+
+def _kill_in_set_up(place: str) -> None:
+    """kill -9 in a function of the set-up."""
+    _in_set_up(place, _die)
+
+
 def _kill_in_save(call: int) -> None:
     """kill -9 at the n-th of the calls that bring a checkpoint to disk: files, state, manifest, rename, removal."""
     counted = [0]
@@ -123,6 +146,55 @@ def _file_limit_at_step(what: list[int]) -> None:
     step, size = what
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     _at_step(step, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY)))
+
+
+def _file_limit_after_training(size: int) -> None:
+    """From the last checkpoint on no file may grow beyond so many bytes."""
+    from openvision.training.trainer import Trainer
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    write = Trainer._write_model
+
+    def write_limited(self: Any) -> None:
+        self.parts.checkpoints.finish()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        write(self)
+
+    Trainer._write_model = write_limited
+
+
+def _descriptor_limit_at_step(step: int) -> None:
+    """From a step (number) on no file can be opened."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    _at_step(step, lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard)))
+
+
+def _full_file_at_step(what: list[Any]) -> None:
+    """From a step (number) on a file (path) is on a full disk."""
+    step, path = what
+
+    def fill() -> None:
+        os.replace(path, f"{path}.real")
+        os.symlink("/dev/full", path)
+
+    _at_step(step, fill)
+
+
+def _free_file_at_step(what: list[Any]) -> None:
+    """Somebody made room for that file."""
+    step, path = what
+    _at_step(step, lambda: os.replace(f"{path}.real", path))
+
+
+def _closed_output_at_step(step: int) -> None:
+    """From a step (number) on nobody reads standard output."""
+
+    def close() -> None:
+        read, write = os.pipe()
+        os.close(read)
+        os.dup2(write, 1)
+
+    _at_step(step, close)
 
 
 def _free_files_at_step(step: int) -> None:

@@ -1,9 +1,12 @@
 """Runs with a full disk, damaged files, numbers that are not finite, or hung processes."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,149 @@ def test_a_full_disk_keeps_the_previous_checkpoint(bench: Bench) -> None:
     assert not [path for path in (run / "checkpoints").glob(".*") if "00000008" in path.name]
     assert bench.run(run).codes == [0]
     assert_same(run, bench.reference())
+
+
+def test_a_full_disk_delays_the_metrics(bench: Bench) -> None:
+    """No room for metrics.jsonl: said once, training goes on, and its lines are written when there is room."""
+    run = bench.new_run()
+    metrics = str(run / "metrics.jsonl")
+    outcome = bench.run(run, faults={"full_file_at_step": [2, metrics], "free_file_at_step": [8, metrics]})
+    assert outcome.codes == [0], outcome.log
+    told = "metrics.jsonl: No space left on device; training continues, its lines are kept in memory"
+    assert outcome.log.count(told) == 1, outcome.log
+    assert outcome.log.count("metrics.jsonl is written again, with all that was kept") == 1
+    assert_same(run, bench.reference())
+
+
+def test_a_full_disk_at_the_end_leaves_no_half_model(bench: Bench) -> None:
+    """No room for the trained model: one sentence, nothing half-written; the same command writes it."""
+    run = bench.new_run()
+    outcome = bench.run(run, faults={"file_limit_after_training": 10_000})
+    assert outcome.codes == [1], outcome.log
+    assert outcome.log.count("openvision: ") == 1, outcome.log
+    assert f"openvision: cannot write folder {run / 'model'}: File too large; make room" in outcome.log
+    assert "Traceback" not in outcome.log
+    assert not [path.name for path in run.iterdir() if "model" in path.name]
+    assert bench.run(run).codes == [0]
+    assert_same(run, bench.reference())
+
+
+def test_a_full_disk_still_requeues(bench: Bench) -> None:
+    """SIGTERM on a full disk: the checkpoint cannot be written, which is said; exit code and REQUEUE are as ever."""
+    run = bench.new_run()
+    outcome = bench.run(run, faults={"file_limit_at_step": [5, 100_000], "signal_at_step": [6, signal.SIGTERM]})
+    assert outcome.codes == [REQUEUE], outcome.log
+    assert "checkpoint of step 7 could not be written (File too large)" in outcome.log
+    assert (run / "REQUEUE").exists()
+    assert bench.run(run).codes == [0]
+    assert_same(run, bench.reference())
+
+
+def test_no_more_open_files_is_one_sentence(bench: Bench) -> None:
+    """Too many open files: one sentence that names the limit; the run resumes."""
+    run = bench.new_run()
+    outcome = bench.run(run, faults={"descriptor_limit_at_step": 5})
+    assert outcome.codes == [1], outcome.log
+    assert outcome.log.count("openvision: ") == 1, outcome.log
+    assert ": too many open files; raise the limit with" in outcome.log
+    assert "Traceback" not in outcome.log
+    assert bench.run(run).codes == [0]
+    assert_same(run, bench.reference())
+
+
+def test_closed_output_stops_nothing(bench: Bench) -> None:
+    """Standard output closed, as by `| head`: said on standard error, and the run is the same."""
+    run = bench.new_run()
+    outcome = bench.run(run, faults={"closed_output_at_step": 4})
+    assert outcome.codes == [0], outcome.log
+    told = "openvision: standard output cannot be written (Broken pipe); training continues without it"
+    assert outcome.log.count(told) == 1, outcome.log
+    assert_same(run, bench.reference())
+
+
+def test_torn_last_lines_are_repaired_on_resume(bench: Bench) -> None:
+    """A crash in the middle of a line of metrics.jsonl or rejects.jsonl: the run resumes, again and again."""
+    run = bench.new_run()
+    for kill in (3, 7):
+        assert bench.run(run, faults={"kill_at_step": kill}).codes == [KILLED]
+        for name in ("metrics.jsonl", "rejects.jsonl"):
+            with open(run / name, "ab") as file:
+                file.write('{"kind": "train", "step": 1, "key": "caf\u00e9"'.encode()[:-2])
+    assert bench.run(run).codes == [0]
+    assert_same(run, bench.reference())
+
+
+def test_copies_beside_the_checkpoints_disturb_nothing(bench: Bench) -> None:
+    """Folders that people copy into checkpoints/ are neither loaded nor pruned, whatever their names."""
+    run = bench.new_run()
+    assert bench.run(run, faults={"signal_at_step": [3, signal.SIGTERM]}).codes == [REQUEUE]
+    newest = run / "checkpoints" / "step-00000004"
+    names = ["step-00000004 copy", "step-best", "step-4", "step-00000004.bak", ".step-keep", "notes"]
+    for name in names:
+        shutil.copytree(newest, newest.with_name(name))
+    # One that is renamed to look newer than all is set aside, and said.
+    shutil.copytree(newest, newest.with_name("step-00000099"))
+    outcome = bench.run(run)
+    assert outcome.codes == [0], outcome.log
+    assert "checkpoint step-00000099 is damaged (state.json is of step 4" in outcome.log
+    assert all((newest.with_name(name) / "manifest.json").is_file() for name in names)
+    assert_same(run, bench.reference())
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_run(bench: Bench) -> None:
+    """kill -9 of a run with loader workers: no process and no shared memory is left."""
+    run, log, mark = bench.new_run(), bench.folder / "workers.log", f"faults-{bench.folder.name}-workers"
+    common = {"recipe": str(bench.recipe({"run.loader_workers": 2})), "data": str(bench.data), "run": str(run)}
+    faults = {"hang_at_step": [3, 60.0]}
+    shared = set(Path("/dev/shm").iterdir())
+    process = bench.server.start("faults/scenarios:train", {**common, "faults": faults}, log, {"FAULTS_MARK": mark})
+    _wait_until(lambda: log.exists() and "step 3/" in log.read_text())
+    # The main process, its two workers, and the tracker of their shared memory.
+    assert len(_marked(mark)) >= 3
+    ours = set(Path("/dev/shm").iterdir()) - shared
+    assert ours
+    os.kill(process, signal.SIGKILL)
+    assert bench.server.wait(process) == KILLED
+    _wait_until(lambda: not _marked(mark))
+    _wait_until(lambda: not any(path.exists() for path in ours))
+    assert bench.run(run).codes == [0]
+    assert_same(run, bench.reference())
+
+
+@pytest.mark.slow
+def test_a_lost_worker_is_one_sentence(bench: Bench) -> None:
+    """A loader worker killed, as by the kernel when memory runs out: one sentence, and the run resumes."""
+    run, log, mark = bench.new_run(), bench.folder / "lost-worker.log", f"faults-{bench.folder.name}-lost"
+    long = {"run.loader_workers": 2, "stages.0.samples": 80_000}
+    common = {"recipe": str(bench.recipe(long)), "data": str(bench.data), "run": str(run)}
+    process = bench.server.start("faults/scenarios:train", common, log, {"FAULTS_MARK": mark})
+    _wait_until(lambda: log.exists() and "step 3/" in log.read_text())
+    workers = [each for each in _marked(mark) if b"spawn_main" in (Path("/proc") / str(each) / "cmdline").read_bytes()]
+    os.kill(workers[0], signal.SIGKILL)
+    assert bench.server.wait(process) == 1
+    assert log.read_text().count("openvision: a loader worker was lost") == 1, log.read_text()
+
+
+def _marked(mark: str) -> list[int]:
+    """Living processes that inherited a mark in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            # A process that has ended and was not waited for has no environment.
+            if f"FAULTS_MARK={mark}".encode() in (path / "environ").read_bytes():
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("waited two minutes in vain")
 
 
 @pytest.mark.slow

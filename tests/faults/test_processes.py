@@ -99,11 +99,10 @@ def test_a_run_of_fsdp_resumes_in_ddp_and_alone(bench: Bench) -> None:
 @pytest.mark.slow
 def test_torchrun_restarts_a_killed_run(bench: Bench) -> None:
     """torchrun starts a run again by itself after a kill (elastic restart)."""
-    run, once = bench.new_run(), bench.folder / "killed-once"
-    with _torchrun(bench, bench.recipe(), run, once) as launcher:
+    run = bench.new_run()
+    with _torchrun(bench, bench.recipe(), run, {"kill_at_step": 7}) as launcher:
         printed, _ = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, printed
-    assert once.exists()
     assert [session["from_step"] > 0 for session in read_sessions(run)] == [False, True]
     assert_same(run, bench.reference(processes=2))
 
@@ -113,10 +112,9 @@ def test_sigterm_to_torchrun(bench: Bench) -> None:
     """SIGTERM to torchrun: its processes save and leave, and REQUEUE is there though torchrun's exit code says
     nothing.
     """
-    run, once = bench.new_run(), bench.folder / "never-killed"
-    once.touch()
+    run = bench.new_run()
     recipe = bench.recipe({"stages.0.samples": 80_000, "run.checkpoint_every": 100_000})
-    with _torchrun(bench, recipe, run, once) as launcher:
+    with _torchrun(bench, recipe, run, {}) as launcher:
         assert launcher.stdout is not None
         for line in launcher.stdout:
             if line.startswith("step 3/"):
@@ -129,10 +127,12 @@ def test_sigterm_to_torchrun(bench: Bench) -> None:
     assert f"after step {step};" in (run / "REQUEUE").read_text()
 
 
-def _torchrun(bench: Bench, recipe: Path, run: Path, once: Path) -> subprocess.Popen[str]:
-    """Two processes under torchrun; one of them is killed at step 7 unless the file `once` exists."""
+def _torchrun(bench: Bench, recipe: Path, run: Path, faults: dict[str, int]) -> subprocess.Popen[str]:
+    """Two processes under torchrun, which restarts them once; the first time one of them has `faults`."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    entry = [str(Path(__file__).parent / "torchrun_entry.py"), str(recipe), str(bench.data), str(run), str(once)]
+    faults_by_rank = json.dumps({"1": faults})
+    files = [str(recipe), str(bench.data), str(run)]
+    entry = [str(Path(__file__).parent / "torchrun_entry.py"), *files, faults_by_rank]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [*launch, *entry],

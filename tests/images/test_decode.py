@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
+from openvision.images import decode
 from openvision.images.decode import BadSampleError, Jpeg, Pixels, decode_image, open_image
 from openvision.images.preprocess import resize
 
@@ -107,3 +108,24 @@ def test_formats_that_start_other_programs_are_not_opened() -> None:
     assert Image.open(io.BytesIO(data)).format == "EPS"
     with pytest.raises(BadSampleError, match="cannot be decoded"):
         open_image(data)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "L", "1", "I;16", "I", "F", "CMYK"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_strips_give_the_pixels_of_the_whole(mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large image is converted in strips; every mode, upright or turned, has the pixels of one conversion."""
+    values = np.random.default_rng(3).integers(0, 256, (37, 23, 4), dtype=np.uint8)
+    if mode.startswith("I") or mode == "F":
+        # The brightest pixel alone, in the last strip, says that there are 16 bits.
+        gray = values[..., 0].astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])
+        gray[-1, -1] = 60_000
+        image = Image.fromarray(gray)
+    else:
+        image = Image.fromarray(values, "RGBA").convert("RGB" if mode in ("P", "CMYK") else "RGBA").convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 7
+    image.getexif()[ExifTags.Base.Orientation] = orientation
+    whole = decode.to_rgb(image)
+    assert whole.shape == ((37, 23, 3) if orientation == 1 else (23, 37, 3))
+    monkeypatch.setattr(decode, "STRIP_PIXELS", 100)
+    assert np.array_equal(decode.to_rgb(image), whole)

@@ -1,12 +1,17 @@
 """Pixels against the original's, and pictures of every kind."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from openvision.images import preprocess
 from openvision.images.decode import BadSampleError, decode_image
 from openvision.images.preprocess import resize, resize_center_crop, squash
 from openvision.models.vision import normalize
@@ -133,3 +138,52 @@ def test_large_pictures_are_refused_from_their_header():
     assert reason_of(encoded(Image.new("1", (9000, 9000)))) == "too_large"
     with pytest.raises(BadSampleError, match="20 x 20"):
         decode_image(encoded(colour("RGB", (20, 20))), max_pixels=399)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sides=st.tuples(*[st.integers(1, 200)] * 2),
+    target=st.tuples(*[st.integers(1, 120)] * 2),
+    strip_pixels=st.integers(1, 4000),
+    seed=st.integers(0, 9),
+)
+def test_resizing_in_strips_has_the_same_bits(sides, target, strip_pixels, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (*sides, 3), dtype=np.uint8)
+    whole = resize(image, *target)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preprocess, "STRIP_PIXELS", strip_pixels)
+        assert np.array_equal(resize(image, *target), whole)
+
+
+_PEAK = """
+import io, re, sys
+from pathlib import Path
+import numpy as np
+import torch
+from PIL import Image
+from openvision.images.augment import Augment, random_crop
+from openvision.images.decode import open_image
+from openvision.images.preprocess import prepare
+
+def peak():
+    return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+torch.set_num_threads(1)
+buffer = io.BytesIO()
+Image.new(sys.argv[1], (7000, 7000)).save(buffer, sys.argv[2])
+Path("/proc/self/clear_refs").write_text("5")
+before = peak()
+for size in (prepare(buffer.getvalue(), 224).shape,
+             random_crop(open_image(buffer.getvalue()), np.random.default_rng(0), 224, Augment()).shape):
+    assert size == (224, 224, 3)
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "form", "mebibytes"), [("RGB", "JPEG", 300), ("RGBA", "PNG", 550), ("I", "TIFF", 550)]
+)
+def test_49_megapixels_take_a_few_hundred_megabytes(mode, form, mebibytes):
+    """147 MB are its pixels, 196 MB Pillow's own; it took up to 1.6 GB."""
+    done = subprocess.run([sys.executable, "-c", _PEAK, mode, form], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < mebibytes

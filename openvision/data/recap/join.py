@@ -44,6 +44,7 @@ from openvision.data.recap.table import Scan, Unit, scan_unit, spilled_rows, tab
 from openvision.data.recap.write import JoinSpec, Mode, write_shard
 from openvision.data.shards.manifest import index_folder
 from openvision.data.shards.store import LocalStore, Store, open_store
+from openvision.data.workers import end_with_parent
 from openvision.errors import OpenVisionError, require
 from openvision.files import JsonObject, atomic_write_text, make_folder
 
@@ -279,7 +280,7 @@ class _Join:
             return
         # Spawned: a fork would copy the caller's threads and locks.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.options.processes, mp_context=context) as pool:
+        with ProcessPoolExecutor(self.options.processes, context, initializer=end_with_parent) as pool:
             futures = [pool.submit(function, *task) for task in tasks]
             try:
                 for done, future in enumerate(as_completed(futures), start=1):

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from openvision.errors import OpenVisionError
-from openvision.files import JsonObject, append_text, atomic_write_text, make_folder, read_json_lines
+from openvision.files import JsonObject, append_lines, atomic_write_text, make_folder, read_json_lines
 from openvision.multimodal.benchmarks.benchmark import Benchmark, Estimate, Question, tabulate, with_intervals
 from openvision.multimodal.model.generate import Decoding, Prompt, load_assistant
 from openvision.provenance import git_state, library_versions
@@ -215,7 +215,7 @@ def _ask(
             {"id": question.id, "answer": answer, "prompt": question.prompt, "truth": list(question.truth)}
             for question, answer in zip(batch, given, strict=True)
         ]
-        append_text(out / ANSWERS, "".join(json.dumps(line) + "\n" for line in lines))
+        append_lines(out / ANSWERS, "".join(json.dumps(line) + "\n" for line in lines))
         answers |= {line["id"]: line["answer"] for line in lines}
         if options.progress is not None:
             options.progress(len(answers), len(answers) / (before + len(questions)))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from openvision.errors import OpenVisionError, require
-from openvision.files import JsonObject, append_text
+from openvision.files import JsonObject, append_lines
 from openvision.multimodal.data.conversation import (
     IGNORED,
     Conversation,
@@ -244,7 +244,7 @@ class ConversationDataset(Dataset[Item]):
 def _reject(file: Path | None, counts: Counter[str], name: str, reason: str, detail: str) -> None:
     counts[reason] += 1
     if file is not None:
-        append_text(file, json.dumps({"id": name, "reason": reason, "detail": detail}) + "\n")
+        append_lines(file, json.dumps({"id": name, "reason": reason, "detail": detail}) + "\n")
 
 
 def _name_of(row: JsonObject, number: int) -> str:

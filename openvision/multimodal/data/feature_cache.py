@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from openvision.errors import OpenVisionError
-from openvision.files import append_text, atomic_write_bytes, make_folder, read_json_lines
+from openvision.files import append_lines, atomic_write_bytes, make_folder, read_json_lines
 from openvision.multimodal.data.images import ImageFile, ImageSource, ImageSourceError
 from openvision.multimodal.model.geometry import Aspect, Geometry
 from openvision.multimodal.model.huggingface import Llava, Processor, transformers
@@ -85,7 +85,7 @@ class FeatureCache:
         stamp = f"{image.path.resolve()}|{state.st_size}|{state.st_mtime_ns}"
         if stamp not in self._digests:
             self._digests[stamp] = image.digest()[:40]
-            append_text(
+            append_lines(
                 self.folder / "pictures.jsonl", json.dumps({"file": stamp, "content": self._digests[stamp]}) + "\n"
             )
         return f"{aspect}-{self._digests[stamp]}"

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from openvision.errors import OpenVisionError
-from openvision.files import append_text, atomic_write_text, read_json_lines
+from openvision.files import append_lines, atomic_write_text, read_json_lines
 from openvision.multimodal.data.batching import Collator, SampleOrder
 from openvision.multimodal.data.dataset import ConversationDataset
 from openvision.multimodal.model.huggingface import transformers
@@ -166,7 +166,7 @@ def _make_callback(log: StageLog, stop: StopRequest) -> "TrainerCallback":
                 **{f"lr_{group['module']}": group["lr"] for group in optimizer.param_groups},
                 "samples_per_second": round(rate * batch_size, 2),
             }
-            append_text(log.metrics, json.dumps(line) + "\n")
+            append_lines(log.metrics, json.dumps(line) + "\n")
             minutes, rest = divmod(round((state.max_steps - state.global_step) / rate), 60)
             log.say(
                 f"{name}  step {state.global_step}/{state.max_steps}  loss {logs['loss']:.4f}  "

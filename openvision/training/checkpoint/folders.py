@@ -11,6 +11,7 @@ not deleted.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -24,6 +25,9 @@ STATE = "state.json"
 MANIFEST = "manifest.json"
 FORMAT = 2
 _PREFIX = "step-"
+# Copies and notes that people put beside the checkpoints have other names, and are left alone.
+_NAME = re.compile(rf"{_PREFIX}\d{{8,}}")
+_UNFINISHED = re.compile(rf"\.{_PREFIX}\d{{8,}}\.(tmp|old)")
 _DAMAGED = "damaged-"
 _BLOCK = 2**22
 _MIB = 2**20
@@ -76,6 +80,10 @@ class DamagedCheckpointError(Exception):
     """A checkpoint differs from what was written."""
 
 
+class RemovedCheckpointError(DamagedCheckpointError):
+    """A checkpoint was removed while it was read."""
+
+
 def folder_of(checkpoints: Path, step: int) -> Path:
     """Folder of the checkpoint after `step` updates."""
     return checkpoints / f"{_PREFIX}{step:08d}"
@@ -88,12 +96,15 @@ def step_of(checkpoint: Path) -> int:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(path for path in folder.glob(f"{_PREFIX}*") if (path / MANIFEST).is_file())
+    found = (path for path in folder.glob(f"{_PREFIX}*") if _NAME.fullmatch(path.name))
+    return sorted((path for path in found if (path / MANIFEST).is_file()), key=step_of)
 
 
 def remove_unfinished(folder: Path) -> None:
     """Remove the files of an interrupted save."""
     for path in folder.glob(f".{_PREFIX}*"):
+        if not _UNFINISHED.fullmatch(path.name):
+            continue
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -108,10 +119,15 @@ def prune(folder: Path, keep: int, keep_steps: Iterable[int]) -> None:
 
 
 def set_aside(checkpoint: Path) -> Path:
-    """Rename a damaged checkpoint so that it is not loaded again; returns its new path."""
+    """Rename a damaged checkpoint so that it is not loaded again; returns its new path. Raises OpenVisionError."""
     place = checkpoint.with_name(_DAMAGED + checkpoint.name)
     shutil.rmtree(place, ignore_errors=True)
-    os.replace(checkpoint, place)
+    try:
+        os.replace(checkpoint, place)
+    except OSError as error:
+        raise OpenVisionError(
+            f"damaged checkpoint {checkpoint} cannot be renamed ({error.strerror}); move it away"
+        ) from error
     return place
 
 
@@ -168,6 +184,8 @@ def read_state(checkpoint: Path) -> State:
         content = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         known = {each.name for each in fields(Progress)}
         progress = Progress(**{key: value for key, value in content["progress"].items() if key in known})
+        if progress.step != step_of(checkpoint):
+            raise DamagedCheckpointError(f"{STATE} is of step {progress.step}: the folder was renamed or copied")
         return State(progress, content["optimizer"], content["written_by"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"{STATE} cannot be read: {error}") from error
@@ -223,6 +241,30 @@ def _read(checkpoint: Path) -> State:
         raise OpenVisionError(f"checkpoint {checkpoint}: {error}") from error
 
 
+def _verify_beside_training(checkpoint: Path) -> int:
+    """`verify` while a training may prune the checkpoint or write it anew; raises RemovedCheckpointError, too."""
+    while True:
+        before = _manifest_bytes(checkpoint)
+        try:
+            return verify(checkpoint)
+        except DamagedCheckpointError as error:
+            # `prune` removes the manifest first.
+            now = _manifest_bytes(checkpoint)
+            if now is None:
+                raise RemovedCheckpointError(str(error)) from error
+            if now == before:
+                raise
+
+
+def _manifest_bytes(checkpoint: Path) -> bytes | None:
+    try:
+        return (checkpoint / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DamagedCheckpointError(f"{MANIFEST} cannot be read: {error.strerror}") from error
+
+
 def table_of(run: Path) -> list[str]:
     """Lines of a table: header, one line per checkpoint, damaged ones last. Raises OpenVisionError without any."""
     folder = run / "checkpoints"
@@ -233,6 +275,9 @@ def table_of(run: Path) -> list[str]:
         try:
             state, size = read_state(path), sum(file["bytes"] for file in read_manifest(path).values())
         except DamagedCheckpointError as error:
+            if not (path / MANIFEST).exists():
+                # A training has pruned it since.
+                continue
             lines.append(f"{step_of(path):>10}  damaged: {error}")
             continue
         progress, by = state.progress, state.written_by
@@ -253,7 +298,9 @@ def verify_all(run: Path, which: str) -> Iterator[str]:
     broken = []
     for path in checkpoints(run / "checkpoints") if which == "all" else [newest]:
         try:
-            yield f"{path.name}: intact, {verify(path) / _MIB:.1f} MiB read"
+            yield f"{path.name}: intact, {_verify_beside_training(path) / _MIB:.1f} MiB read"
+        except RemovedCheckpointError:
+            yield f"{path.name}: removed meanwhile by the training"
         except DamagedCheckpointError as error:
             broken.append(path.name)
             yield f"{path.name}: DAMAGED, {error}"

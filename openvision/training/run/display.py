@@ -1,6 +1,12 @@
-"""Training on the screen: a progress bar in a terminal, log lines elsewhere."""
+"""Training on the screen: a progress bar in a terminal, log lines elsewhere; nobody has to read them."""
 
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -52,6 +58,55 @@ class TrainingDisplay:
         if not self.console.is_terminal:
             told = "  ".join([*terms[:-1], *_state(values), terms[-1], *_machine(values)])
             self.say(f"step {step}/{self.total_steps}  {told}  {duration(seconds_left)} left")
+
+
+class _Lasting:
+    """A stream whose errors of writing are told once, on standard error, and stop nothing."""
+
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self._stream = stream
+        self._name = name
+        self._told = False
+
+    def write(self, text: str) -> int:
+        """As of the stream."""
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._lose(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """As of the stream."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._lose(error)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+    def _lose(self, error: OSError) -> None:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            # Nobody reads any more. What is still in the buffer would fail again when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        if not self._told:
+            self._told = True
+            lost = f"openvision: {self._name} cannot be written ({error.strerror}); training continues without it"
+            print(lost, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Training goes on when its output is closed, as by `| head`, or is a file on a full disk."""
+    before = sys.stdout, sys.stderr
+    names = ("standard output", "standard error")
+    sys.stdout, sys.stderr = (cast(TextIO, _Lasting(each, name)) for each, name in zip(before, names, strict=True))
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stdout, sys.stderr = before
 
 
 def _state(values: dict[str, float]) -> list[str]:

@@ -1,17 +1,25 @@
-"""Run folder: it belongs to one recipe and one data set, which must not change when the run is resumed.
+"""Run folder: it belongs to one recipe and one data set, which must not change on resume, and to one trainer at a time.
 
 RUN/recipe.toml   the resolved recipe
 RUN/data.json     samples and manifest hash of every source, and hashes of its shards
 RUN/tokenizer/    the tokenizer, trained or copied when the run starts
+RUN/LOCK          locked by the main process, and who that is
 
 How a run is executed may change on resume: device, number of processes, sharding, micro-batches, data loader, logging
 and checkpoint periods.
 Any other difference is shown and refused, or accepted with `force` and recorded.
 """
 
+import contextlib
 import difflib
+import errno
+import fcntl
 import json
+import os
+import platform
+from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
 
 from openvision.data.mixture import Mixture
 from openvision.errors import OpenVisionError
@@ -21,10 +29,63 @@ from openvision.text.tokenizer import Tokenizer
 from openvision.training.setup.evaluators import complete_evaluators
 
 DATA = "data.json"
+LOCK = "LOCK"
 # Changed shards listed in an error message.
 _LISTED_SHARDS = 5
 # Keys of `run` that change the numbers of a run.
 _NUMERIC_KEYS = ("precision", "compile", "float32_matmul", "deterministic")
+
+
+class RunLock:
+    """One trainer for a run folder: a lock that the operating system drops when its process ends, however it ends.
+
+    POSIX record locks, because they hold between machines over NFS and are not inherited by children.
+    """
+
+    def __init__(self, run_folder: Path) -> None:
+        self.path = run_folder / LOCK
+        self._file: int | None = None
+
+    def take(self) -> str | None:
+        """Lock the folder; returns why that is refused. A file system without locks locks nothing."""
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            return f"cannot write {self.path} ({error.strerror}); choose another run folder or change its permissions"
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                return None
+            owner = os.read(self._file, 1000).decode("utf-8", "replace").strip()
+            self.release()
+            return (
+                f"{self.path.parent} is being trained by another process ({ascii(owner)[1:-1] or 'unknown'}); wait for "
+                "its end, stop it, or choose another run folder"
+            )
+        self._name_owner(self._file)
+        return None
+
+    def release(self) -> None:
+        """Unlock."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    @staticmethod
+    def _name_owner(file: int) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with contextlib.suppress(OSError):
+            os.ftruncate(file, 0)
+            os.write(file, f"process {os.getpid()} on {platform.node()} since {now}\n".encode())
 
 
 def claim_recipe(recipe: Recipe, run_folder: Path, force: bool = False) -> list[str]:

@@ -4,11 +4,12 @@ On resume metrics.jsonl is cut back to the step of the checkpoint.
 """
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from openvision.files import JsonObject, atomic_write_text
+from openvision.files import JsonObject, PatientLines, atomic_write_text
 from openvision.recipe.schema import Recipe
 from openvision.renamed import read_metrics
 from openvision.training.run.display import TrainingDisplay
@@ -18,23 +19,27 @@ METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Append-only metrics.jsonl."""
+    """Append-only metrics.jsonl; a full disk delays its lines and stops nothing."""
 
-    def __init__(self, path: Path, resume_step: int) -> None:
+    def __init__(self, path: Path, resume_step: int, say: Callable[[str], None] = print) -> None:
         """Open `path`; drop lines after `resume_step`, whose steps will be trained again."""
-        self.path = path
+        self._say = say
         kept = [line for line in read_metrics(path) if line["step"] <= resume_step] if path.exists() else []
         atomic_write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._file = PatientLines(path)
 
     def write(self, kind: str, values: JsonObject) -> None:
-        """Append one line and flush it to the operating system."""
-        self._file.write(json.dumps({"kind": kind, **values}) + "\n")
-        self._file.flush()
+        """Append one line."""
+        if self._file.write([json.dumps({"kind": kind, **values}) + "\n"]):
+            problem = self._file.problem
+            again = f"{self._file.path} is written again, with all that was kept"
+            self._say(f"{problem}; training continues, its lines are kept in memory" if problem else again)
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Try once more to write what was kept."""
+        self._file.write([])
+        if self._file.problem is not None:
+            self._say(f"{self._file.problem}; its newest lines are lost")
 
 
 class RunLog:
@@ -43,14 +48,14 @@ class RunLog:
     def __init__(self, recipe: Recipe, run_folder: Path, resume_step: int) -> None:
         """Open all outputs; raises OpenVisionError when the library of a tracker is not installed."""
         self._trackers = open_trackers(recipe, run_folder, resume_step)
-        self._metrics = MetricsLog(run_folder / METRICS, resume_step)
         self._display = TrainingDisplay(recipe.steps)
+        self._metrics = MetricsLog(run_folder / METRICS, resume_step, self.say)
 
     def __enter__(self) -> "RunLog":
         self._closing = ExitStack()
-        for part in (self._metrics, *self._trackers):
-            self._closing.callback(part.close)
         self._closing.enter_context(self._display)
+        self._closing.callback(self._close_trackers)
+        self._closing.callback(self._metrics.close)
         return self
 
     def __exit__(
@@ -82,9 +87,21 @@ class RunLog:
         self._metrics.write("event", {**where, "message": message})
         self.say(f"step {where['step']}: {message}")
 
-    def _track(self, prefix: str, step: int, numbers: dict[str, float]) -> None:
+    def _close_trackers(self) -> None:
         for tracker in self._trackers:
-            tracker.log(step, {f"{prefix}/{name}": value for name, value in numbers.items()})
+            try:
+                tracker.close()
+            except Exception as error:
+                self.say(f"{type(tracker).__name__} cannot be closed ({error})")
+
+    def _track(self, prefix: str, step: int, numbers: dict[str, float]) -> None:
+        for tracker in list(self._trackers):
+            try:
+                tracker.log(step, {f"{prefix}/{name}": value for name, value in numbers.items()})
+            except Exception as error:
+                # A full disk, or a server that does not answer: whatever it is, it must not end the training.
+                self._trackers.remove(tracker)
+                self.say(f"{type(tracker).__name__} fails ({error}); training continues without it")
 
 
 class NoLog:

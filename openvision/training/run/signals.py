@@ -5,10 +5,14 @@ queue the run again (torchrun turns every exit code into 1). SIGINT (Ctrl-C) com
 second one does not wait for the end of the step.
 """
 
+import contextlib
 import signal
 import threading
 from pathlib import Path
 from types import FrameType, TracebackType
+
+from openvision.errors import OpenVisionError
+from openvision.files import make_folder
 
 REQUEUE = "REQUEUE"
 EXIT_REQUEUE = 75
@@ -63,9 +67,22 @@ class StopRequest:
         self.ask(requeue=number != signal.SIGINT)
 
 
-def mark_requeue(run_folder: Path, step: int) -> None:
-    """Write RUN/REQUEUE for the job script."""
-    (run_folder / REQUEUE).write_text(f"stopped by the scheduler after step {step}; start the same command again\n")
+def mark_requeue(run_folder: Path, step: int | None) -> None:
+    """Write RUN/REQUEUE for the job script, empty on a full disk; `step` None is before the first one.
+
+    Raises OpenVisionError when it cannot be created.
+    """
+    path = make_folder(run_folder) / REQUEUE
+    try:
+        path.touch()
+    except OSError as error:
+        raise OpenVisionError(
+            f"cannot write {path} ({error.strerror}): the job script will not queue the run again"
+        ) from error
+    # An empty file needs no room, and says the same to the script.
+    where = "before the first step" if step is None else f"after step {step}"
+    with contextlib.suppress(OSError):
+        path.write_text(f"stopped by the scheduler {where}; start the same command again\n")
 
 
 def clear_requeue(run_folder: Path) -> None:

@@ -6,6 +6,7 @@
   stay silent, so that the log ends with one message.
 """
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 from openvision.errors import OpenVisionError
 from openvision.training.run.signals import Interrupted
@@ -24,6 +26,8 @@ FAILED = "FAILED"
 HANGS = "hangs"
 # Seconds between noticing a lost process and reporting it: a process that knows the cause reports first.
 _GRACE = 1.0
+# What is older than this process was left by a session before, and not removed yet.
+_BEGUN = time.time()
 
 
 class LostProcessError(OpenVisionError):
@@ -59,8 +63,7 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         if self.limit is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a", encoding="utf-8")
+            self._file = self._open()
             self._beaten = time.monotonic()
             self._thread = threading.Thread(target=self._watch, args=(self.limit,), name="watchdog", daemon=True)
             self._thread.start()
@@ -73,9 +76,19 @@ class Watchdog:
             self._stopped.set()
             self._thread.join()
             faulthandler.cancel_dump_traceback_later()
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
             if not self.reported:
                 self.path.unlink(missing_ok=True)
+
+    def _open(self) -> TextIO:
+        """The file of the stack traces; standard error where it cannot be written."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return open(self.path, "a", encoding="utf-8")
+        except OSError as error:
+            self.say(f"cannot write {self.path} ({error.strerror}): stack traces go to standard error")
+            return os.fdopen(os.dup(2), "a", encoding="utf-8")
 
     def _watch(self, limit: float) -> None:
         while True:
@@ -91,8 +104,10 @@ class Watchdog:
     def _report(self, silent: float) -> None:
         self.reported += 1
         where = f"process {self.rank} has made no progress for {silent:.0f} s: step {self._step + 1}, {self._what}"
-        self._file.write(f"{where}\n")
-        self._file.flush()
+        with contextlib.suppress(OSError):
+            # On a full disk the line below still says it.
+            self._file.write(f"{where}\n")
+            self._file.flush()
         faulthandler.dump_traceback(self._file)
         self.say(f"{where}; its stack traces are in {self.path}")
 
@@ -117,35 +132,57 @@ def report_once(run_folder: Path, rank: int, size: int, where: Callable[[], str]
     except (Interrupted, AlreadyReportedError):
         raise
     except OpenVisionError as error:
-        if _claim(run_folder, rank, str(error)):
+        if claim_failure(run_folder, rank, str(error)):
             raise
         raise AlreadyReportedError(str(error)) from None
     except RuntimeError as error:
         if not _is_loss(error):
-            _claim(run_folder, rank, repr(error))
+            claim_failure(run_folder, rank, repr(error))
             raise
         time.sleep(_GRACE)
-        message = (
-            f"a process of this run was lost or hung ({where()}, seen by process {rank}); all processes stop. Find the "
-            "cause, e.g. out of memory, then run the same command: it resumes from the newest checkpoint"
-        )
-        if _claim(run_folder, rank, message):
+        message = describe_loss(where(), rank)
+        if claim_failure(run_folder, rank, message):
             raise LostProcessError(message) from error
         raise AlreadyReportedError(message) from None
     except Exception as error:
-        _claim(run_folder, rank, repr(error))
+        claim_failure(run_folder, rank, repr(error))
         raise
 
 
-def _claim(run_folder: Path, rank: int, message: str) -> bool:
-    """Whether this process is the first to report a failure."""
+def describe_loss(where: str, rank: int) -> str:
+    """The message about a process that is gone, as process `rank` reports it."""
+    return (
+        f"a process of this run was lost or hung ({where}, seen by process {rank}); all processes stop. Find the "
+        "cause, e.g. out of memory, then run the same command: it resumes from the newest checkpoint"
+    )
+
+
+def claim_failure(run_folder: Path, rank: int, message: str) -> bool:
+    """Whether this process is the first of the session to report a failure; also where that cannot be known.
+
+    A message that appears twice is better than none.
+    """
+    path = run_folder / FAILED
+    if not is_of_this_session(path):
+        with contextlib.suppress(OSError):
+            path.unlink()
     try:
-        descriptor = os.open(run_folder / FAILED, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    except OSError:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
         return False
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+    except OSError:
+        return True
+    with contextlib.suppress(OSError), os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(json.dumps({"process": rank, "message": message}) + "\n")
     return True
+
+
+def is_of_this_session(path: Path) -> bool:
+    """Whether a file exists that is not older than this process."""
+    try:
+        return path.stat().st_mtime >= _BEGUN
+    except OSError:
+        return False
 
 
 def _is_loss(error: RuntimeError) -> bool:

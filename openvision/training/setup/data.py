@@ -108,6 +108,8 @@ _ON_DEVICE = ("images", "alt_ids", "sentence_ids", "labels")
 def describe_unused(loader: Loader, context_length: int | None, reads_synthetic: bool) -> list[str]:
     """Lines about samples and texts of a stage that this process could not use as they are."""
     lines = [f"rejected samples, {reason}: {count}" for reason, count in sorted(loader.rejected.items())]
+    if loader.unlisted is not None:
+        lines.append(f"not all rejected samples are listed: {loader.unlisted}")
     if loader.captions_missing and reads_synthetic:
         lines.append(f"samples without a synthetic caption, alt-text used: {loader.captions_missing}")
     if loader.texts_cut and context_length is not None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from openvision.errors import OpenVisionError
+from openvision.training.checkpoint import folders as checkpoint_files
 from openvision.training.checkpoint import manager as checkpoint_module
 from openvision.training.checkpoint import tensors as checkpoint_tensors
 from openvision.training.checkpoint.export import export_checkpoint
@@ -259,6 +261,50 @@ def test_find_verify_and_list_say_what_is_wrong(tiny_run, tmp_path):
     (tmp_path / "checkpoints/step-00000001/state.json").write_text("{}")
     with pytest.raises(OpenVisionError, match=r"step-00000001 in .* damaged"):
         list(verify_all(tmp_path, "all"))
+
+
+def _verify_while(tiny_run, tmp_path, monkeypatch, happens) -> list[str]:
+    """Lines of `verify_all` when `happens(checkpoint)` as the first file of the first checkpoint is read."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    hash_file, first = checkpoint_files.hash_file, [True]
+
+    def hash_late(path):
+        if first:
+            first.clear()
+            happens(path.parent)
+        return hash_file(path)
+
+    monkeypatch.setattr(checkpoint_files, "hash_file", hash_late)
+    return [line.partition(": ")[2].split(",")[0] for line in verify_all(run, "all")]
+
+
+def test_verify_beside_a_training_that_prunes(tiny_run, tmp_path, monkeypatch):
+    def prune_it(path):
+        prune(path.parent, 1, [])
+
+    assert _verify_while(tiny_run, tmp_path, monkeypatch, prune_it) == ["removed meanwhile by the training", "intact"]
+
+
+def test_verify_beside_a_training_that_writes_the_step_again(tiny_run, tmp_path, monkeypatch):
+    def write_again(path):
+        other = shutil.copytree(path, path.with_name(".other"))
+        (other / "state.json").write_text((path / "state.json").read_text() + "\n")
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["files"]["state.json"] = checkpoint_files.hash_file(other / "state.json")
+        (other / "manifest.json").write_text(json.dumps(manifest))
+        shutil.rmtree(path)
+        other.rename(path)
+
+    assert _verify_while(tiny_run, tmp_path, monkeypatch, write_again) == ["intact", "intact"]
+
+
+def test_verify_beside_a_training_still_finds_damage(tiny_run, tmp_path, monkeypatch):
+    def damage(path):
+        (path / "state.json").write_text("{}")
+
+    with pytest.raises(OpenVisionError, match="damaged; the run resumes"):
+        _verify_while(tiny_run, tmp_path, monkeypatch, damage)
 
 
 def test_evaluators_of_the_recipe_are_measured(tiny_recipe, shapes_folder, tmp_path):

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from openvision.errors import OpenVisionError
 from openvision.training.run.signals import (
     EXIT_INTERRUPTED,
     EXIT_REQUEUE,
@@ -68,3 +69,12 @@ def test_the_marker_goes(tmp_path):
     assert "after step 3" in (tmp_path / "REQUEUE").read_text()
     clear_requeue(tmp_path)
     assert not (tmp_path / "REQUEUE").exists()
+
+
+def test_the_marker_needs_no_room(tmp_path):
+    (tmp_path / "REQUEUE").symlink_to("/dev/full")
+    mark_requeue(tmp_path, 3)
+    (tmp_path / "REQUEUE").unlink()
+    (tmp_path / "REQUEUE").symlink_to(tmp_path / "nowhere" / "else")
+    with pytest.raises(OpenVisionError, match=r"REQUEUE .No such file or directory.: the job script will not"):
+        mark_requeue(tmp_path, 3)

@@ -37,6 +37,7 @@ from openvision.data.sources.scenes.scene import (
 )
 from openvision.data.sources.scenes.texts import AltTexts, alt_text, short_text, synthetic_caption
 from openvision.data.sources.stamp import has_stamp, write_stamp
+from openvision.data.workers import end_with_parent
 from openvision.errors import OpenVisionError, require
 from openvision.files import atomic_folder
 
@@ -174,6 +175,7 @@ _painting: tuple[Options, World, Painter] | None = None
 
 def _begin(options: Options, drawings: dict[str, bytes] | None) -> None:
     """Runs once in each worker process."""
+    end_with_parent()
     global _painting
     _painting = options, options.world(), Painter(options.size, drawings)
 

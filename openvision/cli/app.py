@@ -1,0 +1,57 @@
+"""The commands of the command line, in the groups of `openvision --help`."""
+
+import typer
+
+from openvision.cli import (
+    caption,
+    checkpoint,
+    classify,
+    compare,
+    data,
+    encode,
+    evaluate,
+    plan,
+    profile,
+    quickstart,
+    recipe,
+    report,
+    search,
+    tokenizer,
+    train,
+    vlm,
+    vlm_eval,
+    weights,
+)
+
+app = typer.Typer(
+    name="openvision",
+    help="Train, evaluate and use OpenVision: a fully open family of vision encoders.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+app.command(rich_help_panel="Start here")(quickstart.quickstart)
+app.command(rich_help_panel="Train")(train.train)
+app.command(rich_help_panel="Train")(plan.plan)
+app.command(rich_help_panel="Train")(profile.profile)
+app.add_typer(recipe.app, name="recipe", rich_help_panel="Train")
+app.add_typer(data.app, name="data", rich_help_panel="Train")
+app.add_typer(tokenizer.app, name="tokenizer", rich_help_panel="Train")
+app.command("eval", rich_help_panel="Evaluate")(evaluate.evaluate)
+app.command(rich_help_panel="Evaluate")(compare.compare)
+app.command(rich_help_panel="Evaluate")(report.report)
+app.command(rich_help_panel="Use an encoder")(classify.classify)
+app.command(rich_help_panel="Use an encoder")(search.search)
+app.command(rich_help_panel="Use an encoder")(encode.encode)
+app.command(rich_help_panel="Use an encoder")(caption.caption)
+vlm.app.command("eval")(vlm_eval.evaluate)
+vlm.app.command()(vlm_eval.compare)
+vlm.app.command()(vlm_eval.demo)
+app.add_typer(vlm.app, name="vlm", rich_help_panel="Use an encoder")
+app.add_typer(checkpoint.app, name="checkpoint", rich_help_panel="Checkpoints")
+app.command(rich_help_panel="Checkpoints")(weights.models)
+app.command(rich_help_panel="Checkpoints")(weights.info)
+app.command(rich_help_panel="Checkpoints")(weights.convert)
+app.command(rich_help_panel="Checkpoints")(weights.export)
+app.command(rich_help_panel="Checkpoints")(weights.verify)
