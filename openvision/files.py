@@ -47,14 +47,14 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path` atomically; raises OpenVisionError."""
-    atomic_write_bytes(path, text.encode("utf-8"))
+    """Write `text` as UTF-8 to `path` atomically, lone surrogates spelt out; raises OpenVisionError."""
+    atomic_write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def append_text(path: Path, text: str) -> None:
     """Append `text` to a file in one write; after a crash its last line may be incomplete."""
     try:
-        with open(path, "a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
     except OSError as error:
         raise OpenVisionError(f"cannot write {path}: {error.strerror}") from error

@@ -8,7 +8,6 @@ import os
 import sys
 
 import typer
-from rich.console import Console
 
 from openvision.cli import (
     caption,
@@ -31,6 +30,7 @@ from openvision.cli import (
     weights,
 )
 from openvision.errors import OpenVisionError
+from openvision.terminal import Console
 
 app = typer.Typer(
     name="openvision",

@@ -28,7 +28,7 @@ from openvision.training.run.log import NoLog, RunLog
 from openvision.training.run.signals import Interrupted, StopRequest, clear_requeue, mark_requeue
 from openvision.training.run.throughput import Meter, total_peak_flops
 from openvision.training.run.watchdog import Watchdog, clear_failure, report_once
-from openvision.training.setup.data import DeviceBatches, describe_unused, open_loader
+from openvision.training.setup.data import DeviceBatches, describe_left_out, describe_unused, open_loader
 from openvision.training.setup.parts import set_up_run
 from openvision.training.step import Agreed, Step, is_due, log_position
 from openvision.training.validation import headline, validate
@@ -66,7 +66,8 @@ class Trainer:
             if self.processes.is_main:
                 clear_requeue(self.parts.folder)
                 self.log = open_parts.enter_context(RunLog(self.recipe, self.parts.folder, self.progress.step))
-                self.log.say(self.parts.describe())
+                for line in (self.parts.describe(), *describe_left_out(self.parts.dataset)):
+                    self.log.say(line)
             open_parts.callback(self.parts.checkpoints.close)
             open_parts.enter_context(self.stop)
             open_parts.enter_context(self.watchdog)

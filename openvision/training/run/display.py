@@ -2,8 +2,9 @@
 
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from openvision.terminal import Console
 
 
 class TrainingDisplay:
