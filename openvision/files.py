@@ -62,8 +62,8 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path` atomically; raises OpenVisionError."""
-    atomic_write_bytes(path, text.encode("utf-8"))
+    """Write `text` as UTF-8 to `path` atomically, lone surrogates spelt out; raises OpenVisionError."""
+    atomic_write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def append_lines(path: Path, text: str) -> None:

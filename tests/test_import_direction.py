@@ -37,11 +37,13 @@ ALLOWED = {
     "errors": set(),
     "hardware": set(),
     "files": set(),
+    "untrusted": set(),
+    "terminal": set(),
     "provenance": set(),
     "renamed": set(),
     "__init__": {"inference", "weights"},
 }
-COMMON = {"errors", "files", "provenance", "renamed", "hardware"}
+COMMON = {"errors", "files", "provenance", "renamed", "hardware", "terminal", "untrusted"}
 OPTIONAL = {
     "matplotlib",
     "jinja2",

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from openvision.cli.options import Device, Resolution
+from openvision.terminal import echo
 
 
 def caption(
@@ -22,4 +23,4 @@ def caption(
     where = resolve_device(device)
     captioner = load_captioner(checkpoint, resolution=resolution).to(where)
     for image, text in zip(images, captioner.caption(images, max_length), strict=True):
-        typer.echo(f"{image}\t{text}")
+        echo(f"{image}\t{text}")

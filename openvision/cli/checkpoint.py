@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from openvision.terminal import echo
+
 app = typer.Typer(help="List, verify and export the checkpoints of a run.", no_args_is_help=True)
 
 Run = Annotated[Path, typer.Argument(help="Run folder, as given to `openvision train --run`.")]
@@ -14,8 +16,7 @@ Which = Annotated[str, typer.Option("--step", help="newest, best, or a number of
 @app.command()
 def ls(run: Run) -> None:
     """List the checkpoints of a run, oldest first."""
-    from rich.console import Console
-
+    from openvision.terminal import Console
     from openvision.training.checkpoint.folders import table_of
 
     for line in table_of(run):
@@ -27,8 +28,7 @@ def verify(
     run: Run, step: Annotated[str, typer.Option("--step", help="all, newest, best, or a number of steps.")] = "all"
 ) -> None:
     """Verify checkpoints: compare every file with its SHA-256."""
-    from rich.console import Console
-
+    from openvision.terminal import Console
     from openvision.training.checkpoint.folders import verify_all
 
     for line in verify_all(run, step):
@@ -46,4 +46,4 @@ def export(
     from openvision.training.checkpoint.export import export_checkpoint
 
     export_checkpoint(run, step, output, average)
-    typer.echo(f"model: {output}")
+    echo(f"model: {output}")

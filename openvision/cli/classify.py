@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from openvision.cli.options import DEFAULT_CHECKPOINT, CheckpointOption, Device, Squash
+from openvision.terminal import Console
 
 
 def classify(
@@ -30,5 +31,5 @@ def classify(
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for label, probability in encoder.classify(image, chosen):
-        table.add_row(f"{probability:.1%}", f"[green]{'█' * round(20 * probability):<20}[/]", label)
+        table.add_row(f"{probability:.1%}", f"[green]{'█' * round(20 * probability):<20}[/]", Text(label))
     console.print(table, highlight=False)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from openvision.terminal import echo
+
 
 def compare(
     first: Annotated[Path, typer.Argument(help="Folder of results of `openvision eval --suite`.")],
@@ -13,13 +15,13 @@ def compare(
 ) -> None:
     """Compare two checkpoints: differences with intervals from a paired bootstrap over the same images."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from openvision.evaluation.report.comparison_page import build_page
     from openvision.evaluation.report.labels import shown
     from openvision.evaluation.suites.compare import compare as run
     from openvision.evaluation.suites.results import distinct, read_result
+    from openvision.terminal import Console
 
     results = distinct([read_result(first), read_result(second)])
     found = run(*results)
@@ -41,7 +43,7 @@ def compare(
     if found.rows:
         Console().print(table)
     for note in found.left_out:
-        typer.echo(f"left out: {note}")
-    typer.echo(f"{found.verdict()}.")
+        echo(f"left out: {note}")
+    echo(f"{found.verdict()}.")
     if page is not None:
-        typer.echo(f"page: {build_page(results, page)}")
+        echo(f"page: {build_page(results, page)}")

@@ -7,6 +7,7 @@ import typer
 
 from openvision.cli import data_picto, data_recap, data_scenes, data_tools
 from openvision.cli.progress import ProgressLine, counted
+from openvision.terminal import echo
 
 app = typer.Typer(help="Make and inspect training data.", no_args_is_help=True)
 data_tools.register(app)
@@ -29,7 +30,7 @@ def openmoji(
     from openvision.data.sources.openmoji.make import make_openmoji
 
     make_openmoji(folder, size)
-    typer.echo(f"shards: {folder}")
+    echo(f"shards: {folder}")
 
 
 @app.command()
@@ -40,7 +41,12 @@ def unpack(
     """Write the images of shards as files, named by their name or key."""
     from openvision.data.shards.dataset import ShardDataset, unpack_images
 
-    typer.echo(f"{unpack_images(ShardDataset(shards), folder)} images: {folder}")
+    dataset = ShardDataset(shards)
+    rejected = dataset.left_out
+    written = unpack_images(dataset, folder, rejected)
+    for reason, count in sorted(rejected.items()):
+        echo(f"left out, {reason}: {count}")
+    echo(f"{written} images: {folder}")
 
 
 @app.command()
@@ -55,7 +61,7 @@ def index(
     line = ProgressLine("shards")
     manifest = index_folder(open_store(shards), rebuild, lambda done, total: line(done, done / total))
     for reason, count in sorted(manifest.rejected.items()):
-        typer.echo(f"left out, {reason}: {count}")
+        echo(f"left out, {reason}: {count}")
     samples = sum(shard.samples for shard in manifest.shards)
     written = f"{counted(samples, 'sample')} in {counted(len(manifest.shards), 'shard')}"
-    typer.echo(f"{written}, manifest {manifest.sha256()[:12]}: {shards}")
+    echo(f"{written}, manifest {manifest.sha256()[:12]}: {shards}")

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from openvision.terminal import echo
+
 
 def picto(
     folder: Annotated[Path, typer.Argument(help="Folder to write the shards into.")],
@@ -21,4 +23,4 @@ def picto(
     from openvision.data.sources.picto.make import make_picto
 
     make_picto(folder, size, packages, offline, say=typer.echo)
-    typer.echo(f"shards: {folder}")
+    echo(f"shards: {folder}")

@@ -38,13 +38,11 @@ def recap(
 
     If stopped at any point, the same command resumes.
     """
-    import json
-
-    from rich.console import Console
-
     from openvision.data.recap.join import RecapOptions, recap
     from openvision.data.recap.report import print_report
     from openvision.files import atomic_write_text
+    from openvision.terminal import Console
+    from openvision.untrusted import json_text
 
     pairs = [text.partition("=") for text in caption or ("re_caption", "org_caption")]
     options = RecapOptions(
@@ -66,5 +64,5 @@ def recap(
     result = recap(shards, table, options, progress=show)
     print_report(result, console)
     if report:
-        atomic_write_text(report, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        atomic_write_text(report, json_text(result, indent=2) + "\n")
         console.print(f"written: {report}", highlight=False, soft_wrap=True)

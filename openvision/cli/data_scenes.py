@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from openvision.cli.progress import ProgressLine
+from openvision.terminal import echo
 
 
 def scenes(
@@ -40,4 +41,4 @@ def scenes(
     options = Options(train, held_out, size, objects, seed, words, word_size, caption_errors, alt, drawings)
     line = ProgressLine("scenes")
     make_scenes(folder, options, workers, lambda done, total: line(done, done / total), packages, offline)
-    typer.echo(f"shards: {folder}")
+    echo(f"shards: {folder}")

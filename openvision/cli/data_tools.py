@@ -1,6 +1,6 @@
 """`openvision data make`, `stats`, `verify` and `preview`: write shards from other formats, and inspect them."""
 
-import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from openvision.cli.progress import ProgressLine, counted
+from openvision.terminal import echo
+from openvision.untrusted import json_text, one_line
 
 if TYPE_CHECKING:
     from openvision.data.shards.dataset import ShardDataset
@@ -45,12 +47,11 @@ def stats(
     synthetic_key: SyntheticKey = "synthetic",
 ) -> None:
     """Sizes, formats and bytes of the images; lengths and variety of alt-texts and captions."""
-    from rich.console import Console
-
     from openvision.data.tools.stats import gather
     from openvision.data.tools.stats_report import tables, write_plots
     from openvision.errors import require
     from openvision.files import atomic_write_text
+    from openvision.terminal import Console
 
     if plots:
         require("matplotlib", extra="report")
@@ -60,13 +61,13 @@ def stats(
     summary = found.summary()
     for table in tables(summary):
         Console().print(table)
-    for reason, count in summary["rejected"].items():
-        typer.echo(f"left out, {reason}: {count}")
+    for reason, count in sorted((Counter(summary["left_out"]) + Counter(summary["rejected"])).items()):
+        echo(f"left out, {reason}: {count}")
     if output:
-        atomic_write_text(output, json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
-        typer.echo(f"numbers: {output}")
+        atomic_write_text(output, json_text(summary, indent=2) + "\n")
+        echo(f"numbers: {output}")
     if plots:
-        typer.echo(f"plots: {', '.join(map(str, write_plots(found, plots)))}")
+        echo(f"plots: {', '.join(map(str, write_plots(found, plots)))}")
 
 
 def verify(
@@ -87,15 +88,15 @@ def verify(
 
 def _report_findings(result: "VerifyResult", rejects: Path | None) -> None:
     for finding in result.findings[:_LISTED]:
-        typer.echo(f"{finding.reason}: {finding.detail}", err=True)
+        echo(f"{finding.reason}: {one_line(finding.detail)}", err=True)
     if len(result.findings) > _LISTED:
-        typer.echo(f"... and {len(result.findings) - _LISTED} more", err=True)
+        echo(f"... and {len(result.findings) - _LISTED} more", err=True)
     for reason, count in sorted(result.reasons.items()):
-        typer.echo(f"{reason}: {count}")
+        echo(f"{reason}: {count}")
     verdict = f"{len(result.findings)} findings" if result.findings else "all good"
-    typer.echo(f"{counted(result.samples, 'sample')} in {counted(result.shards, 'shard')}: {verdict}")
+    echo(f"{counted(result.samples, 'sample')} in {counted(result.shards, 'shard')}: {verdict}")
     if rejects:
-        typer.echo(f"list: {rejects}")
+        echo(f"list: {rejects}")
 
 
 def preview(
@@ -120,7 +121,9 @@ def preview(
         facts = {"recipe": f"{loaded.name}, stage {stage}", **facts}
     options = replace(_preview_options(loaded, stage, position), count=count, views=views)
     shown = build_preview(dataset, words, options, output, facts)
-    typer.echo(f"{len(shown.cards)} samples: {output}")
+    for reason, count in sorted((dataset.left_out + shown.rejected).items()):
+        echo(f"left out, {reason}: {count}")
+    echo(f"{len(shown.cards)} samples: {output}")
 
 
 def _preview_options(recipe: "Recipe | None", stage: int, position: int) -> "PreviewOptions":
@@ -207,13 +210,13 @@ def _rows(table: Path | None, folder: Path | None, dataset: str | None, split: s
 
 def _report_made(made: "MakeResult", out: Path) -> None:
     for reason, count in sorted(made.reasons.items()):
-        typer.echo(f"left out, {reason}: {count}")
+        echo(f"left out, {reason}: {count}")
     for change, count in sorted(made.changed.items()):
-        typer.echo(f"{change}: {count}")
+        echo(f"{change}: {count}")
     if made.rejects:
-        typer.echo(f"list: {out / 'rejects.jsonl'}")
+        echo(f"list: {out / 'rejects.jsonl'}")
     counts = ", ".join(f"{count} for {split}" for split, count in sorted(made.samples.items()))
-    typer.echo(f"samples: {counts}: {out}")
+    echo(f"samples: {counts}: {out}")
 
 
 def _open(shards: str, synthetic_key: str) -> "ShardDataset":

@@ -7,6 +7,8 @@ import typer
 
 from openvision.cli.options import DEFAULT_CHECKPOINT, CheckpointOption, Device, Offline, Resolution, Revision, Squash
 from openvision.cli.progress import ProgressLine
+from openvision.terminal import echo
+from openvision.untrusted import one_line
 
 
 def encode(
@@ -39,5 +41,5 @@ def encode(
     line = ProgressLine("images")
     result = embed(encoder, source, output, batch_size, threads, progress=lambda done, total: line(done, done / total))
     for name, reason in result.skipped:
-        typer.echo(f"skipped: {name}: {reason}", err=True)
-    typer.echo(f"{result.encoded} images encoded, {len(result.skipped)} skipped: {output}")
+        echo(f"skipped: {one_line(name)}: {one_line(reason)}", err=True)
+    echo(f"{result.encoded} images encoded, {len(result.skipped)} skipped: {output}")

@@ -10,6 +10,7 @@ from openvision.cli.options import Device, Offline, Resolution, Revision, Squash
 from openvision.cli.progress import ProgressLine
 from openvision.errors import OpenVisionError
 from openvision.files import atomic_write_text
+from openvision.terminal import echo
 
 
 def evaluate(
@@ -79,14 +80,14 @@ def evaluate(
     )
     for result in results if suite == HELD_OUT else []:
         print_held_out(result)
-        typer.echo(f"written: {result.folder / 'evaluation.json'}")
+        echo(f"written: {result.folder / 'evaluation.json'}")
     if csv is not None:
         write_open_clip_table(results, csv)
-        typer.echo(f"open_clip's columns: {csv}")
+        echo(f"open_clip's columns: {csv}")
     if into is not None:
         atomic_write_text(into / "table.md", markdown_table(results))
-        typer.echo(f"table: {into / 'table.md'}")
-        typer.echo(f"page: {build_page(results, into / 'index.html')}")
+        echo(f"table: {into / 'table.md'}")
+        echo(f"page: {build_page(results, into / 'index.html')}")
 
 
 class _Progress:

@@ -59,7 +59,7 @@ def _run_command() -> None:
 
 def _fail(message: str, code: int) -> None:
     if message:
-        from rich.console import Console
+        from openvision.terminal import Console
 
         Console(stderr=True).print(f"openvision: {message}", markup=False, highlight=False, soft_wrap=True)
     _leave(code)

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from openvision.cli.options import Overrides, RecipeFile
+from openvision.terminal import echo
 
 
 def plan(
@@ -43,6 +44,6 @@ def plan(
     if json:
         import json as json_module
 
-        typer.echo(json_module.dumps(plan_numbers(made), indent=2))
+        echo(json_module.dumps(plan_numbers(made), indent=2))
     else:
         print_plan(made)

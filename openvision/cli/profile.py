@@ -28,12 +28,11 @@ def profile(
     """Time the parts of a training step, list its slowest operations, and write a trace for Perfetto."""
     import shutil
 
-    from rich.console import Console
-
     from openvision.files import make_folder
     from openvision.recipe.schema import load_recipe
     from openvision.recipe.smoke import prepare_smoke
     from openvision.runtime import resolve_device, resolve_precision
+    from openvision.terminal import Console
     from openvision.training.profile import profile_recipe
 
     loaded = load_recipe(recipe, with_device(overrides, device))

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from openvision.cli.options import DeviceOverride, with_device
+from openvision.terminal import Console
 
 
 def quickstart(

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from openvision.cli.options import Overrides, RecipeFile
 from openvision.errors import OpenVisionError
+from openvision.terminal import Console, echo
 
 app = typer.Typer(help="Show, compare and validate recipes.", no_args_is_help=True)
 
@@ -23,7 +23,7 @@ def show(
     from openvision.recipe.view import show_recipe
     from openvision.training.setup.evaluators import complete_evaluators
 
-    typer.echo(show_recipe(recipe, overrides, smoke, complete_evaluators), nl=False)
+    echo(show_recipe(recipe, overrides, smoke, complete_evaluators), nl=False)
 
 
 @app.command()
@@ -37,7 +37,7 @@ def diff(
 
     differences = diff_recipes(first, second, complete_evaluators)
     if not differences:
-        typer.echo("no differences, except perhaps name and description")
+        echo("no differences, except perhaps name and description")
         return
     table = Table(box=None, pad_edge=False)
     for column in ("", str(first), str(second)):
@@ -58,9 +58,9 @@ def validate(
     invalid = 0
     for path in recipes:
         try:
-            typer.echo(f"{path}: {check_recipe(path, complete_evaluators)}")
+            echo(f"{path}: {check_recipe(path, complete_evaluators)}")
         except OpenVisionError as error:
             invalid += 1
-            typer.echo(f"openvision: {error}", err=True)
+            echo(f"openvision: {error}", err=True)
     if invalid:
         raise OpenVisionError(f"{invalid} of {len(recipes)} recipes are invalid; see above")

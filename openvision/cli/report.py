@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from openvision.terminal import echo
+
 
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")] = Path("runs/quickstart"),
@@ -15,4 +17,4 @@ def report(
     """Write the report of a run as one self-contained HTML page: metrics, curves, galleries."""
     from openvision.evaluation.report.run_page import build_report
 
-    typer.echo(f"report: {build_report(run, data)}")
+    echo(f"report: {build_report(run, data)}")

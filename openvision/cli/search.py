@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from openvision.cli.options import DEFAULT_CHECKPOINT, CheckpointOption, Device, Squash
+from openvision.terminal import echo
 
 
 def search(
@@ -27,6 +28,6 @@ def search(
     encoder = load(checkpoint, preprocessing="squash" if squash else "crop").to(where)
     result = encoder.search_folder(folder, query, top)
     for path, score in result.hits:
-        typer.echo(f"{score:6.3f}  {path}")
+        echo(f"{score:6.3f}  {path}")
     for _, reason in result.skipped:
-        typer.echo(f"skipped: {reason}", err=True)
+        echo(f"skipped: {reason}", err=True)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from openvision.terminal import echo
+
 app = typer.Typer(help="Learn a WordPiece vocabulary; show token ids.", no_args_is_help=True)
 
 
@@ -28,7 +30,7 @@ def train(
         raise OpenVisionError(f"{source} is neither a folder of shards nor a text file; check the path")
     tokenizer = Tokenizer.train(texts, vocab_size)
     tokenizer.save(make_folder(output))
-    typer.echo(f"{tokenizer.vocab_size} entries from {len(texts)} texts: {output / 'tokenizer.json'}")
+    echo(f"{tokenizer.vocab_size} entries from {len(texts)} texts: {output / 'tokenizer.json'}")
 
 
 @app.command()
@@ -41,4 +43,4 @@ def encode(
     from openvision.text.tokenizer import Tokenizer
 
     loaded = Tokenizer.from_vocabulary(tokenizer) if tokenizer.suffix == ".txt" else Tokenizer.load(tokenizer)
-    typer.echo(" ".join(str(index) for index in loaded.encode([text], length)[0]))
+    echo(" ".join(str(index) for index in loaded.encode([text], length)[0]))

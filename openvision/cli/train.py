@@ -7,6 +7,7 @@ import typer
 
 from openvision.cli.options import DeviceOverride, Overrides, RecipeFile, ShardFolders, with_device
 from openvision.errors import OpenVisionError
+from openvision.terminal import echo
 
 
 def train(
@@ -48,4 +49,4 @@ def train(
         raise OpenVisionError("no data; give the folder of your shards with --data, or test the recipe with --smoke")
     model = launch(loaded, data, run, force)
     if model is not None:
-        typer.echo(f"trained model: {model}")
+        echo(f"trained model: {model}")

@@ -8,6 +8,7 @@ import typer
 
 from openvision.cli.options import CheckpointOption, Device, Offline, Revision
 from openvision.errors import OpenVisionError
+from openvision.terminal import echo
 
 app = typer.Typer(help="LLaVA-style models around an encoder: build, train, score, chat.", no_args_is_help=True)
 
@@ -49,8 +50,8 @@ def build(
     if geometry.pinpoints:
         most = max(geometry.tokens(height, width) for height, width in geometry.pinpoints)
         tokens += f", up to {most} an image in tiles"
-    typer.echo(f"{geometry.image_size} px, {tokens}; {geometry.prefix_tokens} prefix tokens dropped")
-    typer.echo(f"model: {output}")
+    echo(f"{geometry.image_size} px, {tokens}; {geometry.prefix_tokens} prefix tokens dropped")
+    echo(f"model: {output}")
 
 
 @app.command()
@@ -70,7 +71,7 @@ def train(
     from openvision.multimodal.training.run import train as train_model
 
     folder = train_model(load_vlm_recipe(recipe, overrides), model, data, run, typer.echo, device)
-    typer.echo(f"trained model: {folder}")
+    echo(f"trained model: {folder}")
 
 
 @app.command()
@@ -103,7 +104,7 @@ def plan(
         geometry = replace(geometry, pinpoints=anyres_pinpoints(vision.image_size))
     for cost in plan_stages(read.stages, vision, geometry, llm_parameters, samples, text_tokens, which, devices):
         sample = cost.sample
-        typer.echo(
+        echo(
             f"{cost.stage.name}: {cost.samples:,} samples of {sample.visual_tokens} + {text_tokens} tokens, "
             f"{sample.total / 1e12:.2f} TFLOP each ({sample.encoder / sample.total:.0%} in the encoder); "
             f"{cost.hours[0]:.2g} to {cost.hours[1]:.2g} h on {devices} {which.name}"
@@ -114,7 +115,7 @@ def plan(
             gain = (
                 f"make a step {sample.cached_speedup:.2f} times as fast" if sample.llm else "leave only the projector"
             )
-            typer.echo(f"{cost.stage.name}: cached features {gain} and take {size / 1e9:,.0f} GB in bfloat16")
+            echo(f"{cost.stage.name}: cached features {gain} and take {size / 1e9:,.0f} GB in bfloat16")
 
 
 @app.command()
@@ -135,7 +136,7 @@ def chat(
     assistant = load_assistant(model, where)
     decoding = Decoding(max_new_tokens, temperature, batch_size=1)
     questions = _typed() if prompt is None else iter([prompt])
-    converse(assistant, opened, questions, decoding, lambda text: typer.echo(text, nl=False))
+    converse(assistant, opened, questions, decoding, lambda text: echo(text, nl=False))
 
 
 def _typed() -> Iterator[str]:

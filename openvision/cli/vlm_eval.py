@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from openvision.cli.options import DEFAULT_CHECKPOINT, Device
+from openvision.terminal import echo
 
 if TYPE_CHECKING:
     from openvision.multimodal.benchmarks.runner import Score
@@ -52,7 +53,7 @@ def evaluate(
     for one in found:
         folder = data / one.name if (data / one.name).is_dir() or len(found) > 1 else data
         if grades is not None and one.name == "mmvet":
-            typer.echo(json.dumps(judged(one.read(folder), json.loads(grades.read_text(encoding="utf-8"))), indent=2))
+            echo(json.dumps(judged(one.read(folder), json.loads(grades.read_text(encoding="utf-8"))), indent=2))
             continue
         out = (output or model / "scores") / (f"{one.name}-blind" if blind else one.name)
         identity: Identity = {
@@ -65,13 +66,13 @@ def evaluate(
         result = run_benchmark(one, folder, lambda: load_answerer(model, where, dtype, blind), identity, out, options)
         _print_metrics(one.title, result)
         _print_reported(one.name, reported)
-        typer.echo(f"written: {out}")
+        echo(f"written: {out}")
 
 
 def _print_metrics(title: str, result: "Score") -> None:
-    typer.echo(f"{title}: {result['questions']} questions about {result['pictures']} images")
+    echo(f"{title}: {result['questions']} questions about {result['pictures']} images")
     for name, number in result["metrics"].items():
-        typer.echo(f"  {name:32} {number['value']:8.1f}   95 %: {number['low']:.1f} to {number['high']:.1f}")
+        echo(f"  {name:32} {number['value']:8.1f}   95 %: {number['low']:.1f} to {number['high']:.1f}")
 
 
 def _print_reported(benchmark: str, text: str | None) -> None:
@@ -79,7 +80,7 @@ def _print_reported(benchmark: str, text: str | None) -> None:
 
     if text is not None:
         for row in find_reported(benchmark, text):
-            typer.echo(f"  reported {row.value:>12}   {row.model}, {row.table}")
+            echo(f"  reported {row.value:>12}   {row.model}, {row.table}")
 
 
 def compare(
@@ -139,7 +140,7 @@ def compare(
         device=device,
     )
     run(plan, output, typer.echo)
-    typer.echo((output / TABLE).read_text(encoding="utf-8"), nl=False)
+    echo((output / TABLE).read_text(encoding="utf-8"), nl=False)
 
 
 def demo(
@@ -179,4 +180,4 @@ def demo(
         device=device,
     )
     demonstrate(plan, output, typer.echo)
-    typer.echo((output / TABLE).read_text(encoding="utf-8"), nl=False)
+    echo((output / TABLE).read_text(encoding="utf-8"), nl=False)

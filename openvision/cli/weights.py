@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from openvision.cli.options import Checkpoint, Decoder, ImageSize, Offline, Resolution, Revision, Vocabulary
 from openvision.errors import OpenVisionError
+from openvision.terminal import Console, echo
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +45,7 @@ def models() -> None:
         )
     # Wider than most terminals; not wrapped, so that grep works.
     Console(width=None if Console().width > 150 else 150).print(table)
-    typer.echo(
+    echo(
         "\nparameters: vision tower and head. tokens: patches at that resolution. ImageNet: reported zero-shot top-1.\n"
         "Preprocessing: resize the shorter side and centre-crop, as in training; --squash as in the released "
         "configurations.\nopenvision2 models are vision towers only: load them with openvision.load_vision."
@@ -82,7 +82,7 @@ def info(
     plain = {name: value for name, value in loaded.provenance.items() if isinstance(value, (str, int, float))}
     lines += [(name.replace("_", " "), str(value)) for name, value in plain.items()]
     for name, value in lines:
-        typer.echo(f"{name:<18} {value}")
+        echo(f"{name:<18} {value}")
 
 
 def _shape(module: "nn.Module", config: "TowerConfig") -> str:
@@ -115,8 +115,8 @@ def convert(
             "bert-base-uncased with --vocabulary, or convert only the vision tower with --vision-only"
         )
     for result in export(loaded, "safetensors", output):
-        typer.echo(result)
-    typer.echo(f"model folder: {output}")
+        echo(result)
+    echo(f"model folder: {output}")
 
 
 def export(
@@ -159,8 +159,8 @@ def export(
     )
     request = Request(vision_only, vocabulary, image_size, revision=revision, offline=offline)
     for result in run(load_checkpoint(checkpoint, request), to, output, options):
-        typer.echo(f"{to}  {result}")
-    typer.echo(f"written: {output}")
+        echo(f"{to}  {result}")
+    echo(f"written: {output}")
 
 
 def verify(
@@ -174,6 +174,6 @@ def verify(
 
     report = run(checkpoint, vocabulary, revision, offline)
     for line in report.lines():
-        typer.echo(line)
+        echo(line)
     if not report.passed:
         raise OpenVisionError(f"{checkpoint} does not behave like a trained OpenVision encoder; see the lines above")

@@ -8,7 +8,6 @@
 - A sample that cannot be used is replaced by the next one, counted by reason and listed; too many of them stop the run.
 """
 
-import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from openvision.images.decode import BadSampleError, Pixels, SourceImage, open_i
 from openvision.images.preprocess import to_batch
 from openvision.text.captions import Captions, sample_captions
 from openvision.text.tokenizer import Tokenizer
+from openvision.untrusted import json_text
 
 # A run that loses more than this share of its samples trains on other data than its recipe names.
 REJECT_BUDGET = 0.01
@@ -209,7 +209,7 @@ class Loader:
         if self._rejects_file is None or not new:
             return
         self._listed |= new.keys()
-        self._rejects_file.write(json.dumps(reject.__dict__, ensure_ascii=False) + "\n" for reject in new.values())
+        self._rejects_file.write(json_text(reject.__dict__) + "\n" for reject in new.values())
 
     def _check_budget(self) -> None:
         bad = self.rejected.total()

@@ -10,11 +10,13 @@ reason and replaces it with the next sample.
 import functools
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
 from openvision.errors import OpenVisionError
 
@@ -39,6 +41,7 @@ _SCALES = (8, 4, 2)
 _JPEG_START = b"\xff\xd8\xff"
 # An EXIF segment can only be at the beginning of the file.
 _EXIF_WITHIN = 4096
+_EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Jpeg:
         rows, columns = -(-self.height // scale), -(-self.width // scale)
         try:
             return simplejpeg.decode_jpeg(self.data, min_height=rows, min_width=columns)
-        except ValueError:
+        except Exception:
             # Pillow reads some files that simplejpeg rejects, and its error says why when it cannot.
             full = _decode_by_pillow(self.data, MAX_PIXELS)
             return np.asarray(Image.fromarray(full).reduce(scale)) if scale > 1 else full
@@ -105,7 +108,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> SourceImage:
     if data.startswith(_JPEG_START) and b"Exif\x00\x00" not in data[:_EXIF_WITHIN]:
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        except ValueError:
+        except Exception:
             return Pixels(_decode_by_pillow(data, max_pixels))
         if colours in ("YCbCr", "Gray", "RGB"):
             _check_size(int(width), int(height), max_pixels)
@@ -122,20 +125,43 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return image.crop((0, 0, image.height, image.width), max(image.height, image.width))
 
 
+def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, str]:
+    """Width, height (upright) and format (png, jpeg, ...) of an encoded image, from its header.
+
+    Raises BadSampleError as `decode_image` does, but not for what is wrong with the pixels.
+    """
+    with opened_image(data, max_pixels) as image:
+        width, height = image.size
+        # Without this test Pillow would decode a whole PNG to look for EXIF data behind the pixels.
+        if "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:
+            width, height = height, width
+        return width, height, str(image.format).lower()
+
+
 def _decode_by_pillow(data: bytes, max_pixels: int) -> np.ndarray:
+    with opened_image(data, max_pixels) as image:
+        return to_rgb(image)
+
+
+@contextmanager
+def opened_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """An image whose header was read; raises BadSampleError for whatever a decoder raises here or in the block."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns above its own limit; this project's limit is checked here, before decoding.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow warns above its own limit; this project's limit is checked here, before decoding. Other warnings
+            # are about defects of a stranger's file.
+            warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_known_formats()) as image:
                 _check_size(image.width, image.height, max_pixels)
-                return to_rgb(image)
+                yield image
     except BadSampleError:
         raise
     except Image.DecompressionBombError as error:
         raise BadSampleError("too_large", str(error)) from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise BadSampleError("undecodable", f"the image cannot be decoded: {error}") from error
+    # Decoders raise nearly everything for a damaged file: OSError, ValueError, TypeError, struct.error, RuntimeError.
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise BadSampleError("undecodable", f"the image cannot be decoded: {reason}") from error
 
 
 @functools.cache

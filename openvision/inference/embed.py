@@ -26,6 +26,7 @@ from openvision.errors import OpenVisionError, require
 from openvision.files import atomic_write_bytes, atomic_write_text, make_folder
 from openvision.images.decode import BadSampleError, decode_image
 from openvision.inference.vision import ImageInput, UnreadableImageError, VisionEncoder, image_files
+from openvision.untrusted import one_line
 
 PART = 2048
 _FORMATS = (".safetensors", ".parquet")
@@ -53,10 +54,11 @@ def images_of(source: Path) -> Images:
     """Images of a folder and its subfolders, or of the shards in it; raises OpenVisionError when there are none."""
     if source.is_dir() and any(source.glob("*.tar")):
         dataset = ShardDataset(source)
-        keys = [dataset.key(index) for index in range(len(dataset))]
+        # Names are stored one a line.
+        keys = [one_line(dataset.key(index)) for index in range(len(dataset))]
         return Images(keys, lambda index: decode_image(dataset[index].image))
     paths = image_files(source)
-    return Images([path.relative_to(source).as_posix() for path in paths], lambda index: paths[index])
+    return Images([one_line(path.relative_to(source).as_posix()) for path in paths], lambda index: paths[index])
 
 
 def embed(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 
-from rich.console import Console
 from rich.table import Table
 
 from openvision.hardware import GIB, PRICES_ASSUMED, Range
@@ -11,6 +10,7 @@ from openvision.planning.memory import Setting, state_bytes
 from openvision.planning.plan import Plan
 from openvision.planning.stage import Assumptions, Fit, StagePlan
 from openvision.planning.units import count, number, percent, span
+from openvision.terminal import Console
 
 PLAIN_WIDTH = 118
 _WORDS = ("checkpointing", "state", "verdict", "limit")

@@ -31,7 +31,7 @@ from openvision.training.run.signals import Interrupted, StopRequest, clear_requ
 from openvision.training.run.startup import active_watch
 from openvision.training.run.throughput import Meter, total_peak_flops
 from openvision.training.run.watchdog import AlreadyReportedError, Watchdog, clear_failure, report_once
-from openvision.training.setup.data import DeviceBatches, describe_unused, open_loader
+from openvision.training.setup.data import DeviceBatches, describe_left_out, describe_unused, open_loader
 from openvision.training.setup.parts import set_up_run
 from openvision.training.step import Agreed, Step, is_due, log_position
 from openvision.training.validation import headline, validate
@@ -69,7 +69,8 @@ class Trainer:
             if self.processes.is_main:
                 clear_requeue(self.parts.folder)
                 self.log = open_parts.enter_context(RunLog(self.recipe, self.parts.folder, self.progress.step))
-                self.log.say(self.parts.describe())
+                for line in (self.parts.describe(), *describe_left_out(self.parts.dataset)):
+                    self.log.say(line)
             open_parts.callback(self.parts.checkpoints.close)
             open_parts.enter_context(self.stop)
             if (watch := active_watch()) is not None:

@@ -5,7 +5,7 @@ The evaluators are those of the suite `heldout`, as far as the shards have the t
 
 from openvision.data.shards.dataset import ShardDataset
 from openvision.errors import OpenVisionError
-from openvision.evaluation.data.images import ShardImages, texts_of
+from openvision.evaluation.data.images import ShardImages
 from openvision.evaluation.evaluators.base import Evaluator, measure_all
 from openvision.evaluation.evaluators.caption_loss import CaptionLoss
 from openvision.evaluation.evaluators.in_training import WHEN_OUT_OF_MEMORY
@@ -72,8 +72,12 @@ def validation_evaluators(dataset: ShardDataset, has_text: bool) -> list[Evaluat
     if not has_text:
         return [CaptionLoss(data=data, text=synthetic, alt=alt)]
     shards = ShardImages(dataset.folder)
-    complete = {name: all(texts_of(value) for value in shards.values(name)) for name in ("name", alt, synthetic)}
-    complete["category"] = all(isinstance(value, str) and value for value in shards.values("category"))
+    # Bad samples are left out, whatever is measured.
+    texts = {name: shards.texts(name) for name in ("name", alt, synthetic)}
+    good = [row for row in range(len(shards.places)) if row not in shards.bad]
+    complete = {name: all(found[row] for row in good) for name, found in texts.items()}
+    categories = shards.values("category")
+    complete["category"] = all(isinstance(categories[row], str) and categories[row] for row in good)
     label = "name" if complete["name"] else alt
     if not complete[label]:
         raise OpenVisionError(

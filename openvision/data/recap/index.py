@@ -6,20 +6,20 @@ the range, not by the number of samples.
 
 import hashlib
 import io
-import json
 import os
 import re
-import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from openvision.data.shards.index import CAPTIONS_SUFFIX, IMAGE_EXTENSIONS, split_member_name
 from openvision.data.shards.store import Store
+from openvision.data.shards.tar import TarMember, open_tar
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_write_bytes
+from openvision.untrusted import load_json
 
 # Join key on the command line -> column of the table and field of the json member.
 JOIN_FIELDS = {"hash": "sha256", "key": "key", "url": "url"}
@@ -36,8 +36,8 @@ def shard_names(store: Store) -> list[str]:
 
 
 def identity(value: object, by: str) -> str | None:
-    """Normalised join value: stripped text, hashes in lower case; None when it is empty."""
-    text = "" if value is None else str(value).strip()
+    """Normalised join value: stripped text, hashes in lower case; None when it is empty, or neither text nor number."""
+    text = str(value).strip() if isinstance(value, (str, int, float)) else ""
     return (text.lower() if by == "hash" else text) or None
 
 
@@ -53,20 +53,19 @@ class TarSample:
     """One sample of a tar being read: its small members, and its image on request."""
 
     key: str
-    texts: dict[str, bytes]
-    tar: tarfile.TarFile
-    image_member: tarfile.TarInfo | None = None
+    texts: dict[str, bytes] = field(default_factory=dict)
+    image_member: TarMember | None = None
     extension: str = ""
 
     def image(self) -> bytes:
         """The encoded image; call it before reading the next sample."""
         assert self.image_member is not None
-        return _read(self.tar, self.image_member)
+        return self.image_member.read()
 
     def meta(self) -> JsonObject | None:
         """The json member, empty when missing, None when it is not a JSON object."""
         try:
-            meta = json.loads(self.texts.get("json", b"{}"))
+            meta = load_json(self.texts.get("json", b"{}"))
         except ValueError:
             return None
         return meta if isinstance(meta, dict) else None
@@ -86,42 +85,21 @@ class TarSample:
 
 
 def tar_samples(store: Store, name: str) -> Iterator[TarSample]:
-    """Samples with an image of one shard, in order; raises OpenVisionError for a truncated tar."""
-    try:
-        size = store.size(name)
-        with store.open(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            sample = TarSample("", {}, tar)
-            for member in tar:
-                if member.isfile():
-                    key, extension = split_member_name(member.name)
-                    if key != sample.key:
-                        if sample.image_member:
-                            yield sample
-                        sample = TarSample(key, {}, tar)
-                    _add(sample, extension, member)
-            if sample.image_member:
-                yield sample
-            if size < tar.offset + 2 * tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("the end marker is missing")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise OpenVisionError(
-            f"shard {store.join(name)} is truncated or not a tar: {error}; download it again"
-        ) from error
-
-
-def _add(sample: TarSample, extension: str, member: tarfile.TarInfo) -> None:
-    if extension in IMAGE_EXTENSIONS and sample.image_member is None:
-        sample.image_member, sample.extension = member, extension
-    elif extension in ("txt", "json"):
-        sample.texts.setdefault(extension, _read(sample.tar, member))
-
-
-def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    data = file.read() if file else b""
-    if len(data) != member.size:
-        raise tarfile.ReadError("unexpected end of data")
-    return data
+    """Samples with an image of one shard, in order; raises OpenVisionError for a tar that is truncated or damaged."""
+    with open_tar(store, name) as members:
+        sample = TarSample("")
+        for member in members:
+            key, extension = split_member_name(member.name)
+            if key != sample.key:
+                if sample.image_member:
+                    yield sample
+                sample = TarSample(key)
+            if extension in IMAGE_EXTENSIONS and sample.image_member is None:
+                sample.image_member, sample.extension = member, extension
+            elif extension in ("txt", "json"):
+                sample.texts.setdefault(extension, member.read())
+        if sample.image_member:
+            yield sample
 
 
 def index_group(store: Store, names: Sequence[str], first: int, by: str, run: Path) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from openvision.data.recap.table import EXAMPLES
 from openvision.data.shards.store import Store
 from openvision.files import JsonObject
+from openvision.terminal import Console
+from openvision.untrusted import load_json
 
 # Reason -> label on the terminal.
 SAMPLE_REASONS = {
@@ -22,6 +23,7 @@ SAMPLE_REASONS = {
     "differing_captions": "several rows with differing captions",
     "duplicate_key": "repeated key in its shard",
     "bad_json": "invalid json member",
+    "bad_name": "name that is not UTF-8",
 }
 ROW_REASONS = {
     "not_on_disk": "image not on disk",
@@ -98,13 +100,16 @@ def _download(store: Store) -> dict[str, int] | None:
     sums: Counter[str] = Counter()
     for name in store.sizes("_stats.json"):
         try:
-            stats = json.loads(store.read(name))
+            stats = load_json(store.read(name))
         except ValueError:
+            stats = None
+        fields = ("count", "successes", "failed_to_download", "failed_to_resize")
+        if not isinstance(stats, dict) or not all(isinstance(stats.get(field, 0), int) for field in fields):
             # Truncated when a download was stopped; the shard itself is still counted.
             sums["unreadable_files"] += 1
             continue
-        for field in ("count", "successes", "failed_to_download", "failed_to_resize"):
-            sums[field] += int(stats.get(field, 0))
+        for field in fields:
+            sums[field] += stats.get(field, 0)
     return dict(sums) if sums else None
 
 

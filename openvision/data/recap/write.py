@@ -6,6 +6,7 @@ correct text (`NESCAFÉ®` and `AMANHÃ…` are valid UTF-8 when encoded as Wind
 a sequence that no correct text has, and all of it can be decoded again.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -25,9 +26,13 @@ from openvision.data.recap.table import EXAMPLES, ORIGINAL_CAPTION
 from openvision.data.shards.dataset import ShardWriter
 from openvision.data.shards.index import captions_name, index_name
 from openvision.data.shards.store import LocalStore, Store
+from openvision.data.shards.tar import open_tar
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_write_text
+from openvision.untrusted import is_utf8, load_json, one_line, safe_name
 
+# Longest key with its extension in a header.
+_KEY_BYTES = 90
 _ESCAPED = re.compile(r"(?:\\x[89A-Fa-f][0-9A-Fa-f])+")
 
 
@@ -109,7 +114,7 @@ def write_shard(spec: JoinSpec, store: Store, name: str, places: np.ndarray, row
         assert spec.output is not None
         _write_new(spec.output, name, joined)
     else:
-        captions = {sample.key: texts for sample, _, texts in joined}
+        captions: dict[str, JsonObject] = {sample.key: {**texts} for sample, _, texts in joined}
         if spec.mode == "sidecar":
             _write_sidecar(store, name, captions, [caption for _, caption in spec.captions])
     atomic_write_text(report, json.dumps({"counts": result.counts, "examples": result.examples}))
@@ -124,7 +129,9 @@ def _joined(
         report.counts["samples"] += 1
         start, end = np.searchsorted(places, [position, position + 1])
         meta = sample.meta()
-        if sample.key in seen:
+        if not is_utf8(sample.key):
+            report.drop("bad_name", sample.key)
+        elif sample.key in seen:
             report.drop("duplicate_key", sample.key)
         elif meta is None:
             report.drop("bad_json", sample.key)
@@ -195,7 +202,7 @@ def _captions(spec: JoinSpec, row: Row, report: ShardReport) -> dict[str, str]:
     return captions
 
 
-def _write_sidecar(store: Store, name: str, captions: dict[str, dict[str, str]], names: list[str]) -> None:
+def _write_sidecar(store: Store, name: str, captions: dict[str, JsonObject], names: list[str]) -> None:
     """Write the captions tar of a shard; captions under other names that it already holds are kept."""
     target = captions_name(name)
     kept = _read_sidecar(store, target) if store.exists(target) else {}
@@ -206,9 +213,10 @@ def _write_sidecar(store: Store, name: str, captions: dict[str, dict[str, str]],
         # It is outdated by the new captions; without it the shard is indexed again.
         Path(store.join(index_name(name))).unlink(missing_ok=True)
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    # As USTAR, but for names of more than 100 bytes, which foreign shards have.
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for key in sorted(key for key, texts in captions.items() if texts):
-            data = json.dumps(captions[key], ensure_ascii=False, sort_keys=True).encode("utf-8")
+            data = json.dumps(captions[key], ensure_ascii=False, sort_keys=True).encode("utf-8", "backslashreplace")
             # A fresh TarInfo has time, user and mode fixed: the same captions give the same bytes.
             info = tarfile.TarInfo(f"{key}.json")
             info.size = len(data)
@@ -216,16 +224,22 @@ def _write_sidecar(store: Store, name: str, captions: dict[str, dict[str, str]],
     store.write(target, buffer.getvalue())
 
 
-def _read_sidecar(store: Store, name: str) -> dict[str, dict[str, str]]:
-    captions = {}
-    try:
-        with store.open(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                data = tar.extractfile(member)
-                captions[member.name.removesuffix(".json")] = json.loads(data.read() if data else b"{}")
-    except (tarfile.TarError, OSError, ValueError) as error:
-        raise OpenVisionError(f"captions tar {store.join(name)} cannot be read ({error}); remove the file") from error
+def _read_sidecar(store: Store, name: str) -> dict[str, JsonObject]:
+    captions: dict[str, JsonObject] = {}
+    with open_tar(store, name) as members:
+        for member in members:
+            try:
+                texts = load_json(member.read())
+            except ValueError as error:
+                raise _bad_sidecar(store, name, f"{one_line(member.name)} is not JSON: {error}") from error
+            if not isinstance(texts, dict):
+                raise _bad_sidecar(store, name, f"{one_line(member.name)} is not a JSON object")
+            captions[member.name.removesuffix(".json")] = texts
     return captions
+
+
+def _bad_sidecar(store: Store, name: str, reason: str) -> OpenVisionError:
+    return OpenVisionError(f"captions tar {store.join(name)} cannot be read: {reason}; remove the file")
 
 
 def _write_new(output: Path, name: str, joined: Iterator[tuple[TarSample, JsonObject, dict[str, str]]]) -> None:
@@ -235,14 +249,24 @@ def _write_new(output: Path, name: str, joined: Iterator[tuple[TarSample, JsonOb
     # Left behind by a killed process.
     shutil.rmtree(folder, ignore_errors=True)
     # One tar in, one tar out: no limit on samples.
+    keys: set[str] = set()
     with ShardWriter(folder, samples_per_shard=2**62) as writer:
         for sample, meta, captions in joined:
             alt = sample.texts.get("txt", b"").decode("utf-8", errors="replace")
-            # A folder inside the tar is part of the key, and the writer takes flat keys only.
-            key = sample.key.replace("/", "-")
+            key = _flat(sample.key, keys)
+            keys.add(key)
             writer.write(key, sample.image(), sample.extension, alt, meta | captions)
     if (folder / "000000.tar").exists():
         (output / index_name(name)).unlink(missing_ok=True)
         os.replace(folder / "000000.tar", output / name)
         os.replace(folder / index_name("000000.tar"), output / index_name(name))
     shutil.rmtree(folder)
+
+
+def _flat(key: str, taken: set[str]) -> str:
+    """A key that the writer takes: a folder inside the tar is part of a key, and of any length."""
+    flat = key.replace("/", "-")
+    if "." not in flat and flat and len(flat.encode()) <= _KEY_BYTES and flat not in taken:
+        return flat
+    stem = safe_name(flat).replace(".", "-").encode()[:40].decode("utf-8", "ignore")
+    return f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"

@@ -10,7 +10,6 @@ By default the alt-text is the txt member, and the synthetic caption a field of 
 import io
 import json
 import os
-import re
 import tarfile
 import threading
 from bisect import bisect_right
@@ -35,6 +34,7 @@ from openvision.data.shards.store import LocalStore, ReadAheadStore, RemoteStore
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_write_bytes, make_folder
 from openvision.images.decode import BadSampleError
+from openvision.untrusted import is_utf8, load_json, path_inside, safe_name
 
 ALT_MEMBER = "txt"
 """Caption name of the txt member."""
@@ -107,7 +107,8 @@ class ShardWriter:
                 self._tar = tarfile.open(self._temporary(), "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
             self._add(f"{key}.{extension}", image)
             self._add(f"{key}.txt", text.encode("utf-8"))
-            self._add(f"{key}.json", json.dumps(meta, ensure_ascii=False).encode("utf-8"))
+            # In JSON a lone surrogate stays what it was when it is spelt out.
+            self._add(f"{key}.json", json.dumps(meta, ensure_ascii=False).encode("utf-8", "backslashreplace"))
         self._keys.add(key)
         self._samples += 1
         if self._samples == self.samples_per_shard:
@@ -179,8 +180,13 @@ class ShardDataset:
 
     @property
     def rejected(self) -> Counter[str]:
-        """Number of members and samples left out of the index, by reason."""
+        """As `left_out`, with the samples whose key an earlier shard has."""
         return self._manifest.rejected
+
+    @property
+    def left_out(self) -> Counter[str]:
+        """Number of members and samples left out of the index, by reason; they have no number."""
+        return self._manifest.left_out
 
     def _locate(self, index: int) -> tuple[str, int]:
         """Shard of a sample, and its row in the shard's index."""
@@ -195,19 +201,19 @@ class ShardDataset:
         return self._indices[shard].key(row)
 
     def __getitem__(self, index: int) -> Sample:
-        """Sample `index`; raises BadSampleError when its json is broken, OpenVisionError when its shard is."""
+        """Sample `index`; raises BadSampleError for broken json or texts, OpenVisionError for a broken shard."""
         shard, row = self._locate(index)
         entry = self._indices[shard][row]
         if index in self._manifest.duplicates:
             raise BadSampleError("duplicate_key", f"{shard}: an earlier shard holds the key {entry.key} too")
         members = read_members(self.store, shard, entry)
         extension = next(extension for extension in IMAGE_EXTENSIONS if extension in members)
-        meta = _parse_meta(members.get("json", b"{}"), entry.key, self.store.join(shard))
+        meta = parse_fields(members.get("json", b"{}"), entry.key, self.store.join(shard))
         if CAPTIONS in members:
-            meta |= _parse_meta(members[CAPTIONS], entry.key, self.store.join(shard))
+            meta |= parse_fields(members[CAPTIONS], entry.key, self.store.join(shard))
         txt = members.get("txt", b"").decode("utf-8", errors="replace")
-        alt = txt if self.alt_key == ALT_MEMBER else meta.pop(self.alt_key, None) or ""
-        synthetic = txt if self.synthetic_key == ALT_MEMBER else meta.pop(self.synthetic_key, None)
+        alt = txt if self.alt_key == ALT_MEMBER else _pop_texts(meta, self.alt_key, entry.key) or ""
+        synthetic = txt if self.synthetic_key == ALT_MEMBER else _pop_texts(meta, self.synthetic_key, entry.key)
         return Sample(entry.key, members[extension], extension, alt, synthetic, meta)
 
     def __iter__(self) -> Iterator[Sample]:
@@ -269,7 +275,7 @@ class _Indices:
 
 def _text_fields(data: bytes) -> set[str]:
     try:
-        content = json.loads(data)
+        content = load_json(data)
     except ValueError:
         return set()
     fields = content.items() if isinstance(content, dict) else ()
@@ -292,26 +298,57 @@ def all_texts(dataset: ShardDataset) -> Iterator[str]:
                 yield from [text] if isinstance(text, str) else text
 
 
-def unpack_images(dataset: ShardDataset, folder: Path) -> int:
+def unpack_images(dataset: ShardDataset, folder: Path, rejected: Counter[str] | None = None) -> int:
     """Write every image file into `folder`, named by the json field `name` or by its key, and return their number.
 
-    Of several images with the same name, the later ones get their key appended.
+    The files are written as they are, not decoded. Of several images with the same name, the later ones get their key
+    appended. Samples that cannot be used are counted in `rejected` by reason. Names come from data: `safe_name` keeps
+    them inside the folder.
     """
     make_folder(folder)
     taken: set[str] = set()
-    for sample in dataset:
-        name = re.sub(r"[^\w.-]+", "-", str(sample.meta.get("name", sample.key))).strip("-.") or sample.key
-        name = f"{name}-{sample.key}" if name in taken else name
-        taken.add(name)
-        atomic_write_bytes(folder / f"{name}.{sample.extension}", sample.image)
+    for index in range(len(dataset)):
+        try:
+            sample = dataset[index]
+        except BadSampleError as bad:
+            if rejected is not None:
+                rejected[bad.reason] += 1
+            continue
+        name = _free_name(sample, taken)
+        taken.add(name.casefold())
+        atomic_write_bytes(path_inside(folder, f"{name}.{sample.extension}"), sample.image)
     return len(taken)
 
 
-def _parse_meta(data: bytes, key: str, path: str) -> JsonObject:
+def _free_name(sample: Sample, taken: set[str]) -> str:
+    """A file name that no earlier image has, also where a file system ignores case."""
+    own = sample.meta.get("name", "")
+    name = safe_name(str(own) if isinstance(own, (str, int, float)) else "", sample.key)
+    if name.casefold() in taken:
+        name = safe_name(f"{name[:80]}-{sample.key[:80]}")
+    base, number = name, 2
+    while name.casefold() in taken:
+        name, number = f"{base}-{number}", number + 1
+    return name
+
+
+def parse_fields(data: bytes, key: str, path: str) -> JsonObject:
+    """The fields of a json member of the shard `path`; raises BadSampleError when it is not a JSON object."""
     try:
-        meta = json.loads(data)
+        meta = load_json(data)
     except ValueError as error:
         raise BadSampleError("bad_json", f"{path}: {key}.json is not JSON: {error}") from error
     if not isinstance(meta, dict):
         raise BadSampleError("bad_json", f"{path}: {key}.json is not an object")
     return meta
+
+
+def _pop_texts(meta: JsonObject, name: str, key: str) -> str | list[str] | None:
+    """Take a caption out of the fields; raises BadSampleError unless it is a text, texts, or null."""
+    value = meta.pop(name, None)
+    if value is None or (isinstance(value, str) and is_utf8(value)):
+        return value
+    if isinstance(value, list) and all(isinstance(text, str) and is_utf8(text) for text in value):
+        return value
+    what = "holds half a surrogate pair" if isinstance(value, str) else "is neither a text nor a list of texts"
+    raise BadSampleError("bad_text", f"{key}.json: {name!r} {what}")

@@ -13,8 +13,7 @@ opening, and the hash of every member on reading.
 
 import hashlib
 import json
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,9 +22,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from openvision.data.shards.store import LocalStore, Store
+from openvision.data.shards.tar import open_tar
 from openvision.errors import OpenVisionError
+from openvision.untrusted import is_utf8
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+OTHER_IMAGES = frozenset(
+    ("gif", "bmp", "tif", "tiff", "ppm", "avif", "heic", "heif", "jxl", "jp2", "jfif", "ico", "svg"),
+)
+"""Extensions of images that shards do not store; `openvision data make` converts most of them."""
 CAPTIONS = "captions"
 """Column of the members in the captions tar."""
 INDEX_SUFFIX = ".index"
@@ -69,7 +74,10 @@ class _Table:
     def add(self, name: str, offset: int, data: bytes) -> None:
         key, kind = split_member_name(name)
         row = self.rows.setdefault(key, {})
-        if kind in row:
+        if kind == CAPTIONS:
+            # It would pass for a member of the captions tar.
+            self.rejected.append((key, "bad_name"))
+        elif kind in row:
             self.rejected.append((key, "duplicate_key"))
         else:
             row[kind] = (offset, len(data), hashlib.sha256(data).digest()[:_HASH_BYTES])
@@ -100,15 +108,17 @@ def current_reason(stored: str) -> str:
 def build_index(store: Store, tar: str) -> bytes:
     """Read a whole shard and return the bytes of its index.
 
-    Samples without an image and repeated members are left out and listed. Raises OpenVisionError for a truncated tar.
+    Samples without an image that is read, samples whose name is not UTF-8, and repeated members are left out and
+    listed. Raises OpenVisionError for a tar that is truncated or damaged.
     """
     table = _read_tar(store, tar)
     captions_bytes = None
     if store.exists(captions_name(tar)):
         captions_bytes = _add_captions(store, captions_name(tar), table)
-    for key in [key for key, row in table.rows.items() if not any(kind in row for kind in IMAGE_EXTENSIONS)]:
-        table.rejected.append((key, _STORED_NO_IMAGE))
-        del table.rows[key]
+    for key, reason in [(key, _reason(key, row)) for key, row in table.rows.items()]:
+        if reason is not None:
+            table.rejected.append((key, reason))
+            del table.rows[key]
     kinds = tuple(sorted({kind for row in table.rows.values() for kind in row}))
     head = {
         "version": _VERSION,
@@ -120,31 +130,21 @@ def build_index(store: Store, tar: str) -> bytes:
     return save(_tensors(table.rows, kinds), metadata={"openvision": json.dumps(head)})
 
 
+def _reason(key: str, kinds: Collection[str]) -> str | None:
+    """Why the members of these kinds are no sample; None if they are one."""
+    if not is_utf8(key) or not all(map(is_utf8, kinds)):
+        return "bad_name"
+    if any(kind in kinds for kind in IMAGE_EXTENSIONS):
+        return None
+    return "unsupported_image" if any(kind in kinds for kind in OTHER_IMAGES) else _STORED_NO_IMAGE
+
+
 def _read_tar(store: Store, tar: str) -> _Table:
     table = _Table()
-    size = store.size(tar)
-    try:
-        with store.open(tar) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for name, offset, data in _members(archive):
-                table.add(name, offset, data)
-            if size < archive.offset + 2 * tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("the end marker is missing")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        where = store.join(tar)
-        raise OpenVisionError(
-            f"shard {where} is truncated or not a tar: {error}; download or write it again"
-        ) from error
+    with open_tar(store, tar) as members:
+        for member in members:
+            table.add(member.name, member.offset, member.read())
     return table
-
-
-def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, int, bytes]]:
-    for member in archive:
-        if member.isfile():
-            opened = archive.extractfile(member)
-            data = opened.read() if opened else b""
-            if len(data) != member.size:
-                raise tarfile.ReadError("unexpected end of data")
-            yield member.name, member.offset_data, data
 
 
 def _add_captions(store: Store, tar: str, table: _Table) -> int:

@@ -54,10 +54,14 @@ class Manifest:
     """Indices of samples whose key an earlier sample has."""
 
     @property
+    def left_out(self) -> Counter[str]:
+        """Number of members and samples left out of the indices, by reason."""
+        return sum((Counter(shard.rejected) for shard in self.shards), Counter())
+
+    @property
     def rejected(self) -> Counter[str]:
-        """Number of members and samples left out, by reason."""
-        counts = sum((Counter(shard.rejected) for shard in self.shards), Counter())
-        return counts + Counter({"duplicate_key": len(self.duplicates)} if self.duplicates else {})
+        """As `left_out`, with the samples whose key an earlier shard has."""
+        return self.left_out + Counter({"duplicate_key": len(self.duplicates)} if self.duplicates else {})
 
     def sha256(self) -> str:
         """Identity of the data: a hash over the indices, which have the hash of every member."""

@@ -20,10 +20,9 @@ from PIL import Image
 
 from openvision.data.loader import Batch, InputSpec, Loader
 from openvision.data.shards.dataset import Sample, ShardDataset, ShardWriter
-from openvision.data.tools.stats import read_header
 from openvision.errors import OpenVisionError, require
 from openvision.files import atomic_write_text
-from openvision.images.decode import decode_image
+from openvision.images.decode import decode_image, read_header
 from openvision.text.captions import non_blank, sentences
 from openvision.text.tokenizer import Tokenizer
 

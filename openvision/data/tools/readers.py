@@ -6,7 +6,6 @@ source is ever executed.
 """
 
 import csv
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Protocol, cast
 from openvision.errors import OpenVisionError, require
 from openvision.files import JsonObject
 from openvision.images.decode import BadSampleError
+from openvision.untrusted import load_json
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif"}
 
@@ -105,24 +105,33 @@ def _table_row(record: JsonObject, columns: Columns, path: Path, place: str) -> 
         return BadSampleError("no_image", f"{place}: column {columns.image!r} is empty")
     identity = Path(os.path.normpath(name.strip())).as_posix()
     row = _row(record, columns, place, identity, path.parent / name.strip())
-    row.meta.setdefault("file", identity)
+    if isinstance(row, Row):
+        row.meta.setdefault("file", identity)
     return row
 
 
-def _row(record: JsonObject, columns: Columns, place: str, identity: str | None, image: Path | bytes) -> Row:
+def _row(
+    record: JsonObject, columns: Columns, place: str, identity: str | None, image: Path | bytes
+) -> Row | BadSampleError:
     """A row of a table or dataset; scalar values of its other columns go into the json."""
     # A column without a name is the row index that some programs write first.
     used = {columns.image, columns.alt, columns.synthetic, "synthetic", ""}
     meta = {str(name): value for name, value in record.items() if name not in used and _is_scalar(value)}
-    synthetic = _texts(record.get(columns.synthetic)) if columns.synthetic else []
+    try:
+        alts = _texts(record.get(str(columns.alt)), columns.alt)
+        synthetic = _texts(record.get(columns.synthetic), columns.synthetic) if columns.synthetic else []
+    except BadSampleError as bad:
+        return BadSampleError(bad.reason, f"{place}: {bad}")
     whole = synthetic[0] if len(synthetic) == 1 else synthetic or None
-    return Row(place, identity, image, _texts(record.get(str(columns.alt))), whole, meta)
+    return Row(place, identity, image, alts, whole, meta)
 
 
-def _texts(value: object) -> list[str]:
-    """The texts of a field, which may be one text, a list of texts, or empty."""
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return [text for text in (str(one).strip() for one in values if not _is_missing(one)) if text]
+def _texts(value: object, column: str | None) -> list[str]:
+    """The texts of a field, which may be one text, a list of texts, or empty; raises BadSampleError for others."""
+    values = [one for one in (value if isinstance(value, (list, tuple)) else [value]) if not _is_missing(one)]
+    if not all(map(_is_scalar, values)):
+        raise BadSampleError("bad_text", f"column {column!r} holds neither a text nor a list of texts")
+    return [text for text in (str(one).strip() for one in values) if text]
 
 
 def _is_missing(value: object) -> bool:
@@ -159,8 +168,8 @@ def _read_json_lines(path: Path) -> Iterator[JsonObject | BadSampleError]:
 
 def _json_record(line: str, place: str) -> JsonObject | BadSampleError:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        record = load_json(line)
+    except ValueError as error:
         return BadSampleError("bad_row", f"{place} is not JSON: {error}")
     return record if isinstance(record, dict) else BadSampleError("bad_row", f"{place} is not a JSON object")
 

@@ -5,9 +5,7 @@ samples are spread evenly over all shards, the same ones every time.
 """
 
 import hashlib
-import io
 import re
-import warnings
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -15,11 +13,10 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from openvision.data.shards.dataset import Sample, ShardDataset
 from openvision.files import JsonObject
-from openvision.images.decode import BadSampleError
+from openvision.images.decode import BadSampleError, read_header
 from openvision.text.captions import non_blank, sentences
 from openvision.text.tokenizer import Tokenizer
 
@@ -29,7 +26,6 @@ TOWER_LENGTH, DECODER_LENGTH = 80, 128
 TOWER_TOKENS, DECODER_TOKENS = TOWER_LENGTH - 3, DECODER_LENGTH - 2
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
-_EXIF_ORIENTATION = 0x0112
 _SAMPLES_AT_ONCE = 256
 
 
@@ -86,7 +82,10 @@ class Statistics:
     samples: int
     """Number of samples in the shards."""
     read: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Members and samples that the index of the shards leaves out, by reason."""
     rejected: Counter[str] = field(default_factory=Counter)
+    """Unusable samples among those that were read, by reason."""
     images: ImageCounts = field(default_factory=ImageCounts)
     texts: dict[str, TextCounts] = field(default_factory=lambda: {kind: TextCounts() for kind in TEXT_KINDS})
     vocab_size: int | None = None
@@ -98,6 +97,7 @@ class Statistics:
             "shards": self.shards,
             "samples": self.samples,
             "read": self.read,
+            "left_out": dict(sorted(self.left_out.items())),
             "rejected": dict(sorted(self.rejected.items())),
             "vocab_size": self.vocab_size,
             # The key that earlier versions wrote.
@@ -136,7 +136,12 @@ def gather(
 
     `progress` receives the number of samples read and their total. Raises OpenVisionError for a damaged shard.
     """
-    found = Statistics(str(dataset.folder), len(dataset), vocab_size=tokenizer.vocab_size if tokenizer else None)
+    found = Statistics(
+        str(dataset.folder),
+        len(dataset),
+        left_out=dataset.left_out,
+        vocab_size=tokenizer.vocab_size if tokenizer else None,
+    )
     indices = even_sample(len(dataset), limit)
     for start in range(0, len(indices), _SAMPLES_AT_ONCE):
         samples = []
@@ -159,23 +164,6 @@ def even_sample(count: int, limit: int | None) -> Sequence[int]:
     if limit is None or limit >= count:
         return range(count)
     return [(2 * place + 1) * count // (2 * limit) for place in range(limit)]
-
-
-def read_header(data: bytes) -> tuple[int, int, str]:
-    """Width, height (upright) and format of an encoded image, from its header; raises BadSampleError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-                # Without this test Pillow would decode a whole PNG to look for EXIF data behind the pixels.
-                if "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:
-                    width, height = height, width
-                return width, height, str(image.format).lower()
-    except Image.DecompressionBombError as error:
-        raise BadSampleError("too_large", str(error)) from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, TypeError) as error:
-        raise BadSampleError("undecodable", f"the image header cannot be read: {error}") from error
 
 
 def _add_texts(found: Statistics, samples: Iterable[Sample], tokenizer: Tokenizer | None) -> None:

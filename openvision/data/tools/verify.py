@@ -5,7 +5,6 @@ is written next to the shards: a missing index is built in a temporary folder.
 """
 
 import hashlib
-import json
 import shutil
 import tempfile
 from collections import Counter
@@ -16,10 +15,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from openvision.data.shards.dataset import ShardDataset
+from openvision.data.shards.store import LocalStore
+from openvision.data.shards.tar import check_whole
 from openvision.errors import OpenVisionError
 from openvision.files import atomic_write_text
 from openvision.images.decode import BadSampleError, decode_image
 from openvision.text.captions import non_blank
+from openvision.untrusted import json_text
 
 Progress = Callable[[int, float], None]
 """Called with the number of samples read and their share of all bytes, 0 to 1."""
@@ -30,8 +32,9 @@ class Finding:
     """A defect of a shard or of one of its samples."""
 
     reason: str
-    """`broken_shard` for a whole shard, `damaged` for a hash that differs from the index, `duplicate_key`, `no_image`,
-    or the reason under which the loader rejects the sample: `undecodable`, `empty_text`, ..."""
+    """`broken_shard` for a whole shard, `damaged` for a hash that differs from the index, `duplicate_key`, another
+    reason of the index (`no_image`, `unsupported_image`, `bad_name`), or the reason under which the loader rejects the
+    sample: `undecodable`, `empty_text`, ..."""
     shard: str
     key: str | None
     """None for a whole shard, and for samples that the index only counts."""
@@ -87,7 +90,7 @@ def shards_of(folder: Path) -> list[Path]:
 
 def write_findings(findings: list[Finding], path: Path) -> None:
     """Write one JSON object a line: reason, shard, key, detail."""
-    atomic_write_text(path, "".join(f"{json.dumps(asdict(finding), ensure_ascii=False)}\n" for finding in findings))
+    atomic_write_text(path, "".join(f"{json_text(asdict(finding))}\n" for finding in findings))
 
 
 def _files_of(shards: list[Path]) -> dict[Path, list[Path]]:
@@ -111,6 +114,9 @@ def _verify_shard(
     """
     with _isolated(path, files) as (folder, named):
         try:
+            # An index may be older than the damage, or than the check.
+            for tar in (file.name for file in files if file.suffix == ".tar"):
+                check_whole(LocalStore(folder), tar)
             dataset = ShardDataset(folder)
         except OpenVisionError as error:
             return 0, [Finding("broken_shard", path.name, None, named(str(error)))]

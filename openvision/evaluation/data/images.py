@@ -9,7 +9,6 @@ Labels and texts are read when the set is opened, so that errors in them come be
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,12 +17,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from openvision.data.shards.dataset import parse_fields
 from openvision.data.shards.index import CAPTIONS, IMAGE_EXTENSIONS, Entry, ShardIndex, read_members
 from openvision.data.shards.manifest import open_manifest
 from openvision.data.shards.store import Store, open_store
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
 from openvision.images.decode import BadSampleError, decode_image
+from openvision.untrusted import is_utf8
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif"}
 
@@ -220,12 +221,22 @@ class ShardImages:
                 number += 1
         if not self.places:
             raise OpenVisionError(f"the shards of {self.name} hold no sample")
+        self._fields, broken = _read_fields(self)
+        self.bad: dict[int, BadSampleError] = dict(broken)
+        """Samples whose json or texts cannot be used: their images raise this error, and evaluators count them."""
+        self._broken_json = len(broken)
 
     def images(self) -> ImageSet:
-        """The images, not decoded yet."""
-        return ImageSet(self.name, [entry.key for _, entry in self.places], self._load, self.identity)
+        """The images, not decoded yet; call it when labels and texts have been read, which find bad samples."""
+        identity = self.identity
+        if len(self.bad) > self._broken_json:
+            # Whether a text is bad depends on the field that is read.
+            identity = hashlib.sha256(f"{identity} without {sorted(self.bad)}".encode()).hexdigest()
+        return ImageSet(self.name, [entry.key for _, entry in self.places], self._load, identity)
 
     def _load(self, index: int) -> NDArray[np.uint8]:
+        if index in self.bad:
+            raise self.bad[index]
         shard, entry = self.places[index]
         extension = next(kind for kind in IMAGE_EXTENSIONS if kind in entry.spans)
         return decode_image(self._members(shard, entry, {extension})[extension])
@@ -235,8 +246,24 @@ class ShardImages:
 
         None where a sample has none.
         """
-        fields = _fields(self)
-        return [self._value(index, name, fields[index]) for index in range(len(self.places))]
+        return [self._value(index, name, self._fields[index]) for index in range(len(self.places))]
+
+    def texts(self, name: str, lines: bool = False) -> list[list[str]]:
+        """The texts of every sample under `name`; empty for samples that have none, or that this finds to be bad."""
+        found = []
+        for index, value in enumerate(self.values(name)):
+            values = value if isinstance(value, list) else [value] if value is not None else []
+            if all(isinstance(text, str) and is_utf8(text) for text in values):
+                found.append(texts_of(value, lines))
+            else:
+                self.reject(index, name, "is not a text or a list of texts in UTF-8")
+                found.append([])
+        return found
+
+    def reject(self, index: int, name: str, why: str) -> None:
+        """Count a sample as bad for its field `name`."""
+        key = self.places[index][1].key
+        self.bad.setdefault(index, BadSampleError("bad_text", f"{self.name}: {key}: {name!r} {why}"))
 
     def _value(self, index: int, name: str, fields: JsonObject) -> object:
         shard, entry = self.places[index]
@@ -244,15 +271,19 @@ class ShardImages:
             return self._members(shard, entry, {name})[name].decode("utf-8", errors="replace").strip()
         return fields.get(name)
 
-    def read_fields(self) -> list[JsonObject]:
-        """Fields of every sample's json and captions; raises OpenVisionError for one that is not an object."""
-        found = []
-        for shard, entry in self.places:
+    def read_fields(self) -> tuple[list[JsonObject], dict[int, BadSampleError]]:
+        """Fields of every sample's json and captions, none of one that is broken; and the errors of those."""
+        found: list[JsonObject] = []
+        broken: dict[int, BadSampleError] = {}
+        for index, (shard, entry) in enumerate(self.places):
             fields: JsonObject = {}
-            for data in self._members(shard, entry, {"json", CAPTIONS}).values():
-                fields |= _object(data, f"{self.store.join(shard)}: {entry.key}.json")
+            try:
+                for data in self._members(shard, entry, {"json", CAPTIONS}).values():
+                    fields |= parse_fields(data, entry.key, self.store.join(shard))
+            except BadSampleError as error:
+                fields, broken[index] = {}, error
             found.append(fields)
-        return found
+        return found, broken
 
     def _members(self, shard: str, entry: Entry, kinds: set[str]) -> dict[str, bytes]:
         spans = {kind: span for kind, span in entry.spans.items() if kind in kinds}
@@ -271,19 +302,9 @@ class ShardImages:
 
 
 @lru_cache(maxsize=4)
-def _fields(shards: ShardImages) -> list[JsonObject]:
+def _read_fields(shards: ShardImages) -> tuple[list[JsonObject], dict[int, BadSampleError]]:
     """Several evaluators read the same shards, one after the other and at every measurement of a run."""
     return shards.read_fields()
-
-
-def _object(data: bytes, place: str) -> JsonObject:
-    try:
-        content = json.loads(data)
-    except ValueError as error:
-        raise OpenVisionError(f"{place} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise OpenVisionError(f"{place} is not a JSON object")
-    return content
 
 
 def labelled_shards(folder: str | Path, label: str = "name", names: Sequence[str] | None = None) -> Labelled:
@@ -293,23 +314,34 @@ def labelled_shards(folder: str | Path, label: str = "name", names: Sequence[str
     above it (the layout of clip_benchmark's data sets) where that exists, else to the distinct labels.
     """
     shards = ShardImages(folder)
-    raw: list[str | int] = []
-    for (_, entry), value in zip(shards.places, shards.values(label), strict=True):
-        if value is None or value == "":
-            raise OpenVisionError(
-                f"{shards.name}: sample {entry.key} has no {label!r}; name the json field or member that is the class"
-            )
-        raw.append(_as_label(value, label, f"{shards.name}: sample {entry.key}"))
-    if names is None and isinstance(raw[0], int):
+    raw: list[str | int | None] = []
+    for index, value in enumerate(shards.values(label)):
+        found = _as_label(value, label)
+        if found is None and index not in shards.bad:
+            if value is None or value == "":
+                raise OpenVisionError(
+                    f"{shards.name}: sample {shards.places[index][1].key} has no {label!r}; name the json field or "
+                    "member that is the class"
+                )
+            shards.reject(index, label, "is not a name or a number")
+        raw.append(found)
+    known = next((label for label in raw if label is not None), None)
+    if known is None:
+        raise OpenVisionError(f"{shards.bad[0]}, nor is that of any other sample; name the field that is the class")
+    if names is None and isinstance(known, int):
         names = _names_beside(shards.store)
-    return labelled(shards.images(), raw, names)
+    # The label of a bad sample is never read, but it must be one.
+    return labelled(shards.images(), [known if label is None else label for label in raw], names)
 
 
-def _as_label(value: object, label: str, place: str) -> str | int:
+def _as_label(value: object, label: str) -> str | int | None:
+    """A name or a number; None if the value is neither."""
     value = value[0] if isinstance(value, list) and value else value
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise OpenVisionError(f"{place}: {label!r} is {value!r}, not a name or a number")
-    return int(value) if label == "cls" and str(value).isdigit() else value
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        return None
+    if isinstance(value, str) and not is_utf8(value):
+        return None
+    return int(value) if label == "cls" and str(value).isdecimal() else value
 
 
 def _names_beside(store: Store) -> list[str] | None:
@@ -328,7 +360,9 @@ def captioned_shards(folder: str | Path, text: str = "txt", lines: bool = False)
     Raises OpenVisionError naming the first image without a text.
     """
     shards = ShardImages(folder)
-    return captioned(shards.images(), [texts_of(value, lines) for value in shards.values(text)])
+    texts = shards.texts(text, lines)
+    # The text of a bad sample is never read, but there must be one.
+    return captioned(shards.images(), [[""] if index in shards.bad else own for index, own in enumerate(texts)])
 
 
 def texts_of(value: object, lines: bool = False) -> list[str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from openvision.data.shards.store import join_folder
 from openvision.encoding import batch_memory, evaluating, require_decoder
 from openvision.errors import OpenVisionError
-from openvision.evaluation.data.images import ImageSet, ShardImages, texts_of
+from openvision.evaluation.data.images import ImageSet, ShardImages
 from openvision.evaluation.evaluators.base import Evaluator, Measured
 from openvision.evaluation.evaluators.model import EvaluatedModel, prepared_batches
 from openvision.models.autoregressive import teacher_forcing_ids
@@ -44,10 +44,11 @@ class CaptionLoss(Evaluator):
     def measure(self, model: EvaluatedModel, root: str | Path) -> Measured:
         """Mean cross-entropy of all target tokens; raises OpenVisionError without a decoder or without texts."""
         shards = ShardImages(join_folder(root, self.data))
-        alts = [next(iter(texts_of(value)), "") for value in shards.values(self.alt)]
-        captions = [" ".join(texts_of(value)) for value in shards.values(self.text)]
+        alts = [next(iter(texts), "") for texts in shards.texts(self.alt)]
+        captions = [" ".join(texts) for texts in shards.texts(self.text)]
         targets = [caption or alt for caption, alt in zip(captions, alts, strict=True)]
-        if empty := [entry.key for (_, entry), text in zip(shards.places, targets, strict=True) if not text]:
+        empty = [shards.places[row][1].key for row, text in enumerate(targets) if not text and row not in shards.bad]
+        if empty:
             raise OpenVisionError(
                 f"{shards.name}: sample {empty[0]} has neither {self.text!r} nor {self.alt!r}; name the fields that "
                 "hold captions and alt-texts"

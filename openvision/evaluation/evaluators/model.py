@@ -216,8 +216,8 @@ class EvaluatedModel:
         most = max(self.reject_budget * len(images), 1)
         if rejected > most or rejected == len(images):
             raise OpenVisionError(
-                f"{rejected} of {len(images)} images of {images.name} cannot be decoded; restore the files: without "
-                "them the result would be about other images than it says"
+                f"{rejected} of {len(images)} images of {images.name} cannot be decoded, or their json not "
+                "read; restore the files: without them the result would be about other images than it says"
             )
 
     def precision(self, device: torch.device) -> AbstractContextManager[object]:

@@ -155,6 +155,8 @@ class PatchProbe(TrainedEvaluator):
         rows = [number[key] for key in images.keys]
         masks, objects = shards.values(self.mask or ""), shards.values(self.objects)
         for key, row in zip(images.keys, rows, strict=True):
+            if row in shards.bad:
+                masks[row], objects[row] = "", []
             if not isinstance(masks[row], str) or not isinstance(objects[row], list):
                 raise OpenVisionError(
                     f"{images.name}: sample {key} lacks {self.mask!r} or {self.objects!r}; name the json fields with "

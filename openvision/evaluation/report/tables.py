@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from openvision.evaluation.report.labels import full_label, shown
 from openvision.evaluation.suites.held_out import METRICS, MODEL, held_out_sets
 from openvision.evaluation.suites.results import Result
 from openvision.files import atomic_write_text
+from openvision.terminal import Console
 
 
 def markdown_table(results: Sequence[Result]) -> str:

@@ -37,6 +37,7 @@ from openvision.images.preprocess import Preprocessing
 from openvision.models.protocols import Model
 from openvision.provenance import git_state, library_versions
 from openvision.renamed import read_metrics
+from openvision.terminal import echo
 from openvision.weights.load import Checkpoint, Request, load_checkpoint
 from openvision.weights.registry import available_models, released_in
 
@@ -64,7 +65,7 @@ def run_suite(
     settings: Settings | None = None,
     request: Request | None = None,
     skip_missing: bool = False,
-    say: Say = print,
+    say: Say = echo,
     progress: Progress | None = None,
     command: Sequence[str] | None = None,
 ) -> list[Result]:

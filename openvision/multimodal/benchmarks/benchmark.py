@@ -1,6 +1,5 @@
 """A benchmark: questions about images, a mark for each answer, metrics from marks, and their 95 % intervals."""
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
+from openvision.untrusted import load_json, path_inside
 
 SINGLE_WORD = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -98,17 +98,17 @@ def accuracy(marks: Marks, weights: NDArray[np.float64]) -> dict[str, float]:
 
 def read_json(path: Path, layout: str) -> JsonObject:
     """Object in a JSON file of a benchmark; raises OpenVisionError that names the files of `layout`."""
-    return _parse(path, layout, json.loads)
+    return _parse(path, layout, load_json)
 
 
 def read_json_list(path: Path, layout: str) -> list[JsonObject]:
     """List in a JSON file of a benchmark; raises OpenVisionError that names the files of `layout`."""
-    return _parse(path, layout, json.loads)
+    return _parse(path, layout, load_json)
 
 
 def read_lines(path: Path, layout: str) -> list[JsonObject]:
     """Objects in a JSON lines file of a benchmark; raises OpenVisionError that names the files of `layout`."""
-    return _parse(path, layout, lambda text: [json.loads(line) for line in text.splitlines() if line.strip()])
+    return _parse(path, layout, lambda text: [load_json(line) for line in text.splitlines() if line.strip()])
 
 
 T = TypeVar("T")
@@ -126,8 +126,8 @@ def _parse(path: Path, layout: str, parse: Callable[[str], T]) -> T:
 def find_image(folder: Path, name: str) -> Path:
     """The image file `name` in `folder`, with a suffix added when needed; raises OpenVisionError when it is missing."""
     for suffix in _SUFFIXES:
-        if (folder / f"{name}{suffix}").is_file():
-            return folder / f"{name}{suffix}"
+        if (path := path_inside(folder, f"{name}{suffix}")).is_file():
+            return path
     raise OpenVisionError(f"image {name} is not in {folder}; download all images of the benchmark")
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import NotRequired, Protocol, TypedDict
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, append_lines, atomic_write_text, make_folder, read_json_lines
+from openvision.images.decode import BadSampleError, opened_image
 from openvision.multimodal.benchmarks.benchmark import Benchmark, Estimate, Question, tabulate, with_intervals
 from openvision.multimodal.model.generate import Decoding, Prompt, load_assistant
 from openvision.provenance import git_state, library_versions
@@ -223,7 +224,7 @@ def _ask(
 
 def _open(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with opened_image(path.read_bytes()) as image:
             return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, BadSampleError) as error:
         raise OpenVisionError(f"image {path} cannot be read: {error}; download it again") from error

@@ -12,6 +12,7 @@ from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
 from openvision.multimodal.model.huggingface import Tokenizer
 from openvision.multimodal.model.llm import IMAGE_TOKEN, Message, render
+from openvision.untrusted import is_utf8
 
 IGNORED = -100
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -135,7 +136,7 @@ def _read_turns(row: JsonObject, name: str) -> list[Turn]:
     for number, message in enumerate(raw, start=1):
         role = message.get("from", message.get("role")) if isinstance(message, dict) else None
         text = message.get("value", message.get("content")) if isinstance(message, dict) else None
-        if role not in _ROLES or not isinstance(text, str):
+        if not isinstance(role, str) or role not in _ROLES or not isinstance(text, str) or not is_utf8(text):
             raise SampleError(
                 f"sample {name}: message {number} needs a speaker (from: human, gpt or system) and a text (value)"
             )

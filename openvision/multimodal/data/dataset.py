@@ -4,7 +4,6 @@ Checks that need no decoding run first. Samples whose image is missing are dropp
 is broken is counted when it is read, and replaced by the next one.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from openvision.multimodal.data.feature_cache import FeatureCache
 from openvision.multimodal.data.images import ImageFile, ImageSource, ImageSourceError, RowImage
 from openvision.multimodal.model.geometry import Aspect, Geometry
 from openvision.multimodal.model.huggingface import Processor
+from openvision.untrusted import json_text, load_json, path_inside
 
 # More broken samples in a row than this stop the run: the cause is not a single file.
 _MAX_REPLACEMENTS = 100
@@ -74,7 +74,7 @@ def read_llava_json(files: Sequence[Path], images: Path, options: ReadOptions | 
     it.
     """
     rows = [row for file in files for row in _read_rows(file)]
-    return collect(rows, lambda row, _: [ImageFile(images / name) for name in _names(row)], options or ReadOptions())
+    return collect(rows, lambda row, _: _files(row, images), options or ReadOptions())
 
 
 def read_rows(rows: Sequence[JsonObject], options: ReadOptions | None = None) -> Collection:
@@ -244,12 +244,21 @@ class ConversationDataset(Dataset[Item]):
 def _reject(file: Path | None, counts: Counter[str], name: str, reason: str, detail: str) -> None:
     counts[reason] += 1
     if file is not None:
-        append_lines(file, json.dumps({"id": name, "reason": reason, "detail": detail}) + "\n")
+        append_lines(file, json_text({"id": name, "reason": reason, "detail": detail}) + "\n")
 
 
 def _name_of(row: JsonObject, number: int) -> str:
     found = row.get("id")
-    return str(found) if found not in (None, "") else f"number {number}"
+    return str(found) if isinstance(found, (str, int)) and found != "" else f"number {number}"
+
+
+def _files(row: JsonObject, images: Path) -> list[ImageFile]:
+    try:
+        return [ImageFile(path_inside(images, name)) for name in _names(row)]
+    except SampleError:
+        raise
+    except OpenVisionError as error:
+        raise SampleError(f"sample {row.get('id')}: {error}") from error
 
 
 def _names(row: JsonObject) -> list[str]:
@@ -266,9 +275,9 @@ def _read_rows(file: Path) -> list[JsonObject]:
     try:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [load_json(line) for line in text.splitlines() if line.strip()]
         else:
-            rows = json.loads(text)
+            rows = load_json(text)
     except OSError as error:
         raise OpenVisionError(
             f"conversations {file} cannot be read: {error.strerror}; check the recipe and --data"

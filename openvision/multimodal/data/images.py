@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
+from openvision.images.decode import BadSampleError, opened_image
 
 
 class ImageSourceError(OpenVisionError):
@@ -45,9 +46,9 @@ class ImageFile:
     def open(self) -> Image.Image:
         """The image in RGB; raises ImageSourceError."""
         try:
-            with Image.open(self.path) as image:
+            with opened_image(self.path.read_bytes()) as image:
                 return image.convert("RGB")
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except (OSError, BadSampleError) as error:
             raise ImageSourceError(f"{self.path} is not a readable image: {error}") from error
 
     def digest(self) -> str:
@@ -75,11 +76,16 @@ class RowImage:
 
     def open(self) -> Image.Image:
         """The image in RGB; raises ImageSourceError."""
-        value = self.rows[self.row][self.column]
-        value = value if self.position is None else value[self.position]
-        if not isinstance(value, Image.Image):
-            raise ImageSourceError(f"row {self.row}, column {self.column} holds {type(value).__name__}, not an image")
-        return value.convert("RGB")
+        place = f"row {self.row}, column {self.column}"
+        try:
+            value = self.rows[self.row][self.column]
+            value = value if self.position is None else value[self.position]
+            if isinstance(value, Image.Image):
+                return value.convert("RGB")
+        # The library decodes when a row is read, and decoders raise nearly everything.
+        except Exception as error:
+            raise ImageSourceError(f"{place} holds no readable image: {error}") from error
+        raise ImageSourceError(f"{place} holds {type(value).__name__}, not an image")
 
     def digest(self) -> str:
         """SHA-256 of the decoded pixels and their size; raises ImageSourceError."""

@@ -41,6 +41,7 @@ from openvision.multimodal.experiments.demo_questions import (
     present,
 )
 from openvision.multimodal.model.llm import IMAGE_TOKEN
+from openvision.untrusted import safe_name
 
 CAPTIONS, CONVERSATIONS, QUESTIONS = "captions.json", "train.json", "questions.json"
 SPLITS = (VALIDATION, COMPOSITIONAL, RANDOM)
@@ -119,7 +120,7 @@ def _unpack(shards: Path, images: Path) -> Iterable[DrawnImage]:
         raise OpenVisionError(f"{shards} is missing; make the images with `openvision data openmoji`")
     for sample in ShardDataset(shards):
         # The folder is renamed when complete, so its files need not be written atomically.
-        file = make_folder(images) / f"{sample.key}.{sample.extension}"
+        file = make_folder(images) / f"{safe_name(sample.key)}.{sample.extension}"
         file.write_bytes(sample.image)
         with Image.open(io.BytesIO(sample.image)) as image:
             measured = measure(np.asarray(image.convert("RGB")))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
 from openvision.runtime import SINGLE_PROCESS, Processes, all_gather_object
+from openvision.terminal import echo
 from openvision.training.checkpoint.folders import (
     MANIFEST,
     STATE,
@@ -56,7 +57,7 @@ class Checkpoints:
         folder: Path,
         processes: Processes = SINGLE_PROCESS,
         keep: int = 2,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = echo,
         written_by: JsonObject | None = None,
     ) -> None:
         """`written_by` is stored in every checkpoint; `say` receives messages for the user."""

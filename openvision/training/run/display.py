@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TextIO, cast
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from openvision.terminal import Console
 
 
 class TrainingDisplay:

@@ -12,6 +12,7 @@ from types import TracebackType
 from openvision.files import JsonObject, PatientLines, atomic_write_text
 from openvision.recipe.schema import Recipe
 from openvision.renamed import read_metrics
+from openvision.terminal import echo
 from openvision.training.run.display import TrainingDisplay
 from openvision.training.run.trackers import open_trackers
 
@@ -109,7 +110,7 @@ class NoLog:
 
     def say(self, message: str) -> None:
         """Print a line."""
-        print(message, flush=True)
+        echo(message)
 
     def step(self, step: int, description: str) -> None:
         """Nothing."""

@@ -105,6 +105,15 @@ class DeviceBatches(Iterator[Batch]):
 _ON_DEVICE = ("images", "alt_ids", "sentence_ids", "labels")
 
 
+def describe_left_out(data: Mixture) -> list[str]:
+    """Lines about what the indices of the training shards leave out: it is no sample, so the loader never counts it."""
+    return [
+        f"left out of {source.folder}, {reason}: {count}"
+        for source in data.sources
+        for reason, count in sorted(source.left_out.items())
+    ]
+
+
 def describe_unused(loader: Loader, context_length: int | None, reads_synthetic: bool) -> list[str]:
     """Lines about samples and texts of a stage that this process could not use as they are."""
     lines = [f"rejected samples, {reason}: {count}" for reason, count in sorted(loader.rejected.items())]

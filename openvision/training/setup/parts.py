@@ -20,6 +20,7 @@ from openvision.runtime import (
     resolve_precision,
     use_deterministic_algorithms,
 )
+from openvision.terminal import echo
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.checkpoint.folders import Progress, checkpoints
 from openvision.training.checkpoint.manager import Checkpoints
@@ -89,7 +90,7 @@ def set_up_run(
     run_folder: Path,
     processes: Processes = SINGLE_PROCESS,
     force: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = echo,
 ) -> RunParts:
     """Open the data and the tokenizer, build the model, and restore the newest checkpoint if the run has one.
 

@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 from openvision.errors import OpenVisionError
 from openvision.multimodal.benchmarks.benchmark import Benchmark, Marks, Question, group_means, mean, read_json_list
 from openvision.multimodal.benchmarks.scorers.normalise import exact_answer, starts_yes_or_no
+from openvision.untrusted import path_inside
 
+# The images are beside the folders of the splits.
 LAYOUT = "questions.json, a list of {id, image, kind, question, answer}; images relative to the folder"
 _POLAR = "yes/no"
 
@@ -17,7 +19,7 @@ def read(data: Path) -> list[Question]:
     """The questions of one split."""
     questions = []
     for row in read_json_list(data / "questions.json", LAYOUT):
-        image = (data / row["image"]).resolve()
+        image = path_inside(data.resolve().parent, f"{data.resolve().name}/{row['image']}")
         if not image.is_file():
             raise OpenVisionError(f"image {image} is missing; make the questions and images again")
         questions.append(Question(row["id"], image, row["question"], (row["answer"],), row["kind"]))

@@ -29,7 +29,7 @@ def read(data: Path) -> list[Question]:
             questions.append(
                 Question(
                     id=number,
-                    image=find_image(images / number, row["image"]),
+                    image=find_image(images, f"{number}/{row['image']}"),
                     prompt=f"{context}{row['question']}\n{lettered(row['choices'])}{LETTER}",
                     truth=(chr(ord("A") + row["answer"]),),
                     group=row["subject"],

@@ -1,0 +1,29 @@
+"""Printing: every line that the package prints goes through `echo` or `Console`, which spell out control characters.
+
+Names, keys, labels and messages come from data and from files of strangers; an escape character in them could retitle
+the window, move the cursor or hide lines.
+"""
+
+from collections.abc import Iterable
+
+import rich.console
+import typer
+from rich.segment import Segment
+
+from openvision.untrusted import printable
+
+
+def echo(message: object = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print a line on standard output, or on standard error with `err`."""
+    typer.echo(printable(str(message)), err=err, nl=nl)
+
+
+class Console(rich.console.Console):
+    """Rich's console; its own colours and cursor movements pass, those within texts do not."""
+
+    def render(
+        self, renderable: rich.console.RenderableType, options: rich.console.ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Segments of a renderable, their texts printable."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
