@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
 from openvision.runtime import SINGLE_PROCESS, Processes, all_gather_object
-from openvision.training.checkpoint.folders import (
 from openvision.terminal import echo
+from openvision.training.checkpoint.folders import (
     MANIFEST,
     STATE,
     DamagedCheckpointError,
