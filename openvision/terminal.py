@@ -5,10 +5,12 @@ the window, move the cursor or hide lines.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import rich.console
 import typer
 from rich.segment import Segment
+from rich.text import Text
 
 from openvision.untrusted import printable
 
@@ -20,6 +22,10 @@ def echo(message: object = "", *, err: bool = False, nl: bool = True) -> None:
 
 class Console(rich.console.Console):
     """Rich's console; its own colours and cursor movements pass, those within texts do not."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Markup as text, printable before it is measured."""
+        return super().render_str(printable(text), **options)
 
     def render(
         self, renderable: rich.console.RenderableType, options: rich.console.ConsoleOptions | None = None

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from openvision.cli.main import app
@@ -15,6 +14,7 @@ from openvision.planning.plan import make_plan
 from openvision.planning.stage import Assumptions
 from openvision.planning.units import count, number, percent, span
 from openvision.recipe.schema import load_recipe
+from openvision.terminal import Console
 
 L14 = str(Path(__file__).parents[2] / "recipes/openvision/l14.toml")
 

@@ -23,7 +23,7 @@ SAMPLE_REASONS = {
     "differing_captions": "several rows with differing captions",
     "duplicate_key": "repeated key in its shard",
     "bad_json": "invalid json member",
-    "bad_name": "name that is not UTF-8",
+    "bad_name": "name that is empty or not UTF-8",
 }
 ROW_REASONS = {
     "not_on_disk": "image not on disk",

@@ -24,12 +24,12 @@ import numpy as np
 from openvision.data.recap.index import JOIN_FIELDS, TarSample, digest, identity, tar_samples
 from openvision.data.recap.table import EXAMPLES, ORIGINAL_CAPTION
 from openvision.data.shards.dataset import ShardWriter
-from openvision.data.shards.index import captions_name, index_name
+from openvision.data.shards.index import captions_name, index_name, is_key
 from openvision.data.shards.store import LocalStore, Store
 from openvision.data.shards.tar import open_tar
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_write_text
-from openvision.untrusted import is_utf8, load_json, one_line, safe_name
+from openvision.untrusted import load_json, one_line, safe_name
 
 # Longest key with its extension in a header.
 _KEY_BYTES = 90
@@ -129,7 +129,7 @@ def _joined(
         report.counts["samples"] += 1
         start, end = np.searchsorted(places, [position, position + 1])
         meta = sample.meta()
-        if not is_utf8(sample.key):
+        if not is_key(sample.key):
             report.drop("bad_name", sample.key)
         elif sample.key in seen:
             report.drop("duplicate_key", sample.key)

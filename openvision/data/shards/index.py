@@ -90,6 +90,11 @@ def split_member_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, kind.lower()
 
 
+def is_key(key: str) -> bool:
+    """Whether a key names a sample: it is UTF-8, and not empty as that of `._000.jpg`, which macOS adds."""
+    return bool(key.rpartition("/")[2]) and is_utf8(key)
+
+
 def index_name(tar: str) -> str:
     """Name of the index of a shard."""
     return tar.removesuffix(".tar") + INDEX_SUFFIX
@@ -108,8 +113,8 @@ def current_reason(stored: str) -> str:
 def build_index(store: Store, tar: str) -> bytes:
     """Read a whole shard and return the bytes of its index.
 
-    Samples without an image that is read, samples whose name is not UTF-8, and repeated members are left out and
-    listed. Raises OpenVisionError for a tar that is truncated or damaged.
+    Samples without an image that is read, samples whose name is empty or not UTF-8, and repeated members are left out
+    and listed. Raises OpenVisionError for a tar that is truncated or damaged.
     """
     table = _read_tar(store, tar)
     captions_bytes = None
@@ -132,7 +137,7 @@ def build_index(store: Store, tar: str) -> bytes:
 
 def _reason(key: str, kinds: Collection[str]) -> str | None:
     """Why the members of these kinds are no sample; None if they are one."""
-    if not is_utf8(key) or not all(map(is_utf8, kinds)):
+    if not is_key(key) or not all(map(is_utf8, kinds)):
         return "bad_name"
     if any(kind in kinds for kind in IMAGE_EXTENSIONS):
         return None

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import typer
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -24,6 +23,7 @@ from openvision.evaluation.report.tables import print_held_out
 from openvision.evaluation.suites.held_out import METRICS, MODEL, Share, current_result, held_out_sets, measure_run
 from openvision.evaluation.suites.results import read_result
 from openvision.images.preprocess import decode_image, prepare, to_batch
+from openvision.terminal import Console
 from openvision.weights.folder import load_folder
 
 

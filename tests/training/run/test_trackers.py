@@ -6,10 +6,10 @@ import sys
 import types
 
 import pytest
-from rich.console import Console
 
 from openvision.errors import OpenVisionError
 from openvision.recipe.schema import Recipe
+from openvision.terminal import Console
 from openvision.training.run.display import TrainingDisplay, duration
 from openvision.training.run.trackers import open_trackers
 
