@@ -59,6 +59,12 @@ SIZES: dict[str, Size] = {
 }
 
 
+def known_heads(width: int, depth: int) -> int | None:
+    """Heads of the transformer of that width and depth, whichever tower it is; None when no size has one."""
+    towers = (tower for size in SIZES.values() for tower in (size.vision, size.text, size.decoder))
+    return next((tower.heads for tower in towers if (tower.width, tower.depth) == (width, depth)), None)
+
+
 def variant(size: str, patch_size: int, image_size: int) -> OpenVisionConfig:
     """Configuration of a full v1 model, e.g. `variant("large", 14, 224)`; raises KeyError for an unknown size."""
     towers = SIZES[size]

@@ -37,7 +37,8 @@ def _normalizer() -> normalizers.Normalizer:
     """
     steps = [
         normalizers.Replace(Regex(r"\p{Default_Ignorable_Code_Point}"), ""),
-        normalizers.Replace(Regex(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"), " "),
+        # Braces make code points: without them the library reads \x7f-\x9f as bytes, which match \x7f alone.
+        normalizers.Replace(Regex(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x{7f}-\x{9f}]"), " "),
         normalizers.NFKC(),
         normalizers.BertNormalizer(clean_text=False, handle_chinese_chars=True, strip_accents=True, lowercase=True),
         # The two common letters whose case folding differs from lower case.

@@ -19,7 +19,7 @@ from openvision.errors import OpenVisionError, require
 from openvision.models.decoder import DecoderConfig
 from openvision.models.openvision import OpenVisionConfig
 from openvision.models.text import TextConfig
-from openvision.models.variants import SIZES
+from openvision.models.variants import known_heads
 from openvision.models.vision import VisionConfig
 
 T = TypeVar("T")
@@ -59,6 +59,12 @@ _OUTSIDE_BLOCKS = {
     "txt_decoder/head/kernel": "decoder.head.weight",
     "t": "logit_scale",
 }
+# What lies in a folder that holds a tree itself, whichever version of Orbax wrote it.
+_TREE_SIGNS = ("_METADATA", "manifest.ocdbt", "_sharding", "checkpoint")
+# Folders that hold nothing but the tree: the release's, its root, and CheckpointManager's name for a single item.
+ORBAX_FOLDER = "jax_orbax_weight"
+_ORBAX_LEVELS = (ORBAX_FOLDER, "checkpoint.npz", "default")
+_STEP = re.compile(r"(?:.*_)?([0-9]{1,18})")
 _QKV = {f"{_ATTENTION}/{part}": index for index, part in enumerate(("query", "key", "value"))}
 
 
@@ -151,11 +157,41 @@ def _without_head_axis(part: str, array: np.ndarray) -> np.ndarray:
     return array.reshape(len(array), -1) if part.endswith("/kernel") else array.reshape(-1)
 
 
+def find_orbax(folder: Path) -> Path | None:
+    """The folder in which Orbax stored a tree: `folder` itself, or below it; None when there is none.
+
+    The original's CheckpointManager writes `checkpoint.npz/STEP/default/`, and the release keeps that below
+    `jax_orbax_weight`. Of several steps the newest is taken; those that were not finished have other names.
+    """
+    if any((folder / sign).exists() for sign in _TREE_SIGNS):
+        return folder
+    for name in _ORBAX_LEVELS:
+        if (folder / name).is_dir():
+            return find_orbax(folder / name)
+    steps = {int(found[1]): path for path in _subfolders(folder) if (found := _STEP.fullmatch(path.name))}
+    return find_orbax(steps[max(steps)]) if steps else None
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if path.is_dir()]
+    except OSError as error:
+        raise OpenVisionError(f"{folder} cannot be listed: {error.strerror}") from error
+
+
 def read_orbax(folder: Path) -> dict[str, np.ndarray]:
     """The flat parameters of an Orbax folder such as the released `jax_orbax_weight`; optimizer state is left out.
 
-    Needs the extra `orbax`. Raises OpenVisionError when the folder cannot be restored.
+    Any folder that `find_orbax` finds the tree from will do. Needs the extra `orbax`. Raises OpenVisionError when there
+    is no tree or it cannot be restored.
     """
+    found = find_orbax(folder)
+    if found is None:
+        raise OpenVisionError(
+            f"{folder} holds no Orbax checkpoint: neither it nor its newest step has any of {', '.join(_TREE_SIGNS)}; "
+            "download the folder again"
+        )
+    folder = found
     checkpoint = require("orbax.checkpoint", extra="orbax")
     try:
         with checkpoint.PyTreeCheckpointer() as reader:
@@ -227,15 +263,22 @@ def infer_config(tree: Mapping[str, np.ndarray], image_size: int, source: str) -
 
 
 def _tower(tree: Mapping[str, np.ndarray], tower: str, source: str) -> dict[str, int]:
-    """Width, depth, MLP width and heads; heads from the head axis, else from the table of sizes, else 64 wide."""
+    """Width, depth, MLP width and heads; heads from the head axis, else from the table of sizes.
+
+    Raises OpenVisionError when neither names them.
+    """
     first = f"{tower}/Transformer/encoderblock_0"
     width, hidden = _shape(tree, f"{first}/MlpBlock_0/Dense_0/kernel", source)
     pattern = re.compile(rf"^{tower}/Transformer/encoderblock_(\d+)/")
     depth = 1 + max(int(found[1]) for name in tree if (found := pattern.match(name)))
     query = _shape(tree, f"{first}/{_ATTENTION}/query/kernel", source)
-    known = (t for size in SIZES.values() for t in (size.vision, size.text, size.decoder))
-    heads = next((t.heads for t in known if (t.width, t.depth) == (width, depth)), max(1, width // 64))
-    return {"width": width, "depth": depth, "mlp_dim": hidden, "heads": query[1] if len(query) == 3 else heads}
+    heads = query[1] if len(query) == 3 else known_heads(width, depth)
+    if heads is None:
+        raise OpenVisionError(
+            f"{source}: no released size has a tower of width {width} and depth {depth}, so nothing says how many "
+            f"heads {tower} has; save the tree with one axis a head (use_dense_general)"
+        )
+    return {"width": width, "depth": depth, "mlp_dim": hidden, "heads": heads}
 
 
 def _shape(tree: Mapping[str, np.ndarray], name: str, source: str) -> tuple[int, ...]:

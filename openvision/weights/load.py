@@ -5,7 +5,7 @@
 | `openvision-vit-large-patch14-224`, `org/name` | Hub repository in open_clip's layout           |
 | folder with `config.json`                     | model folder of this project                  |
 | folder with `open_clip_config.json`           | open_clip's                                   |
-| folder written by Orbax                       | the original's JAX tree                       |
+| folder written by Orbax, or above it          | the original's JAX tree, of its newest step   |
 | `.safetensors`, `.bin`, `.pt`, `.pth`         | open_clip's, or this project's                |
 | `.npz`                                        | the original's JAX tree, flat                 |
 
@@ -31,8 +31,6 @@ from openvision.weights.registry import Released, released, released_in
 from openvision.weights.strict import assign_strictly
 from openvision.weights.tensors import read_npz, read_tensors
 
-_ORBAX_SIGNS = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "_sharding", "checkpoint")
-_ORBAX_FOLDER = "jax_orbax_weight"
 _VOCABULARY_FILES = (FILE_NAME, "vocab.txt")
 
 
@@ -96,10 +94,10 @@ def _from_folder(path: Path, request: Request) -> Checkpoint:
         if weights is None:
             raise OpenVisionError(f"{path} has no weights: none of {', '.join(open_clip.WEIGHT_FILES)}")
         return _open_clip(weights, path / open_clip.CONFIG_FILE, request, str(path))
-    if any((path / sign).exists() for sign in _ORBAX_SIGNS) or path.suffix == ".npz":
-        return _jax(jax.read_orbax(path), request, str(path))
     if (path / "model" / own.CONFIG).is_file():
         return _own_folder(path / "model", request)
+    if path.suffix == ".npz" or jax.find_orbax(path) is not None:
+        return _jax(jax.read_orbax(path), request, str(path))
     raise OpenVisionError(
         f"{path} is not a model folder: it has neither {own.CONFIG} with {own.WEIGHTS} nor {open_clip.CONFIG_FILE}; "
         "train one with `make quickstart`"
@@ -127,7 +125,7 @@ def _from_file(path: Path, request: Request) -> Checkpoint:
 def _from_hub(repository: str, entry: Released | None, request: Request) -> Checkpoint:
     where = {"revision": request.revision, "offline": request.offline}
     if request.decoder:
-        tree = jax.read_orbax(_orbax_root(hub.fetch_folder(repository, _ORBAX_FOLDER, **where)))
+        tree = jax.read_orbax(hub.fetch_folder(repository, jax.ORBAX_FOLDER, **where))
         size = entry.vision.image_size if entry else request.image_size
         return _jax(tree, replace(request, image_size=size), repository)
     weights = hub.fetch(repository, open_clip.WEIGHT_FILES, **where)
@@ -142,23 +140,19 @@ def _from_hub(repository: str, entry: Released | None, request: Request) -> Chec
     return loaded
 
 
-def _orbax_root(path: Path) -> Path:
-    """The released folder has the tree one level down, in a folder called checkpoint.npz."""
-    return path / "checkpoint.npz" if (path / "checkpoint.npz").is_dir() else path
-
-
 def _open_clip(weights: Path, config_file: Path | None, request: Request, source: str) -> Checkpoint:
     state = read_tensors(weights)
     content = _read_json(config_file) if config_file else {}
     try:
         if request.vision_only or open_clip.is_vision_only(state):
             return _open_clip_vision(state, content, request, source)
-        config = open_clip.config_from_open_clip(content, state) if content else open_clip.infer_config(state)
+        converted = open_clip.from_open_clip(state, source)
+        config = open_clip.config_from_open_clip(content, state) if content else open_clip.infer_config(state, source)
     except (KeyError, TypeError) as error:
         raise OpenVisionError(f"{config_file or weights} does not describe an OpenVision model: {error}") from error
     with torch.device("meta"):
         model = OpenVision(config)
-    assign_strictly(model, open_clip.from_open_clip(state, source), source)
+    assign_strictly(model, converted, source)
     tokenizer = _tokenizer(request, weights.parent)
     if tokenizer is not None:
         own.check_vocabulary(tokenizer, config, source)
@@ -173,8 +167,11 @@ def _open_clip_vision(state: dict[str, torch.Tensor], content: JsonObject, reque
     named = open_clip.with_prefix(state)
     if not alone:
         named = {name: tensor for name, tensor in named.items() if name.startswith("visual.")}
-    config = open_clip.vision_config_from_open_clip(content, named) if content else open_clip.infer_vision_config(named)
     converted = open_clip.from_open_clip(named, source)
+    if content:
+        config = open_clip.vision_config_from_open_clip(content, named)
+    else:
+        config = open_clip.infer_vision_config(named, source)
     return _vision_checkpoint(config, converted, source)
 
 

@@ -16,7 +16,7 @@ from openvision.files import JsonObject
 from openvision.models.layers import LAYER_NORM_EPS, sincos_position_table
 from openvision.models.openvision import OpenVisionConfig
 from openvision.models.text import TextConfig
-from openvision.models.variants import SIZES
+from openvision.models.variants import known_heads
 from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionConfig
 
 CONFIG_FILE = "open_clip_config.json"
@@ -156,8 +156,11 @@ def _check_positions(table: Tensor, source: str) -> None:
         )
 
 
-def infer_vision_config(state: Mapping[str, Tensor]) -> VisionConfig:
-    """Shape of the vision tower from the tensors alone; heads by the table of sizes, else 64 wide."""
+def infer_vision_config(state: Mapping[str, Tensor], source: str) -> VisionConfig:
+    """Shape of the vision tower from the tensors alone; heads by the table of sizes.
+
+    Raises OpenVisionError when no size has such a tower: a wrong guess would give wrong features silently.
+    """
     state = with_prefix(state)
     try:
         width = state["visual.class_embedding"].shape[0]
@@ -165,30 +168,30 @@ def infer_vision_config(state: Mapping[str, Tensor]) -> VisionConfig:
         patch = state["visual.conv1.weight"].shape[-1]
         hidden = state["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
     except KeyError as error:
-        raise OpenVisionError(f"these tensors hold no vision tower in open_clip's layout: {error} is missing") from None
+        raise OpenVisionError(f"{source} holds no vision tower in open_clip's layout: {error} is missing") from None
     depth = _depth(state, "visual.transformer")
     return VisionConfig(
         width=width,
         depth=depth,
         mlp_dim=hidden,
-        heads=_heads(width, depth),
+        heads=_heads(width, depth, source),
         patch_size=patch,
         image_size=math.isqrt(positions) * patch,
     )
 
 
-def infer_config(state: Mapping[str, Tensor]) -> OpenVisionConfig:
+def infer_config(state: Mapping[str, Tensor], source: str) -> OpenVisionConfig:
     """Shape of a two-tower model from the tensors alone."""
     vocabulary, width = state["token_embedding.weight"].shape
     depth = _depth(state, "transformer")
     return OpenVisionConfig(
         embed_dim=state["text_projection"].shape[1],
-        vision=infer_vision_config(state),
+        vision=infer_vision_config(state, source),
         text=TextConfig(
             width=width,
             depth=depth,
             mlp_dim=state["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
-            heads=_heads(width, depth),
+            heads=_heads(width, depth, source),
             vocab_size=vocabulary,
             context_length=len(state["positional_embedding"]),
         ),
@@ -201,9 +204,14 @@ def _depth(state: Mapping[str, Tensor], tower: str) -> int:
     return max(numbers, default=-1) + 1
 
 
-def _heads(width: int, depth: int) -> int:
-    towers = (tower for size in SIZES.values() for tower in (size.vision, size.text))
-    return next((tower.heads for tower in towers if (tower.width, tower.depth) == (width, depth)), max(1, width // 64))
+def _heads(width: int, depth: int, source: str) -> int:
+    heads = known_heads(width, depth)
+    if heads is None:
+        raise OpenVisionError(
+            f"{source}: no released size has a tower of width {width} and depth {depth}, so nothing says how many "
+            f"heads it has; put the {CONFIG_FILE} of that model beside the weights"
+        )
+    return heads
 
 
 def config_from_open_clip(content: JsonObject, state: Mapping[str, Tensor]) -> OpenVisionConfig:
@@ -234,7 +242,7 @@ def vision_config_from_open_clip(content: JsonObject, state: Mapping[str, Tensor
     return VisionConfig(
         width=width,
         depth=vision["layers"],
-        mlp_dim=infer_vision_config(state).mlp_dim,
+        mlp_dim=with_prefix(state)["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
         heads=width // vision.get("head_width", 64),
         patch_size=vision["patch_size"],
         image_size=vision["image_size"],

@@ -2,6 +2,9 @@
 
 # pyright: reportMissingImports=false
 
+import html
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +16,19 @@ from typer.testing import CliRunner
 
 import openvision
 from openvision.cli.main import app
+from openvision.errors import OpenVisionError
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.text import TextConfig
 from openvision.models.variants import SIZES
 from openvision.models.vision import VisionConfig, VisionTransformer, normalize
 from openvision.text.tokenizer import Tokenizer
+from openvision.training.setup.model import start_from
+from openvision.weights import hub
+from openvision.weights.export.open_clip import write_tokenizer_config
 from openvision.weights.export.targets import ExportOptions, export
+from openvision.weights.jax import from_jax, to_jax
 from openvision.weights.load import Checkpoint, Request, load_checkpoint
+from openvision.weights.open_clip import CONFIG_FILE, config_to_open_clip
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openvision_tiny.npz"
 CONFIG = OpenVisionConfig(
@@ -103,11 +112,52 @@ def test_preprocessing_of_open_clip_is_ours_up_to_rounding(checkpoint, tmp_path)
     assert (theirs - ours).abs().mean() < 1.5 / 255 / 0.22
 
 
-@pytest.mark.parametrize("nested", [True, False])
-def test_the_golden_tree_as_orbax_writes_it(tmp_path, nested) -> None:
-    with np.load(GOLDEN) as archive:
-        flat = {name.removeprefix("param:"): archive[name] for name in archive.files if name.startswith("param:")}
-        images, zimg = torch.from_numpy(archive["image_nhwc"]).permute(0, 3, 1, 2), archive["zimg"]
+# What docs/weights.md says of open_clip's tokenizer, which repairs texts with ftfy and html.unescape first.
+SAME_IDS = [
+    "A DOG, two cats; it's 3 o'clock!",
+    "café naïve, straße",
+    "你好 fish & chips",
+    "full width ＡＢ, ﬁsh",
+    "a – b — c …\tx\ny",
+    "zero\u200bwidth a\ufffdb a\u2028b \xa0x ² µm",
+]
+OTHER_IDS = {
+    "entities": ["fish &amp; chips", "5 &lt; 6", "&#39;x&#39;", "a &nbsp; b"],
+    "curly quotes": ["it’s a dog", "“dog”", "l‘x"],
+    "mojibake": ["itâ€™s a dog", "cafÃ©"],
+    "control characters": ["a\x07b", "a\x92b", "a\x85b", "\x1b[31mred\x1b[0m"],
+    "special tokens": ["[CLS] a"],
+}
+
+
+@pytest.fixture(scope="module")
+def both_tokenizers(tmp_path_factory):
+    import open_clip
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    texts = [*SAME_IDS, *(text for kind in OTHER_IDS.values() for text in kind)]
+    ours = Tokenizer.train([*texts, *map(html.unescape, texts), "' \"é…€"], 400)
+    ours.save(folder)
+    write_tokenizer_config(folder, 80)
+    text = replace(CONFIG.text, vocab_size=ours.vocab_size, context_length=80)
+    (folder / CONFIG_FILE).write_text(json.dumps(config_to_open_clip(replace(CONFIG, text=text))))
+    return ours, open_clip.get_tokenizer(f"local-dir:{folder}")
+
+
+@pytest.mark.parametrize("text", SAME_IDS)
+def test_texts_whose_ids_are_open_clips(both_tokenizers, text) -> None:
+    ours, theirs = both_tokenizers
+    assert ours.encode([text]).tolist() == theirs([text]).tolist()
+
+
+@pytest.mark.parametrize("kind", OTHER_IDS)
+def test_texts_that_open_clip_changes_first(both_tokenizers, kind) -> None:
+    ours, theirs = both_tokenizers
+    for text in OTHER_IDS[kind]:
+        assert ours.encode([text]).tolist() != theirs([text]).tolist()
+
+
+def nested_tree(flat: dict[str, np.ndarray]) -> dict:
     tree: dict = {}
     for name, array in flat.items():
         *branches, leaf = name.split("/")
@@ -119,12 +169,84 @@ def test_the_golden_tree_as_orbax_writes_it(tmp_path, nested) -> None:
             heads = 3 if name.startswith("img/") else 2
             array = array.reshape(*array.shape[:-1], heads, -1)
         place[leaf] = array
-    content = {"params": tree, "opt": {"count": np.array(3)}} if nested else tree
+    return tree
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    with np.load(GOLDEN) as archive:
+        return dict(archive)
+
+
+@pytest.fixture(scope="module")
+def golden_tree(golden) -> dict:
+    return nested_tree({name.removeprefix("param:"): golden[name] for name in golden if name.startswith("param:")})
+
+
+def check_golden(loaded: Checkpoint, golden: dict[str, np.ndarray]) -> None:
+    assert loaded.model is not None
+    assert loaded.model.decoder is not None
+    images = torch.from_numpy(golden["image_nhwc"]).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        assert np.abs(loaded.model.encode_image(images).numpy() - golden["zimg"]).max() < 1e-5
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_the_golden_tree_as_orbax_writes_it(golden, golden_tree, tmp_path, nested) -> None:
+    content = {"params": golden_tree, "opt": {"count": np.array(3)}} if nested else golden_tree
     path = tmp_path / "checkpoint.npz"
     with orbax.checkpoint.PyTreeCheckpointer() as writer:
         writer.save(path, content)
-    loaded = load_checkpoint(path, Request(image_size=32))
-    assert loaded.model is not None
-    assert loaded.model.decoder is not None
-    with torch.inference_mode():
-        assert np.abs(loaded.model.encode_image(images).numpy() - zimg).max() < 1e-5
+    check_golden(load_checkpoint(path, Request(image_size=32)), golden)
+
+
+@pytest.fixture(scope="module")
+def released_folder(golden_tree, tmp_path_factory) -> Path:
+    """`jax_orbax_weight` as the original's CheckpointManager writes it, two steps and one that was not finished."""
+    root = tmp_path_factory.mktemp("hub") / "jax_orbax_weight"
+    older = nested_tree(to_jax({name: 0 * tensor for name, tensor in from_jax(flat(golden_tree)).items()}))
+    with orbax.checkpoint.CheckpointManager(root / "checkpoint.npz") as manager:
+        for step, tree in ((9, older), (10, golden_tree)):
+            manager.save(step, args=orbax.checkpoint.args.StandardSave({"params": tree, "opt": {"count": np.array(3)}}))
+        manager.wait_until_finished()
+    (root / "checkpoint.npz" / "11.orbax-checkpoint-tmp-5" / "default").mkdir(parents=True)
+    return root
+
+
+def flat(tree: dict, prefix: str = "") -> dict[str, np.ndarray]:
+    leaves: dict[str, np.ndarray] = {}
+    for name, branch in tree.items():
+        leaves |= flat(branch, f"{prefix}{name}/") if isinstance(branch, dict) else {f"{prefix}{name}": branch}
+    return leaves
+
+
+@pytest.mark.parametrize("level", ["", "checkpoint.npz", "checkpoint.npz/10", "checkpoint.npz/10/default"])
+def test_released_trees_open_at_every_level(golden, released_folder, level) -> None:
+    check_golden(load_checkpoint(released_folder / level, Request(image_size=32)), golden)
+
+
+def test_an_older_step_is_taken_when_it_is_named(released_folder) -> None:
+    older = load_checkpoint(released_folder / "checkpoint.npz" / "9", Request(image_size=32)).vision
+    assert not older.cls_token.any()
+
+
+def test_the_decoder_from_the_hub(golden, released_folder, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(hub, "fetch_folder", lambda *names, **_: asked.append(names) or released_folder)
+    check_golden(load_checkpoint("somebody/model", Request(image_size=32, decoder=True)), golden)
+    assert asked == [("somebody/model", "jax_orbax_weight")]
+
+
+def test_a_run_starts_from_a_released_tree(golden, golden_tree, released_folder) -> None:
+    like = load_checkpoint(released_folder, Request(image_size=32)).model
+    assert like is not None
+    fresh = OpenVision(like.config)
+    assert start_from(fresh, str(released_folder)) == ["vision", "text", "decoder", "logit_scale"]
+    assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), like.parameters(), strict=True))
+
+
+def test_folders_without_a_tree_are_one_sentence(tmp_path) -> None:
+    (tmp_path / "checkpoint.npz" / "10.orbax-checkpoint-tmp-5").mkdir(parents=True)
+    for place in (tmp_path / "checkpoint.npz", tmp_path):
+        with pytest.raises(OpenVisionError, match=r"holds no Orbax checkpoint|is not a model folder"):
+            load_checkpoint(place, Request(image_size=32))

@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import json
+import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,71 @@ def test_ids_of_the_tokenizer_that_trained_the_models(released, text):
     # All 26 agree: the differences known of the fork's tokenizer (control characters, U+FFFD, full-width letters,
     # ligatures, sharp s, literal "[CLS]") are closed by the normaliser.
     assert released.tokens([text])[0] == golden()[text]
+
+
+# How TF-text makes words of a text (spec section 4), for the characters of Unicode 3.2, on which newer tables agree.
+_IGNORABLE = re.compile(
+    "[\u00ad\u034f\u115f\u1160\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"
+    "\U0001d173-\U0001d17a\U000e0001-\U000e007f]"
+)
+_ALONE = re.compile("[!-/:-@\\[-`{-~\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ceaf\U0002f800-\U0002fa1f]")
+# What the library does not offer: rare letters and signs, all of them listed here.
+KNOWN_DIFFERENCES = {
+    "case folding keeps the Greek iota subscript": "\u0345\u037a\u1f80-\u1faf\u1fb2-\u1fb4\u1fb7\u1fbc"
+    "\u1fc2-\u1fc4\u1fc7\u1fcc\u1ff2-\u1ff4\u1ff7\u1ffc",
+    "case folding makes Cherokee capitals": "\u13a0-\u13f4",
+    "separators outside ASCII split no words": "\u1680\u2028\u2029",
+    "format signs split words": "\u06dd\u070f\ufff9-\ufffb",
+}
+
+
+def folded(character: str) -> str:
+    """NFKC case folding without ignorable characters."""
+    text, before = character, ""
+    while text != before:
+        before, text = text, _IGNORABLE.sub("", unicodedata.normalize("NFKC", text.casefold()))
+    return text
+
+
+def words_of_tf_text(text: str) -> list[str]:
+    decomposed = unicodedata.normalize("NFD", "".join(map(folded, text)))
+    spaced = ""
+    for character in decomposed:
+        category = unicodedata.category(character)
+        if category in ("Cc", "Cf"):
+            spaced += " "
+        elif category != "Mn":
+            spaced += f" {character} " if category[0] == "P" or _ALONE.match(character) else character
+    return [word for word in re.split(r"[\t\n\f\r ]+", spaced) if word]
+
+
+def settled(code: int) -> bool:
+    """Assigned since Unicode 3.2 in the category that it still has; of large scripts one character in 97."""
+    category = unicodedata.ucd_3_2_0.category(chr(code))
+    if category in ("Cn", "Co", "Cs") or category != unicodedata.category(chr(code)):
+        return False
+    return not (0x3400 <= code < 0xD7A4 or code >= 0x20000) or code % 97 == 0
+
+
+def test_characters_split_and_fold_as_in_tf_text(released):
+    characters = [chr(code) for code in range(0x110000) if settled(code)]
+    backend = released._backend
+    known = re.compile(f"[{''.join(KNOWN_DIFFERENCES.values())}]")
+    different = []
+    for character in characters:
+        normalized = backend.normalizer.normalize_str(f"a{character}b")
+        if [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normalized)] != words_of_tf_text(
+            f"a{character}b"
+        ):
+            different.append(character)
+    assert different == [character for character in characters if known.match(character)]
+
+
+def test_control_characters_of_mojibake_split_words(released):
+    # Windows-1252 read as Latin-1: quotes and dashes become U+0080 to U+009F. No word may end as [UNK].
+    words = [*released.tokens(["it"])[0], *released.tokens(["s"])[0]]
+    for code in (0x7F, *range(0x80, 0xA0)):
+        assert released.tokens([f"it{chr(code)}s"])[0] == words
 
 
 def test_vocabulary_hash_and_special_ids(released):

@@ -24,10 +24,11 @@ from openvision.weights.open_clip import CONFIG_FILE, config_to_open_clip, from_
 from openvision.weights.registry import released
 from tests.released import random_state, released_shapes, vision_shapes
 
+# Width and depth of Ti, so that the tensors alone say how many heads there are.
 CONFIG = OpenVisionConfig(
     embed_dim=32,
-    vision=VisionConfig(width=64, depth=2, mlp_dim=128, heads=1, patch_size=8, image_size=32),
-    text=TextConfig(width=64, depth=2, mlp_dim=128, heads=1, vocab_size=200, context_length=12),
+    vision=VisionConfig(width=192, depth=12, mlp_dim=64, heads=3, patch_size=8, image_size=32),
+    text=TextConfig(width=192, depth=12, mlp_dim=64, heads=3, vocab_size=200, context_length=12),
 )
 GOLDEN = Path(__file__).parents[1] / "golden" / "openvision_tiny.npz"
 
@@ -105,12 +106,12 @@ def test_without_a_vocabulary_pictures_can_be_encoded_and_texts_say_what_is_miss
 
 
 def test_a_vision_tower_alone(images, tmp_path) -> None:
-    state = random_state(vision_shapes(CONFIG.vision, 64))
+    state = random_state(vision_shapes(CONFIG.vision, 32))
     torch.save(state, tmp_path / "tower.bin")
     encoder = openvision.load_vision(tmp_path / "tower.bin")
     assert encoder.vision.config == CONFIG.vision
     features = encoder.forward_features(images, layers=[-2])
-    assert features.layers[0].patch_tokens.shape == (2, 16, 64)
+    assert features.layers[0].patch_tokens.shape == (2, 16, 192)
     with pytest.raises(OpenVisionError, match="without a text tower"):
         openvision.load(tmp_path / "tower.bin")
 
@@ -122,24 +123,35 @@ def test_half_precision_files_become_float32(state, images, tmp_path) -> None:
     assert torch.cosine_similarity(tower(images), model_of(state).vision(images)).min() > 0.999
 
 
-def test_the_golden_tree_through_the_flat_file(golden_tree, tmp_path) -> None:
-    np.savez(tmp_path / "tree.npz", **golden_tree)  # pyright: ignore[reportArgumentType]
-    loaded = load_checkpoint(tmp_path / "tree.npz", Request(image_size=32))
-    assert loaded.model is not None
-    assert loaded.model.decoder is not None
+def split(name: str, array: np.ndarray) -> np.ndarray:
+    """An array of the golden tree with one axis a head, as newer trees have it."""
+    heads = 3 if name.startswith("img/") else 2
+    if "/out/kernel" in name:
+        return array.reshape(heads, -1, array.shape[-1])
+    if any(f"/{part}/" in name for part in ("query", "key", "value")):
+        return array.reshape(*array.shape[:-1], heads, -1)
+    return array
+
+
+def test_heads_are_never_guessed(golden_tree, state, tmp_path) -> None:
     # The tiny golden model has three heads of 8 and two of 16, which no table of sizes knows.
-    assert loaded.model.config.vision.width == 24
+    np.savez(tmp_path / "tree.npz", **golden_tree)  # pyright: ignore[reportArgumentType]
+    for request in (Request(image_size=32), Request(image_size=32, vision_only=True)):
+        with pytest.raises(
+            OpenVisionError, match=r"tree\.npz: no released size has a tower of width (24|32) and depth 2"
+        ):
+            load_checkpoint(tmp_path / "tree.npz", request)
+    cut = {name: tensor for name, tensor in state.items() if ".resblocks.11." not in name}
+    save_file(cut, tmp_path / "weights.safetensors")
+    for request in (Request(), Request(vision_only=True)):
+        with pytest.raises(OpenVisionError, match=r"weights\.safetensors: no released size .* width 192 and depth 11"):
+            load_checkpoint(tmp_path / "weights.safetensors", request)
+    shallow = replace(CONFIG, vision=replace(CONFIG.vision, depth=11, heads=6), text=replace(CONFIG.text, depth=11))
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config_to_open_clip(shallow)))
+    assert load_checkpoint(tmp_path / "weights.safetensors").vision.config.heads == 6
 
 
 def test_a_tree_with_a_head_axis_is_the_same_model(golden_tree, tmp_path) -> None:
-    def split(name: str, array: np.ndarray) -> np.ndarray:
-        heads = 3 if name.startswith("img/") else 2
-        if "/out/kernel" in name:
-            return array.reshape(heads, -1, array.shape[-1])
-        if any(f"/{part}/" in name for part in ("query", "key", "value")):
-            return array.reshape(*array.shape[:-1], heads, -1)
-        return array
-
     with np.load(GOLDEN) as archive:
         images, ids = torch.from_numpy(archive["image_nhwc"]).permute(0, 3, 1, 2), torch.from_numpy(archive["labels1"])
         zimg, ztxt, logits = archive["zimg"], archive["ztxt"], archive["eval_logits"]
@@ -155,11 +167,11 @@ def test_a_tree_with_a_head_axis_is_the_same_model(golden_tree, tmp_path) -> Non
 
 def test_openvision2_trees_give_the_vision_tower(golden_tree, tmp_path) -> None:
     tower = {
-        name.replace("img/", "img_encoder/", 1): array
+        name.replace("img/", "img_encoder/", 1): split(name, array)
         for name, array in golden_tree.items()
         if name.startswith("img/") and "head" not in name
     }
-    np.savez(tmp_path / "tree.npz", **tower)
+    np.savez(tmp_path / "tree.npz", **tower)  # pyright: ignore[reportArgumentType]
     encoder = openvision.load_vision(tmp_path / "tree.npz", image_size=32)
     assert encoder.vision.head is None
     with pytest.raises(OpenVisionError, match="no projection head"):
@@ -187,9 +199,9 @@ def test_another_resolution_recomputes_positions(state, tmp_path, resolution) ->
     picture = np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)
     features = encoder.forward_features([picture])
     assert features.grid == (rows, columns)
-    assert features.patch_tokens.shape == (1, rows * columns, 64)
+    assert features.patch_tokens.shape == (1, rows * columns, 192)
     table = encoder.vision.position_table(rows, columns, torch.device("cpu"))
-    assert torch.equal(table, sincos_position_table(rows, columns, 64))
+    assert torch.equal(table, sincos_position_table(rows, columns, 192))
 
 
 # The Hub: what is asked for, and what is made of the answer. No network is used.
@@ -260,11 +272,11 @@ def drop(state) -> None:
 
 
 def add(state) -> None:
-    state["visual.ln_pre.weight"] = torch.ones(64)
+    state["visual.ln_pre.weight"] = torch.ones(192)
 
 
 def reshape(state) -> None:
-    state["visual.transformer.resblocks.1.ln_1.weight"] = torch.ones(63)
+    state["visual.transformer.resblocks.1.ln_1.weight"] = torch.ones(191)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +284,7 @@ def reshape(state) -> None:
     [
         (drop, r"vision\.blocks\.1\.mlp\.fc1\.bias is missing"),
         (add, r"visual\.ln_pre\.weight is not part of the model"),
-        (reshape, r"vision\.blocks\.1\.norm1\.weight is \(63,\) instead of \(64,\)"),
+        (reshape, r"vision\.blocks\.1\.norm1\.weight is \(191,\) instead of \(192,\)"),
     ],
 )
 def test_loading_is_strict(state, tmp_path, change, message) -> None:

@@ -141,23 +141,36 @@ def _open_clip_templates() -> tuple[str, ...]:
     return templates
 
 
+def first_alike(names: Sequence[str], how: Protocol) -> NDArray[np.int64]:
+    """For each class the number of the first class with the same texts (c,): its own, unless a name repeats.
+
+    ImageNet has "missile" and "sunglasses" twice.
+    """
+    first: dict[tuple[str, ...], int] = {}
+    return np.array([first.setdefault(tuple(how.prompts(name)), at) for at, name in enumerate(names)], dtype=np.int64)
+
+
 def classifier(
     encode: Callable[[Sequence[str]], NDArray[np.float32]], names: Sequence[str], how: Protocol
 ) -> NDArray[np.float32]:
-    """Unit vectors (c, E): the mean of a class's unit text vectors over all prompts, divided by (norm + 1e-8)."""
+    """Unit vectors (c, E): the mean of a class's unit text vectors over all prompts, divided by (norm + 1e-8).
+
+    Classes of the same texts are encoded once and tie exactly, wherever in the list they are.
+    """
     check_templates(how.templates)
-    prompts = [how.prompts(name) for name in names]
-    if empty := [name for name, own in zip(names, prompts, strict=True) if not own]:
+    if empty := [name for name in names if not how.prompts(name)]:
         raise OpenVisionError(f"the class name {empty[0]!r} holds no letter or digit: no prompt can be made of it")
+    distinct, place = np.unique(first_alike(names, how), return_inverse=True)
+    prompts = [how.prompts(names[int(number)]) for number in distinct]
     vectors: list[NDArray[np.float32]] = []
     start = 0
-    while start < len(names):
+    while start < len(prompts):
         stop = start + 1
-        while stop < len(names) and sum(map(len, prompts[start : stop + 1])) <= _PROMPTS_AT_A_TIME:
+        while stop < len(prompts) and sum(map(len, prompts[start : stop + 1])) <= _PROMPTS_AT_A_TIME:
             stop += 1
         encoded = encode([text for own in prompts[start:stop] for text in own])
         ends = np.cumsum([len(own) for own in prompts[start:stop]])[:-1]
         vectors += [part.mean(axis=0) for part in np.split(encoded, ends)]
         start = stop
-    mean = np.stack(vectors)
+    mean = np.stack(vectors)[place]
     return (mean / (np.linalg.norm(mean, axis=1, keepdims=True) + 1e-8)).astype(np.float32)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from openvision.evaluation.data.images import Labelled
 from openvision.evaluation.data.options import LabelOptions, open_labelled
-from openvision.evaluation.data.prompts import Protocol, classifier, protocol
+from openvision.evaluation.data.prompts import Protocol, classifier, first_alike, protocol
 from openvision.evaluation.evaluators.base import Evaluator, Measured, absent
 from openvision.evaluation.evaluators.model import EvaluatedModel
 from openvision.evaluation.metrics.bootstrap import Outcomes, class_mean_interval
@@ -87,15 +87,16 @@ class ZeroShot(Evaluator, LabelOptions):
         return open_labelled(self.data, root, LabelOptions(label=self.groups, split=self.split), self.limit)
 
     def answer(self, model: EvaluatedModel, root: str | Path) -> "Answers":
-        """The model's answer for every image that can be decoded; ties count against it."""
+        """The model's answer for every image that can be decoded; ties count against it, see `answers`."""
         data = self.open(root)
         how = protocol(self.prompts, None if "://" in str(root) else Path(root))
         # Texts come first: an error in them should not cost the encoding of a million images.
-        classes = classifier(model.texts, self.class_texts(data.classes), how)
+        names = self.class_texts(data.classes)
+        classes = classifier(model.texts, names, how)
         encoded, images = model.embeds(data.images)
         labels = data.labels[encoded.rows]
         mine = np.array(model.processes.rows(len(labels)), dtype=np.int64)
-        ranks, predicted = answers(images[mine], classes, labels[mine])
+        ranks, predicted = answers(images[mine], classes, labels[mine], first_alike(names, how))
         confidence = confidences(images[mine], classes, model.scale) if len(mine) else np.empty(0)
         gathered = (model.processes.gather_rows(array, len(labels)) for array in (ranks, predicted, confidence))
         return Answers(data, how, encoded.rows, labels, *gathered)
@@ -137,12 +138,20 @@ def readable(name: str) -> str:
 
 
 def answers(
-    images: NDArray[np.floating], classes: NDArray[np.floating], labels: NDArray[np.integer]
+    images: NDArray[np.floating],
+    classes: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    alike: NDArray[np.integer] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rank of each image's own class, from 0, and the class nearest to it; images (n, E), classes (c, E).
 
-    Of equally near classes a wrong one ranks before the right one; a block of images is computed at a time.
+    Of equally near classes a wrong one ranks before the right one. But of classes of the same texts, which no model can
+    tell apart, the first wins, as by argmax in the original: `alike` (c,), from `first_alike`, is the first
+    class with the texts of each. A block of images is computed at a time.
     """
+    group = np.arange(len(classes)) if alike is None else alike
+    # How many classes of the same texts come after each: they tie with it and rank behind.
+    behind = np.array([(group[number + 1 :] == group[number]).sum() for number in range(len(group))], dtype=np.int64)
     ranks = np.empty(len(images), dtype=np.int64)
     predicted = np.empty(len(images), dtype=np.int64)
     for start in range(0, len(images), _BLOCK):
@@ -150,7 +159,7 @@ def answers(
         scores = similarity(images[rows], classes)
         own = labels[rows]
         place = np.arange(len(own))
-        ranks[rows] = (scores >= scores[place, own][:, None]).sum(axis=1) - 1
+        ranks[rows] = (scores >= scores[place, own][:, None]).sum(axis=1) - 1 - behind[own]
         # The right class is looked at last: the answer agrees with the rank.
         others = scores.copy()
         others[place, own] = -np.inf

@@ -11,7 +11,7 @@ from openvision.runtime import Processes
 from openvision.training.setup.compile import prepare_blocks
 from openvision.training.setup.initialize import broadcast_parameters, initialise, materialise
 from openvision.training.setup.parallel import DistributedModel, distribute, shard
-from openvision.weights.load import load_checkpoint
+from openvision.weights.load import Request, load_checkpoint
 
 
 def build_distributed_model(
@@ -58,10 +58,10 @@ def start_from(model: OpenVision | OpenVision2, source: str) -> list[str]:
     """Copy into `model`, in place, every tower that the checkpoint `source` and the model have in common.
 
     Returns the names of the towers taken: "vision", "text", "decoder", and "logit_scale". A model of version 1 may
-    start from a vision tower alone, one of version 2 from any vision tower. Raises OpenVisionError when a tower has
-    another shape.
+    start from a vision tower alone, one of version 2 from any vision tower. A JAX tree, which does not contain its
+    resolution, takes the recipe's: no parameter depends on it. Raises OpenVisionError when a tower has another shape.
     """
-    loaded = load_checkpoint(source)
+    loaded = load_checkpoint(source, Request(image_size=model.vision.config.image_size))
     given = loaded.model if isinstance(model, OpenVision) else loaded.captioner
     _copy(model.vision, loaded.vision, "vision", source)
     taken = ["vision"]
@@ -88,6 +88,13 @@ def _copy(ours: nn.Module, theirs: nn.Module, name: str, source: str) -> None:
         raise OpenVisionError(
             f"start = {source!r}: its {name} tower has another shape than the recipe's model.{name} "
             f"(first difference: {(wrong or deeper)[0]}); copy the shape from the recipe of that model"
+        )
+    # No parameter's shape shows the number of heads.
+    wanted, found = (tower.config.heads for tower in (ours, theirs))  # pyright: ignore[reportAttributeAccessIssue]
+    if wanted != found:
+        raise OpenVisionError(
+            f"start = {source!r}: its {name} tower has {found} heads, the recipe's model.{name} has {wanted}; copy the "
+            "shape from the recipe of that model"
         )
     with torch.no_grad():
         for key in names:

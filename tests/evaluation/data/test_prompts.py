@@ -64,6 +64,21 @@ def test_many_classes_are_encoded_a_part_at_a_time(monkeypatch) -> None:
     assert np.array_equal(parted, classifier(encode, names, how))
 
 
+def test_classes_of_one_name_are_encoded_once_and_tie_exactly(monkeypatch) -> None:
+    seen = []
+
+    def in_batches(texts):
+        # The last bit of a vector may depend on what is encoded beside it.
+        seen.extend(texts)
+        return encode(texts) * (1 + 1e-6 * len(seen))
+
+    monkeypatch.setattr("openvision.evaluation.data.prompts._PROMPTS_AT_A_TIME", 2)
+    vectors = classifier(in_batches, ["Cab", "bad", "dab", "cab"], Protocol("p", ("{}",), canonical=True))
+    assert seen == ["cab", "bad", "dab"]
+    assert np.array_equal(vectors[0], vectors[3])
+    assert vectors.shape == (4, 8)
+
+
 def test_files_of_templates_and_names(tmp_path) -> None:
     (tmp_path / "t.txt").write_text("a {c} here\n{}\n")
     assert protocol("t.txt", tmp_path).templates == ("a {} here", "{}")

@@ -14,6 +14,7 @@ from openvision.data.shards.dataset import ShardDataset, ShardWriter
 from openvision.encoding import evaluating
 from openvision.errors import OpenVisionError
 from openvision.evaluation.data.images import ImageSet, labelled_shards
+from openvision.evaluation.data.prompts import first_alike, protocol
 from openvision.evaluation.evaluators import base as registry
 from openvision.evaluation.evaluators.base import Evaluator, due, measure_all, metrics_line, parse_evaluators
 from openvision.evaluation.evaluators.in_training import check_evaluators, less_is_better, measure_in_training
@@ -163,6 +164,21 @@ def test_ties_count_against_the_model() -> None:
     ranks, predicted = answers(images, classes, np.array([0, 1, 3]))
     assert ranks.tolist() == [3, 3, 3]
     assert all(answer != own for answer, own in zip(predicted, [0, 1, 3], strict=True))
+
+
+def test_of_classes_of_one_name_the_first_wins() -> None:
+    # As by argmax in the original: 100 images of "missile" are right and 100 wrong, not all 200 wrong.
+    names = ["dog", "missile", "cat", "missile", "missile"]
+    alike = first_alike(names, protocol("plain"))
+    assert alike.tolist() == [0, 1, 2, 1, 1]
+    classes = np.eye(3, dtype=np.float32)[[0, 1, 2, 1, 1]]
+    images = np.eye(3, dtype=np.float32)[[1, 1, 1, 0, 0]]
+    ranks, predicted = answers(images, classes, np.array([1, 3, 4, 0, 3]), alike)
+    assert predicted.tolist() == [1, 1, 1, 0, 0]
+    assert ranks.tolist() == [0, 1, 2, 0, 3]
+    # What a model could tell apart still counts against it.
+    same = np.ones((5, 2), dtype=np.float32)
+    assert answers(same, same, np.arange(5), alike)[0].tolist() == [4, 2, 4, 3, 4]
 
 
 def test_mean_per_class_weighs_classes_alike_and_confusions_are_counted() -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from openvision.models.vision import VisionConfig
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.setup.model import start_from
 from openvision.weights.folder import save_folder
+from openvision.weights.jax import to_jax
 
 VISION = VisionConfig(width=32, depth=2, mlp_dim=64, heads=2, patch_size=8, image_size=32)
 V1 = OpenVisionConfig(16, VISION, TextConfig(32, 1, 64, 2, 64, 8))
@@ -58,6 +60,28 @@ def test_version_2_takes_its_decoder_along(tmp_path):
     source, fresh = OpenVision2(V2), OpenVision2(V2)
     assert start_from(fresh, saved(source, tmp_path / "v2")) == ["vision", "decoder"]
     assert equal(fresh, source)
+
+
+def test_a_tree_of_the_original(tmp_path):
+    source, fresh = OpenVision(V1), OpenVision(V1)
+    # One axis a head, which says how many there are.
+    tree = {name: with_head_axis(name, array) for name, array in to_jax(source.state_dict()).items()}
+    np.savez(tmp_path / "tree.npz", **tree)  # pyright: ignore[reportArgumentType]
+    assert start_from(fresh, str(tmp_path / "tree.npz")) == ["vision", "text", "logit_scale"]
+    assert equal(fresh, source)
+
+
+def with_head_axis(name: str, array: np.ndarray) -> np.ndarray:
+    if "/out/kernel" in name:
+        return array.reshape(2, -1, array.shape[-1])
+    projection = any(f"/{part}/" in name for part in ("query", "key", "value"))
+    return array.reshape(*array.shape[:-1], 2, -1) if projection else array
+
+
+def test_another_number_of_heads_is_refused(tmp_path):
+    other = OpenVision(replace(V1, text=replace(V1.text, heads=4)))
+    with pytest.raises(OpenVisionError, match=r"its text tower has 2 heads, the recipe's model\.text has 4"):
+        start_from(other, saved(OpenVision(V1), tmp_path / "v1"))
 
 
 @pytest.mark.parametrize("depth", [1, 3])
