@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed.distributed_c10d  # Not loaded by torch itself.
+import torch.distributed.checkpoint._state_dict_stager  # Neither is loaded by torch itself.
+import torch.distributed.distributed_c10d
 
 ROOT = Path(__file__).parents[1]
 NAME = re.compile(r"`torch\.((?:\w+\.)*_[a-z]\w*)`")
