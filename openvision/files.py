@@ -1,10 +1,12 @@
-"""Atomic writes of files and folders (temporary name, fsync, rename); JSON lines that outlive crash and full disk."""
+"""Atomic writes of files and folders (temporary name, fsync, rename), JSON lines that outlive crash and full disk, and
+reading of files that may be anything."""
 
 import contextlib
 import errno
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -129,6 +131,49 @@ class PatientLines:
             self.problem = None
             self._waiting.clear()
         return (before is None) != (self.problem is None)
+
+
+def check_file(path: Path) -> None:
+    """Raise OpenVisionError unless `path` is a regular file: reading a pipe or a device might never end."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        if path.is_symlink():
+            raise OpenVisionError(
+                f"{path} is a link to a file that is not there; restore it or remove the link"
+            ) from error
+        if isinstance(error, FileNotFoundError):
+            raise OpenVisionError(f"{path} does not exist") from error
+        raise OpenVisionError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise OpenVisionError(f"{str(path)!r} is no path: {error}") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise OpenVisionError(f"{path} is {kind}, not a file; name a file")
+
+
+def read_text(path: Path) -> str:
+    """Text of a regular file in UTF-8; raises OpenVisionError at once for anything else."""
+    check_file(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise OpenVisionError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise OpenVisionError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def read_json(path: Path) -> JsonObject:
+    """The object in a JSON file; raises OpenVisionError for another kind of file or of value."""
+    text = read_text(path)
+    try:
+        content: object = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise OpenVisionError(f"{path} is not readable JSON: {reason}") from error
+    if not isinstance(content, dict):
+        raise OpenVisionError(f"{path} is not readable JSON: it holds a {type(content).__name__} instead of an object")
+    return content
 
 
 def read_json_lines(path: Path) -> list[JsonObject]:

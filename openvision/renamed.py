@@ -7,7 +7,7 @@ run and model folders) and metrics.jsonl are translated when they are read.
 from collections.abc import Iterator
 from pathlib import Path
 
-from openvision.files import JsonObject, read_json_lines
+from openvision.files import JsonObject, check_file, read_json_lines
 
 RENAMED_KEYS = {
     "stages.accumulate": "micro_batches",
@@ -37,6 +37,8 @@ def translate_recipe(recipe: JsonObject) -> None:
 
 def read_metrics(path: Path) -> list[JsonObject]:
     """Lines of metrics.jsonl under the names of today; raises OpenVisionError when the file cannot be read."""
+    if path.exists():
+        check_file(path)
     return [{RENAMED_METRICS.get(name, name): value for name, value in line.items()} for line in read_json_lines(path)]
 
 

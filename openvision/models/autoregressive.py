@@ -17,11 +17,12 @@ is silent:
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from openvision.models.bounds import MAX_LENGTH, MAX_VOCABULARY, MIN_CAPTION, check_count, check_transformer
 from openvision.models.decoder import DecoderBlock
 from openvision.models.kernels.dispatch import attention, compute_dtype, linear_fp32
 from openvision.models.layers import LayerNorm, init_text_block, is_skeleton
@@ -48,6 +49,17 @@ class AutoregressiveDecoderConfig:
     caption_length: int = 127
     image_attention: ImageAttention = "prefix"
     text_positions: TextPositions = "none"
+
+    def __post_init__(self) -> None:
+        check_transformer(self.width, self.depth, self.mlp_dim, self.heads)
+        check_count("vocab_size", self.vocab_size, 1, MAX_VOCABULARY)
+        check_count("caption_length", self.caption_length, MIN_CAPTION, MAX_LENGTH)
+        for name, value, known in (
+            ("image_attention", self.image_attention, get_args(ImageAttention)),
+            ("text_positions", self.text_positions, get_args(TextPositions)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r:.80}")
 
 
 def teacher_forcing_ids(labels: Tensor, bos_id: int) -> Tensor:

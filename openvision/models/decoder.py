@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openvision.models.bounds import MAX_LENGTH, MAX_VOCABULARY, MIN_CAPTION, check_count, check_transformer
 from openvision.models.kernels.dispatch import attention, compute_dtype, linear_fp32
 from openvision.models.layers import Block, LayerNorm, init_text_block, is_skeleton
 from openvision.models.lengths import states_by_length
@@ -32,6 +33,11 @@ class DecoderConfig:
     heads: int
     vocab_size: int = 32000
     caption_length: int = 128
+
+    def __post_init__(self) -> None:
+        check_transformer(self.width, self.depth, self.mlp_dim, self.heads)
+        check_count("vocab_size", self.vocab_size, 1, MAX_VOCABULARY)
+        check_count("caption_length", self.caption_length, MIN_CAPTION, MAX_LENGTH)
 
 
 class DecoderBlock(Block):

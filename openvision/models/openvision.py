@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from openvision.files import JsonObject
+from openvision.models.bounds import MAX_WIDTH, check_count
 from openvision.models.decoder import DecoderConfig, ParallelCaptionDecoder
 from openvision.models.layers import unit
 from openvision.models.text import TextConfig, TextTransformer
@@ -24,6 +25,9 @@ class OpenVisionConfig:
     vision: VisionConfig
     text: TextConfig
     decoder: DecoderConfig | None = None
+
+    def __post_init__(self) -> None:
+        check_count("embed_dim", self.embed_dim, 1, MAX_WIDTH)
 
     def patches_read(self, patches: int) -> int:
         """How many of `patches` tokens the decoder reads in training: all."""

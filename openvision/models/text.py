@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from openvision.models.bounds import MAX_LENGTH, MAX_VOCABULARY, MIN_CONTEXT, check_count, check_transformer
 from openvision.models.kernels.dispatch import compute_dtype, linear_fp32
 from openvision.models.layers import Block, LayerNorm, init_text_block, is_skeleton
 
@@ -25,6 +26,11 @@ class TextConfig:
     heads: int
     vocab_size: int = 32000
     context_length: int = 80
+
+    def __post_init__(self) -> None:
+        check_transformer(self.width, self.depth, self.mlp_dim, self.heads)
+        check_count("vocab_size", self.vocab_size, 1, MAX_VOCABULARY)
+        check_count("context_length", self.context_length, MIN_CONTEXT, MAX_LENGTH)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openvision.models.bounds import check_patches, check_transformer
 from openvision.models.kernels.dispatch import compute_dtype, full_precision, linear_fp32
 from openvision.models.layers import (
     Block,
@@ -51,6 +52,14 @@ class VisionConfig:
     heads: int
     patch_size: int
     image_size: int
+
+    def __post_init__(self) -> None:
+        check_transformer(self.width, self.depth, self.mlp_dim, self.heads)
+        if self.width % 4 or self.width < 8:
+            raise ValueError(
+                f"width {self.width} of a vision tower must be a multiple of 4 and at least 8: positions need it"
+            )
+        check_patches(self.image_size, self.patch_size)
 
     def grid(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
         """Rows and columns of patches for an image of the given pixels; what does not fill a patch is dropped."""

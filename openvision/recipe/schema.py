@@ -22,8 +22,9 @@ from pydantic import (
 )
 
 from openvision.errors import OpenVisionError
-from openvision.files import JsonObject
+from openvision.files import JsonObject, read_text
 from openvision.images.augment import Augment
+from openvision.models.bounds import MAX_VOCABULARY, check_patches
 from openvision.models.openvision import OpenVisionConfig
 from openvision.models.openvision2 import OpenVision2Config
 from openvision.recipe.text import apply_override, describe_problem
@@ -40,7 +41,16 @@ REFERENCE_BATCH = 256
 class Section(BaseModel):
     """Base class of the tables of a recipe: frozen, unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# Far above any use: what overflows a 64-bit number, a timeout of the operating system or the machine is an error.
+Count = Annotated[int, Field(ge=1, le=10**15)]
+BatchCount = Annotated[int, Field(ge=1, le=2**24)]
+Workers = Annotated[int, Field(ge=0, le=1024)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
+Seconds = Annotated[float, Field(gt=0, le=1e7)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Source(Section):
@@ -70,13 +80,13 @@ class Data(Section):
     """Where a sample's synthetic caption is, likewise."""
     order: Literal["global", "blocks"] = "global"
     """"global" shuffles all samples; "blocks" shuffles blocks of neighbouring samples, for shards behind a network."""
-    block: PositiveInt = 64
+    block: Count = 64
     """Samples of a block with order "blocks"."""
-    window: PositiveInt = 4096
+    window: Count = 4096
     """Samples of a window with order "blocks": the shuffled blocks are shuffled again within windows."""
     reject_budget: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Fraction of samples that may be unusable; above it the run stops."""
-    vocab_size: PositiveInt | None = None
+    vocab_size: Annotated[int, Field(ge=1, le=MAX_VOCABULARY)] | None = None
     """Train a WordPiece vocabulary of this size on the training texts; or give `tokenizer`."""
     tokenizer: str | None = None
     """Path of a tokenizer.json, of a folder that holds one, or of a vocab.txt."""
@@ -106,8 +116,8 @@ class Loss(Section):
 class Optimizer(Section):
     """AdamW, with weight decay on matrices only (spec section 5)."""
 
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
     first_moment: Literal["bfloat16", "float32"] = "bfloat16"
     clip_norm: Annotated[float, Field(gt=0)] | None = None
@@ -120,12 +130,12 @@ class Stage(Section):
     """A training stage at one resolution. Parameters carry over from the stage before, optimizer state does not."""
 
     resolution: PositiveInt
-    samples: PositiveInt
-    batch_size: PositiveInt
+    samples: Count
+    batch_size: BatchCount
     base_learning_rate: Annotated[float, Field(gt=0)]
     """Peak learning rate per 256 samples of batch."""
-    warmup_samples: Annotated[int, Field(ge=0)] = 0
-    micro_batches: PositiveInt = 1
+    warmup_samples: Annotated[int, Field(ge=0, le=10**15)] = 0
+    micro_batches: BatchCount = 1
     """Number of micro-batches that a batch is computed in; gradient caching keeps the loss that of the whole batch."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Stochastic depth of the vision tower: rate at its last block, growing linearly from 0 at its first."""
@@ -189,23 +199,23 @@ class Run(Section):
     """Weights & Biases project to log to."""
     trackio: str | None = None
     """trackio project to log to."""
-    loader_threads: PositiveInt = 1
+    loader_threads: Threads = 1
     """Decoding threads per worker."""
-    loader_workers: Annotated[int, Field(ge=0)] = 0
+    loader_workers: Workers = 0
     """Worker processes of the data loader; 0 decodes in the training process."""
-    log_every: PositiveInt = 10
+    log_every: Count = 10
     """Steps between log lines."""
-    evaluate_every: PositiveInt = 100
+    evaluate_every: Count = 100
     """Steps between evaluations."""
-    checkpoint_every: PositiveInt = 100
+    checkpoint_every: Count = 100
     """Steps between checkpoints."""
-    checkpoint_minutes: Annotated[float, Field(gt=0)] | None = None
+    checkpoint_minutes: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Save a checkpoint after this many minutes even if `checkpoint_every` steps have not passed."""
-    checkpoints_kept: PositiveInt = 2
+    checkpoints_kept: Count = 2
     """How many of the newest checkpoints to keep."""
     checkpoint_best: str | None = None
     """Metric whose best checkpoint is kept too: "top1" of the validation, or "NAME/METRIC" of an evaluator."""
-    hang_seconds: Annotated[float, Field(gt=0)] | None = 600.0
+    hang_seconds: Seconds | None = 600.0
     """Seconds without progress after which a process writes its stack traces to RUN/hangs/; None is off."""
 
 
@@ -214,11 +224,11 @@ class Parallel(Section):
 
     mode: Literal["ddp", "fsdp"] = "ddp"
     """"ddp" replicates the model in every process; "fsdp" shards parameters, gradients and optimizer state (FSDP2)."""
-    replicate: PositiveInt = 1
+    replicate: BatchCount = 1
     """With "fsdp": number of replicas (HSDP), each sharded over world size / replicate processes, e.g. one per node."""
-    start_timeout_seconds: Annotated[float, Field(gt=0)] = 1800.0
+    start_timeout_seconds: Seconds = 1800.0
     """Timeout of a collective up to the end of the first step."""
-    step_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
+    step_timeout_seconds: Seconds = 300.0
     """Timeout of a collective afterwards: a lost or hung process stops the run after this time."""
 
 
@@ -227,7 +237,7 @@ class Guards(Section):
 
     spikes: Literal["off", "log", "skip"] = "off"
     """"log" reports a step whose loss spikes, "skip" also skips its update."""
-    spike_window: Annotated[int, Field(ge=20)] = 100
+    spike_window: Annotated[int, Field(ge=20, le=10**6)] = 100
     """Number of recent losses that a loss is compared with."""
     spike_deviations: Annotated[float, Field(gt=0)] = 8.0
     """A loss this many standard deviations (estimated from the MAD) above the median is a spike."""
@@ -244,7 +254,7 @@ class EvaluatorTable(BaseModel):
     kind: str
     name: str = ""
     """Prefix of its metrics; `kind` by default."""
-    every: PositiveInt | None = None
+    every: Count | None = None
     """Steps between measurements; `run.evaluate_every` by default."""
 
     @property
@@ -264,7 +274,7 @@ class Recipe(Section):
 
     name: str
     description: str = ""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     start: str | None = None
     """Pretrained weights: released name, Hub id, model folder or file. Missing towers are initialised randomly."""
     model: Annotated[
@@ -327,11 +337,10 @@ class Recipe(Section):
         elif not self.loss.texts:
             raise ValueError('loss.texts [] is for OpenVision 2; with a text tower give ["alt"] or ["alt", "sentence"]')
         for index, stage in enumerate(self.stages):
-            if stage.resolution < self.model.vision.patch_size:
-                raise ValueError(
-                    f"stages.{index}.resolution {stage.resolution} is smaller than a patch of "
-                    f"{self.model.vision.patch_size} pixels"
-                )
+            try:
+                check_patches(stage.resolution, self.model.vision.patch_size)
+            except ValueError as error:
+                raise ValueError(str(error).replace("image_size", f"stages.{index}.resolution", 1)) from None
         if self.stages[-1].resolution != self.model.vision.image_size:
             raise ValueError(
                 f"model.vision.image_size {self.model.vision.image_size} must be the resolution of the last stage, "
@@ -356,8 +365,9 @@ def load_recipe(path: Path, overrides: list[str] | None = None, stored: bool | N
     """
     try:
         data = tomllib.loads(read_recipe_text(path))
-    except tomllib.TOMLDecodeError as error:
-        raise OpenVisionError(f"recipe {path} is not valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise OpenVisionError(f"recipe {path} is not valid TOML: {reason}") from error
     if stored is None:
         stored = path.name == STORED and any((path.parent / name).exists() for name in _BESIDE_STORED)
     if stored:
@@ -369,18 +379,20 @@ def load_recipe(path: Path, overrides: list[str] | None = None, stored: bool | N
 
 def read_recipe_text(path: Path) -> str:
     """Text of a recipe file, comments included; raises OpenVisionError when it cannot be read."""
+    if not path.is_symlink() and not path.exists():
+        raise OpenVisionError(f"recipe {path} does not exist; see the folder recipes/")
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise OpenVisionError(f"recipe {path} does not exist; see the folder recipes/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise OpenVisionError(f"recipe {path} cannot be read: {error}") from error
+        return read_text(path)
+    except OpenVisionError as error:
+        raise OpenVisionError(f"recipe {error}") from error
 
 
 def parse_recipe(data: JsonObject, source: str) -> Recipe:
     """Validate a recipe; errors name it as `source`."""
     try:
         return Recipe.model_validate(data)
+    except RecursionError as error:
+        raise OpenVisionError(f"recipe {source} is nested too deeply") from error
     except ValidationError as error:
         schema = Recipe.model_json_schema()
         problems = "; ".join(describe_problem(problem, schema, KINDS) for problem in error.errors())

@@ -81,7 +81,7 @@ def apply_override(data: JsonObject, override: str) -> None:
         raise OpenVisionError(f"--set {override!r} is not of the form key=value, e.g. --set stages.0.batch_size=64")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         parsed = value
     *parents, last = path.split(".")
     node: dict | list = data

@@ -17,7 +17,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from openvision.errors import OpenVisionError, require
-from openvision.files import atomic_write_text
+from openvision.files import JsonObject, atomic_write_text, read_json, read_text
 from openvision.text.vocabulary import learn_pieces
 
 PAD, BOS, EOS, UNK, CLS = "[PAD]", "[bos]", "[eos]", "[UNK]", "[CLS]"
@@ -76,9 +76,8 @@ class Tokenizer:
         normalisation and layout are those the models were trained with. Raises OpenVisionError for an unreadable file.
         """
         try:
-            content = path.read_text(encoding="utf-8")
-            entries = _entries_of_json(content) if path.suffix == ".json" else content.split("\n")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            entries = _entries_of_json(read_json(path)) if path.suffix == ".json" else read_text(path).split("\n")
+        except (OpenVisionError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OpenVisionError(f"vocabulary {path} cannot be read: {error}; name a vocab.txt") from error
         if entries and not entries[-1]:
             entries.pop()
@@ -105,9 +104,11 @@ class Tokenizer:
         if path.suffix == ".txt":
             return cls.from_vocabulary(path)
         file = path / FILE_NAME if path.is_dir() else path
-        if not file.is_file():
+        if not (file.is_symlink() or file.exists()):
             raise OpenVisionError(f"{file} does not exist; every model folder has a tokenizer, so check the path")
+        content = read_json(file)
         try:
+            _check_backend(content)
             return cls(tokenizers.Tokenizer.from_file(str(file)))
         except OpenVisionError:
             raise
@@ -188,8 +189,41 @@ class Tokenizer:
         return rows, cut
 
 
-def _entries_of_json(content: str) -> list[str]:
-    vocabulary: dict[str, int] = json.loads(content)["model"]["vocab"]
+def _check_backend(content: JsonObject) -> None:
+    """Raise ValueError unless this is a plain WordPiece tokenizer: the library aborts or hangs on some others."""
+    model = content["model"]
+    if model["type"] != "WordPiece":
+        raise ValueError(f"its model is {model['type']!r:.40}, not WordPiece")
+    _entries_of_json(content)
+    for option in ("truncation", "padding"):
+        if content.get(option) is not None:
+            raise ValueError(f"{option} is set; the layout of ids is OpenVision's own")
+    normalizer: JsonObject = content.get("normalizer") or {"type": None}
+    steps: list[JsonObject] = normalizer.get("normalizers", [normalizer])
+    known = {_step_of(step) for step in _own_steps()}
+    if unknown := [step for step in steps if step["type"] == "Replace" and _step_of(step) not in known]:
+        raise ValueError(f"it replaces {unknown[0]['pattern']!r:.80}, which OpenVision's tokenizer does not")
+
+
+def _step_of(step: JsonObject) -> str:
+    return json.dumps([step["pattern"], step["content"]], sort_keys=True)
+
+
+def _own_steps() -> list[JsonObject]:
+    """The replacements of this version's normaliser and of earlier ones."""
+    backend = tokenizers.Tokenizer(models.WordPiece({UNK: 0}, unk_token=UNK))
+    backend.normalizer = _normalizer()
+    steps: list[JsonObject] = json.loads(backend.to_str())["normalizer"]["normalizers"]
+    earlier = {"pattern": {"Regex": r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"}, "content": " "}
+    return [*(step for step in steps if step["type"] == "Replace"), earlier]
+
+
+def _entries_of_json(content: JsonObject) -> list[str]:
+    vocabulary: dict[str, int] = content["model"]["vocab"]
+    if not all(type(index) is int for index in vocabulary.values()):
+        raise ValueError("an id of its vocabulary is no integer")
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+        raise ValueError(f"the ids of its {len(vocabulary)} entries are not 0 to {len(vocabulary) - 1}")
     return sorted(vocabulary, key=vocabulary.__getitem__)
 
 

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from openvision.errors import OpenVisionError
-from openvision.files import JsonObject, atomic_folder
+from openvision.files import JsonObject, atomic_folder, read_json
+from openvision.models.bounds import MAX_WIDTH, check_count
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.openvision2 import KIND, ModelConfig, OpenVision2, OpenVision2Config, build_model
 from openvision.models.vision import VisionConfig, VisionTransformer
@@ -101,17 +102,21 @@ def load_vision_folder(folder: Path) -> VisionTransformer:
 def read_config(folder: Path) -> ModelConfig | tuple[VisionConfig, int | None]:
     """Shape of the model in a folder: of a whole model, or of a vision tower and its embedding width."""
     path = folder / CONFIG
-    if not path.is_file():
+    if not (path.is_symlink() or path.exists()):
         raise OpenVisionError(f"{folder} is not a model folder: it has no {CONFIG}; train one with `make quickstart`")
+    content = read_json(path)
     try:
-        content = json.loads(path.read_text())
         if content.get("kind") == KIND:
             return OpenVision2Config.from_dict(content)
         if "text" in content or "vision" not in content:
             return OpenVisionConfig.from_dict(content)
-        return VisionConfig(**content["vision"]), content["embed_dim"]
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise OpenVisionError(f"{path} does not describe an OpenVision model: {error}") from error
+        width = content["embed_dim"]
+        return VisionConfig(**content["vision"]), None if width is None else check_count(
+            "embed_dim", width, 1, MAX_WIDTH
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise OpenVisionError(f"{path} does not describe an OpenVision model: {reason}") from error
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, source: str) -> None:
@@ -124,4 +129,4 @@ def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig, source: str) -> 
 def read_provenance(folder: Path) -> JsonObject:
     """Content of provenance.json; empty if there is none."""
     path = folder / "provenance.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path) if path.is_symlink() or path.exists() else {}

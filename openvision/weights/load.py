@@ -12,7 +12,6 @@
 Loading is strict: a tensor that is missing, extra or of another shape is an error that lists it.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 
 from openvision.errors import OpenVisionError
-from openvision.files import JsonObject
+from openvision.files import JsonObject, check_file, read_json
 from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import OpenVision2
 from openvision.models.vision import VisionConfig, VisionTransformer
@@ -77,6 +76,8 @@ def load_checkpoint(source: str | Path, request: Request | None = None) -> Check
         return _from_folder(path, request)
     if path.is_file():
         return _from_file(path, request)
+    if path.is_symlink() or path.exists():
+        check_file(path)
     if hub.is_path(source):
         raise OpenVisionError(f"checkpoint {source} does not exist; `openvision train` writes one to RUN/model")
     name = str(source)
@@ -142,14 +143,15 @@ def _from_hub(repository: str, entry: Released | None, request: Request) -> Chec
 
 def _open_clip(weights: Path, config_file: Path | None, request: Request, source: str) -> Checkpoint:
     state = read_tensors(weights)
-    content = _read_json(config_file) if config_file else {}
+    content = read_json(config_file) if config_file else {}
     try:
         if request.vision_only or open_clip.is_vision_only(state):
             return _open_clip_vision(state, content, request, source)
         converted = open_clip.from_open_clip(state, source)
         config = open_clip.config_from_open_clip(content, state) if content else open_clip.infer_config(state, source)
-    except (KeyError, TypeError) as error:
-        raise OpenVisionError(f"{config_file or weights} does not describe an OpenVision model: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise OpenVisionError(f"{config_file or weights} does not describe an OpenVision model: {reason}") from error
     with torch.device("meta"):
         model = OpenVision(config)
     assign_strictly(model, converted, source)
@@ -215,10 +217,3 @@ def _tokenizer(request: Request, beside: Path | None) -> Tokenizer | None:
         return Tokenizer.from_vocabulary(request.vocabulary)
     found = [beside / name for name in _VOCABULARY_FILES if (beside / name).is_file()] if beside else []
     return Tokenizer.from_vocabulary(found[0]) if found else None
-
-
-def _read_json(path: Path) -> JsonObject:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OpenVisionError(f"{path} is not readable JSON: {error}") from error

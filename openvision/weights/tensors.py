@@ -1,5 +1,6 @@
 """Read tensors from files without running code: safetensors, torch files as weights only, npz."""
 
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from openvision.errors import OpenVisionError
+from openvision.files import check_file
 
+_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
 TORCH_SUFFIXES = frozenset({".bin", ".pt", ".pth"})
 
 
@@ -21,30 +24,45 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     A torch file may hold the tensors under `state_dict`, and each name may begin with `module.`, as training
     checkpoints of open_clip do. Raises OpenVisionError for a missing, truncated or unsafe file.
     """
-    if not path.is_file():
-        raise OpenVisionError(f"{path} does not exist")
+    check_file(path)
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix in TORCH_SUFFIXES:
-        return _read_torch(path)
-    raise OpenVisionError(f"{path} is not a weights file: supported are .safetensors, .bin, .pt, .pth and .npz")
+        tensors = _read_safetensors(path)
+    elif path.suffix in TORCH_SUFFIXES:
+        tensors = _read_torch(path)
+    else:
+        raise OpenVisionError(f"{path} is not a weights file: supported are .safetensors, .bin, .pt, .pth and .npz")
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
+            raise OpenVisionError(
+                f"{path}: {name!r:.100} is {tensor.dtype}, {tensor.layout}; weights are float32, float16, bfloat16 or "
+                "float64"
+            )
+    return tensors
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a flat `.npz`; raises OpenVisionError when it is broken or contains pickled objects."""
+    """All arrays of a flat `.npz`; raises OpenVisionError when it is broken or contains anything but numbers."""
+    check_file(path)
+    if not zipfile.is_zipfile(path):
+        raise OpenVisionError(f"{path} is not a readable npz of plain arrays: it is no zip archive; download it again")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise OpenVisionError(f"{path} does not exist") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise OpenVisionError(f"{path} is not a readable npz of plain arrays: {error}") from error
+            arrays = {name: archive[name] for name in archive.files}
+    except Exception as error:  # zip, zlib, numpy's header parser and memory have no common base.
+        reason = "it holds pickled objects" if "allow_pickle" in str(error) else (str(error) or type(error).__name__)
+        raise OpenVisionError(f"{path} is not a readable npz of plain arrays: {reason}") from error
+    for name, array in arrays.items():
+        # Optimizer state beside the parameters counts in integers.
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+            kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            raise OpenVisionError(f"{path}: {name!r:.100} is {kind}; a JAX tree holds arrays of float32")
+    return arrays
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
         raise OpenVisionError(f"{path} is not a readable safetensors file, truncated? {error}") from error
 
 
@@ -53,10 +71,13 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         # Only zip archives can be mapped; older files are read.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # The unpickler's refusals, zip errors and read errors have no common base.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # torch's own message says how to load the file all the same, which would run its code.
+        refused = re.search(r"GLOBAL ([\w.]{1,100})", str(error))
+        reason = (
+            f"it contains {refused[1]}, which could run code" if refused else "it is truncated, or of another format"
+        )
         raise OpenVisionError(
-            f"{path} is not a file of plain tensors: it is truncated, or contains objects that could run code "
-            f"({reason})"
+            f"{path} is not a file of plain tensors: {reason}; ask its author for .safetensors"
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]

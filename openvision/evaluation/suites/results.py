@@ -23,7 +23,7 @@ from openvision.errors import OpenVisionError
 from openvision.evaluation.evaluators.base import Evaluator, Measured
 from openvision.evaluation.metrics.bootstrap import Outcomes
 from openvision.evaluation.suites.old_results import renamed, translate_held_out
-from openvision.files import JsonObject, atomic_write_bytes, atomic_write_text
+from openvision.files import JsonObject, atomic_write_bytes, atomic_write_text, check_file, read_json
 
 FORMAT = "openvision-evaluation/1"
 EVALUATION, OUTCOMES = "evaluation.json", "outcomes.safetensors"
@@ -171,16 +171,17 @@ def read_result(path: Path) -> Result:
             f"{path} holds no {EVALUATION}; measure first: openvision eval CHECKPOINT --suite quick -o {folder.parent}"
         )
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and {"artefact", "protocol", "sets"} <= content.keys():
+        content = read_json(file)
+        if {"artefact", "protocol", "sets"} <= content.keys():
             return Result(folder, cast("Content", translate_held_out(content, folder, FORMAT)), {})
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
+        if content.get("format") != FORMAT:
             raise OpenVisionError(f"{file} is not a result of a suite; measure again with `openvision eval CHECKPOINT`")
+        check_file(folder / OUTCOMES)
         arrays = load_file(folder / OUTCOMES)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        for one in content["results"]:
+            one["facts"] = renamed(one["facts"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise OpenVisionError(f"{folder} cannot be read: {error}; measure again with `openvision eval`") from error
-    for one in content["results"]:
-        one["facts"] = renamed(one["facts"])
     return Result(folder, cast("Content", content), arrays)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from openvision.errors import OpenVisionError
-from openvision.files import JsonObject
+from openvision.files import JsonObject, check_file, read_json
 
 STATE = "state.json"
 MANIFEST = "manifest.json"
@@ -148,8 +148,12 @@ def hash_file(path: Path) -> FileEntry:
 def read_manifest(checkpoint: Path) -> dict[str, FileEntry]:
     """Name -> entry of the files of a checkpoint; raises DamagedCheckpointError."""
     try:
-        return dict(json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        files = dict(read_json(checkpoint / MANIFEST)["files"])
+        for name, entry in files.items():
+            if Path(name).name != name or type(entry["bytes"]) is not int or not isinstance(entry["sha256"], str):
+                raise ValueError(f"the entry of {name!r:.100} is no file of this folder with its size and SHA-256")
+        return files
+    except (OpenVisionError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpointError(f"{MANIFEST} cannot be read: {error}") from error
 
 
@@ -161,7 +165,10 @@ def verify(checkpoint: Path, part: int = 0, parts: int = 1) -> int:
     total = 0
     for name, wanted in sorted(read_manifest(checkpoint).items())[part::parts]:
         try:
+            check_file(checkpoint / name)
             found = hash_file(checkpoint / name)
+        except OpenVisionError as error:
+            raise DamagedCheckpointError(str(error)) from error
         except OSError as error:
             raise DamagedCheckpointError(f"{name} cannot be read: {error.strerror}") from error
         if found["bytes"] != wanted["bytes"]:
@@ -181,14 +188,34 @@ def write_state(folder: Path, state: State) -> None:
 def read_state(checkpoint: Path) -> State:
     """Read state.json; raises DamagedCheckpointError."""
     try:
-        content = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        content = read_json(checkpoint / STATE)
         known = {each.name for each in fields(Progress)}
         progress = Progress(**{key: value for key, value in content["progress"].items() if key in known})
         if progress.step != step_of(checkpoint):
             raise DamagedCheckpointError(f"{STATE} is of step {progress.step}: the folder was renamed or copied")
-        return State(progress, content["optimizer"], content["written_by"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        state = State(progress, content["optimizer"], content["written_by"])
+        _check_state(state)
+        return state
+    except DamagedCheckpointError:
+        raise
+    except (OpenVisionError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"{STATE} cannot be read: {error}") from error
+
+
+def _check_state(state: State) -> None:
+    """Raise ValueError for a value that no run has written."""
+    progress = state.progress
+    for name in ("step", "stage", "stage_step", "position", "skipped", "skipped_in_a_row"):
+        value = getattr(progress, name)
+        if type(value) is not int or not 0 <= value < 2**63:
+            raise ValueError(f"progress.{name} is {value!r:.80} instead of a count")
+    numbers = [progress.seconds, progress.tflops, *progress.recent_losses]
+    numbers += (progress.best or {"step": 0, "value": 0}).values()
+    numbers += [value for values in state.optimizer.values() for value in values.values()]
+    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in numbers):
+        raise ValueError("a number of its progress or of its optimizer is none")
+    if not isinstance(state.written_by, dict):
+        raise ValueError("written_by is no object")
 
 
 def write_durably(path: Path, text: str) -> None:

@@ -23,7 +23,7 @@ from types import TracebackType
 
 from openvision.data.mixture import Mixture
 from openvision.errors import OpenVisionError
-from openvision.files import JsonObject, atomic_write_text, make_folder
+from openvision.files import JsonObject, atomic_write_text, make_folder, read_json
 from openvision.recipe.schema import STORED, Data, Recipe, Run, dump_recipe, load_recipe
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.setup.evaluators import complete_evaluators
@@ -120,10 +120,10 @@ def claim_data(data: Mixture, run_folder: Path, force: bool = False) -> tuple[Js
     differences: list[str] = []
     if path.exists():
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = read_json(path)
             if before["manifest_sha256"] != found["manifest_sha256"]:
                 differences = _data_diff(before, found)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OpenVisionError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OpenVisionError(f"{path} cannot be read ({error}); remove it to accept the current data") from error
         _refuse(
             differences,

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from openvision.errors import OpenVisionError
-from openvision.files import JsonObject, atomic_write_text
+from openvision.files import JsonObject, atomic_write_text, read_text
 from openvision.hardware import DEVICES
 from openvision.provenance import describe_run, dirty_diff
 from openvision.runtime import Processes
@@ -33,12 +33,15 @@ _WATTS_PER_ACCELERATOR = 400.0
 def read_sessions(run_folder: Path) -> list[JsonObject]:
     """Sessions of a run, oldest first; empty before its first start. Raises OpenVisionError when unreadable."""
     path = run_folder / SESSIONS
-    if not path.exists():
+    if not (path.is_symlink() or path.exists()):
         return []
     try:
-        return list(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        sessions: object = json.loads(read_text(path))
+        if not isinstance(sessions, list) or not all(isinstance(session, dict) for session in sessions):
+            raise ValueError("it is no list of sessions")
+    except (OpenVisionError, ValueError, RecursionError) as error:
         raise OpenVisionError(f"{path} cannot be read ({error}); remove it to resume without the history") from error
+    return sessions
 
 
 class SessionHistory:
