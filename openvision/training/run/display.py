@@ -10,7 +10,7 @@ from typing import TextIO, cast
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from openvision.terminal import Console
+from openvision.terminal import Console, echo
 
 
 class TrainingDisplay:
@@ -94,7 +94,7 @@ class _Lasting:
         if not self._told:
             self._told = True
             lost = f"openvision: {self._name} cannot be written ({error.strerror}); training continues without it"
-            print(lost, file=sys.stderr, flush=True)
+            echo(lost, err=True)
 
 
 @contextmanager

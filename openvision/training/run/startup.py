@@ -17,6 +17,7 @@ from types import FrameType, TracebackType
 from openvision.errors import OpenVisionError
 from openvision.training.run.signals import EXIT_REQUEUE, REQUEUE, mark_requeue
 from openvision.training.run.watchdog import claim_failure, describe_loss, exit_immediately, is_of_this_session
+from openvision.untrusted import printable
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # torchrun kills a process 30 seconds after its SIGTERM.
@@ -149,7 +150,8 @@ def _living_ranks(parent: int) -> set[bytes]:
 
 
 def _print(message: str) -> None:
-    print(f"openvision: {message}", file=sys.stderr, flush=True)
+    # Straight to the descriptor: what prints elsewhere may be half imported at this moment.
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"openvision: {printable(message)}\n".encode())
 
 
 def _do_nothing(number: int, frame: FrameType | None) -> None:

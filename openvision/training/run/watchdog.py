@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import TextIO
 
 from openvision.errors import OpenVisionError
-from openvision.terminal import echo
 from openvision.training.run.signals import Interrupted
 
 FAILED = "FAILED"
@@ -42,7 +41,7 @@ class AlreadyReportedError(Exception):
 class Watchdog:
     """Writes the stack traces of this process when `beat` is not called for `limit` seconds; None is off."""
 
-    def __init__(self, folder: Path, rank: int, limit: float | None, say: Callable[[str], None] = echo) -> None:
+    def __init__(self, folder: Path, rank: int, limit: float | None, say: Callable[[str], None]) -> None:
         self.folder = folder
         self.rank = rank
         self.limit = limit

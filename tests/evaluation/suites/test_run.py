@@ -334,7 +334,7 @@ def test_folders_that_hold_no_result(tmp_path, results) -> None:
     with pytest.raises(OpenVisionError, match="not a result of a suite"):
         read_result(tmp_path)
     shutil.copy(results[0].folder / EVALUATION, tmp_path / EVALUATION)
-    with pytest.raises(OpenVisionError, match="cannot be read"):
+    with pytest.raises(OpenVisionError, match="does not exist"):
         read_result(tmp_path)
 
 

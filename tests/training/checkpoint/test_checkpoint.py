@@ -165,7 +165,7 @@ def test_damage_is_found_in_every_file(tmp_path):
                 read_state(path)
         file.write_bytes(content)
     next(path.glob("*.safetensors")).unlink()
-    with pytest.raises(DamagedCheckpointError, match="No such file"):
+    with pytest.raises(DamagedCheckpointError, match="does not exist"):
         verify(path)
 
 
