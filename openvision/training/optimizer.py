@@ -9,13 +9,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.util import find_spec
 from itertools import groupby
 from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from openvision.models.kernels.gpu import HAS_TRITON
 from openvision.recipe.schema import Optimizer as OptimizerRecipe
 from openvision.runtime import local_tensor, sum_over_shards
 
@@ -179,7 +179,7 @@ class Adam(torch.optim.Optimizer):
 
 def _has_kernel(tensors: Sequence[Tensor]) -> bool:
     """Whether the kernel of triton_adam.py updates these parameters: float32 on CUDA, where Triton is installed."""
-    if not tensors or not tensors[0].is_cuda or find_spec("triton") is None:
+    if not tensors or not tensors[0].is_cuda or not HAS_TRITON:
         return False
     return all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in tensors)
 

@@ -114,7 +114,7 @@ def test_a_block_with_stochastic_depth():
     block = Block(WIDTH, 2, 48, "none")
 
     def inputs(resolution: int) -> Case:
-        # Drawn anew at every step.
+        # New factors for every step.
         block.branch_scale = torch.rand(2, 2)
         return BLOCKS["forward"][1](resolution)
 

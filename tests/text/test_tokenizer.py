@@ -1,4 +1,4 @@
-"""The tokenizer of the released models, ids in their layout, and vocabularies learnt anew."""
+"""The tokenizer of the released models, ids in their layout, and learned vocabularies."""
 
 import importlib.metadata
 import json

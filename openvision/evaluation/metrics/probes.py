@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvision.errors import OpenVisionError, require
+from openvision.evaluation.metrics.linear import Array, Scaling
 from openvision.evaluation.metrics.ranks import similarity
 from openvision.runtime import SINGLE_PROCESS, Processes
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingImports]
 
-Array = NDArray[np.floating]
 Labels = NDArray[np.integer]
 
 # Inverse strengths of L2 regularisation that are tried.
@@ -27,24 +27,6 @@ SWEEP = tuple(10.0**power for power in range(-4, 3))
 ITERATIONS = 1000
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """Mean and deviation of the training features."""
-
-    mean: Array
-    deviation: Array
-
-    @staticmethod
-    def of(features: Array) -> "Scaling":
-        """From features (n, D); a feature that never varies is left as it is."""
-        deviation = features.std(axis=0)
-        return Scaling(features.mean(axis=0), np.where(deviation > 0, deviation, 1.0))
-
-    def __call__(self, features: Array) -> NDArray[np.float64]:
-        """Standardised features, float64."""
-        return ((features - self.mean) / self.deviation).astype(np.float64)
 
 
 @dataclass(frozen=True)

@@ -269,7 +269,7 @@ def _read(checkpoint: Path) -> State:
 
 
 def _verify_beside_training(checkpoint: Path) -> int:
-    """`verify` while a training may prune the checkpoint or write it anew; raises RemovedCheckpointError, too."""
+    """`verify` while a training may prune or replace the checkpoint; raises RemovedCheckpointError, too."""
     while True:
         before = _manifest_bytes(checkpoint)
         try:
