@@ -1,12 +1,14 @@
 """Does the recipe pay? Every table of docs/claims.md from one command, on scenes of `openvision data scenes`.
 
-    python benchmarks/claims.py table a --seeds 0 1 2         # on this machine's CPU, a thread for each run
+    python benchmarks/claims.py speeds full clip              # on this machine's CPU, a thread for each run
     python benchmarks/claims.py tune full clip                # learning rates, chosen on the validation scenes
+    python benchmarks/claims.py table a --seeds 0 1 2
     python benchmarks/claims.py gpu --minutes 8.5 --out OUT   # scenes, tuning, training and rows on one GPU
     python benchmarks/claims.py show benchmarks/results/claims-cpu
 
-Runs that are compared train at the same time, a process each, for equal seconds (or with `--samples` on equal samples):
-each measures its speed under the common load first and sizes its schedule by it. Rows are written as they finish, into
+Runs that are compared train for equal seconds (or with `--samples` on equal samples), a process each. On a CPU these
+are seconds of processor time by the speeds that `speeds` measured; without them, and on a GPU, each run measures its
+speed under the common load first. Rows are written as they finish, into
 rows.jsonl beside table-*.md, and the same command makes only those that are missing. Held-out scenes are read by the
 suite alone; learning rates come from tuned.json, which `tune` writes, or from `--rate`.
 
@@ -30,6 +32,7 @@ from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, append_lines, atomic_write_text, make_folder
 
 if TYPE_CHECKING:
+    from ablations.budget import Speed
     from ablations.runs import Task
 
 RESULTS = Path(__file__).parent / "results"
@@ -102,7 +105,7 @@ class Claims:
         suite: str | None,
     ) -> "list[Task]":
         """Runs of some variants, seed by seed, without those whose rows are there."""
-        from ablations.runs import Task
+        from ablations.runs import SPEEDS, Task
 
         found = []
         for seed in seeds:
@@ -128,6 +131,7 @@ class Claims:
                         folder="",
                         group="",
                         members=(),
+                        speeds=self.speeds_of(name) if seconds is not None and table != SPEEDS else (),
                     )
                     found.append(replace(task, folder=str(self.machine.work / "runs" / task.name)))
         wanted = {"planned_seconds": seconds, "planned_samples": samples}
@@ -147,6 +151,8 @@ class Claims:
 
     def _keep(self, row: JsonObject) -> None:
         self.rows.put(row)
+        if "score" not in row:
+            return
         took = f"{row['seconds']:.0f} s (planned {row['planned_seconds'] or 0:.0f}), {row['samples']:,} samples"
         self.say(f"{row['variant']} seed {row['seed']} rate {row['rate']:g}: {took}, score {row['score']:.3f}")
         if row["measured"]:
@@ -175,6 +181,24 @@ class Claims:
                 edge = ", at the edge of what was tried" if best in (min(tried), max(tried)) else ""
                 self.say(f"{name}: learning rate {best:g} of {scores}{edge}")
         atomic_write_text(self.out / TUNED, json.dumps(chosen, indent=1) + "\n")
+
+    def measure(self, names: Sequence[str], rounds: int) -> None:
+        """Measure the speed of variants `rounds` times, in turns."""
+        from ablations.runs import SPEEDS
+
+        rate = self.profile.rates[0]
+        self.make(self.tasks(SPEEDS, names, range(rounds), lambda name: (rate,), None, None, None), None)
+        for name in names:
+            stages = " ".join(f"{speed.rate:.1f}" for speed in self.speeds_of(name))
+            self.say(f"{name}: {stages} samples/s")
+
+    def speeds_of(self, name: str) -> "tuple[Speed, ...]":
+        """The fastest of the measured speeds of a variant, stage by stage; empty where there are none."""
+        from ablations.budget import Speed, fastest
+        from ablations.runs import SPEEDS
+
+        rows = [row for row in self.rows.of(SPEEDS) if row["variant"] == name and row["profile"] == self.profile.name]
+        return tuple(fastest([[Speed(**each) for each in row["speeds"]] for row in rows])) if rows else ()
 
     def tuned(self) -> JsonObject:
         """Learning rates that were chosen so far, by variant: the repository's, and those beside the rows."""
@@ -224,6 +248,11 @@ def _rates(claims: Claims, given: float | None) -> Callable[[str], Sequence[floa
 def tune(arguments: argparse.Namespace) -> None:
     """`tune`: learning rates by the validation scenes."""
     Claims(arguments).tune(arguments.variants, arguments.seconds, None)
+
+
+def speeds(arguments: argparse.Namespace) -> None:
+    """`speeds`: samples a second of every stage, measured in turns."""
+    Claims(arguments).measure(arguments.variants, arguments.rounds)
 
 
 def gpu(arguments: argparse.Namespace) -> None:
@@ -292,6 +321,11 @@ def parse() -> argparse.Namespace:
     one.add_argument("--samples", type=int, help="equal samples instead of equal time")
     one.add_argument("--at-once", type=int, default=os.cpu_count() or 1)
     one.set_defaults(call=make_table)
+
+    one = commands.add_parser("speeds", parents=[common], help=speeds.__doc__)
+    one.add_argument("variants", nargs="+", choices=sorted(VARIANTS))
+    one.add_argument("--rounds", type=int, default=3)
+    one.set_defaults(call=speeds, at_once=1)
 
     one = commands.add_parser("tune", parents=[common], help=tune.__doc__)
     one.add_argument("variants", nargs="+", choices=sorted(VARIANTS))

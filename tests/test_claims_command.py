@@ -186,6 +186,22 @@ def test_stages_take_their_shares_of_the_time(parts):
     assert parts.budget.plan_samples(speeds, (0.5, 0.5), 6.0, 8) == [96, 8]
 
 
+def test_speeds_that_were_measured_before_plan_the_samples(parts, claims, monkeypatch):
+    monkeypatch.setattr(type(claims), "data_of", lambda self, name: (Path("d"), Path("h"), Path("v")))
+    ours = {"table": "speeds", "profile": "smoke", "measured": {}, "planned_seconds": None}
+    for seed, rates in enumerate(([90.0, 50.0, 20.0], [80.0, 60.0, 30.0])):
+        speeds = [{"startup": 1.0 - 0.5 * seed, "rate": rate, "data_wait": 0.0} for rate in rates]
+        claims.rows.put(row_of("full", seed, **ours, speeds=speeds))
+    speed = parts.budget.Speed
+    # Of each stage the fastest: other work on the machine only slows.
+    fastest = (speed(0.5, 90.0, 0.0), speed(0.5, 60.0, 0.0), speed(0.5, 30.0, 0.0))
+    full, clip = claims.tasks("a", ("full", "clip"), (0,), lambda name: (0.004,), 10.0, None, "scenes")
+    assert (full.speeds, clip.speeds) == (fastest, ())
+    full.write(claims.out / "task.json")
+    assert parts.runs.Task.read(claims.out / "task.json") == full
+    assert parts.budget.spent(fastest, [900, 600, 300]) == [10.5, 21.0, 31.5]
+
+
 def test_nobody_trains_before_all_are_ready(parts, tmp_path):
     members = ("a", "b", "c")
     meetings = {name: parts.budget.Meeting(tmp_path, name, members, timeout=20) for name in members}

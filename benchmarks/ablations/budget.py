@@ -1,14 +1,16 @@
 """Equal time: how many samples a variant gets in the seconds that it may train.
 
-Runs that are compared train at the same time, each in a process of its own. First all of them measure their speed
-together, stage after stage, under the load that they will train under; from it follow the samples of each stage, and
-with these the length of each learning-rate schedule. They meet before every stage of the measurement and before
-training begins. A row says what was planned and what it took.
+Every side's speed is measured first, stage after stage; from it follow the samples of each stage, and with these the
+length of each learning-rate schedule. On a CPU, where a run has one thread, a second is one of processor time, and the
+speeds are measured once, in turns (`claims.py speeds`): what else the machine does changes neither. On a GPU, whose
+load is shared, runs that are compared train at the same time and measure together: they meet before every stage of the
+measurement and before training begins. A row says what was planned and what it took.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -76,6 +78,25 @@ def plan_samples(speeds: Sequence[Speed], shares: Sequence[float], seconds: floa
     return planned
 
 
+def clock(device: torch.device) -> float:
+    """Seconds: of this process on a CPU, which its loader shares, and of the wall on an accelerator."""
+    return time.process_time() if device.type == "cpu" else time.perf_counter()
+
+
+def fastest(measured: Sequence[Sequence[Speed]]) -> list[Speed]:
+    """Of several measurements of the same stages the best of each: other work on the machine only slows."""
+    return [
+        Speed(min(each.startup for each in stage), max(each.rate for each in stage), min(e.data_wait for e in stage))
+        for stage in zip(*measured, strict=True)
+    ]
+
+
+def spent(speeds: Sequence[Speed], samples: Sequence[int]) -> list[float]:
+    """Seconds from the start of the training to the end of each stage, as these speeds have it."""
+    stages = [speed.startup + count / speed.rate for speed, count in zip(speeds, samples, strict=True)]
+    return [round(total, 1) for total in accumulate(stages)]
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for the work of an accelerator."""
     if device.type == "cuda":
@@ -98,24 +119,24 @@ def measure_speeds(
         trainer.parts.optimizer.state.clear()
         trainer.progress.stage_step = 0
         endless = stage.model_copy(update={"samples": ENDLESS, "warmup_samples": 0})
-        begin = time.perf_counter()
+        begin = clock(processes.device)
         with open_loader(recipe, stage, trainer.parts.dataset, trainer.parts.tokenizer, processes, 0, folder) as loader:
             batches = DeviceBatches(iter(loader), processes.device)
             meter = Meter(processes.device, None)
             step = Step(trainer.parts, endless, batches, meter, NoLog(), trainer.watchdog, trainer.stop, trainer.guard)
             step()
-            startup = time.perf_counter() - begin
+            startup = clock(processes.device) - begin
             # What the workers prepared in the meantime says nothing about their speed.
             for _ in range(warm_batches):
                 step()
             synchronize(processes.device)
             meter.read()
-            begin, count = time.perf_counter(), 0
-            while time.perf_counter() - begin < seconds:
+            begin, count = clock(processes.device), 0
+            while clock(processes.device) - begin < seconds:
                 step()
                 count += stage.batch_size
             synchronize(processes.device)
-            rate = count / (time.perf_counter() - begin)
+            rate = count / (clock(processes.device) - begin)
             speeds.append(Speed(max(0.0, startup - stage.batch_size / rate), rate, meter.read()["data_wait"]))
     trainer.parts.checkpoints.close()
     return speeds[-len(recipe.stages) :]

@@ -9,7 +9,6 @@ at the last resolution throughout, as open_clip does. Needs `open_clip_torch`.
 
 import io
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ablations.budget import ENDLESS, Speed, plan_samples, synchronize
+from ablations.budget import ENDLESS, Speed, clock, plan_samples, synchronize
 from ablations.runs import Task, Trained, validation_numbers
 from ablations.variants import MEASUREMENTS, WARMUP, Profile, Variant, recipe_of
 from openvision.data.mixture import Mixture, Ordering
@@ -35,7 +34,7 @@ from openvision.models.layers import unit
 from openvision.models.openvision import OpenVisionConfig
 from openvision.models.vision import VisionConfig, VisionFeatures
 from openvision.recipe.schema import Recipe
-from openvision.runtime import resolve_device
+from openvision.runtime import resolve_device, resolve_precision
 from openvision.text.tokenizer import Tokenizer
 
 _CURVE_POINTS = 3
@@ -97,21 +96,21 @@ class TimedLoader:
         self.startup, self.since, self.counted, self.waited = 0.0, 0.0, 0, 0.0
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        begin = asked = time.perf_counter()
+        begin = asked = clock(self.device)
         for number, batch in enumerate(self.loader):
-            now = time.perf_counter()
+            now = clock(self.device)
             if number == 0:
                 self.startup = now - begin
             if number == self.warm_batches:
                 synchronize(self.device)
-                self.since = now = time.perf_counter()
+                self.since = now = clock(self.device)
             elif number > self.warm_batches:
                 self.counted += 1
                 self.waited += now - asked
                 if now - self.since > self.seconds:
                     return
             yield batch
-            asked = time.perf_counter()
+            asked = clock(self.device)
 
 
 def build(recipe: Recipe, program: str, tokenizer: Tokenizer, context: int) -> nn.Module:
@@ -136,11 +135,11 @@ def build(recipe: Recipe, program: str, tokenizer: Tokenizer, context: int) -> n
             output_dict=True,
         )
     assert config.decoder is not None
-    vision |= {"attentional_pool": True, "attn_pooler_heads": config.vision.heads, "output_tokens": True}
+    vision |= {"attentional_pool": True, "attn_pooler_heads": config.text.heads, "output_tokens": True}
     decoder = _text_options(config.text, context - 1) | {
         # Its decoder reads the text tower's tokens: their width is its own.
         "layers": config.decoder.depth,
-        "attn_pooler_heads": config.vision.heads,
+        "attn_pooler_heads": config.text.heads,
         "vocab_size": tokenizer.vocab_size,
     }
     # Text tower, decoder and image tokens must have the width of the embedding.
@@ -223,7 +222,7 @@ class Rival:
 
         clip = self.chosen.program == "clip"
         loss = ClipLoss() if clip else CoCaLoss(2.0, 1.0, pad_id=self.tokenizer.pad_id)
-        bfloat16 = self.recipe.run.precision == "bfloat16"
+        bfloat16 = resolve_precision(self.recipe.run.precision, self.device) == torch.bfloat16
         arguments = SimpleNamespace(
             device=str(self.device),
             precision="amp_bf16" if bfloat16 else "fp32",
@@ -254,7 +253,7 @@ class Rival:
             self.task.meeting.wait(f"measure{index}")
             timed = TimedLoader(loader, seconds, self.profile.warm_batches, self.device)
             self.train_one_epoch(model, build_optimizer(model, self.rate), lambda step: None, timed, 0)
-            elapsed = time.perf_counter() - timed.since
+            elapsed = clock(self.device) - timed.since
             speed = Speed(timed.startup, timed.counted * self.profile.batch_size / elapsed, timed.waited / elapsed)
         return speed
 
@@ -270,28 +269,37 @@ class Rival:
         )
 
 
-def train_rival(task: Task, chosen: Variant, profile: Profile) -> Trained:
-    """Train open_clip's model for the time of the task."""
+def _rival(task: Task, chosen: Variant, profile: Profile) -> Rival:
     settings = (f"run.device={task.device}",)
     recipe = recipe_of(chosen, profile, [ENDLESS], task.rate, task.seed, Path(task.vocabulary), settings)
     torch.set_float32_matmul_precision(recipe.run.float32_matmul)
     tokenizer = Tokenizer.load(Path(task.vocabulary))
     context = _CAPTION_CONTEXT if chosen.captions else cast(OpenVisionConfig, recipe.model).text.context_length
-    rival = Rival(task, chosen, profile, recipe, tokenizer, context, resolve_device(task.device))
+    return Rival(task, chosen, profile, recipe, tokenizer, context, resolve_device(task.device))
+
+
+def rival_speed(task: Task, chosen: Variant, profile: Profile) -> Speed:
+    """Speed of open_clip's model in open_clip's loop."""
+    return _rival(task, chosen, profile).measure_speed()
+
+
+def train_rival(task: Task, chosen: Variant, profile: Profile) -> Trained:
+    """Train open_clip's model for the time of the task."""
+    rival = _rival(task, chosen, profile)
     # As many points of a curve as our stages give: the training is cut into so many of open_clip's epochs.
-    batch, epochs = profile.batch_size, _CURVE_POINTS if recipe.data.validation else 1
-    speeds: list[Speed] = []
-    if task.seconds is not None:
-        speeds = [rival.measure_speed()]
-        starting = replace(speeds[0], startup=epochs * speeds[0].startup)
-        samples = plan_samples([starting], [1.0], task.seconds, batch)[0]
-    else:
+    batch, epochs = profile.batch_size, _CURVE_POINTS if rival.recipe.data.validation else 1
+    speeds = list(task.speeds)
+    if task.seconds is None:
         assert task.samples is not None
         samples = task.samples
+    else:
+        speeds = speeds or [rival.measure_speed()]
+        starting = replace(speeds[0], startup=epochs * speeds[0].startup)
+        samples = plan_samples([starting], [1.0], task.seconds, batch)[0]
     epoch_samples = max(1, samples // (epochs * batch)) * batch
     task.meeting.wait("train")
     model, seconds, curve = _train(rival, epochs, epoch_samples)
-    facts = {"parameters": sum(parameter.numel() for parameter in model.parameters()), "context": context}
+    facts = {"parameters": sum(parameter.numel() for parameter in model.parameters()), "context": rival.context}
     return Trained(rival.evaluated(model), speeds, [epochs * epoch_samples], seconds, curve, facts)
 
 
@@ -304,9 +312,9 @@ def _train(rival: Rival, epochs: int, samples: int) -> tuple[nn.Module, float, l
     scheduler = cosine_lr(optimizer, rival.rate, max(1, math.ceil(WARMUP * steps)), steps)
     seconds, curve = 0.0, []
     for epoch in range(epochs):
-        begin = time.perf_counter()
+        begin = clock(rival.device)
         rival.train_one_epoch(model, optimizer, scheduler, rival.loader(epoch * samples, samples), epoch)
-        seconds += time.perf_counter() - begin
+        seconds += clock(rival.device) - begin
         if epochs > 1:
             numbers = validation_numbers(rival.evaluated(model), Path(rival.task.data))
             point = {name: numbers[metric] for name, metric in _CURVE.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ablations.budget import ENDLESS, Meeting, Speed, measure_speeds, plan_samples
+from ablations.budget import ENDLESS, Meeting, Speed, measure_speeds, plan_samples, spent
 from ablations.variants import PROFILES, Profile, Variant, parts_of, recipe_of, variant
 from openvision.data.shards.dataset import ShardDataset
 from openvision.evaluation.evaluators.base import Evaluator, measure_all
@@ -27,6 +27,8 @@ from openvision.training.validation import validation_evaluators
 from openvision.weights.load import load_checkpoint
 
 VALIDATION = "validation"
+SPEEDS = "speeds"
+"""Table of the runs that only measure their speed."""
 # What a curve keeps of the validation: naming the main object, and finding a scene by a sentence.
 _CURVE = ("seconds", "samples", "top1", "top5", "alt_t2i_r1", "sentence_t2i_r1", "sentence_t2i_r5", "caption_loss")
 _FIRST = ("zero_shot", "retrieval")
@@ -62,6 +64,8 @@ class Task:
     group: str
     """Folder where the runs that train at the same time meet."""
     members: tuple[str, ...]
+    speeds: tuple[Speed, ...] = ()
+    """Of each stage, as they were measured before; empty where the run measures them itself."""
 
     @property
     def name(self) -> str:
@@ -82,7 +86,8 @@ class Task:
     def read(path: Path) -> "Task":
         """The task in a file."""
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Task(**content | {"members": tuple(content["members"])})
+        speeds = tuple(Speed(**each) for each in content["speeds"])
+        return Task(**content | {"members": tuple(content["members"]), "speeds": speeds})
 
     def write(self, path: Path) -> None:
         """Write it for the process that makes the run."""
@@ -110,6 +115,10 @@ def run(task: Task) -> None:
     chosen, profile = variant(task.variant), PROFILES[task.profile]
     torch.manual_seed(task.seed)
     begin = time.perf_counter()
+    if task.table == SPEEDS:
+        speeds = [asdict(speed) for speed in speeds_of(task, chosen, profile)]
+        _write(task, _facts(task, chosen) | {"speeds": speeds, "measured": {}, "complete": True})
+        return
     if chosen.program == "openvision":
         trained = train(task, chosen, profile)
     else:
@@ -121,16 +130,7 @@ def run(task: Task) -> None:
     evaluating = time.perf_counter()
     numbers = validation_numbers(trained.model, Path(task.data))
     row: JsonObject = {
-        "table": task.table,
-        "variant": task.variant,
-        "title": chosen.title,
-        "seed": task.seed,
-        "world": task.world,
-        "suite": task.suite,
-        "profile": task.profile,
-        "rate": task.rate,
-        "planned_seconds": task.seconds,
-        "planned_samples": task.samples,
+        **_facts(task, chosen),
         "seconds": round(trained.seconds, 1),
         "samples": sum(trained.planned),
         "stages": [
@@ -143,12 +143,6 @@ def run(task: Task) -> None:
         "score": score(numbers),
         "measured": {},
         "complete": False,
-        "at_once": len(task.members),
-        "loader_workers": task.workers,
-        "machine": machine(task.device),
-        "git": git_state(),
-        "libraries": library_versions(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **trained.facts,
     }
     # Written after every evaluator: what is measured when the time is up counts.
@@ -160,6 +154,50 @@ def run(task: Task) -> None:
     _write(task, row | {"complete": True})
 
 
+def _facts(task: Task, chosen: Variant) -> JsonObject:
+    """What a row says of the run, its machine and its code."""
+    return {
+        "table": task.table,
+        "variant": task.variant,
+        "title": chosen.title,
+        "seed": task.seed,
+        "world": task.world,
+        "suite": task.suite,
+        "profile": task.profile,
+        "rate": task.rate,
+        "planned_seconds": task.seconds,
+        "planned_samples": task.samples,
+        "at_once": len(task.members),
+        "loader_workers": task.workers,
+        "machine": machine(task.device),
+        "git": git_state(),
+        "libraries": library_versions(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def speeds_of(task: Task, chosen: Variant, profile: Profile) -> list[Speed]:
+    """Speed of each stage of a variant, measured now."""
+    if chosen.program != "openvision":
+        from ablations.rivals import rival_speed
+
+        return [rival_speed(task, chosen, profile)]
+    parts = parts_of(chosen, profile)
+    settings = (*_settings(task), "run.log_every=1_000_000_000")
+    endless = recipe_of(chosen, profile, [ENDLESS] * len(parts), task.rate, task.seed, Path(task.vocabulary), settings)
+    folder = Path(task.folder) / "speed"
+    try:
+        return measure_speeds(
+            endless, Path(task.data), folder, profile.calibration_seconds, profile.warm_batches, task.meeting
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _settings(task: Task) -> tuple[str, ...]:
+    return f"run.device={task.device}", f"run.loader_workers={task.workers}"
+
+
 def _write(task: Task, row: JsonObject) -> None:
     atomic_write_text(task.row, json.dumps(row) + "\n")
 
@@ -167,23 +205,16 @@ def _write(task: Task, row: JsonObject) -> None:
 def train(task: Task, chosen: Variant, profile: Profile) -> Trained:
     """Train by `openvision train`'s own code."""
     folder, data = Path(task.folder), Path(task.data)
-    settings = (f"run.device={task.device}", f"run.loader_workers={task.workers}")
-    parts = parts_of(chosen, profile)
-    shares = [share for _, share in parts]
-    speeds: list[Speed] = []
+    shares = [share for _, share in parts_of(chosen, profile)]
+    speeds = list(task.speeds)
     if task.seconds is None:
         assert task.samples is not None
         batches = [max(1, int(share * task.samples / profile.batch_size)) for share in shares]
         planned = [count * profile.batch_size for count in batches]
     else:
-        quiet = (*settings, "run.log_every=1_000_000_000")
-        endless = recipe_of(chosen, profile, [ENDLESS] * len(parts), task.rate, task.seed, Path(task.vocabulary), quiet)
-        speeds = measure_speeds(
-            endless, data, folder / "speed", profile.calibration_seconds, profile.warm_batches, task.meeting
-        )
+        speeds = speeds or speeds_of(task, chosen, profile)
         planned = plan_samples(speeds, shares, task.seconds, profile.batch_size)
-        shutil.rmtree(folder / "speed", ignore_errors=True)
-    recipe = recipe_of(chosen, profile, planned, task.rate, task.seed, Path(task.vocabulary), settings)
+    recipe = recipe_of(chosen, profile, planned, task.rate, task.seed, Path(task.vocabulary), _settings(task))
     task.meeting.wait("train")
     model = launch(recipe, data, folder)
     assert model is not None
@@ -193,13 +224,22 @@ def train(task: Task, chosen: Variant, profile: Profile) -> Trained:
     how = Settings(device=task.device, threads=task.evaluation_threads, bfloat16=task.device != "cpu", batch_size=256)
     # They serve a resumed run, and no run of these is resumed.
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    seconds = float(checkpoint.provenance["training_seconds"])
+    curve = [{key: line[key] for key in _CURVE if key in line} for line in lines if line.get("kind") == "eval"]
+    if task.speeds:
+        # By the clock that the speeds were measured with: the wall's knows what else ran here.
+        ends = spent(speeds, planned)
+        curve, took = [point | {"seconds": end} for point, end in zip(curve, ends, strict=True)], ends[-1]
+    else:
+        took = seconds
     return Trained(
         evaluated(checkpoint, how),
         speeds,
         planned,
-        float(checkpoint.provenance["training_seconds"]),
-        [{key: line[key] for key in _CURVE if key in line} for line in lines if line.get("kind") == "eval"],
+        took,
+        curve,
         {
+            "wall_seconds": seconds,
             "tflops": checkpoint.provenance["training_tflops"],
             "data_wait": round(sum(waits) / len(waits), 3) if waits else None,
             "parameters": sum(parameter.numel() for parameter in _whole(checkpoint).parameters()),
