@@ -162,9 +162,9 @@ class Claims:
         """Write the Markdown of a table."""
         atomic_write_text(self.out / f"table-{table}.md", markdown(self.rows.of(table, list(VARIANTS))))
 
-    def tune(self, names: Sequence[str], seconds: float, deadline: float | None) -> None:
-        """Try the profile's learning rates on each variant for `seconds` and write down the best."""
-        tasks = self.tasks(TUNING, names, [0], lambda name: self.profile.rates, seconds, None, None)
+    def tune(self, names: Sequence[str], rates: Sequence[float], seconds: float, deadline: float | None) -> None:
+        """Try learning rates on each variant for `seconds` and write down the best of all that were tried so long."""
+        tasks = self.tasks(TUNING, names, [0], lambda name: rates, seconds, None, None)
         self.make(tasks, deadline)
         chosen = self.tuned()
         for name in names:
@@ -247,7 +247,8 @@ def _rates(claims: Claims, given: float | None) -> Callable[[str], Sequence[floa
 
 def tune(arguments: argparse.Namespace) -> None:
     """`tune`: learning rates by the validation scenes."""
-    Claims(arguments).tune(arguments.variants, arguments.seconds, None)
+    claims = Claims(arguments)
+    claims.tune(arguments.variants, arguments.rates or claims.profile.rates, arguments.seconds, None)
 
 
 def speeds(arguments: argparse.Namespace) -> None:
@@ -268,7 +269,7 @@ def gpu(arguments: argparse.Namespace) -> None:
     known = claims.tuned()
     sides = [name for name in names if not variant(name).tuned_as and name not in known and arguments.rate is None]
     if sides:
-        claims.tune(sides, arguments.tune_seconds, deadline)
+        claims.tune(sides, claims.profile.rates, arguments.tune_seconds, deadline)
     if arguments.only_tune:
         return
     groups = -(-len(names) * len(arguments.seeds) // machine.at_once)
@@ -329,7 +330,8 @@ def parse() -> argparse.Namespace:
 
     one = commands.add_parser("tune", parents=[common], help=tune.__doc__)
     one.add_argument("variants", nargs="+", choices=sorted(VARIANTS))
-    one.add_argument("--seconds", type=float, default=120.0, help="training time of each run")
+    one.add_argument("--rates", type=float, nargs="+", help="learning rates per 256 samples; the profile's by default")
+    one.add_argument("--seconds", type=float, default=200.0, help="training time of each run")
     one.add_argument("--at-once", type=int, default=os.cpu_count() or 1)
     one.set_defaults(call=tune)
 

@@ -301,7 +301,7 @@ def test_learning_rates_are_chosen_by_the_validation(claims, monkeypatch):
 
     monkeypatch.setattr(type(claims), "data_of", lambda self, name: (Path("d"), Path("h"), Path("v")))
     monkeypatch.setattr(type(claims), "make", make)
-    claims.tune(["full"], 10.0, None)
+    claims.tune(["full"], [0.002, 0.004], 10.0, None)
     assert claims.rate_of("full") == claims.rate_of("no_decoder") == 0.002
     assert json.loads((claims.out / "tuned.json").read_text())["full"]["scores"] == {"0.002": 0.3, "0.004": 0.2}
     with pytest.raises(OpenVisionError, match=r"no learning rate for clip: run `claims.py tune clip`"):
