@@ -127,14 +127,15 @@ def compare_recipe(recipe: Recipe, run_folder: Path, force: bool = False) -> lis
 
 
 def claim_data(
-    data: Mixture, run_folder: Path, force: bool = False, distinct: bool = False
+    data: Mixture, run_folder: Path, force: bool = False, facts: JsonObject | None = None
 ) -> tuple[JsonObject, list[str]]:
     """`compare_data`, and write the identity of the data to the run folder.
 
-    `distinct` says that no image is in a batch twice. Returns the identity, without single shards, and the differences.
+    `facts` are kept with it: the `folder` of the data, and whether the batches are `distinct`. Returns the identity,
+    without single shards, and the differences.
     """
     differences, _ = compare_data(data, run_folder, force)
-    found = {**describe_data(data), "distinct": distinct}
+    found = {**describe_data(data), **(facts or {})}
     atomic_write_text(run_folder / DATA, json.dumps(found, indent=1) + "\n")
     return _without_shards(found), differences
 

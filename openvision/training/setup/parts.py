@@ -158,8 +158,13 @@ def set_up_run(
         record = SessionHistory(run_folder, processes, model.mode)
         reordered = [] if was_distinct else _reordered(recipe, dataset, progress, run_folder, force)
         # The folder is claimed last: a start that fails leaves it to any recipe.
+        url = isinstance(data_folder, str) and "://" in data_folder
+        facts = {
+            "folder": data_folder if url else str(Path(data_folder).resolve()),
+            "distinct": recipe.is_contrastive,
+        }
         accepted = claim_recipe(recipe, run_folder, force)
-        identity, changes = claim_data(dataset, run_folder, force, recipe.is_contrastive)
+        identity, changes = claim_data(dataset, run_folder, force, facts)
         moved = _moved(store.restored, store.written_by)
         if moved is not None:
             say(f"{moved}: allowed, and not bit-identical to a run on one kind of device")
