@@ -19,20 +19,27 @@ def evaluate(
         typer.Argument(help="Checkpoints of any kind, or folders of finished runs; by default runs/quickstart."),
     ] = None,
     suite: Annotated[
-        str, typer.Option(help="heldout (the quickstart's held-out sets), quick, scenes, paper, or a TOML file.")
-    ] = "heldout",
-    data: Annotated[str, typer.Option(help="Folder with the data of the suite.")] = "runs/openmoji",
+        str | None,
+        typer.Option(
+            help="heldout (the quickstart's held-out sets), own (the validation shards of the run), quick, scenes, "
+            "paper, or a TOML file; by default heldout where the data have these sets, else own."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Folder with the data of the suite; by default the one that the run was trained on."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help="Folder for results and page: runs/eval, for heldout the run's own, by default.",
+            help="Folder for results and page: runs/eval, for heldout and own the run's, by default.",
         ),
     ] = None,
     template: Annotated[
         list[str] | None,
-        typer.Option(help='With heldout: prompt template with {} for the name, e.g. "a drawing of {}"; repeatable.'),
+        typer.Option(help='With heldout and own: prompt template for names, e.g. "a drawing of {}"; repeatable.'),
     ] = None,
     skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Skip evaluators without data.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Also write a table with the columns of open_clip.")] = None,
@@ -48,28 +55,31 @@ def evaluate(
 ) -> None:
     """Measure checkpoints: numbers with intervals as JSON, and one page that compares them all.
 
-    With --suite heldout (the default) a run is measured beside training-free baselines, on the quickstart's two
-    held-out sets, into RUN/evaluation.json.
+    Without --suite a run is measured beside training-free baselines, on the quickstart's two held-out sets or on its
+    own validation shards, into RUN/evaluation.json.
     """
     from openvision.evaluation.report.comparison_page import build_page
     from openvision.evaluation.report.tables import markdown_table, print_held_out, write_open_clip_table
+    from openvision.evaluation.suites.own import suite_of_run
     from openvision.evaluation.suites.run import Settings, run_suite
-    from openvision.evaluation.suites.suite import HELD_OUT, load_suite
+    from openvision.evaluation.suites.suite import HELD_OUT, OWN
     from openvision.runtime import resolve_device, resolve_precision
     from openvision.weights.load import Request
 
     where = resolve_device(device)
     resolve_precision("bfloat16" if bfloat16 else "float32", where)
-    chosen = load_suite(suite)
-    if template and suite != HELD_OUT:
-        raise OpenVisionError("--template belongs to --suite heldout; a suite names its prompts in its file")
+    sources = checkpoints or ["runs/quickstart"]
+    chosen, folder = suite_of_run(Path(sources[0]), data, suite)
+    of_run = chosen.name in (HELD_OUT, OWN)
+    if template and not of_run:
+        raise OpenVisionError("--template belongs to --suite heldout or own; a suite names its prompts in its file")
     if template:
         chosen = chosen.with_prompts(template)
-    into = output if output is not None or suite == HELD_OUT else Path("runs/eval")
+    into = output if output is not None or of_run else Path("runs/eval")
     results = run_suite(
-        checkpoints or ["runs/quickstart"],
+        sources,
         chosen,
-        data,
+        folder,
         into,
         Settings(resolution, "squash" if squash else "crop", batch_size, threads, str(where), bfloat16),
         Request(vocabulary=vocabulary, revision=revision, offline=offline),
@@ -78,7 +88,7 @@ def evaluate(
         progress=_Progress(),
         command=sys.argv,
     )
-    for result in results if suite == HELD_OUT else []:
+    for result in results if of_run else []:
         print_held_out(result)
         echo(f"written: {result.folder / 'evaluation.json'}")
     if csv is not None:

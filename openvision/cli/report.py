@@ -10,9 +10,9 @@ from openvision.terminal import echo
 
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")] = Path("runs/quickstart"),
-    data: Annotated[Path, typer.Option(help="Folder with the shard folders train and heldout_*.")] = Path(
-        "runs/openmoji"
-    ),
+    data: Annotated[
+        str | None, typer.Option(help="Folder of the run's shards; by default the one that it was trained on.")
+    ] = None,
 ) -> None:
     """Write the report of a run as one self-contained HTML page: metrics, curves, galleries."""
     from openvision.evaluation.report.run_page import build_report

@@ -45,7 +45,14 @@ def evaluate(
     """Score a model on local copies of benchmarks with greedy decoding; the same command resumes."""
     from openvision.cli.progress import ProgressLine
     from openvision.multimodal.benchmarks import find_benchmark
-    from openvision.multimodal.benchmarks.runner import Identity, Options, fingerprint, load_answerer, run_benchmark
+    from openvision.multimodal.benchmarks.runner import (
+        SCORES,
+        Identity,
+        Options,
+        fingerprint,
+        load_answerer,
+        run_benchmark,
+    )
     from openvision.multimodal.benchmarks.scorers.mmvet import judged
     from openvision.runtime import resolve_device
 
@@ -55,10 +62,11 @@ def evaluate(
         if grades is not None and one.name == "mmvet":
             echo(json.dumps(judged(one.read(folder), json.loads(grades.read_text(encoding="utf-8"))), indent=2))
             continue
-        out = (output or model / "scores") / (f"{one.name}-blind" if blind else one.name)
+        results = output or model / SCORES
+        out = results / (f"{one.name}-blind" if blind else one.name)
         identity: Identity = {
             "model": str(model),
-            "model_sha256": fingerprint(model),
+            "model_sha256": fingerprint(model, results),
             "dtype": dtype,
             "blind": blind,
         }

@@ -5,13 +5,15 @@
 - Crop, colour jitter and choice of captions come from a generator keyed by (seed, p): identical for any number of
   threads, workers and processes, and however often the run was resumed.
 - Process r of W takes rows r*B/W to (r+1)*B/W of every global batch of B: the global batches do not depend on W.
-- A sample that cannot be used is replaced by the next one, counted by reason and listed; too many of them stop the run.
+- No image is in a global batch twice (distinct.py), unless the options allow it.
+- A sample that cannot be used is replaced by another one, counted by reason and listed; too many of them stop the run.
 """
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
@@ -21,7 +23,9 @@ import torch
 from absl import flags
 from torch import Tensor
 
-from openvision.data.mixture import Mixture, Ordering
+from openvision.data.distinct import DistinctOrder, Grid
+from openvision.data.mixture import Mixture, Ordering, Stream
+from openvision.data.order import Interleaved
 from openvision.data.shards.dataset import Sample, ShardDataset
 from openvision.data.workers import end_with_parent
 from openvision.errors import OpenVisionError
@@ -33,7 +37,8 @@ from openvision.text.captions import Captions, sample_captions
 from openvision.text.tokenizer import Tokenizer
 from openvision.untrusted import json_text
 
-# A run that loses more than this share of its samples trains on other data than its recipe names.
+# A run that loses more than this share of its samples trains on other data than its recipe names. It is checked from
+# this many samples read in a session on, so that the first bad one does not end a run.
 REJECT_BUDGET = 0.01
 _BUDGET_COUNTS_FROM = 1000
 _MAX_REPLACEMENTS = 100
@@ -57,9 +62,11 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How batches are read. Apart from `ordering`, nothing here changes what is in them."""
+    """How batches are read. Apart from `ordering` and `distinct`, nothing here changes what is in them."""
 
     ordering: Ordering = field(default_factory=Ordering)
+    distinct: bool = True
+    """No image is in a global batch twice, as a contrastive loss needs it; otherwise one may where an epoch ends."""
     threads: int = 1
     """Decoding threads in each worker."""
     workers: int = 0
@@ -127,8 +134,8 @@ class Loader:
     ) -> None:
         """Open the stream of global batches of `batch_size`.
 
-        An epoch may end inside a batch, where the next one begins; data smaller than a batch repeat within it.
-        Raises OpenVisionError when the batch size is no multiple of the number of processes.
+        An epoch may end inside a batch, where the next one begins. Raises OpenVisionError when the batch size is no
+        multiple of the number of processes, or when the data have too few images for a batch of distinct ones.
         """
         self.options = options or LoaderOptions()
         if batch_size % self.options.world_size:
@@ -140,11 +147,15 @@ class Loader:
         self.start = start
         self.position = start
         self.rejected: Counter[str] = Counter()
+        """Samples that could not be used, by reason; one that is met again in a later epoch counts once."""
         self.texts_cut = 0
         self.captions_missing = 0
         self._mixture = data if isinstance(data, Mixture) else Mixture([data])
         rejects_file = self.options.rejects_file
         self._listed = _listed_keys(rejects_file)
+        self._bad: set[tuple[str, str]] = set()
+        self._skipped = 0
+        self._interleaved = Interleaved(self._mixture.weights)
         self._rejects_file = PatientLines(rejects_file) if rejects_file is not None else None
         self._builder = _BatchBuilder(self._mixture, tokenizer, inputs, batch_size, seed, start, self.options)
         self._iterator = iter(self._batches())
@@ -175,7 +186,7 @@ class Loader:
             ) from error
         batch = item if isinstance(item, Batch) else _from_arrays(item)
         self.position += self.batch_size
-        self.rejected.update(batch.rejected)
+        self._count_rejects(batch.rejects)
         self.texts_cut += batch.texts_cut
         self.captions_missing += batch.captions_missing
         self._list_rejects(batch.rejects)
@@ -211,15 +222,28 @@ class Loader:
         self._listed |= new.keys()
         self._rejects_file.write(json_text(reject.__dict__) + "\n" for reject in new.values())
 
+    def _count_rejects(self, rejects: tuple[Reject, ...]) -> None:
+        self._skipped += len(rejects)
+        new = {(reject.key, reject.reason) for reject in rejects} - self._bad
+        self._bad |= new
+        self.rejected.update(reason for _, reason in new)
+
     def _check_budget(self) -> None:
-        bad = self.rejected.total()
-        seen = (self.position - self.start) // self.options.world_size + bad
-        if seen >= _BUDGET_COUNTS_FROM and bad > self.options.reject_budget * seen:
+        read = (self.position - self.start) // self.options.world_size + self._skipped
+        bad, seen = len(self._bad), self._seen()
+        if read >= _BUDGET_COUNTS_FROM and bad > self.options.reject_budget * seen:
             listed = f", listed in {self.options.rejects_file}" if self.options.rejects_file else ""
             raise OpenVisionError(
                 f"{self._mixture.name}: {bad} of {seen} samples cannot be used ({_counts(self.rejected)}{listed}), "
-                f"more than {self.options.reject_budget:.1%}; fix or regenerate the shards"
+                f"more than {self.options.reject_budget:.1%}; fix or regenerate the shards, or raise data.reject_budget"
             )
+
+    def _seen(self) -> int:
+        """Different samples that this process has read; later epochs bring no new ones."""
+        begin, end = (self._interleaved.counts(position) for position in (self.start, self.position))
+        read = [-(-(last - first) // self.options.world_size) for first, last in zip(begin, end, strict=True)]
+        lengths = [len(source) for source in self._mixture.sources]
+        return min(sum(map(min, read, lengths)) + len(self._bad), sum(lengths))
 
 
 def _begin_worker(worker: int, workers: int) -> None:
@@ -233,6 +257,10 @@ def _listed_keys(path: Path | None) -> set[str]:
 
 def _counts(reasons: Counter[str]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+
+
+def _reasons(rejects: Iterable[Reject]) -> str:
+    return _counts(Counter(reject.reason for reject in rejects))
 
 
 # Workers send batches as arrays, and Grain puts large ones into shared memory. Tensors would go as descriptors that die
@@ -250,6 +278,14 @@ def _from_arrays(sent: _ArrayBatch) -> Batch:
     arrays, keys, rejects, texts_cut, captions_missing = sent
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return Batch(**tensors, keys=keys, rejects=rejects, texts_cut=texts_cut, captions_missing=captions_missing)
+
+
+@dataclass(frozen=True)
+class _Replacement:
+    """A sample for a row whose candidates are all bad, and what was rejected on the way to it."""
+
+    index: int
+    rejects: list[Reject]
 
 
 class _BatchBuilder:
@@ -273,7 +309,10 @@ class _BatchBuilder:
         self.local_batch_size = batch_size // options.world_size
         self.first = start + options.rank * self.local_batch_size
         self.as_arrays = options.workers > 0
-        self.stream = mixture.stream(seed, options.ordering)
+        self.stream: Stream | DistinctOrder = mixture.stream(seed, options.ordering)
+        if options.distinct:
+            self.stream = mixture.distinct_stream(seed, options.ordering, Grid(batch_size, start))
+        self._last_resort: tuple[tuple[int, int], dict[int, _Replacement]] | None = None
         self._caches = [_ImageCache(source) for source in mixture.sources]
 
     def __call__(self, number: int) -> Batch | _ArrayBatch:
@@ -289,9 +328,8 @@ class _BatchBuilder:
         keys: list[str] = []
         missing = 0
         for position in positions:
-            # A counter-based generator: the numbers of any position without drawing those before it.
-            rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
-            source, sample, image = self._usable(*self.stream[position], rng, rejects)
+            rng = self._generator(position)
+            source, sample, image = self._usable(position, rng, rejects)
             images.append(image)
             jitters.append(draw_jitter(rng, self.inputs.augment))
             captions.append(sample_captions(sample.alt, sample.synthetic, rng))
@@ -313,23 +351,79 @@ class _BatchBuilder:
             captions_missing=missing,
         )
 
-    def _usable(
-        self, source: int, index: int, rng: np.random.Generator, rejects: list[Reject]
-    ) -> tuple[int, Sample, np.ndarray]:
-        """Sample `index` of a source with its crop, or the first usable sample after it."""
-        length = len(self.mixture.sources[source])
-        for offset in range(_MAX_REPLACEMENTS):
-            candidate = (index + offset) % length
+    def _generator(self, position: int) -> np.random.Generator:
+        # Counter-based: the numbers of any position without drawing those before it.
+        return np.random.Generator(np.random.Philox(key=[self.seed, position]))
+
+    def _usable(self, position: int, rng: np.random.Generator, rejects: list[Reject]) -> tuple[int, Sample, np.ndarray]:
+        """Source, sample and crop at `position`, or of the sample that replaces one that cannot be used."""
+        source, index = self.stream[position]
+        before = len(rejects)
+        found = self._first_usable(source, self._candidates(position, source, index), rng, rejects)
+        tried = len(rejects) - before
+        if found is None and isinstance(self.stream, DistinctOrder) and tried < _MAX_REPLACEMENTS:
+            replacement = self._replacements(self.stream, position)[position]
+            rejects += replacement.rejects
+            found = self._first_usable(source, (replacement.index,), rng, [])
+        if found is None:
+            raise OpenVisionError(
+                f"{self.mixture.names[source]}: {tried} samples in a row cannot be used "
+                f"({_reasons(rejects)}); fix or regenerate the shards"
+            )
+        return source, *found[1:]
+
+    def _first_usable(
+        self, source: int, candidates: Iterable[int], rng: np.random.Generator, rejects: list[Reject]
+    ) -> tuple[int, Sample, np.ndarray] | None:
+        """The first of the candidates that can be used: its number, itself and its crop."""
+        for index in candidates:
             try:
-                sample, image = self._caches[source][candidate]
-                return source, sample, random_crop(image, rng, self.inputs.resolution, self.inputs.augment)
+                sample, image = self._caches[source][index]
+                return index, sample, random_crop(image, rng, self.inputs.resolution, self.inputs.augment)
             except BadSampleError as error:
-                rejects.append(Reject(self.mixture.key(source, candidate), error.reason, str(error)))
-        reasons = _counts(Counter(reject.reason for reject in rejects))
-        raise OpenVisionError(
-            f"{self.mixture.names[source]}: {_MAX_REPLACEMENTS} samples in a row cannot be used ({reasons}); "
-            "fix or regenerate the shards"
-        )
+                rejects.append(Reject(self.mixture.key(source, index), error.reason, str(error)))
+        return None
+
+    def _candidates(self, position: int, source: int, index: int) -> Iterator[int]:
+        """The sample at `position`, and those that may replace it whatever the rest of the batch is like."""
+        yield index
+        if isinstance(self.stream, DistinctOrder):
+            others = self.stream.rows(position).replacements(position)
+        else:
+            length = len(self.mixture.sources[source])
+            others = ((index + offset) % length for offset in range(1, length))
+        yield from islice(others, _MAX_REPLACEMENTS - 1)
+
+    def _replacements(self, stream: DistinctOrder, position: int) -> dict[int, "_Replacement"]:
+        """Position -> what is left for it, for the rows of the batch that have none but bad candidates.
+
+        Every process that needs it decodes the whole batch and comes to the same result. Raises OpenVisionError when
+        too few samples are usable.
+        """
+        source, _ = stream[position]
+        batch = (stream.grid.number(position), source)
+        if self._last_resort is not None and self._last_resort[0] == batch:
+            return self._last_resort[1]
+        rows, taken, needy, bad = stream.rows(position), set[int](), list[int](), list[Reject]()
+        for place, index in rows.samples.items():
+            candidates = self._candidates(place, source, index)
+            found = self._first_usable(source, candidates, self._generator(place), bad)
+            taken.add(found[0]) if found is not None else needy.append(place)
+        free = (index for index in rows.unused() if index not in taken)
+        replacements: dict[int, _Replacement] = {}
+        for place in needy:
+            rejects: list[Reject] = []
+            found = self._first_usable(source, free, self._generator(place), rejects)
+            if found is None:
+                usable, needed = len(taken) + len(replacements), len(rows.positions)
+                raise OpenVisionError(
+                    f"{self.mixture.names[source]}: only {usable} of {rows.length} samples can be used, fewer than the "
+                    f"{needed} different ones of a batch ({_reasons(bad + rejects)}); set batch_size to at most "
+                    f"{usable}, or fix or regenerate the shards"
+                )
+            replacements[place] = _Replacement(found[0], rejects)
+        self._last_resort = (batch, replacements)
+        return replacements
 
     def _encode(self, texts: list[str]) -> tuple[Tensor, int]:
         """Ids for the text tower, int64 (n, context_length), and the number of truncated texts."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from openvision.data.distinct import DistinctOrder, Grid
 from openvision.data.order import BlockShuffle, GlobalShuffle, Interleaved, Order
 from openvision.data.shards.dataset import ShardDataset, all_texts
 from openvision.errors import OpenVisionError
@@ -64,6 +65,15 @@ class Mixture:
         """The endless sequence of a run's samples."""
         return Stream(self, seed, ordering)
 
+    def distinct_stream(self, seed: int, ordering: Ordering, grid: Grid) -> DistinctOrder:
+        """The endless sequence of a run's samples, with none twice in a batch.
+
+        Raises OpenVisionError when a batch takes more samples of a source than it has.
+        """
+        stream = Stream(self, seed, ordering)
+        lengths = [len(source) for source in self.sources]
+        return DistinctOrder(stream.interleaved, stream.orders, lengths, self.names, grid)
+
     def key(self, source: int, index: int) -> str:
         """Qualified key of sample `index` of a source, without reading the sample."""
         return self.qualified_key(source, self.sources[source].key(index))
@@ -92,9 +102,9 @@ class Stream:
     """Position -> (source, sample index)."""
 
     def __init__(self, mixture: Mixture, seed: int, ordering: Ordering) -> None:
-        self._interleaved = Interleaved(mixture.weights)
-        self._orders = [ordering.over(len(source), seed) for source in mixture.sources]
+        self.interleaved = Interleaved(mixture.weights)
+        self.orders = [ordering.over(len(source), seed) for source in mixture.sources]
 
     def __getitem__(self, position: int) -> tuple[int, int]:
-        source, position_in_source = self._interleaved[position]
-        return source, self._orders[source][position_in_source]
+        source, position_in_source = self.interleaved[position]
+        return source, self.orders[source][position_in_source]

@@ -5,7 +5,8 @@
   consecutive reads are close to each other. For object stores.
 - `Interleaved`: several sources by weight, each with its own order and epochs.
 
-Every order visits each sample exactly once an epoch. An epoch may end inside a batch: the next one begins there.
+Every order visits each sample exactly once an epoch. An epoch may end inside a batch: the next one begins there, and
+distinct.py sees to it that no image is in that batch twice.
 """
 
 import math
@@ -18,8 +19,6 @@ from grain.experimental import index_shuffle
 
 from openvision.errors import OpenVisionError
 
-# Positions of one source inside a mixture: far more than any run takes.
-_SPAN = 2**44
 _ROUNDS = 4
 
 
@@ -92,19 +91,37 @@ def _mix(*numbers: int) -> int:
 
 
 class Interleaved:
-    """Position -> (source, position in that source); sources are spread evenly, in proportion to their weights."""
+    """Position -> (source, position in that source); sources are spread evenly, in proportion to their weights.
+
+    The mixing of `grain.MapDataset.mix`, with the counts that it computes on the way.
+    """
 
     def __init__(self, weights: Sequence[float]) -> None:
         """Raises OpenVisionError for weights that are negative or sum to zero."""
         if any(not math.isfinite(weight) or weight < 0 for weight in weights) or sum(weights) <= 0:
             raise OpenVisionError(f"weights of sources must be at least 0 and not all 0, not {list(weights)}")
-        self._used = [number for number, weight in enumerate(weights) if weight > 0]
-        # Each source counts in its own range, so that a number encodes both source and position.
-        ranges = [grain.MapDataset.range(number * _SPAN, (number + 1) * _SPAN) for number in self._used]
-        if len(ranges) > 1:
-            ranges = [grain.MapDataset.mix(ranges, [weights[number] for number in self._used])]
-        self._mixed = cast(Order, ranges[0])
+        # Grain's rounding: the smallest weight becomes 100.
+        scale = 100 / min(weight for weight in weights if weight > 0)
+        self._shares = [int(weight * scale) for weight in weights]
 
     def __getitem__(self, position: int) -> tuple[int, int]:
-        source, own = divmod(int(self._mixed[position]), _SPAN)
-        return source, own
+        before, after = self.counts(position), self.counts(position + 1)
+        source = next(number for number, count in enumerate(before) if after[number] != count)
+        return source, before[source]
+
+    def counts(self, position: int) -> list[int]:
+        """How many of the first `position` samples come from each source."""
+        counts, left, remaining = [], position, sum(self._shares)
+        for share in self._shares:
+            rest = left * (remaining - share) // remaining if remaining else 0
+            counts.append(left - rest)
+            left, remaining = rest, remaining - share
+        return counts
+
+    def most(self, length: int) -> list[int]:
+        """The most samples that any `length` consecutive positions take from each source."""
+        most, left, remaining = [], length, sum(self._shares)
+        for share in self._shares:
+            most.append(-(-left * share // remaining) if remaining else 0)
+            left, remaining = (-(-left * (remaining - share) // remaining) if remaining else 0), remaining - share
+        return most

@@ -6,6 +6,7 @@
   That is four matrix products, where the plain form with two matrices of logits needs six.
 - With several processes each keeps its own images as rows and sees the texts of all as columns. Sums over columns are
   completed by exchanging two numbers a column, so images are never gathered.
+- Texts that are equal may share their images (`groups`): the target of a row is then spread evenly over its group.
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ def info_nce(
     scale: Tensor,
     chunk: int = CHUNK_LOGITS,
     group: dist.ProcessGroup | None = None,
+    groups: Tensor | None = None,
 ) -> Tensor:
     """Mean of both cross-entropies of `scale * image_embeds @ text_embeds.T` against its diagonal.
 
@@ -51,6 +53,8 @@ def info_nce(
         scale: exp of the learned temperature, shape ().
         chunk: logits held at a time; two such buffers exist.
         group: the processes whose pairs form the batch; None for this one alone.
+        groups: int64 (B,), a number for each text, the same for equal texts: all texts of a group are right answers
+            for its images and share the target evenly (multi-positive softmax). None: each image has its own text.
 
     Returns:
         Scalar loss, nats.
@@ -60,9 +64,11 @@ def info_nce(
         images, texts = (x if x.dtype == torch.float64 else x.float() for x in (image_embeds, text_embeds))
         if group is None or world_size(group) == 1:
             if len(images) ** 2 <= chunk:
-                return _plain(images, texts, scale)
+                return _plain(images, texts, scale, groups)
             group = None
-        loss: Tensor = _ChunkedInfoNCE.apply(images, gather(texts, group), scale.to(images.dtype), chunk, group)  # pyright: ignore[reportAssignmentType]
+        columns, scale = gather(texts, group), scale.to(images.dtype)
+        both = None if groups is None else (groups, gather(groups, group))
+        loss: Tensor = _ChunkedInfoNCE.apply(images, columns, scale, chunk, group, both)  # pyright: ignore[reportAssignmentType]
     return loss
 
 
@@ -72,6 +78,7 @@ def contrastive_losses(
     scale: Tensor,
     chunk: int = CHUNK_LOGITS,
     group: dist.ProcessGroup | None = None,
+    groups: Tensor | None = None,
 ) -> Tensor:
     """One `info_nce` for each of the K kinds of text, (K,); the objective is their mean.
 
@@ -81,13 +88,42 @@ def contrastive_losses(
         scale: exp of the learned temperature, shape ().
         chunk: logits held at a time, see `info_nce`.
         group: the processes whose pairs form the batch, see `info_nce` for what each one's values mean.
+        groups: int64 (K, B), see `info_nce`.
     """
-    return torch.stack([info_nce(image_embeds, texts, scale, chunk, group) for texts in text_embeds])
+    numbers = [None] * len(text_embeds) if groups is None else groups
+    pairs = zip(text_embeds, numbers, strict=True)
+    return torch.stack([info_nce(image_embeds, texts, scale, chunk, group, equal) for texts, equal in pairs])
 
 
-def _plain(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor) -> Tensor:
+def text_groups(ids: Tensor) -> Tensor:
+    """A number for each text, the same for texts of the same ids: int64 (..., L) -> int64 (...).
+
+    A hash modulo 2^64, computed where the ids are: two different texts share one once in 10^19 pairs.
+    """
+    factors = torch.arange(1, ids.shape[-1] + 1, device=ids.device) * 0x1E3779B97F4A7C15
+    factors = (factors ^ (factors >> 29)) * 0x3F58476D1CE4E5B9
+    return (ids * (factors ^ (factors >> 32))).sum(-1)
+
+
+def count_equal(groups: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """How many texts of the batch of all processes occur in it more than once: int64 (B,) -> int64 ()."""
+    numbers = gather(groups, group).sort().values
+    same = numbers[1:] == numbers[:-1]
+    # Of each run of equal numbers every member has an equal neighbour on one side or the other.
+    return (F.pad(same, (1, 0)) | F.pad(same, (0, 1))).sum()
+
+
+def _shares(rows: Tensor, columns: Tensor, like: Tensor) -> Tensor:
+    """The targets of rows over columns: an even share for each column of the row's group."""
+    same = rows[:, None] == columns
+    return same.to(like.dtype).div_(same.sum(1, keepdim=True))
+
+
+def _plain(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, groups: Tensor | None) -> Tensor:
     logits = scale * image_embeds @ text_embeds.T
     target = torch.arange(len(logits), device=logits.device)
+    if groups is not None:
+        target = _shares(groups, groups, logits)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
@@ -125,19 +161,31 @@ class _Softmax:
 class _ChunkedInfoNCE(torch.autograd.Function):
     """Mean over rows of both cross-entropies of `scale * rows @ columns.T`; row i belongs to column `first + i`.
 
+    With `groups`, those of rows and of columns, row i belongs to all columns of its group. A column has the target of
+    its own row then: the sum over all rows and columns is the same.
+
     Products are written into buffers or in place, which autocast leaves in the precision of their operands.
     """
 
     @staticmethod
     def forward(
-        ctx, rows: Tensor, columns: Tensor, scale: Tensor, chunk: int, group: dist.ProcessGroup | None
+        ctx,
+        rows: Tensor,
+        columns: Tensor,
+        scale: Tensor,
+        chunk: int,
+        group: dist.ProcessGroup | None,
+        groups: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         first = 0 if group is None else dist.get_rank(group) * len(rows)
         chunks = _Chunks(rows, columns, scale, chunk)
         of_row, of_column = _Softmax.empty(len(rows), rows), _Softmax.empty(len(columns), rows)
         targets = rows.new_empty(len(rows))
         for part, logits, spare in chunks:
-            targets[part] = logits.diagonal(first + part.start)
+            if groups is None:
+                targets[part] = logits.diagonal(first + part.start)
+            else:
+                targets[part] = (logits * _shares(groups[0][part], groups[1], logits)).sum(1)
             softmax = _Softmax.empty(len(logits), rows)
             softmax.add(logits, 1, spare)
             of_row.maximum[part], of_row.total[part] = softmax.maximum, softmax.total
@@ -145,12 +193,12 @@ class _ChunkedInfoNCE(torch.autograd.Function):
         if group is not None:
             of_column.add_ranks(group)
         ctx.save_for_backward(rows, columns, scale, of_row.maximum, of_row.total, of_column.maximum, of_column.total)
-        ctx.chunk, ctx.first = chunk, first
+        ctx.chunk, ctx.first, ctx.groups = chunk, first, groups
         return (of_row.losses(targets, 0) + of_column.losses(targets, first)).mean() / 2
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_loss: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx, grad_loss: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         rows, columns, scale, *sums = ctx.saved_tensors
         of_row, of_column = _Softmax(*sums[:2]), _Softmax(*sums[2:])
         grad_rows, grad_columns = torch.empty_like(rows), torch.zeros_like(columns)
@@ -159,13 +207,16 @@ class _ChunkedInfoNCE(torch.autograd.Function):
             # d loss / d logits, but for a factor: both probabilities, less 2 at the target.
             grad = torch.sub(logits, of_row.maximum[part, None], out=spare).exp_().mul_(row_share[part])
             grad.addcmul_(logits.sub_(of_column.maximum).exp_(), column_share)
-            grad.diagonal(ctx.first + part.start).sub_(2)
+            if ctx.groups is None:
+                grad.diagonal(ctx.first + part.start).sub_(2)
+            else:
+                grad.sub_(_shares(ctx.groups[0][part], ctx.groups[1], grad), alpha=2)
             torch.mm(grad, columns, out=grad_rows[part])
             grad_columns.addmm_(grad.T, rows[part])
         factor = grad_loss / (2 * len(rows))
         # d loss / d scale is the sum of (d loss / d logits) * rows @ columns.T, of which one product is at hand.
         grad_scale = (rows * grad_rows).sum() * factor
-        return grad_rows.mul_(scale * factor), grad_columns.mul_(scale * factor), grad_scale, None, None
+        return grad_rows.mul_(scale * factor), grad_columns.mul_(scale * factor), grad_scale, None, None, None
 
 
 class _Chunks:

@@ -105,6 +105,9 @@ class Loss(Section):
     caption: Annotated[float, Field(ge=0)] = 2.0
     texts: tuple[Literal["alt", "sentence"], ...] = ("alt", "sentence")
     """Texts contrasted with the image, each in a loss of its own; "alt" must come first. Empty with OpenVision 2."""
+    equal_texts: Literal["negatives", "positives"] = "negatives"
+    """Texts of a batch that are equal, as with class names: "positives" makes each the right answer for all their
+    images (multi-positive softmax), "negatives", as published, for its own image only."""
 
     @model_validator(mode="after")
     def _alt_first(self) -> "Loss":
@@ -313,6 +316,11 @@ class Recipe(Section):
         return min(part.vocab_size for part in (self.model.text, self.model.decoder) if part is not None)
 
     @property
+    def is_contrastive(self) -> bool:
+        """Whether images are contrasted with the texts of a batch: none may be in it twice."""
+        return self.model.text is not None and self.loss.contrastive > 0
+
+    @property
     def reads_synthetic(self) -> bool:
         """Whether any loss uses synthetic captions."""
         return self.model.decoder is not None or "sentence" in self.loss.texts
@@ -337,6 +345,11 @@ class Recipe(Section):
         elif not self.loss.texts:
             raise ValueError('loss.texts [] is for OpenVision 2; with a text tower give ["alt"] or ["alt", "sentence"]')
         for index, stage in enumerate(self.stages):
+            if self.is_contrastive and stage.batch_size == 1:
+                raise ValueError(
+                    f"stages.{index}.batch_size 1 leaves the contrastive loss nothing to tell apart: loss and gradient "
+                    "are 0; set it to 2 or more, as large as memory and the number of images allow"
+                )
             try:
                 check_patches(stage.resolution, self.model.vision.patch_size)
             except ValueError as error:

@@ -41,7 +41,7 @@ def cached_backward(
     micro = list(split(batch, randomness, micro_batches))
     embeds = _embed(objective, micro, precision)
     with autocast(device, precision):
-        terms = objective.coupled(embeds)
+        terms = objective.coupled(embeds, batch)
     gradients = _embedding_gradients(objective, embeds, terms, micro_batches)
     separate: Terms = {}
     for (rows, drawn), gradient in zip(micro, gradients, strict=True):

@@ -19,7 +19,7 @@ from openvision.models.openvision import OpenVisionOutput
 from openvision.models.openvision2 import random_patches
 from openvision.models.protocols import CaptioningModel, ContrastiveModel
 from openvision.objectives.caption import caption_loss
-from openvision.objectives.contrastive import contrastive_losses
+from openvision.objectives.contrastive import contrastive_losses, count_equal, text_groups
 from openvision.recipe.schema import Loss
 from openvision.runtime import HostCopy, send
 from openvision.training.randomness import SampleRandomness
@@ -73,8 +73,12 @@ class Objective(Protocol):
         """`embed`, and the terms that are sums over samples, divided by the number of `target_tokens`."""
         ...
 
-    def coupled(self, embeds: Embeds) -> Terms:
-        """The terms that the embeddings of all samples have together, and the logit scale."""
+    def coupled(self, embeds: Embeds, batch: Batch) -> Terms:
+        """The terms that the embeddings of all samples of the batch have together, and the logit scale."""
+        ...
+
+    def equal_texts(self, batch: Batch) -> Terms:
+        """How many texts of the global batch occur in it more than once, by kind; all processes must call it."""
         ...
 
 
@@ -114,13 +118,20 @@ class ImageTextObjective:
             terms["caption"] = _caption(output.caption_states, batch, self.model.decoder.head.weight, target_tokens)
         return (output.image_embeds, output.text_embeds), terms
 
-    def coupled(self, embeds: Embeds) -> Terms:
+    def coupled(self, embeds: Embeds, batch: Batch) -> Terms:
         """One contrastive loss for each kind of text, their mean, and the logit scale, exp of the parameter."""
         image_embeds, text_embeds = embeds
         scale = self.model.logit_scale.exp()
-        per_text = contrastive_losses(image_embeds, text_embeds, scale, group=self.group)
+        positives = self.loss.equal_texts == "positives"
+        groups = text_groups(torch.stack(self._texts(batch))) if positives else None
+        per_text = contrastive_losses(image_embeds, text_embeds, scale, group=self.group, groups=groups)
         terms = {f"contrastive_{kind}": term for kind, term in zip(self.loss.texts, per_text, strict=True)}
         return terms | {"contrastive": per_text.mean(), "logit_scale": scale}
+
+    def equal_texts(self, batch: Batch) -> Terms:
+        """The kinds of text that are contrasted."""
+        groups = text_groups(torch.stack(self._texts(batch)))
+        return {kind: count_equal(own, self.group) for kind, own in zip(self.loss.texts, groups, strict=True)}
 
     def _texts(self, batch: Batch) -> list[Tensor]:
         ids: dict[Text, Tensor] = {"alt": batch.alt_ids, "sentence": batch.sentence_ids}
@@ -162,8 +173,12 @@ class CaptionObjective:
         states = call(batch.images, ids, keep, caption_lengths=_caption_lengths(batch))
         return (), {"caption": _caption(states, batch, self.model.decoder.head.weight, target_tokens)}
 
-    def coupled(self, embeds: Embeds) -> Terms:
+    def coupled(self, embeds: Embeds, batch: Batch) -> Terms:
         """Nothing."""
+        return {}
+
+    def equal_texts(self, batch: Batch) -> Terms:
+        """Nothing: no text is an answer for another image."""
         return {}
 
 

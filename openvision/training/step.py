@@ -63,6 +63,7 @@ class Step:
         self._learning_rate = partial(
             learning_rate, steps=stage.steps, warmup_steps=stage.warmup_steps, peak=stage.peak_learning_rate
         )
+        self._told_of_equal_texts = False
 
     def __call__(self, checkpoint_at: float | None = None) -> Agreed:
         """Take the step; a checkpoint is due once `time.monotonic()` has passed `checkpoint_at` in any process.
@@ -118,10 +119,26 @@ class Step:
             terms = losses.values()
             means = dict(zip(terms, processes.mean(list(terms.values())), strict=True))
             measured = {"gradient_norm": HostCopy(norm).values()[0]} if norms is None else norms.values()
-            numbers = {**means, "lr": rate, **measured, **self.meter.read()}
+            numbers = {**means, "lr": rate, **measured, **self._equal_texts(batch), **self.meter.read()}
             left = seconds_left(run.recipe.model, texts, run.recipe.stages, progress, caption_tokens)
             self.log.train(log_position(progress, stage.resolution), numbers, left)
         return agreed
+
+    def _equal_texts(self, batch: Batch) -> dict[str, float]:
+        """How many texts of the global batch occur in it more than once; the first such batch of a stage is told."""
+        counts = self.run.objective.equal_texts(batch)
+        if not counts:
+            return {}
+        numbers = dict(zip(counts, HostCopy(torch.stack(list(counts.values())).float()).values(), strict=True))
+        if any(numbers.values()) and not self._told_of_equal_texts:
+            self._told_of_equal_texts = True
+            found = ", ".join(f"{kind} {number:.0f}" for kind, number in numbers.items())
+            right = self.run.recipe.loss.equal_texts == "positives"
+            self.log.say(
+                f"texts that occur more than once in a batch of {self.stage.batch_size}: {found}; "
+                + ("each counts as right for all its images" if right else _WRONG_ANSWERS)
+            )
+        return {f"equal_texts_{kind}": number for kind, number in numbers.items()}
 
     def _spikes(self, losses: Losses) -> list[tuple[int, Spike]]:
         """The spike that this step is, if it is one."""
@@ -146,6 +163,12 @@ class Step:
 
     def _beat(self, what: str) -> None:
         self.watchdog.beat(self.run.progress.step, what)
+
+
+_WRONG_ANSWERS = (
+    "each counts as right for its own image and wrong for the others of the same text; "
+    'loss.equal_texts = "positives" counts it as right for all'
+)
 
 
 def forward_backward(
@@ -174,7 +197,7 @@ def forward_backward(
         with stochastic_depth(objective.vision_blocks, randomness):
             with autocast(batch.images.device.type, precision):
                 embeds, terms = objective.forward(batch, randomness, target_tokens)
-                losses = weighted_losses(objective.weights, objective.coupled(embeds) | terms)
+                losses = weighted_losses(objective.weights, objective.coupled(embeds, batch) | terms)
             losses.total.backward()
     if processes.group is not None:
         model.finish_gradients(synced=micro_batches == 1)

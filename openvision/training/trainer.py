@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 
 from openvision.errors import OpenVisionError
 from openvision.evaluation.evaluators.in_training import (
@@ -22,16 +23,23 @@ from openvision.files import make_folder
 from openvision.planning.remedy import step_memory
 from openvision.provenance import describe_run
 from openvision.recipe.schema import Recipe, Stage, dump_recipe
+from openvision.renamed import read_metrics
 from openvision.runtime import SINGLE_PROCESS, Processes, describe_memory, explain_out_of_memory, join_processes
 from openvision.training.guards import DeferredGuard, require_finite_parameters
 from openvision.training.run.display import lasting_output
-from openvision.training.run.folder import RunLock
-from openvision.training.run.log import NoLog, RunLog
+from openvision.training.run.folder import RunLock, release
+from openvision.training.run.log import METRICS, NoLog, RunLog
 from openvision.training.run.signals import Interrupted, StopRequest, clear_requeue, mark_requeue
 from openvision.training.run.startup import active_watch
 from openvision.training.run.throughput import Meter, total_peak_flops
 from openvision.training.run.watchdog import AlreadyReportedError, Watchdog, clear_failure, report_once
-from openvision.training.setup.data import DeviceBatches, describe_left_out, describe_unused, open_loader
+from openvision.training.setup.data import (
+    DeviceBatches,
+    describe_left_out,
+    describe_passes,
+    describe_unused,
+    open_loader,
+)
 from openvision.training.setup.parts import set_up_run
 from openvision.training.step import Agreed, Step, is_due, log_position
 from openvision.training.validation import headline, validate
@@ -66,10 +74,14 @@ class Trainer:
     def run(self) -> None:
         """Train to the end and write the model folder; raises Interrupted after saving when asked to stop."""
         with ExitStack() as open_parts:
+            open_parts.push(self._release)
             if self.processes.is_main:
                 clear_requeue(self.parts.folder)
                 self.log = open_parts.enter_context(RunLog(self.recipe, self.parts.folder, self.progress.step))
-                for line in (self.parts.describe(), *describe_left_out(self.parts.dataset)):
+                lines = [self.parts.describe(), *describe_left_out(self.parts.dataset)]
+                if not self.progress.step:
+                    lines += describe_passes(self.recipe, self.parts.dataset)
+                for line in lines:
                     self.log.say(line)
             open_parts.callback(self.parts.checkpoints.close)
             open_parts.enter_context(self.stop)
@@ -84,6 +96,13 @@ class Trainer:
                     self._run_stage(stage)
             self._write_model()
 
+    def _release(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give a new run's folder back when not even its first step could be taken."""
+        if kind is not None and self.processes.is_main and self.parts.new and not self.progress.step:
+            release(self.parts.folder)
+
     def _run_stage(self, stage: Stage) -> None:
         parts, progress, settings = self.parts, self.progress, self.recipe.run
         device = self.processes.device
@@ -94,25 +113,37 @@ class Trainer:
             batches = DeviceBatches(iter(loader), device)
             step = Step(parts, stage, batches, meter, self.log, self.watchdog, self.stop, self.guard)
             minutes = settings.checkpoint_minutes
+            if progress.stage_step and self._evaluate(stage, missing=True):
+                self._save(again=True)
             while progress.stage_step < stage.steps:
                 with step_memory(self.recipe, progress.stage, self.processes, parts.precision):
                     agreed = step(None if minutes is None else self._saved_at + 60 * minutes)
                 with meter.paused():
-                    best = self._evaluate(stage)
                     due_now = is_due(progress.stage_step, settings.checkpoint_every, stage.steps)
-                    if agreed.stop or agreed.checkpoint or best or due_now:
+                    if agreed.stop or agreed.checkpoint or due_now:
                         self._save()
+                    if progress.stage_step == stage.steps:
+                        # An evaluation that fails or hangs must not cost the stage.
+                        parts.checkpoints.finish()
+                    if self._evaluate(stage):
+                        self._save(again=True)
                 if agreed.stop:
                     self._leave(agreed)
             if self.processes.is_main:
                 for line in describe_unused(loader, self.recipe.context_length, self.recipe.reads_synthetic):
                     self.log.say(line)
 
-    def _evaluate(self, stage: Stage) -> bool:
-        """Evaluate what is due after this step; returns whether this step is the best so far."""
+    def _evaluate(self, stage: Stage, missing: bool = False) -> bool:
+        """Evaluate what is due after this step; returns whether this step is the best so far.
+
+        `missing` leaves out what the log of a resumed run has of this step.
+        """
         parts, every, last = self.parts, self.recipe.run.evaluate_every, self.progress.stage_step == stage.steps
         evaluators = due(parts.evaluators, self.progress.stage_step, every, last)
         split = parts.validation if is_due(self.progress.stage_step, every, stage.steps) else None
+        done = self._evaluated() if missing else set[str]()
+        evaluators = [] if "evaluators" in done else evaluators
+        split = None if "validation" in done else split
         if split is None and not evaluators:
             return False
         self._beat("evaluating on the validation shards")
@@ -135,6 +166,14 @@ class Trainer:
             numbers = numbers | measured
         return self._is_best(numbers, last)
 
+    def _evaluated(self) -> set[str]:
+        """The splits of this step in the log of the run; the same in all processes."""
+        path, found = self.parts.folder / METRICS, set[str]()
+        if self.processes.is_main and path.exists():
+            lines = (line for line in read_metrics(path) if line["step"] == self.progress.step)
+            found = {line["split"] for line in lines if line["kind"] == "eval"}
+        return self.processes.broadcast(found)
+
     def _no_room(self) -> str:
         memory = describe_memory(self.processes.device)
         return f"out of memory on {memory} for the parameters to be evaluated; {WHEN_OUT_OF_MEMORY}"
@@ -153,14 +192,15 @@ class Trainer:
         self.progress.best = {"value": value, "step": self.progress.step}
         return True
 
-    def _save(self) -> None:
+    def _save(self, again: bool = False) -> None:
+        """Save a checkpoint; `again` writes that of this step anew, which is now the best."""
         self._beat("saving")
         if self.guard is not None:
             resolution = self.recipe.stages[self.progress.stage].resolution
             for step, spike in self.guard.settle(self.parts.optimizer):
                 self.log.event(log_position(self.progress, resolution), spike.describe(step))
         require_finite_parameters(self.parts.optimizer)
-        self.parts.checkpoints.save(self.parts.model.module, self.parts.optimizer, self.progress)
+        self.parts.checkpoints.save(self.parts.model.module, self.parts.optimizer, self.progress, again)
         self._saved_at = time.monotonic()
         if self.parts.record is not None:
             self.parts.record.reached(self.progress.step)

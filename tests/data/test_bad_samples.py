@@ -50,7 +50,7 @@ TOKENIZER = Tokenizer.train(["ramp", "A ramp. It is grey."], 60)
 def rejected_in_training(folder: Path) -> Counter[str]:
     """Reasons in two epochs of the loader, each key once."""
     dataset = ShardDataset(folder)
-    options = LoaderOptions(reject_budget=1.0)
+    options = LoaderOptions(reject_budget=1.0, distinct=False)
     spec = InputSpec(resolution=16, context_length=8, caption_length=8)
     found: dict[str, str] = {}
     with Loader(dataset, TOKENIZER, spec, batch_size=len(dataset), seed=0, options=options) as loader:

@@ -1,7 +1,9 @@
 """The stream of batches is a function of (seed, position) and of nothing else."""
 
 import itertools
+import random
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openvision.data.distinct import DistinctOrder, Grid
 from openvision.data.loader import Batch, InputSpec, Loader, LoaderOptions
 from openvision.data.mixture import Mixture, Ordering
-from openvision.data.shards.dataset import ShardDataset, ShardWriter
+from openvision.data.order import Interleaved, Order
+from openvision.data.shards.dataset import Sample, ShardDataset, ShardWriter
 from openvision.errors import OpenVisionError
 from openvision.files import read_json_lines
+from openvision.images.decode import BadSampleError
 from openvision.text.tokenizer import Tokenizer
+from tests.conftest import draw
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +31,29 @@ def dataset(shapes_folder) -> ShardDataset:
 @pytest.fixture(scope="module")
 def tokenizer(dataset) -> Tokenizer:
     return Tokenizer.train([text for sample in dataset for text in (sample.alt, sample.synthetic)], 120)
+
+
+class Broken(ShardDataset):
+    """Shards of which the samples `bad` cannot be used."""
+
+    def __init__(self, folder: Path, bad: set[int]) -> None:
+        super().__init__(folder)
+        self.bad = bad
+
+    def __getitem__(self, index: int) -> Sample:
+        if index in self.bad:
+            raise BadSampleError("undecodable", "it was made unusable")
+        return super().__getitem__(index)
+
+
+@pytest.fixture(scope="module")
+def plain_samples(tmp_path_factory) -> Path:
+    """24 samples whose keys are their numbers."""
+    folder = tmp_path_factory.mktemp("plain")
+    with ShardWriter(folder) as writer:
+        for number in range(24):
+            writer.write(f"{number:02d}", draw("red", "bar", 16), "png", f"number {number}", {})
+    return folder
 
 
 def loader(dataset, tokenizer, start=0, threads=1, seed=3, batch_size=6, **options) -> Loader:
@@ -74,7 +103,8 @@ def test_a_stream_resumes_at_any_position_and_thread_count(dataset, tokenizer, s
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 1000), batch_size=st.integers(1, 40))
 def test_every_epoch_visits_every_sample_once(dataset, tokenizer, seed, batch_size):
-    stream = loader(dataset, tokenizer, seed=seed, batch_size=batch_size)
+    # With at least two batches of samples also where a batch repeats none.
+    stream = loader(dataset, tokenizer, seed=seed, batch_size=batch_size, distinct=batch_size <= 8)
     visits = [stream.sample_at(position)[1] for position in range(3 * len(dataset))]
     stream.close()
     epochs = [visits[start : start + len(dataset)] for start in range(0, len(visits), len(dataset))]
@@ -92,9 +122,83 @@ def test_seeds_differ(dataset, tokenizer):
 
 
 def test_a_batch_larger_than_the_data_repeats_it(dataset, tokenizer):
-    (batch,) = take(1, dataset, tokenizer, batch_size=40)
+    (batch,) = take(1, dataset, tokenizer, batch_size=40, distinct=False)
     assert len(batch.keys) == 40
     assert set(batch.keys) == {sample.key for sample in dataset}
+    with pytest.raises(
+        OpenVisionError, match=r"holds 16 images, fewer than a batch of 40: .* batch_size to at most 16"
+    ):
+        loader(dataset, tokenizer, batch_size=40)
+
+
+def spelt(length: int, seed: int) -> Order:
+    """Permutations of few samples, which Grain's shuffle takes milliseconds for."""
+    epochs: dict[int, list[int]] = {}
+
+    class Spelt:
+        def __getitem__(self, position: int) -> int:
+            epoch, place = divmod(position, length)
+            if epoch not in epochs:
+                epochs[epoch] = random.Random(1000 * seed + epoch).sample(range(length), length)
+            return epochs[epoch][place]
+
+    return Spelt()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    weights=st.lists(st.sampled_from([0.3, 1.0, 2.5, 7.0]), min_size=1, max_size=3),
+    batch_size=st.integers(2, 24),
+    more=st.lists(st.integers(0, 60), min_size=3, max_size=3),
+    start=st.integers(0, 100),
+    seed=st.integers(0, 99),
+)
+def test_no_sample_is_in_a_batch_twice_whatever_the_sources(weights, batch_size, more, start, seed):
+    mixed = Interleaved(weights)
+    lengths = [most + extra for most, extra in zip(mixed.most(batch_size), more, strict=False)]
+    orders = [spelt(length, seed + number) for number, length in enumerate(lengths)]
+    order = DistinctOrder(mixed, orders, lengths, ["data"] * len(lengths), Grid(batch_size, start))
+    for begin in range(start, start + 20 * batch_size, batch_size):
+        assert len({order[begin + row] for row in range(batch_size)}) == batch_size
+    changed = [
+        position
+        for position in range(start, start + 20 * batch_size)
+        if order[position] != (mixed[position][0], orders[mixed[position][0]][mixed[position][1]])
+    ]
+    assert order.differs(start, start + 20 * batch_size) == bool(changed)
+    assert changed == [] or order.differs(changed[0], changed[0] + 1)
+    if len(weights) == 1 and lengths[0] >= 2 * batch_size:
+        assert sorted(order[lengths[0] + place][1] for place in range(lengths[0])) == list(range(lengths[0]))
+        # Only where an epoch ends inside a batch, and within one batch of samples from there.
+        assert all(position >= lengths[0] and position % lengths[0] < batch_size for position in changed)
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    bad=st.sets(st.integers(0, 23), max_size=6),
+    batch_size=st.sampled_from([4, 8, 12, 16]),
+    world=st.sampled_from([1, 2, 4]),
+    start=st.integers(0, 3),
+)
+def test_replacements_are_not_in_the_batch_either(plain_samples, tokenizer, bad, batch_size, world, start):
+    data = Broken(plain_samples, bad)
+    position = batch_size * start + 3
+    options = {"batch_size": batch_size, "start": position}
+    whole = take(3, data, tokenizer, **options)
+    for batch in whole:
+        assert len(set(batch.keys)) == batch_size
+        assert not bad & {int(key) for key in batch.keys}
+    shares = [take(3, data, tokenizer, **options, rank=rank, world_size=world) for rank in range(world)]
+    assert [row for number in range(3) for row in joined([share[number] for share in shares])] == joined(whole)
+    resumed = take(1, data, tokenizer, batch_size=batch_size, start=position + 2 * batch_size)
+    assert joined(resumed) == joined(whole[2:])
+
+
+def test_too_few_usable_samples_for_a_batch(plain_samples, tokenizer):
+    data = Broken(plain_samples, {1, 2, 3})
+    message = r"only 21 of 24 samples can be used, fewer than the 22 different ones of a batch \(undecodable \d\); set "
+    with loader(data, tokenizer, batch_size=22) as stream, pytest.raises(Exception, match=message):
+        next(stream)
 
 
 def spoiled(folder, dataset, bad: dict[str, tuple[bytes | None, str | None]]) -> ShardDataset:
@@ -109,7 +213,7 @@ def spoiled(folder, dataset, bad: dict[str, tuple[bytes | None, str | None]]) ->
 
 def test_bad_samples_are_replaced_and_counted_by_reason(tmp_path, dataset, tokenizer):
     data = spoiled(tmp_path, dataset, {"red-bar": (b"not an image", None), "blue-pole": (None, "  ")})
-    with loader(data, tokenizer, batch_size=16) as stream:
+    with loader(data, tokenizer, batch_size=16, distinct=False) as stream:
         batch = next(stream)
         assert stream.rejected == {"undecodable": 1, "empty_text": 1}
     assert len(batch.keys) == 16
@@ -119,11 +223,14 @@ def test_bad_samples_are_replaced_and_counted_by_reason(tmp_path, dataset, token
 def test_too_many_bad_samples_end_the_run(tmp_path, dataset, tokenizer):
     data = spoiled(tmp_path, dataset, {"red-bar": (b"not an image", None)})
     with (
-        loader(data, tokenizer, batch_size=64) as stream,
-        pytest.raises(OpenVisionError, match=r"\d+ of \d+ samples cannot be used \(undecodable \d+\), more than 1.0%"),
+        loader(data, tokenizer, batch_size=8) as stream,
+        pytest.raises(OpenVisionError, match=r"1 of 16 samples cannot be used \(undecodable 1\), more than 1.0%"),
     ):
-        for _ in range(30):
+        for _ in range(150):
             next(stream)
+    # From 1000 samples read on: a bad one that is met in every epoch is one bad sample.
+    assert 900 < stream.position < 1000
+    assert stream.rejected == {"undecodable": 1}
 
 
 def test_long_texts_are_cut_and_counted(tmp_path, dataset, tokenizer):
@@ -137,7 +244,12 @@ def test_long_texts_are_cut_and_counted(tmp_path, dataset, tokenizer):
 
 def test_nothing_but_bad_samples(tmp_path, dataset, tokenizer):
     data = spoiled(tmp_path, dataset, {sample.key: (b"", None) for sample in dataset})
-    with loader(data, tokenizer) as stream, pytest.raises(Exception, match="100 samples in a row cannot be used"):
+    with loader(data, tokenizer) as stream, pytest.raises(Exception, match="only 0 of 16 samples can be used"):
+        next(stream)
+    with (
+        loader(data, tokenizer, distinct=False) as stream,
+        pytest.raises(Exception, match=r"16 samples in a row cannot be used \(undecodable 16\)"),
+    ):
         next(stream)
 
 
@@ -232,7 +344,7 @@ def test_rejects_are_listed_once_with_their_reason(tmp_path, dataset, tokenizer)
     data = spoiled(tmp_path / "data", dataset, {"red-bar": (b"not an image", None), "blue-pole": (None, "  ")})
     path = tmp_path / "rejects.jsonl"
     for _ in range(2):
-        with loader(data, tokenizer, batch_size=16, rejects_file=path) as stream:
+        with loader(data, tokenizer, batch_size=16, rejects_file=path, distinct=False) as stream:
             assert [len(next(stream).keys) for _ in range(2)] == [16, 16]
     listed = {line["key"]: line["reason"] for line in read_json_lines(path)}
     assert listed == {"red-bar": "undecodable", "blue-pole": "empty_text"}
@@ -241,7 +353,7 @@ def test_rejects_are_listed_once_with_their_reason(tmp_path, dataset, tokenizer)
 
 def test_the_budget_is_what_was_asked_for(tmp_path, dataset, tokenizer):
     data = spoiled(tmp_path, dataset, {"red-bar": (b"not an image", None)})
-    with loader(data, tokenizer, batch_size=64, reject_budget=0.2) as stream:
+    with loader(data, tokenizer, batch_size=64, reject_budget=0.2, distinct=False) as stream:
         for _ in range(30):
             next(stream)
 

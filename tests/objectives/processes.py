@@ -47,15 +47,17 @@ def batch(dtype: torch.dtype) -> dict[str, Tensor]:
         "texts": torch.randn(BATCH, 2, WIDTH, generator=generator).to(dtype),
         "tokens": torch.randn(BATCH, LENGTH, WIDTH, generator=generator).to(dtype),
         "labels": torch.randint(0, VOCABULARY, (BATCH, LENGTH), generator=generator),
+        "groups": torch.arange(BATCH) % 7,
         "mask": torch.arange(LENGTH) < lengths,
     }
 
 
 def losses(model: nn.Module, head: Tensor, x: dict[str, Tensor], chunk: int, group, count: Tensor | None) -> Tensor:
-    """Each kind's contrastive loss and the caption loss, (3,)."""
+    """Each kind's contrastive loss, that of the first with equal texts as positives, and the caption loss, (4,)."""
     images, texts, scale, states = model(x)
     caption = caption_loss(states, x["labels"], x["mask"], head, chunk_logits=50, count=count)
-    return torch.cat([contrastive_losses(images, texts, scale, chunk, group), caption[None]])
+    positives = info_nce(images, texts[0], scale, chunk, group, x["groups"])
+    return torch.cat([contrastive_losses(images, texts, scale, chunk, group), positives[None], caption[None]])
 
 
 def check_losses(dtype: torch.dtype, tolerance: float) -> None:
@@ -66,7 +68,7 @@ def check_losses(dtype: torch.dtype, tolerance: float) -> None:
     together = copy.deepcopy(alone)
     whole = batch(dtype)
     own = {name: tensor.chunk(ranks)[rank] for name, tensor in whole.items()}
-    weights = torch.tensor([0.5, 0.5, 2.0], dtype=dtype)
+    weights = torch.tensor([0.5, 0.5, 0.7, 2.0], dtype=dtype)
 
     expected = losses(alone, alone.head.weight, whole, 2**62, None, whole["mask"].sum())
     (expected @ weights).backward()

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openvision.models.layers import unit
-from openvision.objectives.contrastive import contrastive_losses, info_nce
+from openvision.objectives.contrastive import contrastive_losses, count_equal, info_nce, text_groups
 
 PLAIN = 2**62
 
@@ -146,3 +146,34 @@ def test_second_derivatives_are_refused():
     (gradient,) = torch.autograd.grad(info_nce(images, texts, scale, 10).square(), images, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize("chunk", [PLAIN, 20])
+def test_equal_texts_share_the_target(chunk):
+    groups = torch.tensor([7, 3, 7, 9, 7, 3, 8, 1])
+    images, texts = pairs(8, 5, 1)
+    scale = torch.tensor(9.0, dtype=torch.float64, requires_grad=True)
+    loss = info_nce(images, texts, scale, chunk, groups=groups)
+    same = (groups[:, None] == groups).double()
+    logits = scale * images @ texts.T
+    # Spelt out: the mean over its right answers of each row's and each column's cross-entropy.
+    wanted = -sum(
+        ((each.log_softmax(1) * same).sum(1) / same.sum(1)).mean() for each in (logits, logits.T)
+    ) / 2  # fmt: skip
+    ours, theirs = (torch.autograd.grad(each, [images, texts, scale], retain_graph=True) for each in (loss, wanted))
+    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_equal_texts_are_told_by_their_ids_and_counted():
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 32000, (200, 80), generator=generator)
+    ids[50], ids[120], ids[3] = ids[7], ids[7], ids[150]
+    groups = text_groups(ids)
+    assert len(set(groups.tolist())) == 197
+    assert groups[50] == groups[7] == groups[120]
+    assert count_equal(groups).item() == 5
+    assert count_equal(groups[60:100]).item() == 0
+    swapped = ids[:1].clone()
+    swapped[0, :2] = ids[0, :2].flip(0)
+    assert text_groups(swapped)[0] != groups[0]

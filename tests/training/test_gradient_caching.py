@@ -57,8 +57,8 @@ def test_the_plain_mean_over_micro_batches_is_another_loss():
     model = build_model(recipe.model).train()
     objective, batch = build_objective(DistributedModel(model), recipe.loss, 1), batch_of()
     embeds, _terms = objective.forward(batch, randomness_of(), batch.label_mask.sum())
-    whole = objective.coupled(embeds)["contrastive"]
-    halves = [objective.coupled(tuple(e.narrow(-2, s, 4) for e in embeds))["contrastive"] for s in (0, 4)]
+    whole = objective.coupled(embeds, batch)["contrastive"]
+    halves = [objective.coupled(tuple(e.narrow(-2, s, 4) for e in embeds), batch)["contrastive"] for s in (0, 4)]
     assert abs(sum(halves) / 2 - whole) > 0.1
 
 

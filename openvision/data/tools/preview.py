@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from openvision.data.loader import Batch, InputSpec, Loader
+from openvision.data.loader import Batch, InputSpec, Loader, LoaderOptions
 from openvision.data.shards.dataset import Sample, ShardDataset, ShardWriter
 from openvision.errors import OpenVisionError, require
 from openvision.files import atomic_write_text
@@ -123,7 +123,9 @@ def _loader(
     dataset: ShardDataset, tokenizer: Tokenizer, options: PreviewOptions, batch_size: int, start: int
 ) -> Loader:
     inputs = replace(options.inputs, context_length=options.context_length)
-    return Loader(dataset, tokenizer, inputs, batch_size=batch_size, seed=options.seed, start=start)
+    # The batches of the run are not known here: at the end of an epoch it may read a few samples in another order.
+    order = LoaderOptions(distinct=False)
+    return Loader(dataset, tokenizer, inputs, batch_size=batch_size, seed=options.seed, start=start, options=order)
 
 
 def _index_of(dataset: ShardDataset, key: str, start: int) -> int:

@@ -6,11 +6,16 @@
   shape of the block they were computed in, so no number depends on a chunk size.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from openvision.encoding import check_features
 from openvision.errors import OpenVisionError
+
+Right = Callable[[NDArray[np.int64], slice], NDArray[np.bool_]]
+"""Numbers of q queries, g rows of the gallery -> which answers are right, bool (q, g)."""
 
 
 def target_ranks(scores: NDArray[np.floating], targets: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -34,13 +39,14 @@ def retrieval_ranks(
     query_ids: NDArray[np.integer] | None = None,
     gallery_ids: NDArray[np.integer] | None = None,
     chunk: int = 2048,
+    right: Right | None = None,
 ) -> NDArray[np.int64]:
     """Rank, from 0, of each query's best right answer among the wrong ones: int64 (Q,).
 
     `queries` (Q, E) and `gallery` (G, E) are unit vectors; an answer is right when the ids agree. Without ids there is
     one caption an image and row i belongs to row i. With several captions an image, give the image's number of every
-    caption as the ids of the captions and `arange` as the ids of the images. At most `chunk` x `chunk` similarities
-    are held at a time.
+    caption as the ids of the captions and `arange` as the ids of the images. Where ids cannot say it, `right` does. At
+    most `chunk` x `chunk` similarities are held at a time.
     """
     check_features(queries, "query features")
     check_features(gallery, "gallery features")
@@ -51,30 +57,65 @@ def retrieval_ranks(
     orphans = ~np.isin(query_ids, gallery_ids)
     if orphans.any():
         raise OpenVisionError(f"query {int(orphans.argmax())} has no right answer in the gallery: check the pairs")
+    ids, others = query_ids, gallery_ids
+    right = right or (lambda rows, columns: ids[rows, None] == others[columns])
     ranks = np.empty(len(queries), dtype=np.int64)
     for start in range(0, len(queries), chunk):
-        rows = slice(start, start + chunk)
-        ranks[rows] = _ranks_of_block(queries[rows], gallery, query_ids[rows], gallery_ids, chunk)
+        rows = np.arange(start, min(start + chunk, len(queries)))
+        ranks[rows] = _ranks_of_block(queries[rows], gallery, rows, right, chunk)
     return ranks
 
 
 def _ranks_of_block(
     queries: NDArray[np.floating],
     gallery: NDArray[np.floating],
-    query_ids: NDArray[np.integer],
-    gallery_ids: NDArray[np.integer],
+    rows: NDArray[np.int64],
+    right: Right,
     chunk: int,
 ) -> NDArray[np.int64]:
     """Two passes over the gallery: the best right score, then how many wrong ones reach it."""
     columns = [slice(start, start + chunk) for start in range(0, len(gallery), chunk)]
     best = np.full(len(queries), -np.inf, dtype=np.float32)
     for column in columns:
-        right = query_ids[:, None] == gallery_ids[column]
-        if right.any():
-            scores = np.where(right, similarity(queries, gallery[column]), -np.inf)
+        found = right(rows, column)
+        if found.any():
+            scores = np.where(found, similarity(queries, gallery[column]), -np.inf)
             best = np.maximum(best, scores.max(axis=1))
     ranks = np.zeros(len(queries), dtype=np.int64)
     for column in columns:
-        wrong = query_ids[:, None] != gallery_ids[column]
-        ranks += (wrong & (similarity(queries, gallery[column]) >= best[:, None])).sum(axis=1)
+        ranks += (~right(rows, column) & (similarity(queries, gallery[column]) >= best[:, None])).sum(axis=1)
     return ranks
+
+
+class EqualTexts:
+    """Right answers where images share a text: a text is right for every image that has one equal to it."""
+
+    def __init__(self, owner: NDArray[np.integer], text_ids: NDArray[np.integer], images: NDArray[np.integer]) -> None:
+        """Text i has the number `text_ids[i]`, the same as its equals, and belongs to the image `owner[i]`.
+
+        `images` are the ids of the images in the order of their rows; (m,), (m,), (n,).
+        """
+        order = np.argsort(owner, kind="stable")
+        self._owner, self._numbers = owner[order], text_ids[order]
+        self._ids, self._images = text_ids, images
+
+    def of_texts(self, queries: NDArray[np.int64], columns: slice) -> NDArray[np.bool_]:
+        """Text queries, rows of images -> bool."""
+        return self._have(self._images[columns], self._ids[queries]).T
+
+    def of_images(self, queries: NDArray[np.int64], columns: slice) -> NDArray[np.bool_]:
+        """Image queries, rows of texts -> bool."""
+        return self._have(self._images[queries], self._ids[columns])
+
+    def _have(self, images: NDArray[np.integer], numbers: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Whether an image has a text of a number, bool (images, numbers)."""
+        distinct, place = np.unique(numbers, return_inverse=True)
+        begin, end = (np.searchsorted(self._owner, images, side) for side in ("left", "right"))
+        table = np.zeros((len(images), len(distinct)), dtype=np.bool_)
+        row = np.repeat(np.arange(len(images)), end - begin)
+        first = np.repeat(end - np.cumsum(end - begin), end - begin)
+        own = self._numbers[first + np.arange(len(row))]
+        column = np.searchsorted(distinct, own).clip(max=len(distinct) - 1)
+        found = distinct[column] == own
+        table[row[found], column[found]] = True
+        return table[:, place]

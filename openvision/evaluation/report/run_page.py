@@ -3,7 +3,8 @@
     RUN/report/index.html           images inside as data URIs, no request to any server
     RUN/report/learning_curves.png  accuracy.png, retrieval.png, neighbours.png, patches.png
 
-The page is written completely or not at all. Its numbers and examples are those of the suite `heldout`.
+The page is written completely or not at all. Its numbers and examples are those of the suite `heldout`,
+or `own` for a run on other data.
 """
 
 import tomllib
@@ -27,9 +28,10 @@ from openvision.evaluation.report.gallery import (
 from openvision.evaluation.report.parts import Cell, Row, Table, asked, chart, provenance, side_by_side
 from openvision.evaluation.report.template import render
 from openvision.evaluation.suites.held_out import METRICS, MODEL, HeldOut, current_result, held_out_sets
+from openvision.evaluation.suites.own import suite_of_run
 from openvision.evaluation.suites.results import Result
 from openvision.evaluation.suites.run import Settings, evaluated
-from openvision.evaluation.suites.suite import HELD_OUT, load_suite, title_on, usable
+from openvision.evaluation.suites.suite import title_on, usable
 from openvision.files import JsonObject, atomic_folder
 from openvision.renamed import read_metrics
 from openvision.weights.load import load_checkpoint
@@ -59,8 +61,8 @@ class SetView:
     groups: Table | None
 
 
-def build_report(run: Path, data: str | Path) -> Path:
-    """Write RUN/report and return the path of its index.html.
+def build_report(run: Path, data: str | Path | None = None) -> Path:
+    """Write RUN/report and return the path of its index.html; `data` is by default what the run was trained on.
 
     Measures first when RUN/evaluation.json is missing or about other weights. Raises OpenVisionError when the run has
     no model, no metrics, no text tower, or its data are missing.
@@ -93,12 +95,12 @@ def read_log(path: Path) -> list[JsonObject]:
     return lines
 
 
-def _write_missing_gallery(run: Path, data: str | Path) -> None:
+def _write_missing_gallery(run: Path, data: str | Path | None) -> None:
     """The gallery of an evaluation by an earlier version, which wrote none."""
-    suite = load_suite(HELD_OUT)
+    suite, folder = suite_of_run(run, data)
     model = evaluated(load_checkpoint(run / "model"), Settings())
     chosen, _ = usable(suite.evaluators, model.has_text, model.has_decoder)
-    write_gallery(run, suite.shown(chosen), model, data)
+    write_gallery(run, suite.shown(chosen), model, folder)
 
 
 @dataclass
@@ -143,6 +145,7 @@ def _context(
     return {
         "title": recipe.get("name", run.name),
         "description": recipe.get("description", ""),
+        "start": recipe.get("start"),
         "last": max((line for line in lines if line["kind"] == "train"), key=lambda line: line["step"]),
         "stages": figures.stage_spans(lines, "seconds"),
         "measured": any(line["kind"] == "eval" for line in lines),

@@ -1,16 +1,16 @@
 """The held-out evaluation as people read it: for each set the model beside the training-free baselines.
 
-The numbers are those of the suite `heldout` (heldout.toml); the same evaluators measure the validation split during
-training (training/validation.py).
+The numbers are those of the suite `heldout` (heldout.toml), or of `own` (own.py) for a run on other data.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from openvision.evaluation.suites.own import suite_of_run
 from openvision.evaluation.suites.results import Entry, Result, file_sha256, read_result
 from openvision.evaluation.suites.run import Settings, run_suite
-from openvision.evaluation.suites.suite import HELD_OUT, Suite, load_suite, title_on
+from openvision.evaluation.suites.suite import Suite, title_on
 
 MODEL = "model"
 # Name of an evaluator of the suite -> what its metrics are called beside those of the others.
@@ -117,17 +117,20 @@ def _shares(entry: Entry) -> Iterator[tuple[str, Share]]:
         yield metric, Share(value, (bounds[0], bounds[1]) if bounds is not None else None)
 
 
-def measure_run(run: Path, data: str | Path, suite: Suite | None = None, settings: Settings | None = None) -> Result:
-    """Measure RUN/model by the suite `heldout` and write evaluation.json and the gallery into RUN."""
-    (result,) = run_suite([str(run)], suite or load_suite(HELD_OUT), data, None, settings, say=lambda line: None)
+def measure_run(
+    run: Path, data: str | Path | None, suite: Suite | None = None, settings: Settings | None = None
+) -> Result:
+    """Measure RUN/model by a suite, by default that of `suite_of_run`; writes evaluation.json and gallery into RUN."""
+    chosen, folder = suite_of_run(run, data)
+    (result,) = run_suite([str(run)], suite or chosen, folder, None, settings, say=lambda line: None)
     return result
 
 
-def current_result(run: Path, data: str | Path) -> Result:
-    """The evaluation in RUN if it is about RUN/model as it is now; measured (again) otherwise."""
+def current_result(run: Path, data: str | Path | None) -> Result:
+    """The evaluation in RUN if it is about RUN/model as it is now, by its own suite; measured (again) otherwise."""
     checkpoint = file_sha256(run / "model" / "model.safetensors")
     if (run / "evaluation.json").is_file():
-        result = read_result(run)
-        if result.sha256 == checkpoint and result.content["complete"] and result.content["suite"]["name"] == HELD_OUT:
+        result, (suite, _) = read_result(run), suite_of_run(run, data)
+        if result.sha256 == checkpoint and result.content["complete"] and result.content["suite"]["name"] == suite.name:
             return result
     return measure_run(run, data)

@@ -17,7 +17,7 @@ from pathlib import Path
 from openvision.errors import OpenVisionError
 from openvision.evaluation.evaluators.base import Evaluator, parse_evaluators
 
-HELD_OUT = "heldout"
+HELD_OUT, OWN = "heldout", "own"
 SUITES = (HELD_OUT, "quick", "scenes", "paper")
 _KEYS = ("description", "sets", "evaluate")
 
@@ -117,7 +117,7 @@ def _on_each(tables: list[object], sets: list[str]) -> list[object]:
 def _read(name: str) -> str:
     path = Path(name)
     if not path.is_file():
-        raise OpenVisionError(f"suite {name!r} is neither {', '.join(SUITES)} nor a TOML file")
+        raise OpenVisionError(f"suite {name!r} is neither {', '.join((*SUITES, OWN))} nor a TOML file")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -23,6 +23,8 @@ from openvision.multimodal.model.generate import Decoding, Prompt, load_assistan
 from openvision.provenance import git_state, library_versions
 
 RUN, ANSWERS, RESULT, JUDGE = "run.json", "answers.jsonl", "result.json", "for_the_judge.json"
+SCORES = "scores"
+"""Folder in a model's folder for answers and metrics, where no other is named."""
 _EDGE = 1 << 20
 
 
@@ -152,13 +154,19 @@ def sample_questions(questions: list[Question], limit: int | None) -> list[Quest
     return [question for question in questions if question.id in chosen]
 
 
-def fingerprint(model: str | Path) -> str:
-    """SHA-256 of a model folder: names and sizes of its files, and the first and last MiB of each."""
+def fingerprint(model: str | Path, results: Path | None = None) -> str:
+    """SHA-256 of a model folder: names and sizes of its files, and the first and last MiB of each.
+
+    `results`, by default the folder `scores` in it, is where answers are written, and no part of the model.
+    """
     root = Path(model)
     if not root.is_dir():
         return hashlib.sha256(str(model).encode()).hexdigest()
     digest = hashlib.sha256()
+    outputs = [folder.resolve() for folder in (root / SCORES, results) if folder is not None]
     for path in sorted(root.rglob("*.*")):
+        if any(path.resolve().is_relative_to(output) for output in outputs):
+            continue
         if path.suffix in (".safetensors", ".json", ".jinja"):
             size = path.stat().st_size
             digest.update(f"{path.relative_to(root)} {size}\n".encode())

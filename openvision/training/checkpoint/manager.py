@@ -76,15 +76,15 @@ class Checkpoints:
             remove_unfinished(folder)
         processes.barrier()
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-        """Copy the state after `progress.step` updates and write it in the background; once per step.
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, again: bool = False) -> None:
+        """Copy the state after `progress.step` updates and write it in the background; once per step unless `again`.
 
         Waits for the previous save, whose staging memory it reuses.
         """
         from openvision.training.checkpoint.tensors import Stager, gather_state
 
         self.finish()
-        if progress.step == self._written:
+        if progress.step == self._written and not again:
             return
         tensors, numbers = gather_state(model, optimizer)
         time = datetime.now(UTC).isoformat(timespec="seconds")

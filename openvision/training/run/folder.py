@@ -88,8 +88,26 @@ class RunLock:
             os.write(file, f"process {os.getpid()} on {platform.node()} since {now}\n".encode())
 
 
+def is_claimed(run_folder: Path) -> bool:
+    """Whether a run was started in the folder; what a failed start left behind may be overwritten."""
+    return (run_folder / STORED).exists()
+
+
+def release(run_folder: Path) -> None:
+    """Give the folder back, for a start that failed before its first step: any recipe may be started in it."""
+    for name in (STORED, DATA):
+        (run_folder / name).unlink(missing_ok=True)
+
+
 def claim_recipe(recipe: Recipe, run_folder: Path, force: bool = False) -> list[str]:
-    """Write the recipe to the run folder, after comparing it with the one that the run was started with.
+    """`compare_recipe`, and write the recipe to the run folder."""
+    differences = compare_recipe(recipe, run_folder, force)
+    atomic_write_text(run_folder / STORED, dump_recipe(recipe))
+    return differences
+
+
+def compare_recipe(recipe: Recipe, run_folder: Path, force: bool = False) -> list[str]:
+    """Compare the recipe with the one that the run was started with; nothing is written.
 
     Returns the differences that `force` accepted; without `force` raises OpenVisionError that shows them.
     """
@@ -105,22 +123,37 @@ def claim_recipe(recipe: Recipe, run_folder: Path, force: bool = False) -> list[
             f"{run_folder} holds a run of another recipe:\n{_indented(differences)}\nchoose another run folder, undo "
             "the change, or resume with --force, which is recorded",
         )
-    atomic_write_text(path, dump_recipe(recipe))
     return differences
 
 
-def claim_data(data: Mixture, run_folder: Path, force: bool = False) -> tuple[JsonObject, list[str]]:
-    """Write the identity of the data to the run folder, after comparing it with the data the run was started with.
+def claim_data(
+    data: Mixture, run_folder: Path, force: bool = False, facts: JsonObject | None = None
+) -> tuple[JsonObject, list[str]]:
+    """`compare_data`, and write the identity of the data to the run folder.
 
-    Returns the identity, without single shards, and the differences that `force` accepted; without `force` raises
-    OpenVisionError that shows them.
+    `facts` are kept with it: the `folder` of the data, and whether the batches are `distinct`. Returns the identity,
+    without single shards, and the differences.
+    """
+    differences, _ = compare_data(data, run_folder, force)
+    found = {**describe_data(data), **(facts or {})}
+    atomic_write_text(run_folder / DATA, json.dumps(found, indent=1) + "\n")
+    return _without_shards(found), differences
+
+
+def compare_data(data: Mixture, run_folder: Path, force: bool = False) -> tuple[list[str], bool]:
+    """Compare the data with those that the run was started with; nothing is written.
+
+    Returns the differences that `force` accepted, and whether the order of the run was one that has no image in a batch
+    twice; without `force` raises OpenVisionError that shows the differences.
     """
     path = run_folder / DATA
     found = describe_data(data)
+    distinct = True
     differences: list[str] = []
     if path.exists():
         try:
             before = read_json(path)
+            distinct = before.get("distinct", False) is True
             if before["manifest_sha256"] != found["manifest_sha256"]:
                 differences = _data_diff(before, found)
         except (OpenVisionError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -131,8 +164,7 @@ def claim_data(data: Mixture, run_folder: Path, force: bool = False) -> tuple[Js
             f"the data differ from those that {run_folder} was started with:\n{_indented(differences)}\nrestore them, "
             "choose another run folder, or resume with --force, which is recorded",
         )
-    atomic_write_text(path, json.dumps(found, indent=1) + "\n")
-    return _without_shards(found), differences
+    return differences, distinct
 
 
 def describe_data(data: Mixture) -> JsonObject:
@@ -150,13 +182,16 @@ def describe_data(data: Mixture) -> JsonObject:
     return {"manifest_sha256": data.manifest_hash(), "sources": sources}
 
 
-def claim_tokenizer(settings: Data, model_vocab_size: int, data: Mixture, run_folder: Path) -> Tokenizer:
+def claim_tokenizer(
+    settings: Data, model_vocab_size: int, data: Mixture, run_folder: Path, reuse: bool = True
+) -> Tokenizer:
     """Tokenizer of the run folder; trained or copied there when the run starts.
 
-    Raises OpenVisionError when it has more entries than the model can embed.
+    Without `reuse` one that is there is overwritten: a start that failed left it behind. Raises OpenVisionError when it
+    has more entries than the model can embed.
     """
     folder = run_folder / "tokenizer"
-    if (folder / "tokenizer.json").is_file():
+    if reuse and (folder / "tokenizer.json").is_file():
         return Tokenizer.load(folder)
     if settings.tokenizer is not None:
         tokenizer = Tokenizer.load(Path(settings.tokenizer))

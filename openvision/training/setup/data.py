@@ -6,13 +6,21 @@ from pathlib import Path
 
 import torch
 
+from openvision.data.distinct import Grid
 from openvision.data.loader import Batch, InputSpec, Loader, LoaderOptions
 from openvision.data.mixture import Mixture, Ordering
+from openvision.data.order import Interleaved
 from openvision.data.shards.dataset import ShardDataset
 from openvision.data.shards.store import join_folder
+from openvision.errors import OpenVisionError
 from openvision.recipe.schema import Data, Recipe, Source, Stage
 from openvision.runtime import Processes, send
 from openvision.text.tokenizer import Tokenizer
+from openvision.training.checkpoint.folders import Progress
+
+# A fine-tune that reads its images more often than this says so before it starts; a usual number of passes.
+MANY_PASSES = 30
+FEW_PASSES = 10
 
 
 def open_training_data(data: Data, folder: str | Path, reads_synthetic: bool) -> Mixture:
@@ -62,6 +70,7 @@ def open_loader(
         start=start,
         options=LoaderOptions(
             ordering=ordering_of(recipe.data),
+            distinct=recipe.is_contrastive,
             threads=recipe.run.loader_threads,
             workers=recipe.run.loader_workers,
             rank=rank,
@@ -70,6 +79,53 @@ def open_loader(
             rejects_file=run_folder / (f"rejects-{rank:05d}.jsonl" if rank else "rejects.jsonl"),
         ),
     )
+
+
+def check_batches(recipe: Recipe, data: Mixture) -> None:
+    """Raise OpenVisionError when an image would be in a contrastive batch twice, whatever the order."""
+    if not recipe.is_contrastive:
+        return
+    for stage in recipe.stages:
+        data.distinct_stream(recipe.seed, ordering_of(recipe.data), Grid(stage.batch_size))
+    holders: dict[str, str] = {}
+    for name, source in zip(data.names, data.sources, strict=True):
+        for shard, digest in source.shard_hashes().items():
+            if digest in holders:
+                raise OpenVisionError(
+                    f"sources {holders[digest]} and {name} hold the same shard ({shard}), so that an image could be in "
+                    "a contrastive batch twice; name one of them, with the sum of their weights"
+                )
+        holders |= dict.fromkeys(source.shard_hashes().values(), name)
+
+
+def order_has_changed(recipe: Recipe, data: Mixture, progress: Progress) -> bool:
+    """Whether what is left of a run reads other samples than in the order that could repeat an image in a batch."""
+    if not recipe.is_contrastive:
+        return False
+    begin, taken = progress.position, progress.stage_step
+    for stage in recipe.stages[progress.stage :]:
+        end = begin + (stage.steps - taken) * stage.batch_size
+        grid = Grid(stage.batch_size, begin)
+        if begin < end and data.distinct_stream(recipe.seed, ordering_of(recipe.data), grid).differs(begin, end):
+            return True
+        begin, taken = end, 0
+    return False
+
+
+def describe_passes(recipe: Recipe, data: Mixture) -> list[str]:
+    """Lines about how often a run reads its images, where that is much for a fine-tune."""
+    total = sum(stage.steps * stage.batch_size for stage in recipe.stages)
+    read = Interleaved(data.weights).counts(total)
+    lines = []
+    for name, source, count in zip(data.names, data.sources, read, strict=True):
+        passes = count / len(source)
+        if recipe.start is not None and passes >= MANY_PASSES:
+            lines.append(
+                f"this fine-tune makes {passes:,.0f} passes over the {len(source):,} images of {name}: weights that "
+                f"were trained before learn so few by heart; {FEW_PASSES} passes are {FEW_PASSES * len(source):,} "
+                "samples (stages.N.samples)"
+            )
+    return lines
 
 
 class DeviceBatches(Iterator[Batch]):

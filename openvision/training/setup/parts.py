@@ -8,6 +8,7 @@ import torch
 
 from openvision.data.mixture import Mixture
 from openvision.data.shards.dataset import ShardDataset
+from openvision.errors import OpenVisionError
 from openvision.evaluation.evaluators.base import Evaluator
 from openvision.files import JsonObject, make_folder
 from openvision.models.openvision import OpenVision
@@ -26,9 +27,21 @@ from openvision.training.checkpoint.folders import Progress, checkpoints
 from openvision.training.checkpoint.manager import Checkpoints
 from openvision.training.objective import Objective, build_objective
 from openvision.training.optimizer import Adam, build_optimizer
-from openvision.training.run.folder import claim_data, claim_recipe, claim_tokenizer
+from openvision.training.run.folder import (
+    claim_data,
+    claim_recipe,
+    claim_tokenizer,
+    compare_data,
+    compare_recipe,
+    is_claimed,
+)
 from openvision.training.run.sessions import SessionHistory
-from openvision.training.setup.data import open_training_data, open_validation_data
+from openvision.training.setup.data import (
+    check_batches,
+    open_training_data,
+    open_validation_data,
+    order_has_changed,
+)
 from openvision.training.setup.evaluators import build_evaluators, complete_evaluators
 from openvision.training.setup.model import build_distributed_model, full_model
 from openvision.training.setup.parallel import DistributedModel
@@ -56,6 +69,8 @@ class RunParts:
     """What is evaluated beside the validation split."""
     record: SessionHistory | None
     """The session history; only the main process has it."""
+    new: bool
+    """Whether this session claimed the folder; only the main process knows."""
 
     def full_model(self) -> OpenVision | OpenVision2:
         """The model as it is evaluated and written, all parameters in full, averaged ones where the recipe averages.
@@ -75,6 +90,8 @@ class RunParts:
         sizes = {name: parameter.numel() for name, parameter in self.model.module.named_parameters()}
         total, vision = sum(sizes.values()), sum(size for name, size in sizes.items() if name.startswith("vision."))
         step = self.progress.step
+        if step == recipe.steps:
+            return f"{recipe.name} is finished: all {step} steps are trained, on {len(self.dataset)} samples"
         start = f"resuming {recipe.name} from step {step}" if step else f"training {recipe.name}"
         many = f"{processes.size} processes ({self.model.mode}), " if processes.size > 1 else ""
         return (
@@ -100,16 +117,22 @@ def set_up_run(
     precision = resolve_precision(recipe.run.precision, processes.device)
     recipe = complete_evaluators(recipe, f"recipe {recipe.name}")
     make_folder(run_folder)
-    accepted = claim_recipe(recipe, run_folder, force) if processes.is_main else []
+    new = not is_claimed(run_folder)
+    if processes.is_main:
+        compare_recipe(recipe, run_folder, force)
     # A refused recipe ends the run before the other processes open the data.
     processes.barrier()
     dataset = open_training_data(recipe.data, data_folder, recipe.reads_synthetic)
     validation = open_validation_data(recipe.data, data_folder)
+    check_batches(recipe, dataset)
     evaluators = build_evaluators(recipe, data_folder)
+    was_distinct = True
     with processes.main_first():
-        identity, changes = claim_data(dataset, run_folder, force) if processes.is_main else ({}, [])
+        if processes.is_main:
+            _, was_distinct = compare_data(dataset, run_folder, force)
         # The main process makes the tokenizer; the others read it.
-        tokenizer = claim_tokenizer(recipe.data, recipe.vocab_size, dataset, run_folder)
+        reuse = not (processes.is_main and new)
+        tokenizer = claim_tokenizer(recipe.data, recipe.vocab_size, dataset, run_folder, reuse)
 
     torch.set_float32_matmul_precision(recipe.run.float32_matmul)
     use_deterministic_algorithms(recipe.run.deterministic)
@@ -130,12 +153,24 @@ def set_up_run(
         },
     )
     progress = store.restore(model.module, optimizer)
-    record = SessionHistory(run_folder, processes, model.mode) if processes.is_main else None
-    if record is not None:
+    record = None
+    if processes.is_main:
+        record = SessionHistory(run_folder, processes, model.mode)
+        reordered = [] if was_distinct else _reordered(recipe, dataset, progress, run_folder, force)
+        # The folder is claimed last: a start that fails leaves it to any recipe.
+        url = isinstance(data_folder, str) and "://" in data_folder
+        facts = {
+            "folder": data_folder if url else str(Path(data_folder).resolve()),
+            "distinct": recipe.is_contrastive,
+        }
+        accepted = claim_recipe(recipe, run_folder, force)
+        identity, changes = claim_data(dataset, run_folder, force, facts)
         moved = _moved(store.restored, store.written_by)
         if moved is not None:
             say(f"{moved}: allowed, and not bit-identical to a run on one kind of device")
-        record.begin(dump_recipe(recipe), identity, recipe.seed, progress.step, [*accepted, *changes], moved)
+        record.begin(
+            dump_recipe(recipe), identity, recipe.seed, progress.step, [*accepted, *changes, *reordered], moved
+        )
     return RunParts(
         recipe=recipe,
         folder=run_folder,
@@ -152,7 +187,24 @@ def set_up_run(
         progress=progress,
         evaluators=evaluators,
         record=record,
+        new=new,
     )
+
+
+def _reordered(recipe: Recipe, data: Mixture, progress: Progress, run_folder: Path, force: bool) -> list[str]:
+    """The difference that `force` accepts, of a run whose order could repeat an image in a batch, if it would differ.
+
+    Raises OpenVisionError without `force`.
+    """
+    if progress.step == 0 or not order_has_changed(recipe, data, progress):
+        return []
+    if not force:
+        raise OpenVisionError(
+            f"{run_folder} was started by a version whose batches could hold an image twice, and from step "
+            f"{progress.step} on this one reads some samples in another order; finish the run with that version, start "
+            "a new one from its weights, or resume with --force, which is recorded"
+        )
+    return ["order: an image could be in a batch twice -> each image at most once in a batch"]
 
 
 def _moved(before: JsonObject, now: JsonObject) -> str | None:

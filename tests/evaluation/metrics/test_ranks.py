@@ -137,3 +137,31 @@ def test_no_more_than_a_block_of_similarities_is_held(monkeypatch) -> None:
     metrics.retrieval_ranks(texts, images, owner, np.arange(90), chunk=32)
     metrics.retrieval_ranks(images, texts, np.arange(90), owner, chunk=32)
     assert max(max(shape) for shape in shapes) == 32
+
+
+def test_equal_texts_are_right_for_all_their_images():
+    """A perfect model of class folders: every image at its class's text."""
+    corners = np.eye(3, dtype=np.float32)
+    classes = np.array([0, 1, 0, 2, 1, 0])
+    perfect = retrieve(corners[classes], corners[classes], text_ids=classes).values
+    assert {name: value for name, value in perfect.items() if name.endswith("_r1")} == {"t2i_r1": 1, "i2t_r1": 1}
+    assert perfect["t2i_median"] == perfect["i2t_median"] == 1
+    # Of a model that mixes two classes up nothing is right for them.
+    wrong = np.array([1, 0, 2])[classes]
+    found = retrieve(corners[wrong], corners[classes], text_ids=classes, chunk=2).values
+    assert (found["t2i_r1"], found["i2t_r1"]) == (1 / 6, 1 / 6)
+
+
+def test_an_image_with_several_texts_shares_only_those_that_are_equal():
+    texts = np.eye(4, dtype=np.float32)[[0, 1, 1, 2, 3]]
+    owner, numbers = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 2, 3])
+    # Image 1 is where the text that it shares with image 0 is; image 2 where image 1's other text is.
+    images = np.eye(4, dtype=np.float32)[[0, 1, 2]]
+    found = retrieve(images, texts, np.arange(3), owner, text_ids=numbers)
+    assert found.arrays["t2i_rank"].tolist() == [0, 0, 0, 2, 2]
+    assert found.arrays["i2t_rank"].tolist() == [0, 0, 4]
+    # With different texts it is the plain recall.
+    plain = retrieve(images, texts, np.arange(3), owner)
+    same = retrieve(images, texts, np.arange(3), owner, text_ids=np.arange(5))
+    assert same.arrays["t2i_rank"].tolist() == plain.arrays["t2i_rank"].tolist()
+    assert same.values == plain.values

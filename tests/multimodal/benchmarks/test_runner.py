@@ -1,6 +1,7 @@
 """The runner: answers on disk, resume, refusing to mix runs; lmms-eval's plug-in; published tables."""
 
 import json
+import shutil
 import sys
 import types
 from typing import Any
@@ -114,8 +115,37 @@ def test_no_folder(tmp_path):
 def test_fingerprint_sees_weights(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"1234")
     before = fingerprint(tmp_path)
+    # Answers that are written into the model's folder are no part of it.
+    for place in ("scores/mme", "mine"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "result.json").write_text("{}")
+    assert fingerprint(tmp_path, tmp_path / "mine") == before
     (tmp_path / "a.safetensors").write_bytes(b"1235")
-    assert fingerprint(tmp_path) != before
+    assert fingerprint(tmp_path, tmp_path / "mine") != before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "yes/no", "answer": "cat"}, "question 1 is of kind 'yes/no', and its answer 'cat' is neither"),
+        ({"kind": "polar", "answer": "Yes"}, "question 1 is answered by yes or no, and its kind is 'polar'; write"),
+        ({"kind": 3}, "question 1 needs id, image, kind, question, answer, each a text that is not empty"),
+    ],
+)
+def test_questions_of_another_form_are_named(tmp_path, change, message):
+    question = {"id": "0", "image": "a.png", "kind": "colour", "question": "Which?", "answer": "red"} | change
+    (tmp_path / "questions.json").write_text(json.dumps([question]))
+    with pytest.raises(OpenVisionError, match=message):
+        PICTURES.read(tmp_path)
+
+
+def test_yes_is_yes_in_any_case(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    question = {"id": "0", "image": "a.png", "kind": "Yes/No ", "question": "Is it?", "answer": "Yes"}
+    (tmp_path / "questions.json").write_text(json.dumps([question]))
+    (read,) = PICTURES.read(tmp_path)
+    assert PICTURES.mark(read, "yes.") == {"right": 1.0, "yes": 1.0}
+    assert PICTURES.mark(read, "No") == {"right": 0.0, "yes": 0.0}
 
 
 def test_a_model_answers_in_batches_as_alone(model_folder):
@@ -145,13 +175,16 @@ def test_command_scores_a_model(model_folder, data, tmp_path):
         "pictures",
         "--data",
         str(data),
-        "-o",
-        str(tmp_path / "o"),
     ]
-    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert done.exit_code == 0
-    assert "10 questions about 5 images" in done.output
-    assert (tmp_path / "o" / "pictures" / RESULT).is_file()
+    copy = tmp_path / "model"
+    shutil.copytree(model_folder, copy)
+    arguments[2] = str(copy)
+    # Twice: the answers of the first time lie in the model's folder.
+    for _ in range(2):
+        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert done.exit_code == 0
+        assert "10 questions about 5 images" in done.output
+        assert (copy / "scores" / "pictures" / RESULT).is_file()
 
 
 # --- lmms-eval, by a stand-in of the interface its documentation describes (docs/guides/model_guide.md) -----

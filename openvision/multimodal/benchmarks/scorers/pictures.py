@@ -13,26 +13,43 @@ from openvision.untrusted import path_inside
 # The images are beside the folders of the splits.
 LAYOUT = "questions.json, a list of {id, image, kind, question, answer}; images relative to the folder"
 _POLAR = "yes/no"
+_KEYS = ("id", "image", "kind", "question", "answer")
 
 
 def read(data: Path) -> list[Question]:
-    """The questions of one split."""
+    """The questions of one split; raises OpenVisionError that names a question of another form."""
     questions = []
-    for row in read_json_list(data / "questions.json", LAYOUT):
+    for number, row in enumerate(read_json_list(data / "questions.json", LAYOUT)):
+        _check(row, f"{data / 'questions.json'}: question {number + 1}")
         image = path_inside(data.resolve().parent, f"{data.resolve().name}/{row['image']}")
         if not image.is_file():
             raise OpenVisionError(f"image {image} is missing; make the questions and images again")
-        questions.append(Question(row["id"], image, row["question"], (row["answer"],), row["kind"]))
+        questions.append(Question(row["id"], image, row["question"], (row["answer"],), _kind(row["kind"])))
     return questions
+
+
+def _check(row: object, place: str) -> None:
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) and row[key].strip() for key in _KEYS):
+        raise OpenVisionError(f"{place} needs {', '.join(_KEYS)}, each a text that is not empty")
+    kind, yes_or_no = _kind(row["kind"]), exact_answer(row["answer"]) in ("yes", "no")
+    if kind == _POLAR and not yes_or_no:
+        raise OpenVisionError(f"{place} is of kind {_POLAR!r}, and its answer {row['answer']!r} is neither yes nor no")
+    if kind != _POLAR and yes_or_no:
+        raise OpenVisionError(f"{place} is answered by yes or no, and its kind is {row['kind']!r}; write {_POLAR!r}")
+
+
+def _kind(kind: str) -> str:
+    """Kinds are compared without case and outer spaces."""
+    return kind.strip().lower()
 
 
 def mark(question: Question, answer: str) -> dict[str, float]:
     """1 for the correct answer, case and punctuation ignored."""
-    truth = question.truth[0]
+    truth = exact_answer(question.truth[0])
     if question.group == _POLAR:
         said = starts_yes_or_no(answer)
         return {"right": float(said == truth), "yes": float(said == "yes")}
-    return {"right": float(exact_answer(answer) == exact_answer(truth)), "yes": 0.0}
+    return {"right": float(exact_answer(answer) == truth), "yes": 0.0}
 
 
 def metrics(marks: Marks, weights: NDArray[np.float64]) -> dict[str, float]:
