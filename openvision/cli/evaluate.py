@@ -1,4 +1,4 @@
-"""`openvision eval`: measure checkpoints by a suite, by default on the quickstart's held-out sets."""
+"""`openvision eval`: measure checkpoints by a suite, by default on the held-out sets of a run's data."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from openvision.cli.options import Device, Offline, Resolution, Revision, Squash, Vocabulary
+from openvision.cli.options import DEFAULT_DATA, Device, Offline, Resolution, Revision, Squash, Vocabulary
 from openvision.cli.progress import ProgressLine
 from openvision.errors import OpenVisionError
 from openvision.files import atomic_write_text
@@ -19,9 +19,11 @@ def evaluate(
         typer.Argument(help="Checkpoints of any kind, or folders of finished runs; by default runs/quickstart."),
     ] = None,
     suite: Annotated[
-        str, typer.Option(help="heldout (the quickstart's held-out sets), quick, scenes, paper, or a TOML file.")
+        str, typer.Option(help="heldout (the held-out sets of the data), quick, scenes, paper, or a TOML file.")
     ] = "heldout",
-    data: Annotated[str, typer.Option(help="Folder with the data of the suite.")] = "runs/openmoji",
+    data: Annotated[
+        str | None, typer.Option(help="Folder with the data of the suite; by default the data of the first run.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -48,11 +50,12 @@ def evaluate(
 ) -> None:
     """Measure checkpoints: numbers with intervals as JSON, and one page that compares them all.
 
-    With --suite heldout (the default) a run is measured beside training-free baselines, on the quickstart's two
-    held-out sets, into RUN/evaluation.json.
+    With --suite heldout (the default) a run is measured beside training-free baselines, on the held-out sets of its
+    data (those of OpenMoji or scenes, or else the validation split), into RUN/evaluation.json.
     """
     from openvision.evaluation.report.comparison_page import build_page
     from openvision.evaluation.report.tables import markdown_table, print_held_out, write_open_clip_table
+    from openvision.evaluation.suites.held_out import data_of, held_out_suite
     from openvision.evaluation.suites.run import Settings, run_suite
     from openvision.evaluation.suites.suite import HELD_OUT, load_suite
     from openvision.runtime import resolve_device, resolve_precision
@@ -60,16 +63,18 @@ def evaluate(
 
     where = resolve_device(device)
     resolve_precision("bfloat16" if bfloat16 else "float32", where)
-    chosen = load_suite(suite)
+    sources = checkpoints or ["runs/quickstart"]
+    root = data or data_of(sources[0]) or DEFAULT_DATA
+    chosen = held_out_suite(root) if suite == HELD_OUT else load_suite(suite)
     if template and suite != HELD_OUT:
         raise OpenVisionError("--template belongs to --suite heldout; a suite names its prompts in its file")
     if template:
         chosen = chosen.with_prompts(template)
     into = output if output is not None or suite == HELD_OUT else Path("runs/eval")
     results = run_suite(
-        checkpoints or ["runs/quickstart"],
+        sources,
         chosen,
-        data,
+        root,
         into,
         Settings(resolution, "squash" if squash else "crop", batch_size, threads, str(where), bfloat16),
         Request(vocabulary=vocabulary, revision=revision, offline=offline),

@@ -46,3 +46,5 @@ def with_device(overrides: list[str] | None, device: str | None) -> list[str] | 
 
 
 DEFAULT_CHECKPOINT = "runs/quickstart/model"
+DEFAULT_DATA = "runs/scenes"
+"""Data of the quickstart."""

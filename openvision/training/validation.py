@@ -1,18 +1,15 @@
 """Validation during training: zero-shot and retrieval on the validation shards, or the caption loss.
 
-The evaluators are those of the suite `heldout`, as far as the shards have the texts for them.
+The evaluators are those that the texts of the shards allow (evaluation/suites/own.py).
 """
 
 from openvision.data.shards.dataset import ShardDataset
-from openvision.errors import OpenVisionError
-from openvision.evaluation.data.images import ShardImages
-from openvision.evaluation.evaluators.base import Evaluator, measure_all
+from openvision.evaluation.evaluators.base import measure_all
 from openvision.evaluation.evaluators.caption_loss import CaptionLoss
 from openvision.evaluation.evaluators.in_training import WHEN_OUT_OF_MEMORY
 from openvision.evaluation.evaluators.model import EvaluatedModel
-from openvision.evaluation.evaluators.retrieval import Retrieval
-from openvision.evaluation.evaluators.zero_shot import ZeroShot
 from openvision.evaluation.suites.held_out import PREFIXES
+from openvision.evaluation.suites.own import validation_evaluators
 from openvision.models.protocols import Model
 from openvision.runtime import SINGLE_PROCESS, Processes
 from openvision.text.tokenizer import Tokenizer
@@ -61,40 +58,6 @@ def validate(
         elif evaluator.title == "groups":
             numbers["categories"] = int(measured.facts["classes"])
     return numbers
-
-
-def validation_evaluators(dataset: ShardDataset, has_text: bool) -> list[Evaluator]:
-    """What the texts of the shards allow to measure; raises OpenVisionError when not every image has an alt-text.
-
-    Images without names are told apart by their alt-texts.
-    """
-    data, alt, synthetic = str(dataset.folder), dataset.alt_key, dataset.synthetic_key
-    if not has_text:
-        return [CaptionLoss(data=data, text=synthetic, alt=alt)]
-    shards = ShardImages(dataset.folder)
-    # Bad samples are left out, whatever is measured.
-    texts = {name: shards.texts(name) for name in ("name", alt, synthetic)}
-    good = [row for row in range(len(shards.places)) if row not in shards.bad]
-    complete = {name: all(found[row] for row in good) for name, found in texts.items()}
-    categories = shards.values("category")
-    complete["category"] = all(isinstance(categories[row], str) and categories[row] for row in good)
-    label = "name" if complete["name"] else alt
-    if not complete[label]:
-        raise OpenVisionError(
-            f"{data}: not every sample has a {alt!r}; validation needs a name or an alt-text for each"
-        )
-    evaluators: list[Evaluator] = [
-        ZeroShot(name="names", data=data, label=label),
-        Retrieval(name="name retrieval", data=data, text=label, captions=1, prompts="plain"),
-    ]
-    if complete[alt]:
-        evaluators.append(Retrieval(name="alt-texts", data=data, text=alt, captions=1))
-    if complete[synthetic]:
-        sentence = Retrieval(name="first sentences", data=data, text=synthetic, sentences=True, captions=1)
-        evaluators.append(sentence)
-    if complete["category"]:
-        evaluators.append(ZeroShot(name="groups", data=data, label="category", words=True))
-    return evaluators
 
 
 def headline(numbers: dict[str, float]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from bench import KILLED, REQUEUE, Bench, assert_same, events
 
-from openvision.training.run.sessions import read_sessions
+from openvision.provenance import read_sessions
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(bench: Bench) -> None:

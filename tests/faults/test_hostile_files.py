@@ -13,12 +13,12 @@ import torch
 from hostile import Count, copied, damage, damaged_bytes, mutate
 from safetensors.torch import save_file
 
+from openvision.provenance import read_sessions
 from openvision.recipe.schema import load_recipe
 from openvision.recipe.view import check_recipe
 from openvision.renamed import read_metrics
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.checkpoint.folders import checkpoints, find_checkpoint, read_state, table_of, verify
-from openvision.training.run.sessions import read_sessions
 from openvision.weights.load import Request, load_checkpoint
 from openvision.weights.open_clip import config_to_open_clip, to_open_clip
 

@@ -15,7 +15,7 @@ from bench import REQUEUE, Bench, assert_same, losses
 from grain.experimental import index_shuffle
 
 from openvision.data.order import GlobalShuffle
-from openvision.training.run.sessions import read_sessions
+from openvision.provenance import read_sessions
 
 
 def test_another_recipe_or_other_data_is_refused(bench: Bench) -> None:

@@ -3,7 +3,7 @@
     RUN/report/index.html           images inside as data URIs, no request to any server
     RUN/report/learning_curves.png  accuracy.png, retrieval.png, neighbours.png, patches.png
 
-The page is written completely or not at all. Its numbers and examples are those of the suite `heldout`.
+The page is written completely or not at all. Its numbers and examples are those of the held-out sets of the run's data.
 """
 
 import tomllib
@@ -26,13 +26,23 @@ from openvision.evaluation.report.gallery import (
 )
 from openvision.evaluation.report.parts import Cell, Row, Table, asked, chart, provenance, side_by_side
 from openvision.evaluation.report.template import render
-from openvision.evaluation.suites.held_out import METRICS, MODEL, HeldOut, current_result, held_out_sets
+from openvision.evaluation.suites.held_out import (
+    METRICS,
+    MODEL,
+    HeldOut,
+    current_result,
+    held_out_sets,
+    held_out_suite,
+)
 from openvision.evaluation.suites.results import Result
 from openvision.evaluation.suites.run import Settings, evaluated
-from openvision.evaluation.suites.suite import HELD_OUT, load_suite, title_on, usable
+from openvision.evaluation.suites.suite import title_on, usable
 from openvision.files import JsonObject, atomic_folder
 from openvision.renamed import read_metrics
 from openvision.weights.load import load_checkpoint
+
+# Evaluators whose texts are shown with the images they find: the first of these that there is.
+QUERIES = ("short sentences", "name retrieval", "first sentences", "alt-texts")
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,8 @@ def build_report(run: Path, data: str | Path) -> Path:
         _write_missing_gallery(run, data)
     gallery = read_gallery(run)
     examples = _examples(gallery, sets[0].name)
-    page = render("report.html", _context(run, lines, result, sets, gallery, examples))
+    notes = held_out_suite(data).notes
+    page = render("report.html", _context(run, lines, result, sets, notes, gallery, examples))
     with atomic_folder(run / "report") as folder:
         (folder / "index.html").write_text(page, encoding="utf-8")
         for name, png in _pngs(lines, gallery, examples).items():
@@ -95,7 +106,7 @@ def read_log(path: Path) -> list[JsonObject]:
 
 def _write_missing_gallery(run: Path, data: str | Path) -> None:
     """The gallery of an evaluation by an earlier version, which wrote none."""
-    suite = load_suite(HELD_OUT)
+    suite = held_out_suite(data)
     model = evaluated(load_checkpoint(run / "model"), Settings())
     chosen, _ = usable(suite.evaluators, model.has_text, model.has_decoder)
     write_gallery(run, suite.shown(chosen), model, data)
@@ -112,10 +123,11 @@ class Examples:
 
 
 def _examples(gallery: Gallery, data: str) -> Examples:
-    """Texts to images by name, mistakes by name, and the neighbours and captions of any evaluator."""
+    """Texts to images, mistakes by name, and the neighbours and captions of any evaluator."""
     shown = gallery["evaluators"]
+    asked = [shown.get(title_on(data, name), {}) for name in QUERIES]
     examples = Examples(
-        shown.get(title_on(data, "name retrieval"), {}).get("queries", []),
+        next((one for one in asked if one.get("queries")), {}).get("queries", []),
         shown.get(title_on(data, "names"), {}).get("mistakes", []),
     )
     for one in shown.values():
@@ -136,13 +148,21 @@ def _pngs(lines: list[JsonObject], gallery: Gallery, examples: Examples) -> dict
 
 
 def _context(
-    run: Path, lines: list[JsonObject], result: Result, sets: Sequence[HeldOut], gallery: Gallery, examples: Examples
+    run: Path,
+    lines: list[JsonObject],
+    result: Result,
+    sets: Sequence[HeldOut],
+    notes: Sequence[str],
+    gallery: Gallery,
+    examples: Examples,
 ) -> dict[str, object]:
     """Everything the template reads."""
     recipe = _recipe(run)
     return {
         "title": recipe.get("name", run.name),
         "description": recipe.get("description", ""),
+        "start": recipe.get("start"),
+        "notes": notes,
         "last": max((line for line in lines if line["kind"] == "train"), key=lambda line: line["step"]),
         "stages": figures.stage_spans(lines, "seconds"),
         "measured": any(line["kind"] == "eval" for line in lines),

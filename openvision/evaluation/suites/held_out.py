@@ -1,16 +1,20 @@
 """The held-out evaluation as people read it: for each set the model beside the training-free baselines.
 
-The numbers are those of the suite `heldout` (heldout.toml); the same evaluators measure the validation split during
-training (training/validation.py).
+Which sets there are depends on the data: those of OpenMoji (heldout.toml), of scenes (heldout_scenes.toml), or the
+validation split of one's own (own.py).
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from openvision.errors import OpenVisionError
+from openvision.evaluation.evaluators.base import absent
+from openvision.evaluation.suites.own import VALIDATION, own_suite
 from openvision.evaluation.suites.results import Entry, Result, file_sha256, read_result
 from openvision.evaluation.suites.run import Settings, run_suite
-from openvision.evaluation.suites.suite import HELD_OUT, Suite, load_suite, title_on
+from openvision.evaluation.suites.suite import HELD_OUT, HELD_OUT_SUITES, SCENES, Suite, load_suite, title_on
+from openvision.provenance import read_sessions
 
 MODEL = "model"
 # Name of an evaluator of the suite -> what its metrics are called beside those of the others.
@@ -19,7 +23,10 @@ PREFIXES = {
     "name retrieval": "",
     "alt-texts": "alt_",
     "first sentences": "sentence_",
+    "short sentences": "short_",
     "groups": "category_",
+    "printed word": "word_",
+    "number of objects": "count_",
 }
 ROWS = {
     "chance": "chance",
@@ -40,7 +47,12 @@ METRICS = {
     "alt_t2i_r10": "alt to image R@10",
     "sentence_t2i_r1": "sentence to image R@1",
     "sentence_t2i_r10": "sentence to image R@10",
+    "short_t2i_r1": "short sentence to image R@1",
+    "short_t2i_r5": "short sentence to image R@5",
+    "short_i2t_r1": "image to short sentence R@1",
     "category_top1": "group, zero-shot",
+    "word_pooled_top1": "printed word, probe",
+    "count_pooled_top1": "number of objects, probe",
 }
 
 
@@ -94,10 +106,14 @@ def held_out_sets(result: Result) -> list[HeldOut]:
 def _held_out(data: str, measured: Mapping[str, Entry]) -> HeldOut:
     rows: dict[str, dict[str, Share]] = {row: {} for row in (*ROWS.values(), MODEL)}
     for name, prefix in PREFIXES.items():
-        if (entry := measured.get(title_on(data, name))) is not None:
-            rows[MODEL] |= {f"{prefix}{metric}": share for metric, share in _shares(entry)}
-        baselines = measured.get(title_on(data, f"baselines, {name}"))
-        for metric, share in _shares(baselines) if baselines is not None else ():
+        for metric, share in _shares(measured.get(title_on(data, name))):
+            row, _, own = metric.partition("_")
+            # A probe has its baselines beside it.
+            if row in ROWS:
+                rows[ROWS[row]][f"{prefix}pooled_{own}"] = share
+            else:
+                rows[MODEL][f"{prefix}{metric}"] = share
+        for metric, share in _shares(measured.get(title_on(data, f"baselines, {name}"))):
             row, _, own = metric.partition("_")
             rows[ROWS[row]][f"{prefix}{own}"] = share
     names = measured[title_on(data, "names")]
@@ -111,15 +127,41 @@ def _held_out(data: str, measured: Mapping[str, Entry]) -> HeldOut:
     )
 
 
-def _shares(entry: Entry) -> Iterator[tuple[str, Share]]:
+def _shares(entry: Entry | None) -> Iterator[tuple[str, Share]]:
+    if entry is None:
+        return
     for metric, value in entry["values"].items():
         bounds = entry["intervals"].get(metric)
         yield metric, Share(value, (bounds[0], bounds[1]) if bounds is not None else None)
 
 
+def held_out_suite(data: str | Path) -> Suite:
+    """The suite that fits a data folder; raises OpenVisionError for one without any held-out set."""
+    for name in (HELD_OUT, SCENES):
+        suite = load_suite(name)
+        if any(absent(one, data) is None for one in suite.sets) and "://" not in str(data):
+            return suite
+    if absent("", data) is not None:
+        raise OpenVisionError(f"{data} does not exist; give --data, the folder with the shards of the held-out sets")
+    if absent(VALIDATION, data) is not None:
+        raise OpenVisionError(
+            f"{data} holds neither held-out sets nor a validation split to measure on; `openvision data make` writes "
+            "one with --holdout 0.1"
+        )
+    return own_suite(data)
+
+
+def data_of(run: str | Path) -> str | None:
+    """The data folder that a run was trained on last, as it was given; None where the run does not say."""
+    folder = Path(run)
+    sessions = read_sessions(folder.parent if folder.name == "model" else folder)
+    found = sessions[-1].get("data_folder") if sessions else None
+    return found if isinstance(found, str) else None
+
+
 def measure_run(run: Path, data: str | Path, suite: Suite | None = None, settings: Settings | None = None) -> Result:
-    """Measure RUN/model by the suite `heldout` and write evaluation.json and the gallery into RUN."""
-    (result,) = run_suite([str(run)], suite or load_suite(HELD_OUT), data, None, settings, say=lambda line: None)
+    """Measure RUN/model on the held-out sets of its data and write evaluation.json and the gallery into RUN."""
+    (result,) = run_suite([str(run)], suite or held_out_suite(data), data, None, settings, say=lambda line: None)
     return result
 
 
@@ -128,6 +170,7 @@ def current_result(run: Path, data: str | Path) -> Result:
     checkpoint = file_sha256(run / "model" / "model.safetensors")
     if (run / "evaluation.json").is_file():
         result = read_result(run)
-        if result.sha256 == checkpoint and result.content["complete"] and result.content["suite"]["name"] == HELD_OUT:
+        suite = result.content["suite"]["name"]
+        if result.sha256 == checkpoint and result.content["complete"] and suite in HELD_OUT_SUITES:
             return result
     return measure_run(run, data)

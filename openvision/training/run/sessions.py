@@ -15,12 +15,11 @@ from pathlib import Path
 import torch
 
 from openvision.errors import OpenVisionError
-from openvision.files import JsonObject, atomic_write_text, read_text
+from openvision.files import JsonObject, atomic_write_text
 from openvision.hardware import DEVICES
-from openvision.provenance import describe_run, dirty_diff
+from openvision.provenance import SESSIONS, describe_run, dirty_diff, read_sessions
 from openvision.runtime import Processes
 
-SESSIONS = "sessions.json"
 CODE = "code"
 # What the provenance of a model keeps of a session.
 _SUMMARY = ("started", "device", "processes", "mode", "from_step", "to_step", "accepted")
@@ -28,20 +27,6 @@ _SUMMARY = ("started", "device", "processes", "mode", "from_step", "to_step", "a
 _WATTS_PER_THREAD = 10.0
 # Assumed power of an accelerator that openvision.hardware does not list.
 _WATTS_PER_ACCELERATOR = 400.0
-
-
-def read_sessions(run_folder: Path) -> list[JsonObject]:
-    """Sessions of a run, oldest first; empty before its first start. Raises OpenVisionError when unreadable."""
-    path = run_folder / SESSIONS
-    if not (path.is_symlink() or path.exists()):
-        return []
-    try:
-        sessions: object = json.loads(read_text(path))
-        if not isinstance(sessions, list) or not all(isinstance(session, dict) for session in sessions):
-            raise ValueError("it is no list of sessions")
-    except (OpenVisionError, ValueError, RecursionError) as error:
-        raise OpenVisionError(f"{path} cannot be read ({error}); remove it to resume without the history") from error
-    return sessions
 
 
 class SessionHistory:
@@ -57,6 +42,7 @@ class SessionHistory:
     def begin(
         self,
         recipe_toml: str,
+        data_folder: str | Path,
         data: JsonObject,
         seed: int,
         step: int,
@@ -83,6 +69,7 @@ class SessionHistory:
                 "seconds": 0.0,
                 "energy": self._energy(0.0),
                 "accepted": accepted,
+                "data_folder": str(data_folder) if "://" in str(data_folder) else str(Path(data_folder).absolute()),
                 "data": data,
                 **described,
             }

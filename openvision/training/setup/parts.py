@@ -135,7 +135,9 @@ def set_up_run(
         moved = _moved(store.restored, store.written_by)
         if moved is not None:
             say(f"{moved}: allowed, and not bit-identical to a run on one kind of device")
-        record.begin(dump_recipe(recipe), identity, recipe.seed, progress.step, [*accepted, *changes], moved)
+        record.begin(
+            dump_recipe(recipe), data_folder, identity, recipe.seed, progress.step, [*accepted, *changes], moved
+        )
     return RunParts(
         recipe=recipe,
         folder=run_folder,

@@ -22,8 +22,9 @@ from openvision.evaluation.evaluators.model import EvaluatedModel, prepared_batc
 from openvision.evaluation.evaluators.zero_shot import ZeroShot, answers, per_class, summarize
 from openvision.evaluation.metrics.calibration import calibration, confidences
 from openvision.evaluation.metrics.ranks import similarity
+from openvision.evaluation.suites.own import validation_evaluators
 from openvision.images.decode import BadSampleError
-from openvision.training.validation import validate, validation_evaluators
+from openvision.training.validation import validate
 from openvision.weights.folder import load_folder
 
 ALL = [

@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from openvision.errors import OpenVisionError
+from openvision.provenance import read_sessions
 from openvision.recipe.schema import dump_recipe
 from openvision.training.run.folder import claim_data, claim_recipe
-from openvision.training.run.sessions import read_sessions
 from openvision.training.setup.data import open_training_data
 from openvision.training.setup.parts import set_up_run
 from openvision.training.trainer import Trainer
