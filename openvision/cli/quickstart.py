@@ -18,7 +18,9 @@ class Source(StrEnum):
     OPENMOJI = "openmoji"
 
 
-RECIPES = {Source.SCENES: Path("recipes/quickstart.toml"), Source.OPENMOJI: Path("recipes/openmoji.toml")}
+# So few kinds of objects that minutes teach their names.
+OBJECTS = 40
+RECIPES = {Source.SCENES: Path("recipes/quickstart.toml"), Source.OPENMOJI: Path("recipes/quickstart_openmoji.toml")}
 
 
 def quickstart(
@@ -28,7 +30,9 @@ def quickstart(
     ] = Source.SCENES,
     recipe: Annotated[
         Path | None,
-        typer.Option(help="The recipe to train.", show_default="recipes/quickstart.toml, or recipes/openmoji.toml"),
+        typer.Option(
+            help="The recipe to train.", show_default="recipes/quickstart.toml, or recipes/quickstart_openmoji.toml"
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change a value of the recipe; repeatable.")
@@ -70,4 +74,4 @@ def _draw(source: Source, data: Path) -> None:
     from openvision.data.sources.scenes.make import Options, make_scenes
 
     line = ProgressLine("scenes")
-    make_scenes(data, Options(), progress=lambda done, total: line(done, done / total))
+    make_scenes(data, Options(objects=OBJECTS), progress=lambda done, total: line(done, done / total))
