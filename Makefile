@@ -10,10 +10,14 @@ ORACLE := .venv-oracle/bin
 ORACLE_PIP := $(ORACLE)/python -m pip install --quiet --disable-pip-version-check
 TORCHVISION ?= torchvision==0.28.0
 
-.PHONY: quickstart test test-slow test-gpu bench-gpu lint format golden clean
+.PHONY: quickstart quickstart-clip test test-slow test-gpu bench-gpu lint format golden clean
 
 quickstart: .venv/.quickstart
 	$(BIN)/openvision quickstart
+
+# Plain CLIP on the same scenes for the same time.
+quickstart-clip: .venv/.quickstart
+	$(BIN)/openvision quickstart --recipe recipes/quickstart_clip.toml
 
 test: .venv/.dev .venv-oracle/.ready
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu" -n 2

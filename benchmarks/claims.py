@@ -4,7 +4,7 @@
     python benchmarks/claims.py tune full clip                # learning rates, chosen on the validation scenes
     python benchmarks/claims.py table a --seeds 0 1 2
     python benchmarks/claims.py gpu --minutes 8.5 --out OUT   # scenes, tuning, training and rows on one GPU
-    python benchmarks/claims.py show benchmarks/results/claims-cpu
+    python benchmarks/claims.py show benchmarks/results/claims-cpu --picture f docs/images/claims.png
 
 Runs that are compared train for equal seconds (or with `--samples` on equal samples), a process each. On a CPU these
 are seconds of processor time by the speeds that `speeds` measured; without them, and on a GPU, each run measures its
@@ -29,7 +29,7 @@ from ablations.rows import Rows, key_of, markdown
 from ablations.variants import DEFAULT_WORLD, MEASUREMENTS, PROFILES, TABLES, VARIANTS, variant
 
 from openvision.errors import OpenVisionError
-from openvision.files import JsonObject, append_lines, atomic_write_text, make_folder
+from openvision.files import JsonObject, append_lines, atomic_write_bytes, atomic_write_text, make_folder
 
 if TYPE_CHECKING:
     from ablations.budget import Speed
@@ -290,6 +290,11 @@ def show(arguments: argparse.Namespace) -> None:
     rows = Rows(arguments.results / ROWS)
     for table in dict.fromkeys(row["table"] for row in rows.rows if row["measured"]):
         print(f"**{table}**\n\n{markdown(rows.of(table, list(VARIANTS)))}")
+    if arguments.picture is not None:
+        from ablations.figure import picture
+
+        table, file = arguments.picture
+        atomic_write_bytes(Path(file), picture(rows.of(table, list(VARIANTS))))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -346,6 +351,7 @@ def parse() -> argparse.Namespace:
 
     one = commands.add_parser("show", help=show.__doc__)
     one.add_argument("results", type=Path)
+    one.add_argument("--picture", nargs=2, metavar=("TABLE", "FILE"), help="also draw a table as PNG")
     one.set_defaults(call=show)
     one = commands.add_parser("run", help=run.__doc__)
     one.add_argument("task", type=Path)

@@ -1,6 +1,6 @@
 """Train several recipes over several seeds on the same data and put their held-out results side by side.
 
-    python benchmarks/compare_recipes.py recipes/quickstart.toml recipes/quickstart_clip.toml \
+    python benchmarks/compare_recipes.py recipes/quickstart_openmoji.toml recipes/quickstart_openmoji_clip.toml \
         --data runs/openmoji --runs runs/compare --seeds 0 1 2 -o benchmarks/results/recipe_against_clip.json
 
 The recipes of a seed run at the same time, each on its share of the cores: whatever slows the machine slows all of them

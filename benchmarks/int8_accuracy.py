@@ -1,6 +1,6 @@
-"""What lower precision in ONNX Runtime costs in zero-shot accuracy: the quickstart's encoder on its two held-out sets.
+"""What lower precision in ONNX Runtime costs in zero-shot accuracy: an encoder of emoji on its two held-out sets.
 
-    python benchmarks/int8_accuracy.py runs/quickstart/model --data runs/openmoji \
+    python benchmarks/int8_accuracy.py runs/quickstart_openmoji/model --data runs/openmoji \
         -o benchmarks/results/int8_accuracy.json
 
 Images and names both go through the exported graphs. "agree" is the share of images whose best name is the one

@@ -1,6 +1,6 @@
 """Table of the demonstration, with the machine that it ran on: encoders inside a small language model.
 
-    python benchmarks/vlm_demo.py --encoder runs/quickstart/model --other clip=runs/clip/model \
+    python benchmarks/vlm_demo.py --encoder runs/quickstart_openmoji/model --other clip=runs/clip/model \
         --data runs/openmoji --runs runs/vlm_demo -o benchmarks/results/vlm_demo.json
 
 Runs `openvision vlm demo`, writes the committed results, and adds the lead of the first encoder over each other one,
@@ -65,7 +65,7 @@ def paired_table(paired: dict[str, dict[str, list[float]]], first: str) -> str:
 def main() -> None:
     """Run the demonstration and write JSON and markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", default="runs/quickstart/model")
+    parser.add_argument("--encoder", default="runs/quickstart_openmoji/model")
     parser.add_argument("--other", action="append", default=[], help="NAME=ENCODER")
     parser.add_argument("--data", type=Path, default=Path("runs/openmoji"))
     parser.add_argument("--recipe", type=Path, default=Path("recipes/vlm/demo.toml"))

@@ -17,13 +17,13 @@ from ablations.variants import PROFILES, Profile, Variant, parts_of, recipe_of, 
 from openvision.data.shards.dataset import ShardDataset
 from openvision.evaluation.evaluators.base import Evaluator, measure_all
 from openvision.evaluation.evaluators.model import EvaluatedModel
+from openvision.evaluation.suites.own import validation_evaluators
 from openvision.evaluation.suites.run import Settings, evaluated
 from openvision.evaluation.suites.suite import load_suite, usable
 from openvision.files import JsonObject, atomic_write_text, read_json_lines
 from openvision.provenance import git_state, library_versions, processor_name
 from openvision.runtime import resolve_device
 from openvision.training.trainer import launch
-from openvision.training.validation import validation_evaluators
 from openvision.weights.load import load_checkpoint
 
 VALIDATION = "validation"

@@ -21,8 +21,8 @@ def evaluate(
     suite: Annotated[
         str | None,
         typer.Option(
-            help="heldout (the quickstart's held-out sets), own (the validation shards of the run), quick, scenes, "
-            "paper, or a TOML file; by default heldout where the data have these sets, else own."
+            help="heldout (the held-out sets of scenes or OpenMoji), own (the validation shards of the run), quick, "
+            "scenes, paper, or a TOML file; by default heldout where the data have these sets, else own."
         ),
     ] = None,
     data: Annotated[
@@ -55,14 +55,13 @@ def evaluate(
 ) -> None:
     """Measure checkpoints: numbers with intervals as JSON, and one page that compares them all.
 
-    Without --suite a run is measured beside training-free baselines, on the quickstart's two held-out sets or on its
-    own validation shards, into RUN/evaluation.json.
+    Without --suite a run is measured beside training-free baselines, on the held-out sets of scenes or OpenMoji or
+    on its own validation shards, into RUN/evaluation.json.
     """
     from openvision.evaluation.report.comparison_page import build_page
     from openvision.evaluation.report.tables import markdown_table, print_held_out, write_open_clip_table
-    from openvision.evaluation.suites.own import suite_of_run
+    from openvision.evaluation.suites.own import OF_RUNS, suite_of_run
     from openvision.evaluation.suites.run import Settings, run_suite
-    from openvision.evaluation.suites.suite import HELD_OUT, OWN
     from openvision.runtime import resolve_device, resolve_precision
     from openvision.weights.load import Request
 
@@ -70,7 +69,7 @@ def evaluate(
     resolve_precision("bfloat16" if bfloat16 else "float32", where)
     sources = checkpoints or ["runs/quickstart"]
     chosen, folder = suite_of_run(Path(sources[0]), data, suite)
-    of_run = chosen.name in (HELD_OUT, OWN)
+    of_run = chosen.name in OF_RUNS
     if template and not of_run:
         raise OpenVisionError("--template belongs to --suite heldout or own; a suite names its prompts in its file")
     if template:

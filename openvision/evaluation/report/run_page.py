@@ -3,8 +3,7 @@
     RUN/report/index.html           images inside as data URIs, no request to any server
     RUN/report/learning_curves.png  accuracy.png, retrieval.png, neighbours.png, patches.png
 
-The page is written completely or not at all. Its numbers and examples are those of the suite `heldout`,
-or `own` for a run on other data.
+The page is written completely or not at all. Its numbers and examples are those of the run's suite (suites/own.py).
 """
 
 import tomllib
@@ -35,6 +34,9 @@ from openvision.evaluation.suites.suite import title_on, usable
 from openvision.files import JsonObject, atomic_folder
 from openvision.renamed import read_metrics
 from openvision.weights.load import load_checkpoint
+
+# Evaluators whose texts are shown with the images they find: the first of these that there is.
+QUERIES = ("short sentences", "name retrieval", "first sentences", "alt-texts")
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def build_report(run: Path, data: str | Path | None = None) -> Path:
         _write_missing_gallery(run, data)
     gallery = read_gallery(run)
     examples = _examples(gallery, sets[0].name)
-    page = render("report.html", _context(run, lines, result, sets, gallery, examples))
+    notes = suite_of_run(run, data)[0].notes
+    page = render("report.html", _context(run, lines, result, sets, notes, gallery, examples))
     with atomic_folder(run / "report") as folder:
         (folder / "index.html").write_text(page, encoding="utf-8")
         for name, png in _pngs(lines, gallery, examples).items():
@@ -114,11 +117,11 @@ class Examples:
 
 
 def _examples(gallery: Gallery, data: str) -> Examples:
-    """Texts to images by name, mistakes by name, and the neighbours and captions of any evaluator."""
+    """Texts to images, mistakes by name, and the neighbours and captions of any evaluator."""
     shown = gallery["evaluators"]
+    queries = [shown.get(title_on(data, name), {}).get("queries", []) for name in QUERIES]
     examples = Examples(
-        shown.get(title_on(data, "name retrieval"), {}).get("queries", []),
-        shown.get(title_on(data, "names"), {}).get("mistakes", []),
+        next((one for one in queries if one), []), shown.get(title_on(data, "names"), {}).get("mistakes", [])
     )
     for one in shown.values():
         examples.neighbours = one.get("neighbours", examples.neighbours)
@@ -138,7 +141,13 @@ def _pngs(lines: list[JsonObject], gallery: Gallery, examples: Examples) -> dict
 
 
 def _context(
-    run: Path, lines: list[JsonObject], result: Result, sets: Sequence[HeldOut], gallery: Gallery, examples: Examples
+    run: Path,
+    lines: list[JsonObject],
+    result: Result,
+    sets: Sequence[HeldOut],
+    notes: Sequence[str],
+    gallery: Gallery,
+    examples: Examples,
 ) -> dict[str, object]:
     """Everything the template reads."""
     recipe = _recipe(run)
@@ -146,6 +155,7 @@ def _context(
         "title": recipe.get("name", run.name),
         "description": recipe.get("description", ""),
         "start": recipe.get("start"),
+        "notes": notes,
         "last": max((line for line in lines if line["kind"] == "train"), key=lambda line: line["step"]),
         "stages": figures.stage_spans(lines, "seconds"),
         "measured": any(line["kind"] == "eval" for line in lines),

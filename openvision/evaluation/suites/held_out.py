@@ -1,6 +1,6 @@
 """The held-out evaluation as people read it: for each set the model beside the training-free baselines.
 
-The numbers are those of the suite `heldout` (heldout.toml), or of `own` (own.py) for a run on other data.
+The numbers are those of the suites `heldout` and `heldout_scenes`, or of `own` (own.py) for a run on other data.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,10 @@ PREFIXES = {
     "name retrieval": "",
     "alt-texts": "alt_",
     "first sentences": "sentence_",
+    "short sentences": "short_",
     "groups": "category_",
+    "printed word": "word_",
+    "number of objects": "count_",
 }
 ROWS = {
     "chance": "chance",
@@ -40,7 +43,12 @@ METRICS = {
     "alt_t2i_r10": "alt to image R@10",
     "sentence_t2i_r1": "sentence to image R@1",
     "sentence_t2i_r10": "sentence to image R@10",
+    "short_t2i_r1": "short sentence to image R@1",
+    "short_t2i_r5": "short sentence to image R@5",
+    "short_i2t_r1": "image to short sentence R@1",
     "category_top1": "group, zero-shot",
+    "word_pooled_top1": "printed word, probe",
+    "count_pooled_top1": "number of objects, probe",
 }
 
 
@@ -94,10 +102,14 @@ def held_out_sets(result: Result) -> list[HeldOut]:
 def _held_out(data: str, measured: Mapping[str, Entry]) -> HeldOut:
     rows: dict[str, dict[str, Share]] = {row: {} for row in (*ROWS.values(), MODEL)}
     for name, prefix in PREFIXES.items():
-        if (entry := measured.get(title_on(data, name))) is not None:
-            rows[MODEL] |= {f"{prefix}{metric}": share for metric, share in _shares(entry)}
-        baselines = measured.get(title_on(data, f"baselines, {name}"))
-        for metric, share in _shares(baselines) if baselines is not None else ():
+        for metric, share in _shares(measured.get(title_on(data, name))):
+            row, _, own = metric.partition("_")
+            # A probe has its baselines beside it.
+            if row in ROWS:
+                rows[ROWS[row]][f"{prefix}pooled_{own}"] = share
+            else:
+                rows[MODEL][f"{prefix}{metric}"] = share
+        for metric, share in _shares(measured.get(title_on(data, f"baselines, {name}"))):
             row, _, own = metric.partition("_")
             rows[ROWS[row]][f"{prefix}{own}"] = share
     names = measured[title_on(data, "names")]
@@ -111,7 +123,9 @@ def _held_out(data: str, measured: Mapping[str, Entry]) -> HeldOut:
     )
 
 
-def _shares(entry: Entry) -> Iterator[tuple[str, Share]]:
+def _shares(entry: Entry | None) -> Iterator[tuple[str, Share]]:
+    if entry is None:
+        return
     for metric, value in entry["values"].items():
         bounds = entry["intervals"].get(metric)
         yield metric, Share(value, (bounds[0], bounds[1]) if bounds is not None else None)

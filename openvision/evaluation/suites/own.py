@@ -1,4 +1,6 @@
-"""The suite `own`: what the validation shards of a run allow to measure, e.g. those that `openvision data make` wrote.
+"""Which suite a run is measured by: the held-out sets of generated data, or else the suite `own`.
+
+`own` is what the validation shards of a run allow to measure, e.g. those that `openvision data make` wrote.
 
 The same evaluators measure the validation split during training (training/validation.py). Here the training-free
 baselines stand beside them, as in the suite `heldout`, whose form the results have.
@@ -18,25 +20,34 @@ from openvision.evaluation.evaluators.baselines import Baselines
 from openvision.evaluation.evaluators.caption_loss import CaptionLoss
 from openvision.evaluation.evaluators.retrieval import Retrieval
 from openvision.evaluation.evaluators.zero_shot import ZeroShot
-from openvision.evaluation.suites.suite import HELD_OUT, OWN, Suite, load_suite, title_on
+from openvision.evaluation.suites.suite import HELD_OUT, HELD_OUT_SCENES, OWN, Suite, load_suite, title_on
 from openvision.files import JsonObject, read_json
 
-QUICKSTART_DATA = "runs/openmoji"
+QUICKSTART_DATA = "runs/scenes"
+OF_RUNS = (HELD_OUT, HELD_OUT_SCENES, OWN)
+"""Suites that stand in the folder of a run and in its report."""
+_NOTES = (
+    "The images are the validation split of the run's own data: training measured it, and choices may have been made "
+    "on it.",
+    "Classes are the names of the images, or, where not every image has one, their alt-texts.",
+)
 
 
 def suite_of_run(run: Path, data: str | Path | None = None, name: str | None = None) -> tuple[Suite, str | Path]:
     """The suite that a run is measured by, and the folder of its data.
 
-    The folder is by default that of the training. The suite is by default `heldout` where the folder has the
-    quickstart's held-out sets, else `own`. Raises OpenVisionError when there is nothing to measure on.
+    The folder is by default that of the training. The suite is by default `heldout` or `heldout_scenes` where the
+    folder has their sets, else `own`; `heldout` stands for both of the former. Raises OpenVisionError when there is
+    nothing to measure on.
     """
     if run.name == "model" and (run.parent / "data.json").is_file():
         run = run.parent
     folder = data if data is not None else _data_folder(run) or QUICKSTART_DATA
-    if name is None:
-        held_out = load_suite(HELD_OUT)
-        there = all(absent(each, folder) is None for each in held_out.sets)
-        name = HELD_OUT if there or _validation(run) is None else OWN
+    if name in (None, HELD_OUT):
+        generated = (HELD_OUT, HELD_OUT_SCENES)
+        there = [one for one in generated if all(absent(each, folder) is None for each in load_suite(one).sets)]
+        own = OWN if name is None and _validation(run) is not None else HELD_OUT
+        name = there[0] if there else own
     return (own_suite(run, folder) if name == OWN else load_suite(name)), folder
 
 
@@ -62,7 +73,7 @@ def own_suite(run: Path, data: str | Path) -> Suite:
     ]
     options = json.dumps([one.model_dump(mode="json") for one in placed], sort_keys=True)
     description = "zero-shot, retrieval and training-free baselines on the validation shards of the run"
-    return Suite(OWN, description, placed, hashlib.sha256(options.encode()).hexdigest(), (validation,))
+    return Suite(OWN, description, placed, hashlib.sha256(options.encode()).hexdigest(), (validation,), _NOTES)
 
 
 def validation_evaluators(dataset: ShardDataset, has_text: bool) -> list[Evaluator]:

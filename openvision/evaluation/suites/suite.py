@@ -2,6 +2,7 @@
 
 description = "what it measures"
 sets = ["a", "b"]        # optional: every evaluator without `data` is measured on each of these
+notes = ["..."]          # optional: what a reader of the numbers must know
 [[evaluate]]
 kind = "zero_shot"
 data = "imagenet/val"
@@ -17,9 +18,9 @@ from pathlib import Path
 from openvision.errors import OpenVisionError
 from openvision.evaluation.evaluators.base import Evaluator, parse_evaluators
 
-HELD_OUT, OWN = "heldout", "own"
-SUITES = (HELD_OUT, "quick", "scenes", "paper")
-_KEYS = ("description", "sets", "evaluate")
+HELD_OUT, HELD_OUT_SCENES, OWN = "heldout", "heldout_scenes", "own"
+SUITES = (HELD_OUT, HELD_OUT_SCENES, "quick", "scenes", "paper")
+_KEYS = ("description", "sets", "notes", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Suite:
     """SHA-256 of the file's text and of what was changed in it on the command line."""
     sets: tuple[str, ...] = ()
     """Data sets that every evaluator is measured on; empty where each evaluator names its own."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the numbers must know of the data."""
 
     def present(self, root: str | Path, skip_missing: bool) -> tuple[list[Evaluator], list[str]]:
         """Evaluators whose data exist, and what is missing for the others.
@@ -87,15 +90,17 @@ def load_suite(name: str) -> Suite:
         raise OpenVisionError(f"suite {name} is not valid TOML: {error}") from error
     if unknown := sorted(content.keys() - set(_KEYS)):
         raise OpenVisionError(f"suite {name}: unknown key {unknown[0]} (known: {', '.join(_KEYS)})")
-    tables, sets = content.get("evaluate", []), content.get("sets", [])
+    tables, sets, notes = (content.get(key, []) for key in ("evaluate", "sets", "notes"))
     if not isinstance(tables, list):
         raise OpenVisionError(f"suite {name}: `evaluate` must be tables, written [[evaluate]]")
     if not isinstance(sets, list) or not all(isinstance(one, str) for one in sets):
         raise OpenVisionError(f"suite {name}: `sets` must be a list of data folders")
+    if not isinstance(notes, list) or not all(isinstance(one, str) for one in notes):
+        raise OpenVisionError(f"suite {name}: `notes` must be a list of sentences")
     title = name if name in SUITES else Path(name).stem
     evaluators = parse_evaluators(_on_each(tables, sets), f"suite {name}")
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return Suite(title, str(content.get("description", "")), evaluators, digest, tuple(sets))
+    return Suite(title, str(content.get("description", "")), evaluators, digest, tuple(sets), tuple(notes))
 
 
 def title_on(data: str, name: str) -> str:

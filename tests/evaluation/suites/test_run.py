@@ -284,7 +284,9 @@ def test_broken_suites(tmp_path, text, message) -> None:
 
 
 def test_missing_data_are_listed_and_may_be_skipped(runs, suite_file, fake_data, tmp_path) -> None:
-    with pytest.raises(OpenVisionError, match="neither heldout, quick, scenes, paper nor a TOML file"):
+    with pytest.raises(
+        OpenVisionError, match="neither heldout, heldout_scenes, quick, scenes, paper, own nor a TOML file"
+    ):
         load_suite("quik")
     text = SUITE + '[[evaluate]]\nkind = "zero_shot"\nname = "more"\ndata = "nowhere"\n'
     (tmp_path / "s.toml").write_text(text)
