@@ -91,12 +91,12 @@ class RunParts:
         total, vision = sum(sizes.values()), sum(size for name, size in sizes.items() if name.startswith("vision."))
         step = self.progress.step
         if step == recipe.steps:
-            return f"{recipe.name} is finished: all {step} steps are trained, on {len(self.dataset)} samples"
+            return f"run {recipe.name} is finished: all {step} steps are trained"
         start = f"resuming {recipe.name} from step {step}" if step else f"training {recipe.name}"
         many = f"{processes.size} processes ({self.model.mode}), " if processes.size > 1 else ""
         return (
-            f"{start}: {len(self.dataset)} samples, {total / 1e6:.1f}M parameters ({vision / 1e6:.1f}M in "
-            f"the vision encoder), {len(recipe.stages)} stages, {recipe.steps} steps, {many}"
+            f"{start}: {_counted(len(self.dataset), 'sample')}, {total / 1e6:.1f}M parameters ({vision / 1e6:.1f}M in "
+            f"the vision encoder), {_counted(len(recipe.stages), 'stage')}, {_counted(recipe.steps, 'step')}, {many}"
             f"{describe_device(processes.device, self.precision, recipe.run.precision)}"
         )
 
@@ -189,6 +189,10 @@ def set_up_run(
         record=record,
         new=new,
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _reordered(recipe: Recipe, data: Mixture, progress: Progress, run_folder: Path, force: bool) -> list[str]:
