@@ -1,4 +1,4 @@
-"""The pairs of a contrastive run: equal texts are counted and may be right, sources and passes are checked before it."""
+"""The pairs of a contrastive run: equal texts are counted and may be right, sources and passes are checked."""
 
 import copy
 import json
@@ -33,6 +33,7 @@ def test_equal_texts_are_counted_and_may_be_right_answers(shapes_folder, tmp_pat
     assert "each counts as right for all its images" in said
     assert [found[choice]["equal_texts_alt"] for choice in found] == [16, 16]
     # The texts are the same vectors: the loss of an untrained model is the same number, its gradient is not.
+    assert found["negatives"]["contrastive_alt"] == pytest.approx(found["positives"]["contrastive_alt"], rel=1e-5)
     assert found["negatives"]["gradient_norm"] != found["positives"]["gradient_norm"]
 
 

@@ -131,9 +131,7 @@ def staged(recipe, batch_size: int, samples: int):
 
 
 def test_a_start_that_fails_leaves_the_folder_to_any_recipe(tiny_recipe, shapes_folder, tmp_path, monkeypatch):
-    with pytest.raises(
-        OpenVisionError, match=r"train holds 16 images, fewer than a batch of 17: .* at most 16, or add"
-    ):
+    with pytest.raises(OpenVisionError, match=r"train holds 16 images, fewer than a batch of 17: .* at most 16"):
         Trainer(staged(tiny_recipe, 17, 34), shapes_folder, tmp_path)
     assert not is_claimed(tmp_path)
     # Another vocabulary than that which the failed start may have made.
@@ -154,19 +152,17 @@ def test_a_run_in_the_order_with_repeats_is_resumed_only_where_nothing_changes(t
         parts = set_up_run(recipe, shapes_folder, folder)
         parts.progress.step = parts.progress.stage_step = 1
         parts.progress.position = batch_size
+        # As a version wrote it that did not know of it.
+        del parts.checkpoints.written_by["distinct"]
         parts.checkpoints.save(parts.model.module, parts.optimizer, parts.progress)
         parts.checkpoints.close()
-        data = json.loads((folder / "data.json").read_text())
-        del data["distinct"]
-        (folder / "data.json").write_text(json.dumps(data))
         return recipe
 
     # 16 images end with every second batch of 8, and inside of batches of 7.
     set_up_run(begun(tmp_path / "8", 8), shapes_folder, tmp_path / "8").checkpoints.close()
-    assert json.loads((tmp_path / "8/data.json").read_text())["distinct"] is True
+    assert read_sessions(tmp_path / "8")[-1]["accepted"] == []
     recipe = begun(tmp_path / "7", 7)
     with pytest.raises(OpenVisionError, match="from step 1 on this one reads some samples in another order; finish"):
         set_up_run(recipe, shapes_folder, tmp_path / "7")
     set_up_run(recipe, shapes_folder, tmp_path / "7", force=True).checkpoints.close()
     assert read_sessions(tmp_path / "7")[-1]["accepted"][0].startswith("order: ")
-    set_up_run(recipe, shapes_folder, tmp_path / "7").checkpoints.close()
