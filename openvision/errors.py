@@ -6,6 +6,7 @@ keeps its traceback.
 
 import errno
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
 
 
@@ -39,3 +40,41 @@ def describe_exhaustion(error: BaseException) -> str | None:
     if cause is error and cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"cannot write{name}: {cause.strerror}; make room, then run the same command"
     return None
+
+
+# Kind of an error of pydantic -> what the value must be; {ge} and the like are its bounds.
+_MUST_BE = {
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "a text",
+    "literal_error": "{expected}",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+    "dataclass_type": "a table",
+    "dict_type": "a table",
+}
+
+
+def describe_value(kind: str, value: object, bounds: Mapping[str, object], message: str) -> str:
+    """A value that pydantic refuses, in our words; `message`, pydantic's, where the kind is none of the usual ones."""
+    if kind in ("too_short", "too_long"):
+        least = kind == "too_short"
+        number = bounds.get("min_length" if least else "max_length")
+        noun = "entry" if number == 1 else "entries"
+        length = bounds.get("actual_length")
+        return f"it has {length}, and must have at {'least' if least else 'most'} {number} {noun}"
+    if kind not in _MUST_BE:
+        return message.removeprefix("Value error, ")
+    return f"it is {value!r:.80}, and must be {_MUST_BE[kind].format(**bounds)}"

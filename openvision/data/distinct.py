@@ -10,8 +10,8 @@ epoch, so an image can only repeat where an epoch ends inside a batch:
 - A source with fewer samples than a batch takes is refused.
 
 A bad sample is replaced by one that is not in the batch. Which rows of the batch are bad is known only to the process
-that decodes them, so every row has replacements of its own: those whose number leaves the row's number when divided by
-the batch. Only a row that has run out of them looks at the other rows (`Rows`).
+that decodes them, so every row has replacements of its own: row i of n those whose number is i modulo n. Only a row
+that has run out of them looks at the other rows (loader.py).
 """
 
 from collections.abc import Iterator, Sequence

@@ -37,9 +37,9 @@ from openvision.text.captions import Captions, sample_captions
 from openvision.text.tokenizer import Tokenizer
 from openvision.untrusted import json_text
 
-# A run that loses more than this share of its samples trains on other data than its recipe names. It is checked from
-# this many samples read in a session on, so that the first bad one does not end a run.
+# A run that loses more than this share of its samples trains on other data than its recipe names.
 REJECT_BUDGET = 0.01
+# The share is looked at once a process has read so many samples: an early bad one does not end a run.
 _BUDGET_COUNTS_FROM = 1000
 _MAX_REPLACEMENTS = 100
 _CACHE_BYTES = 512 * 2**20

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pydantic_core import ErrorDetails
 
-from openvision.errors import OpenVisionError
+from openvision.errors import OpenVisionError, describe_value
 from openvision.files import JsonObject
 from openvision.renamed import new_key
 
@@ -110,7 +110,7 @@ def describe_problem(problem: ErrorDetails, schema: JsonObject, kinds: dict[str,
         return f"key {place} is missing"
     if problem["type"] == "union_tag_invalid":
         return f"{place}.kind is {problem.get('ctx', {}).get('tag')!r}; choose one of {', '.join(kinds)}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = describe_value(problem["type"], problem["input"], problem.get("ctx", {}), problem["msg"])
     return f"{place}: {message}" if place else message
 
 

@@ -157,9 +157,8 @@ def test_equal_texts_share_the_target(chunk):
     same = (groups[:, None] == groups).double()
     logits = scale * images @ texts.T
     # Spelt out: the mean over its right answers of each row's and each column's cross-entropy.
-    wanted = -sum(
-        ((each.log_softmax(1) * same).sum(1) / same.sum(1)).mean() for each in (logits, logits.T)
-    ) / 2  # fmt: skip
+    both = [((each.log_softmax(1) * same).sum(1) / same.sum(1)).mean() for each in (logits, logits.T)]
+    wanted = -torch.stack(both).mean()
     ours, theirs = (torch.autograd.grad(each, [images, texts, scale], retain_graph=True) for each in (loss, wanted))
     torch.testing.assert_close(loss, wanted)
     torch.testing.assert_close(ours, theirs)

@@ -39,7 +39,7 @@ def test_misspelt_key_is_named_with_the_nearest():
         ("stages.7.samples=1", "has no key stages.7.samples"),
         ("nonsense", "is not of the form key=value"),
         ('loss.texts=["sentence"]', "texts must be"),
-        ("stages.0.base_learning_rate=-1", r"stages\.0\.base_learning_rate: Input should be greater than 0"),
+        ("stages.0.base_learning_rate=-1", r"stages\.0\.base_learning_rate: it is -1, and must be above 0"),
     ],
 )
 def test_one_clear_sentence_for_a_bad_value(override, message):
@@ -58,7 +58,7 @@ V2 = RECIPES / "openvision2" / "l14.toml"
         ("model.decoder.text_position=none2", r"unknown key model\.decoder\.text_position \(did you mean"),
         (
             "model.decoder.image_attention=full",
-            r"model\.decoder\.image_attention: Input should be 'prefix' or 'causal'",
+            r"model\.decoder\.image_attention: it is .*, and must be 'prefix' or 'causal'",
         ),
         ("model.keep_ratio=0", r"model: keep_ratio must be above 0"),
         ("loss.contrastive=1", r"OpenVision 2 has no text tower"),

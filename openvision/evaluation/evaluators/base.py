@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from pydantic_core import ErrorDetails
 
-from openvision.errors import OpenVisionError
+from openvision.errors import OpenVisionError, describe_value
 from openvision.evaluation.evaluators.model import EvaluatedModel
 from openvision.evaluation.metrics.bootstrap import Outcomes, interval
 from openvision.files import JsonObject
@@ -171,7 +171,7 @@ def _explain(problem: ErrorDetails, chosen: type[Evaluator]) -> str:
         return f"unknown key {place} ({hint})"
     if problem["type"] == "missing":
         return f"key {place} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = describe_value(problem["type"], problem["input"], problem.get("ctx", {}), problem["msg"])
     return f"{place}: {message}" if place else message
 
 

@@ -131,29 +131,26 @@ def claim_data(
 ) -> tuple[JsonObject, list[str]]:
     """`compare_data`, and write the identity of the data to the run folder.
 
-    `facts` are kept with it: the `folder` of the data, and whether the batches are `distinct`. Returns the identity,
-    without single shards, and the differences.
+    `facts` are kept with it, such as the `folder` of the data. Returns the identity, without single shards, and the
+    differences.
     """
-    differences, _ = compare_data(data, run_folder, force)
+    differences = compare_data(data, run_folder, force)
     found = {**describe_data(data), **(facts or {})}
     atomic_write_text(run_folder / DATA, json.dumps(found, indent=1) + "\n")
     return _without_shards(found), differences
 
 
-def compare_data(data: Mixture, run_folder: Path, force: bool = False) -> tuple[list[str], bool]:
+def compare_data(data: Mixture, run_folder: Path, force: bool = False) -> list[str]:
     """Compare the data with those that the run was started with; nothing is written.
 
-    Returns the differences that `force` accepted, and whether the order of the run was one that has no image in a batch
-    twice; without `force` raises OpenVisionError that shows the differences.
+    Returns the differences that `force` accepted; without `force` raises OpenVisionError that shows them.
     """
     path = run_folder / DATA
     found = describe_data(data)
-    distinct = True
     differences: list[str] = []
     if path.exists():
         try:
             before = read_json(path)
-            distinct = before.get("distinct", False) is True
             if before["manifest_sha256"] != found["manifest_sha256"]:
                 differences = _data_diff(before, found)
         except (OpenVisionError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -164,7 +161,7 @@ def compare_data(data: Mixture, run_folder: Path, force: bool = False) -> tuple[
             f"the data differ from those that {run_folder} was started with:\n{_indented(differences)}\nrestore them, "
             "choose another run folder, or resume with --force, which is recorded",
         )
-    return differences, distinct
+    return differences
 
 
 def describe_data(data: Mixture) -> JsonObject:

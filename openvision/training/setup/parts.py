@@ -91,12 +91,12 @@ class RunParts:
         total, vision = sum(sizes.values()), sum(size for name, size in sizes.items() if name.startswith("vision."))
         step = self.progress.step
         if step == recipe.steps:
-            return f"{recipe.name} is finished: all {step} steps are trained, on {len(self.dataset)} samples"
+            return f"run {recipe.name} is finished: all {step} steps are trained"
         start = f"resuming {recipe.name} from step {step}" if step else f"training {recipe.name}"
         many = f"{processes.size} processes ({self.model.mode}), " if processes.size > 1 else ""
         return (
-            f"{start}: {len(self.dataset)} samples, {total / 1e6:.1f}M parameters ({vision / 1e6:.1f}M in "
-            f"the vision encoder), {len(recipe.stages)} stages, {recipe.steps} steps, {many}"
+            f"{start}: {_counted(len(self.dataset), 'sample')}, {total / 1e6:.1f}M parameters ({vision / 1e6:.1f}M in "
+            f"the vision encoder), {_counted(len(recipe.stages), 'stage')}, {_counted(recipe.steps, 'step')}, {many}"
             f"{describe_device(processes.device, self.precision, recipe.run.precision)}"
         )
 
@@ -126,10 +126,9 @@ def set_up_run(
     validation = open_validation_data(recipe.data, data_folder)
     check_batches(recipe, dataset)
     evaluators = build_evaluators(recipe, data_folder)
-    was_distinct = True
     with processes.main_first():
         if processes.is_main:
-            _, was_distinct = compare_data(dataset, run_folder, force)
+            compare_data(dataset, run_folder, force)
         # The main process makes the tokenizer; the others read it.
         reuse = not (processes.is_main and new)
         tokenizer = claim_tokenizer(recipe.data, recipe.vocab_size, dataset, run_folder, reuse)
@@ -147,22 +146,21 @@ def set_up_run(
         say=say,
         written_by={
             "mode": model.mode,
+            "distinct": recipe.is_contrastive,
             "manifest_sha256": dataset.manifest_hash(),
             "device": processes.device.type,
             "precision": str(precision).removeprefix("torch."),
         },
     )
     progress = store.restore(model.module, optimizer)
+    was_distinct = store.restored.get("distinct", False) is True
+    reordered = [] if was_distinct else _reordered(recipe, dataset, progress, run_folder, force)
     record = None
     if processes.is_main:
         record = SessionHistory(run_folder, processes, model.mode)
-        reordered = [] if was_distinct else _reordered(recipe, dataset, progress, run_folder, force)
         # The folder is claimed last: a start that fails leaves it to any recipe.
         url = isinstance(data_folder, str) and "://" in data_folder
-        facts = {
-            "folder": data_folder if url else str(Path(data_folder).resolve()),
-            "distinct": recipe.is_contrastive,
-        }
+        facts = {"folder": data_folder if url else str(Path(data_folder).resolve())}
         accepted = claim_recipe(recipe, run_folder, force)
         identity, changes = claim_data(dataset, run_folder, force, facts)
         moved = _moved(store.restored, store.written_by)
@@ -189,6 +187,10 @@ def set_up_run(
         record=record,
         new=new,
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _reordered(recipe: Recipe, data: Mixture, progress: Progress, run_folder: Path, force: bool) -> list[str]:

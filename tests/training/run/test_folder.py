@@ -7,7 +7,7 @@ import pytest
 
 from openvision.errors import OpenVisionError
 from openvision.recipe.schema import dump_recipe
-from openvision.training.run.folder import claim_data, claim_recipe
+from openvision.training.run.folder import claim_data, claim_recipe, is_claimed
 from openvision.training.run.sessions import read_sessions
 from openvision.training.setup.data import open_training_data
 from openvision.training.setup.parts import set_up_run
@@ -123,3 +123,46 @@ def test_another_kind_of_device_is_said_once_and_recorded(tiny_recipe, shapes_fo
         ("cpu", moved),
         ("cpu", None),
     ]
+
+
+def staged(recipe, batch_size: int, samples: int):
+    stage = recipe.stages[1].model_copy(update={"batch_size": batch_size, "samples": samples, "warmup_samples": 0})
+    return recipe.model_copy(update={"stages": (stage,)})
+
+
+def test_a_start_that_fails_leaves_the_folder_to_any_recipe(tiny_recipe, shapes_folder, tmp_path, monkeypatch):
+    with pytest.raises(OpenVisionError, match=r"train holds 16 images, fewer than a batch of 17: .* at most 16"):
+        Trainer(staged(tiny_recipe, 17, 34), shapes_folder, tmp_path)
+    assert not is_claimed(tmp_path)
+    # Another vocabulary than that which the failed start may have made.
+    smaller = changed(tiny_recipe, "data", vocab_size=100)
+    trainer = Trainer(smaller, shapes_folder, tmp_path)
+    assert trainer.parts.tokenizer.vocab_size <= 100
+    assert is_claimed(tmp_path)
+    # Nor does a first step that cannot be taken keep the folder.
+    monkeypatch.setattr("openvision.training.trainer.Step", None)
+    with pytest.raises(TypeError):
+        trainer.run()
+    assert not is_claimed(tmp_path)
+
+
+def test_a_run_in_the_order_with_repeats_is_resumed_only_where_nothing_changes(tiny_recipe, shapes_folder, tmp_path):
+    def begun(folder, batch_size: int):
+        recipe = staged(tiny_recipe, batch_size, 10 * batch_size)
+        parts = set_up_run(recipe, shapes_folder, folder)
+        parts.progress.step = parts.progress.stage_step = 1
+        parts.progress.position = batch_size
+        # As a version wrote it that did not know of it.
+        del parts.checkpoints.written_by["distinct"]
+        parts.checkpoints.save(parts.model.module, parts.optimizer, parts.progress)
+        parts.checkpoints.close()
+        return recipe
+
+    # 16 images end with every second batch of 8, and inside of batches of 7.
+    set_up_run(begun(tmp_path / "8", 8), shapes_folder, tmp_path / "8").checkpoints.close()
+    assert read_sessions(tmp_path / "8")[-1]["accepted"] == []
+    recipe = begun(tmp_path / "7", 7)
+    with pytest.raises(OpenVisionError, match="from step 1 on this one reads some samples in another order; finish"):
+        set_up_run(recipe, shapes_folder, tmp_path / "7")
+    set_up_run(recipe, shapes_folder, tmp_path / "7", force=True).checkpoints.close()
+    assert read_sessions(tmp_path / "7")[-1]["accepted"][0].startswith("order: ")
