@@ -22,7 +22,7 @@ from openvision.models.text import TextConfig
 from openvision.models.variants import SIZES
 from openvision.models.vision import VisionConfig, VisionTransformer, normalize
 from openvision.text.tokenizer import Tokenizer
-from openvision.training.setup.model import start_from
+from openvision.training.setup.start import start_from
 from openvision.weights import hub
 from openvision.weights.export.open_clip import write_tokenizer_config
 from openvision.weights.export.targets import ExportOptions, export

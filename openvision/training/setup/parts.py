@@ -109,13 +109,16 @@ def set_up_run(
     with processes.main_first():
         identity, changes = claim_data(dataset, run_folder, force) if processes.is_main else ({}, [])
         # The main process makes the tokenizer; the others read it.
-        tokenizer = claim_tokenizer(recipe.data, recipe.vocab_size, dataset, run_folder)
+        started: list[str] = []
+        tokenizer = claim_tokenizer(recipe, dataset, run_folder, started.append)
 
     torch.set_float32_matmul_precision(recipe.run.float32_matmul)
     use_deterministic_algorithms(recipe.run.deterministic)
     # A run that has checkpoints is filled from one: `recipe.start` is not read again.
     start = None if checkpoints(run_folder / "checkpoints") else recipe.start
-    model = build_distributed_model(recipe.model, recipe.run, recipe.parallel, processes, recipe.seed, start)
+    model = build_distributed_model(
+        recipe.model, recipe.run, recipe.parallel, processes, recipe.seed, start, started.append
+    )
     optimizer = build_optimizer(model.module, recipe.optimizer)
     store = Checkpoints(
         run_folder / "checkpoints",
@@ -132,10 +135,12 @@ def set_up_run(
     progress = store.restore(model.module, optimizer)
     record = SessionHistory(run_folder, processes, model.mode) if processes.is_main else None
     if record is not None:
+        for line in started:
+            say(line)
         moved = _moved(store.restored, store.written_by)
         if moved is not None:
             say(f"{moved}: allowed, and not bit-identical to a run on one kind of device")
-        record.begin(dump_recipe(recipe), identity, recipe.seed, progress.step, [*accepted, *changes], moved)
+        record.begin(dump_recipe(recipe), identity, recipe.seed, progress.step, [*accepted, *changes], moved, started)
     return RunParts(
         recipe=recipe,
         folder=run_folder,
