@@ -30,7 +30,7 @@ def write_open_clip(checkpoint: Checkpoint, folder: Path) -> None:
 
 def check_open_clip(checkpoint: Checkpoint, folder: Path) -> list[Parity]:
     """Load the folder with stock open_clip and compare image and text features, and the ids of its tokenizer."""
-    open_clip = require("open_clip", extra="open_clip")
+    open_clip = require("open_clip", extra="open-clip")
     model = text_model(checkpoint)
     theirs, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     theirs.eval()
