@@ -13,6 +13,7 @@ import torch
 
 from openvision.data.shards.dataset import ShardWriter
 from openvision.errors import OpenVisionError
+from openvision.files import JsonObject
 from openvision.models.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
@@ -109,7 +110,7 @@ def test_another_shape_is_refused_before_anything_changes(tmp_path, depth):
 
 
 def started(recipe: Recipe, start: str | Path, **data: object) -> Recipe:
-    content = recipe.model_dump(mode="json", exclude_none=True) | {"start": str(start)}
+    content: JsonObject = recipe.model_dump(mode="json", exclude_none=True) | {"start": str(start)}
     content["data"] = {**{key: value for key, value in content["data"].items() if key != "vocab_size"}, **data}
     return parse_recipe(content, "started")
 
@@ -136,7 +137,9 @@ def test_the_tokenizer_comes_along_and_it_is_said(tiny_recipe, tiny_run, other_w
     assert parts.tokenizer.vocabulary_sha256() == theirs.tokenizer.vocabulary_sha256()
     ids = torch.from_numpy(parts.tokenizer.encode(["red square clipart", "a dog"], 12))
     with torch.inference_mode():
-        assert torch.equal(parts.full_model().text(ids), theirs.model.text(ids))
+        started_model = parts.full_model()
+        assert isinstance(started_model, OpenVision)
+        assert torch.equal(started_model.text(ids), theirs.model.text(ids))
     unread = "; data.vocab_size 100 is not used" if data else ""
     assert said[:2] == [
         f"start {tiny_run}: its tokenizer of {theirs.tokenizer.vocab_size} entries comes along{unread}",
@@ -167,9 +170,9 @@ def test_another_vocabulary_is_refused(tiny_recipe, tiny_run, other_words, tmp_p
 
 def test_weights_without_a_vocabulary_ask_for_it(tiny_recipe, tiny_run, tmp_path):
     model = load_checkpoint(tiny_run).model
-    np.savez(
-        tmp_path / "tree.npz", **{name: with_head_axis(name, one) for name, one in to_jax(model.state_dict()).items()}
-    )
+    assert model is not None
+    tree = {name: with_head_axis(name, array) for name, array in to_jax(model.state_dict()).items()}
+    np.savez(tmp_path / "tree.npz", **tree)  # pyright: ignore[reportArgumentType]
     with pytest.raises(OpenVisionError, match=r"comes without its vocabulary, .* as data\.tokenizer"):
         tokenizer_of_start(str(tmp_path / "tree.npz"), tiny_recipe.model, None)
     own = Tokenizer.load(tiny_run / "model")
