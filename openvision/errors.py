@@ -1,4 +1,4 @@
-"""The error class for user errors, and the import of optional libraries.
+"""The error class for user errors, the import of optional libraries, and sentences for errors of others.
 
 The command line prints an `OpenVisionError` as one sentence and exits with code 1. Any other exception is a bug and
 keeps its traceback.
@@ -6,6 +6,8 @@ keeps its traceback.
 
 import errno
 import importlib
+import importlib.metadata
+import re
 from collections.abc import Mapping
 from types import ModuleType
 
@@ -14,14 +16,58 @@ class OpenVisionError(Exception):
     """Bad input or environment. The message names the file, key or value, then the remedy."""
 
 
+# Extras whose packages import torchvision, of which every version demands one version of torch.
+_WITH_TORCHVISION = frozenset({"timm", "open-clip"})
+
+
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional `module`; raises OpenVisionError that names the extra to install."""
+    """Import an optional `module`; raises OpenVisionError that names the extra to install, or why the import fails."""
+    package = module.split(".")[0]
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        missing = (error.name or package).split(".")[0]
+        needs = "" if missing == package else f" needs {missing!r}, which"
+        raise OpenVisionError(f"the package {package!r}{needs} is not installed; run: {_install(extra)}") from error
+    except (ImportError, RuntimeError, AttributeError, OSError) as error:
+        # A package that is there and broken: installing the extra once more would change nothing.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OpenVisionError(
-            f"the package {module.split('.')[0]!r} is not installed; run: pip install 'openvision-encoders[{extra}]'"
+            describe_torchvision(error)
+            or f"the package {package!r} is installed but cannot be imported: {reason}; reinstall it in a version that "
+            f"openvision-encoders[{extra}] accepts"
         ) from error
+
+
+def _install(extra: str) -> str:
+    """The command that installs an extra, and keeps the torch that is there."""
+    torch = f" torch=={_torch_version()[0]}" if extra in _WITH_TORCHVISION else ""
+    return f"pip install 'openvision-encoders[{extra}]'{torch}"
+
+
+def _torch_version() -> tuple[str, str]:
+    """Version of torch, and its build: ("2.13.0", "cpu"); no build for wheels of PyPI."""
+    version, _, build = importlib.metadata.version("torch").partition("+")
+    return version, build
+
+
+def describe_torchvision(error: BaseException) -> str | None:
+    """A sentence with the remedy for a torchvision that does not fit torch; None for other errors.
+
+    transformers, timm and open_clip import torchvision, whose operators a foreign torch does not load.
+    """
+    if "operator torchvision::" not in str(error):
+        return None
+    version, build = _torch_version()
+    fitting = ""
+    if (numbers := re.fullmatch(r"2\.(\d+)\.(\d+)", version)) is not None:
+        # torch 2.0 came with torchvision 0.15, and each minor version since with the next one.
+        fitting = f"==0.{int(numbers[1]) + 15}.{numbers[2]}"
+    index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
+    return (
+        f"the installed torchvision was built for another torch than {version}{'+' * bool(build)}{build}; run: "
+        f"pip install --force-reinstall --no-deps torchvision{fitting}{index}"
+    )
 
 
 def describe_exhaustion(error: BaseException) -> str | None:

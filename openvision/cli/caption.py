@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from openvision.cli.options import Device, Resolution
+from openvision.cli.options import CheckpointOption, Device, Resolution
 from openvision.terminal import echo
 
 
 def caption(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    checkpoint: Annotated[str, typer.Option(help="Model folder of an OpenVision 2 run.")],
+    checkpoint: CheckpointOption,
     max_length: Annotated[int | None, typer.Option(help="Maximum length in tokens; by default the decoder's.")] = None,
     resolution: Resolution = None,
     device: Device = "auto",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from openvision.cli.options import Device, Offline, Resolution, Revision, Squash, Vocabulary
+from openvision.cli.options import MODEL_HELP, Device, Offline, Resolution, Revision, Squash, Vocabulary
 from openvision.cli.progress import ProgressLine
 from openvision.errors import OpenVisionError
 from openvision.files import atomic_write_text
@@ -16,7 +16,7 @@ from openvision.terminal import echo
 def evaluate(
     checkpoints: Annotated[
         list[str] | None,
-        typer.Argument(help="Checkpoints of any kind, or folders of finished runs; by default runs/quickstart."),
+        typer.Argument(metavar="[MODEL]...", help=f"{MODEL_HELP} By default runs/quickstart."),
     ] = None,
     suite: Annotated[
         str | None,

@@ -9,7 +9,7 @@ import sys
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from openvision.errors import OpenVisionError, describe_exhaustion
+from openvision.errors import OpenVisionError, describe_exhaustion, describe_torchvision
 from openvision.training.run.signals import Interrupted
 from openvision.training.run.startup import SignalWatch
 from openvision.training.run.watchdog import AlreadyReportedError, exit_immediately
@@ -50,6 +50,12 @@ def _run_command() -> None:
         _fail("" if os.environ.get("RANK", "0") != "0" else str(stop), stop.exit_code)
     except (OSError, MemoryError) as error:
         sentence = describe_exhaustion(error)
+        if sentence is None:
+            raise
+        _fail(sentence, 1)
+    except RuntimeError as error:
+        # transformers imports torchvision when one of its classes is first asked for.
+        sentence = describe_torchvision(error)
         if sentence is None:
             raise
         _fail(sentence, 1)

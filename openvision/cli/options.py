@@ -5,10 +5,13 @@ from typing import Annotated
 
 import typer
 
-CHECKPOINT_HELP = "Released name, Hub id, model folder, or weights file (.safetensors, .bin, .npz)."
+MODEL_HELP = "Run, model folder, released name, Hub id, or weights file (.safetensors, .bin, .npz)."
 
-Checkpoint = Annotated[str, typer.Argument(help=CHECKPOINT_HELP)]
-CheckpointOption = Annotated[str, typer.Option(help=CHECKPOINT_HELP)]
+# Every command takes the same sources of a model, which `openvision.weights.load.load_checkpoint` resolves.
+Checkpoint = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+# --checkpoint is the name that earlier versions gave it.
+CheckpointOption = Annotated[str, typer.Option("--model", "--checkpoint", metavar="MODEL", help=MODEL_HELP)]
+EncoderOption = Annotated[str, typer.Option(metavar="MODEL", help=MODEL_HELP)]
 Vocabulary = Annotated[
     Path | None, typer.Option(help="vocab.txt of bert-base-uncased, for weights that come without a vocabulary.")
 ]
@@ -45,4 +48,4 @@ def with_device(overrides: list[str] | None, device: str | None) -> list[str] | 
     return overrides if device is None else [*(overrides or []), f'run.device="{device}"']
 
 
-DEFAULT_CHECKPOINT = "runs/quickstart/model"
+DEFAULT_CHECKPOINT = "runs/quickstart"

@@ -34,8 +34,9 @@ def profile(
     from openvision.runtime import resolve_device, resolve_precision
     from openvision.terminal import Console
     from openvision.training.profile import profile_recipe
+    from openvision.training.setup.start import shape_of
 
-    loaded = load_recipe(recipe, with_device(overrides, device))
+    loaded = load_recipe(recipe, with_device(overrides, device), fill=shape_of)
     # A device that is not there is an error before anything is drawn.
     resolve_precision(loaded.run.precision, resolve_device(loaded.run.device))
     if smoke == (data is not None):

@@ -36,9 +36,10 @@ def train(
     from openvision.recipe.schema import load_recipe
     from openvision.recipe.smoke import prepare_smoke
     from openvision.runtime import resolve_device, resolve_precision
+    from openvision.training.setup.start import shape_of
     from openvision.training.trainer import launch
 
-    loaded = load_recipe(recipe, with_device(overrides, device))
+    loaded = load_recipe(recipe, with_device(overrides, device), fill=shape_of)
     # A device that is not there is an error before anything is drawn.
     resolve_precision(loaded.run.precision, resolve_device(loaded.run.device))
     if smoke:

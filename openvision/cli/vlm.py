@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from openvision.cli.options import CheckpointOption, Device, Offline, Revision
+from openvision.cli.options import Device, EncoderOption, Offline, Revision
 from openvision.errors import OpenVisionError
 from openvision.terminal import echo
 
@@ -15,7 +15,7 @@ app = typer.Typer(help="LLaVA-style models around an encoder: build, train, scor
 
 @app.command()
 def build(
-    encoder: CheckpointOption,
+    encoder: EncoderOption,
     llm: Annotated[str, typer.Option(help="Causal language model: folder, .gguf file or Hub id.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     framework: Annotated[str, typer.Option(help="llava-1.5 or llava-next.")] = "llava-1.5",
@@ -77,7 +77,7 @@ def train(
 @app.command()
 def plan(
     recipe: Annotated[Path, typer.Argument(help="Recipe file, e.g. recipes/vlm/llava-1.5.toml.")],
-    encoder: Annotated[str, typer.Option(help="Released name: `openvision models` lists them.")],
+    encoder: EncoderOption,
     llm_parameters: Annotated[
         float,
         typer.Option(help="Parameters of the language model without its embeddings, e.g. 7e9.", min=1),
@@ -94,9 +94,9 @@ def plan(
     from openvision.multimodal.cost import plan_stages
     from openvision.multimodal.model.geometry import Geometry, anyres_pinpoints
     from openvision.multimodal.recipe import load_vlm_recipe
-    from openvision.weights.registry import released
+    from openvision.weights.load import vision_shape
 
-    read, vision, which = load_vlm_recipe(recipe), released(encoder).vision, device_named(device)
+    read, vision, which = load_vlm_recipe(recipe), vision_shape(encoder), device_named(device)
     if len(samples) != len(read.stages):
         raise OpenVisionError(f"{recipe} has {len(read.stages)} stages; give --samples once for each stage")
     geometry = Geometry(vision.image_size, vision.patch_size, 1, vision.width, vision.depth)

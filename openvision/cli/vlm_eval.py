@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openvision.cli.options import DEFAULT_CHECKPOINT, Device
+from openvision.cli.options import DEFAULT_CHECKPOINT, Device, EncoderOption
 from openvision.terminal import echo
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def compare(
 
 
 def demo(
-    encoder: Annotated[str, typer.Option(help="The trained encoder.")] = DEFAULT_CHECKPOINT,
+    encoder: EncoderOption = DEFAULT_CHECKPOINT,
     other: Annotated[list[str] | None, typer.Option(help="NAME=ENCODER: another encoder; repeatable.")] = None,
     data: Annotated[Path, typer.Option(help="Shards of drawn images, from openvision data openmoji.")] = Path(
         "runs/openmoji"

@@ -11,7 +11,7 @@ from openvision.errors import OpenVisionError
 from openvision.terminal import Console, echo
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from openvision.models.autoregressive import AutoregressiveDecoderConfig
     from openvision.models.decoder import DecoderConfig
@@ -133,6 +133,17 @@ def export(
         bool, typer.Option("--accept-drift", help="Export to SigLIP although the result is not exact.")
     ] = False,
     check: Annotated[bool, typer.Option(help="Load the result in the other library and compare.")] = True,
+    images: Annotated[
+        Path | None, typer.Option(help="With --to onnx: folder of images like those to come, to compare on as well.")
+    ] = None,
+    least_cosine: Annotated[
+        float | None,
+        typer.Option(
+            help="Smallest cosine of an embedding of fp16 or int8 with the model's; 0.9999 and 0.98 by default.",
+            min=0,
+            max=1,
+        ),
+    ] = None,
     vocabulary: Vocabulary = None,
     image_size: ImageSize = None,
     revision: Revision = None,
@@ -150,17 +161,39 @@ def export(
         raise OpenVisionError(f"unknown export target {to!r}; choose one of {', '.join(TARGETS)}")
     if precision not in get_args(Precision):
         raise OpenVisionError(f"unknown precision {precision!r}; choose one of {', '.join(get_args(Precision))}")
+    if to != "onnx" and images is not None:
+        raise OpenVisionError(f"--images compares ONNX graphs, not {to}; leave it out, or export with --to onnx")
+    request = Request(vision_only, vocabulary, image_size, revision=revision, offline=offline)
+    loaded = load_checkpoint(checkpoint, request)
     options = ExportOptions(
         precision=precision,  # pyright: ignore[reportArgumentType]
         dynamic_resolution=dynamic_resolution,
         resolution=resolution,
         accept_drift=accept_drift,
         check=check,
+        images=_sample(images, resolution or loaded.vision.config.image_size) if images is not None else None,
+        least_cosine=least_cosine,
     )
-    request = Request(vision_only, vocabulary, image_size, revision=revision, offline=offline)
-    for result in run(load_checkpoint(checkpoint, request), to, output, options):
+    for result in run(loaded, to, output, options):
         echo(f"{to}  {result}")
     echo(f"written: {output}")
+
+
+def _sample(folder: Path, resolution: int) -> "Tensor":
+    """At most 256 images spread over a folder, prepared: uint8 (n, 3, R, R); unreadable ones are left out."""
+    from openvision.images.decode import BadSampleError
+    from openvision.images.preprocess import prepare, to_batch
+    from openvision.inference.vision import image_files
+
+    files, prepared = image_files(folder), []
+    for path in files[:: -(-len(files) // 256)]:
+        try:
+            prepared.append(prepare(path.read_bytes(), resolution))
+        except BadSampleError as error:
+            echo(f"skipped: {path}: {error}", err=True)
+    if not prepared:
+        raise OpenVisionError(f"no image in {folder} can be read; give another folder with --images")
+    return to_batch(prepared)
 
 
 def verify(

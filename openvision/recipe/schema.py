@@ -5,6 +5,7 @@ learning rates are given per 256 samples of batch, as in the papers.
 """
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -87,13 +88,14 @@ class Data(Section):
     reject_budget: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Fraction of samples that may be unusable; above it the run stops."""
     vocab_size: Annotated[int, Field(ge=1, le=MAX_VOCABULARY)] | None = None
-    """Train a WordPiece vocabulary of this size on the training texts; or give `tokenizer`."""
+    """Train a WordPiece vocabulary of this size on the training texts, unless `start` brings its tokenizer along."""
     tokenizer: str | None = None
-    """Path of a tokenizer.json, of a folder that holds one, or of a vocab.txt."""
+    """Path of a tokenizer.json, of a folder that holds one, or of a vocab.txt. With `start`, whose towers read no other
+    vocabulary than theirs, leave both out."""
 
     @model_validator(mode="after")
     def _one_tokenizer(self) -> "Data":
-        if (self.vocab_size is None) == (self.tokenizer is None):
+        if self.vocab_size is not None and self.tokenizer is not None:
             raise ValueError("give either vocab_size (to train a vocabulary) or tokenizer (a path)")
         return self
 
@@ -279,7 +281,8 @@ class Recipe(Section):
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     start: str | None = None
-    """Pretrained weights: released name, Hub id, model folder or file. Missing towers are initialised randomly."""
+    """Pretrained weights: released name, Hub id, run, model folder or file. They bring their tokenizer, and their shape
+    to a recipe without [model]. Missing towers are initialised randomly."""
     model: Annotated[
         Annotated[OpenVisionConfig, Tag("openvision")] | Annotated[OpenVision2Config, Tag("openvision2")],
         Discriminator(_kind),
@@ -359,6 +362,8 @@ class Recipe(Section):
                 f"model.vision.image_size {self.model.vision.image_size} must be the resolution of the last stage, "
                 f"{self.stages[-1].resolution}: a trained model is used at that resolution"
             )
+        if self.data.vocab_size is None and self.data.tokenizer is None and self.start is None:
+            raise ValueError("data: give either vocab_size (to train a vocabulary) or tokenizer (a path)")
         if self.data.vocab_size and self.data.vocab_size > self.vocab_size:
             raise ValueError(f"data.vocab_size {self.data.vocab_size} exceeds the model's vocab_size {self.vocab_size}")
         return self
@@ -370,9 +375,15 @@ STORED = "recipe.toml"
 _BESIDE_STORED = ("data.json", "sessions.json", "model.safetensors")
 
 
-def load_recipe(path: Path, overrides: list[str] | None = None, stored: bool | None = None) -> Recipe:
+def load_recipe(
+    path: Path,
+    overrides: list[str] | None = None,
+    stored: bool | None = None,
+    fill: Callable[[JsonObject], None] = lambda _: None,
+) -> Recipe:
     """Read a recipe and apply `key.path=value` overrides (values in TOML syntax; bare words are strings).
 
+    `fill` may add to the content before it is checked: what the recipe leaves to its `start`.
     Keys that were renamed are translated in a `stored` recipe, which is by default the recipe.toml of a run or model
     folder. Raises OpenVisionError that names the file and the key.
     """
@@ -387,6 +398,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None, stored: bool | N
         translate_recipe(data)
     for override in overrides or []:
         apply_override(data, override)
+    fill(data)
     return parse_recipe(data, str(path))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from openvision.errors import OpenVisionError, require
 from openvision.files import JsonObject, atomic_write_text, read_json, read_text
@@ -109,11 +109,16 @@ class Tokenizer:
         content = read_json(file)
         try:
             _check_backend(content)
-            return cls(tokenizers.Tokenizer.from_file(str(file)))
+            backend = tokenizers.Tokenizer.from_file(str(file))
         except OpenVisionError:
             raise
         except Exception as error:  # The library raises bare Exception.
             raise OpenVisionError(f"{file} is not a tokenizer file: {error}; save the tokenizer again") from error
+        # An export's file holds a layout for stock libraries; here the layout is `encode`'s.
+        backend.no_truncation()
+        backend.no_padding()
+        backend.post_processor = None
+        return cls(backend)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -129,6 +134,20 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write tokenizer.json into `folder`."""
         atomic_write_text(folder / FILE_NAME, self._backend.to_str(pretty=True) + "\n")
+
+    def save_for_stock(self, folder: Path, length: int) -> None:
+        """Write tokenizer.json into `folder`, with a layout that stock libraries can write.
+
+        That is [bos], tokens, [eos], [CLS], padding to `length`: they add special tokens before they pad.
+        """
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        ids = {BOS: self.bos_id, EOS: self.eos_id, CLS: self.cls_id}
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{BOS} $A {EOS} {CLS}", special_tokens=list(ids.items())
+        )
+        backend.enable_truncation(length)
+        backend.enable_padding(length=length, pad_id=self.pad_id, pad_token=PAD)
+        atomic_write_text(folder / FILE_NAME, backend.to_str(pretty=True) + "\n")
 
     @property
     def vocab_size(self) -> int:
@@ -195,9 +214,6 @@ def _check_backend(content: JsonObject) -> None:
     if model["type"] != "WordPiece":
         raise ValueError(f"its model is {model['type']!r:.40}, not WordPiece")
     _entries_of_json(content)
-    for option in ("truncation", "padding"):
-        if content.get(option) is not None:
-            raise ValueError(f"{option} is set; the layout of ids is OpenVision's own")
     normalizer: JsonObject = content.get("normalizer") or {"type": None}
     steps: list[JsonObject] = normalizer.get("normalizers", [normalizer])
     known = {_step_of(step) for step in _own_steps()}

@@ -3,7 +3,7 @@
 | source                                        | layout                                        |
 |-----------------------------------------------|-----------------------------------------------|
 | `openvision-vit-large-patch14-224`, `org/name` | Hub repository in open_clip's layout           |
-| folder with `config.json`                     | model folder of this project                  |
+| folder with `config.json`, or a run           | model folder of this project; that of the run |
 | folder with `open_clip_config.json`           | open_clip's                                   |
 | folder written by Orbax, or above it          | the original's JAX tree, of its newest step   |
 | `.safetensors`, `.bin`, `.pt`, `.pth`         | open_clip's, or this project's                |
@@ -26,10 +26,11 @@ from openvision.models.vision import VisionConfig, VisionTransformer
 from openvision.text.tokenizer import FILE_NAME, Tokenizer
 from openvision.weights import folder as own
 from openvision.weights import hub, jax, open_clip
-from openvision.weights.registry import Released, released, released_in
+from openvision.weights.registry import Released, available_models, released, released_in
 from openvision.weights.strict import assign_strictly
 from openvision.weights.tensors import read_npz, read_tensors
 
+_RECIPE = "recipe.toml"
 _VOCABULARY_FILES = (FILE_NAME, "vocab.txt")
 
 
@@ -87,6 +88,13 @@ def load_checkpoint(source: str | Path, request: Request | None = None) -> Check
     return _from_hub(entry.repository, entry, request)
 
 
+def vision_shape(source: str | Path) -> VisionConfig:
+    """Shape of the vision tower of `source`; a released one is known without its weights."""
+    if str(source) in available_models() and not Path(source).exists():
+        return released(str(source)).vision
+    return load_checkpoint(source, Request(vision_only=True)).vision.config
+
+
 def _from_folder(path: Path, request: Request) -> Checkpoint:
     if (path / own.CONFIG).is_file() and (path / own.WEIGHTS).is_file():
         return _own_folder(path, request)
@@ -99,6 +107,11 @@ def _from_folder(path: Path, request: Request) -> Checkpoint:
         return _own_folder(path / "model", request)
     if path.suffix == ".npz" or jax.find_orbax(path) is not None:
         return _jax(jax.read_orbax(path), request, str(path))
+    if (path / _RECIPE).is_file() and (path / "checkpoints").is_dir():
+        raise OpenVisionError(
+            f"{path} is a run that has not finished, so it has no model yet; resume it, or take its newest checkpoint: "
+            f"openvision checkpoint export {path} -o MODEL"
+        )
     raise OpenVisionError(
         f"{path} is not a model folder: it has neither {own.CONFIG} with {own.WEIGHTS} nor {open_clip.CONFIG_FILE}; "
         "train one with `make quickstart`"

@@ -22,10 +22,10 @@ from openvision.models.text import TextConfig
 from openvision.models.variants import SIZES
 from openvision.models.vision import VisionConfig, VisionTransformer, normalize
 from openvision.text.tokenizer import Tokenizer
-from openvision.training.setup.model import start_from
+from openvision.training.setup.start import start_from
 from openvision.weights import hub
-from openvision.weights.export.open_clip import write_tokenizer_config
 from openvision.weights.export.targets import ExportOptions, export
+from openvision.weights.export.text import write_tokenizer
 from openvision.weights.jax import from_jax, to_jax
 from openvision.weights.load import Checkpoint, Request, load_checkpoint
 from openvision.weights.open_clip import CONFIG_FILE, config_to_open_clip
@@ -120,13 +120,13 @@ SAME_IDS = [
     "full width ＡＢ, ﬁsh",
     "a – b — c …\tx\ny",
     "zero\u200bwidth a\ufffdb a\u2028b \xa0x ² µm",
+    "[CLS] a",
 ]
 OTHER_IDS = {
     "entities": ["fish &amp; chips", "5 &lt; 6", "&#39;x&#39;", "a &nbsp; b"],
     "curly quotes": ["it’s a dog", "“dog”", "l‘x"],
     "mojibake": ["itâ€™s a dog", "cafÃ©"],
     "control characters": ["a\x07b", "a\x92b", "a\x85b", "\x1b[31mred\x1b[0m"],
-    "special tokens": ["[CLS] a"],
 }
 
 
@@ -137,8 +137,7 @@ def both_tokenizers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     texts = [*SAME_IDS, *(text for kind in OTHER_IDS.values() for text in kind)]
     ours = Tokenizer.train([*texts, *map(html.unescape, texts), "' \"é…€"], 400)
-    ours.save(folder)
-    write_tokenizer_config(folder, 80)
+    write_tokenizer(ours, folder, 80)
     text = replace(CONFIG.text, vocab_size=ours.vocab_size, context_length=80)
     (folder / CONFIG_FILE).write_text(json.dumps(config_to_open_clip(replace(CONFIG, text=text))))
     return ours, open_clip.get_tokenizer(f"local-dir:{folder}")

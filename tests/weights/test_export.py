@@ -15,13 +15,14 @@ from typer.testing import CliRunner
 import openvision
 from openvision.cli.main import app
 from openvision.errors import OpenVisionError
+from openvision.models.layers import unit
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.text import TextConfig
 from openvision.models.variants import SIZES
 from openvision.models.vision import VisionConfig, VisionTransformer, normalize
 from openvision.text.tokenizer import Tokenizer
 from openvision.weights.export import targets
-from openvision.weights.export.onnx import open_session
+from openvision.weights.export.onnx import check_onnx, open_session
 from openvision.weights.export.parity import Parity, compare, require_parity
 from openvision.weights.export.targets import TARGETS, ExportOptions, at_resolution, export
 from openvision.weights.load import Checkpoint
@@ -55,7 +56,7 @@ def vision_alone(config: VisionConfig, embed_dim: int | None) -> Checkpoint:
     return Checkpoint(stirred(VisionTransformer(config, embed_dim)), None, None, "test", {})
 
 
-@pytest.mark.parametrize("target", ["safetensors", "transformers", "beit", "onnx"])
+@pytest.mark.parametrize("target", ["safetensors", "transformers", "beit"])
 def test_every_target_is_exact_and_has_a_card(checkpoint, tmp_path, target) -> None:
     results = export(checkpoint, target, tmp_path / "out")
     assert results
@@ -154,15 +155,74 @@ def test_siglip_is_refused_until_the_drift_is_accepted(checkpoint, tmp_path) -> 
     assert "Not the same encoder" in (tmp_path / "out" / "README.md").read_text()
 
 
-@pytest.mark.parametrize(("precision", "least"), [("fp16", 0.9999), ("int8", 0.99)])
-def test_lower_precision_graphs_stay_close(checkpoint, tmp_path, precision, least) -> None:
-    export(checkpoint, "onnx", tmp_path / "out", ExportOptions(precision=precision))
-    images = torch.randn(5, 3, 40, 40)
-    (embeds, _) = open_session(tmp_path / "out" / "vision.onnx").run(None, {"images": images.numpy()})
+@pytest.mark.parametrize(("precision", "least"), [("fp16", 0.9999), ("int8", 0.98)])
+def test_lower_precision_stays_close_on_given_images_or_is_refused(checkpoint, tmp_path, precision, least) -> None:
+    images = torch.randint(0, 255, (5, 3, 40, 40), dtype=torch.uint8)
+    results = export(checkpoint, "onnx", tmp_path / "out", ExportOptions(precision=precision, images=images))
+    told = {result.what: result for result in results}["features of 5 given images, as 1 - cosine"]
+    (embeds,) = open_session(tmp_path / "out" / "vision.onnx").run(
+        ["image_embeds"], {"images": normalize(images).numpy()}
+    )
     with torch.inference_mode():
-        cosine = torch.cosine_similarity(torch.from_numpy(embeds), checkpoint.vision(images))
+        cosine = torch.cosine_similarity(torch.from_numpy(embeds), checkpoint.vision(normalize(images)))
+    assert told.difference == pytest.approx(1 - cosine.min().item(), abs=1e-6)
+    assert told.tolerance == pytest.approx(1 - least)
     assert cosine.min() > least
     assert json.loads((tmp_path / "out" / "onnx.json").read_text())["precision"] == precision
+    with pytest.raises(OpenVisionError, match=r"5 given images, as 1 - cosine: .* TOO LARGE"):
+        require_parity(check_onnx(checkpoint, tmp_path / "out", images, least_cosine=1.0))
+
+
+@pytest.fixture(scope="module")
+def graphs(checkpoint, tmp_path_factory):
+    path = tmp_path_factory.mktemp("graphs") / "FOLDER"
+    results = export(checkpoint, "onnx", path)
+    assert {result.tolerance for result in results} == {2e-5}
+    assert all(str(result) in (path / "README.md").read_text() for result in results)
+    return path
+
+
+def test_graphs_take_any_batch(checkpoint, graphs) -> None:
+    vision, text = (open_session(graphs / name) for name in ("vision.onnx", "text.onnx"))
+    for batch in (1, 2, 3, 5, 7):
+        images, ids = torch.randn(batch, 3, 40, 40), torch.randint(0, checkpoint.tokenizer.cls_id, (batch, 12))
+        ids[:, -1] = checkpoint.tokenizer.cls_id
+        with torch.inference_mode():
+            ours = unit(checkpoint.vision(images)), checkpoint.model.encode_text(ids)
+        (embeds,) = vision.run(["image_embeds"], {"images": images.numpy()})
+        assert compare("images", ours[0], torch.from_numpy(embeds), 2e-5).passed
+        (embeds,) = text.run(None, {"ids": ids.numpy()})
+        assert compare("texts", ours[1], torch.from_numpy(embeds), 2e-5).passed
+
+
+def test_the_recipe_in_the_card_of_a_graph(checkpoint, graphs, tmp_path, monkeypatch) -> None:
+    (tmp_path / "FOLDER").symlink_to(graphs)
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 9, 4), dtype=np.uint8).repeat(12, 0).repeat(12, 1)
+    Image.fromarray(pixels).save(tmp_path / "cat.jpg", format="PNG")
+    card = (tmp_path / "FOLDER" / "README.md").read_text()
+    found: dict = {}
+    exec("".join(card.split("```python\n")[1:][index].split("```")[0] for index in (0, 1)), found)
+    encoder = openvision.Encoder(checkpoint.model, checkpoint.tokenizer)
+    image, texts = encoder.encode_images([tmp_path / "cat.jpg"]), ["a photo of a cat", "a photo of a dog"]
+    assert torch.cosine_similarity(torch.from_numpy(found["embedding"]), image).item() > 0.999
+    assert np.allclose(found["texts"], encoder.encode_texts(texts), atol=2e-5)
+    assert f"({', '.join(map(str, (0.485, 0.456, 0.406)))})" in card
+
+
+def test_a_graph_describes_itself(checkpoint, graphs) -> None:
+    told = json.loads((graphs / "onnx.json").read_text())
+    for file in ("vision.onnx", "text.onnx"):
+        session = open_session(graphs / file)
+        inputs = {each.name: each for each in session.get_inputs()}  # pyright: ignore[reportAttributeAccessIssue]
+        outputs = {each.name for each in session.get_outputs()}  # pyright: ignore[reportAttributeAccessIssue]
+        assert told[file]["outputs"].keys() == outputs
+        assert told[file]["inputs"].keys() == inputs.keys()
+        for name, entry in told[file]["inputs"].items():
+            assert [type(side) for side in entry["shape"]] == [type(side) for side in inputs[name].shape]
+    assert told["preprocessing"]["background"] == [255, 255, 255]
+    assert told["preprocessing"]["scale"] * 255 == 1
+    assert told["text.onnx"]["inputs"]["ids"]["special"]["[CLS]"] == checkpoint.tokenizer.cls_id
 
 
 def test_a_graph_of_free_resolution(checkpoint, tmp_path) -> None:

@@ -4,13 +4,16 @@ import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer.main
 from safetensors.torch import save_file
 
 import openvision
+from openvision.cli.main import app
 from openvision.errors import OpenVisionError
 from openvision.models.layers import sincos_position_table
 from openvision.models.openvision import OpenVision, OpenVisionConfig
@@ -19,7 +22,7 @@ from openvision.models.vision import VisionConfig
 from openvision.text.tokenizer import Tokenizer
 from openvision.weights import hub
 from openvision.weights.folder import save_folder
-from openvision.weights.load import Request, load_checkpoint
+from openvision.weights.load import Request, load_checkpoint, vision_shape
 from openvision.weights.open_clip import CONFIG_FILE, config_to_open_clip, from_open_clip, to_open_clip
 from openvision.weights.registry import released
 from tests.released import random_state, released_shapes, vision_shapes
@@ -103,6 +106,30 @@ def test_without_a_vocabulary_pictures_can_be_encoded_and_texts_say_what_is_miss
     assert encoder.encode_images([picture]).shape == (1, 32)
     with pytest.raises(OpenVisionError, match="vocabulary"):
         encoder.encode_texts(["a dog"])
+
+
+def test_a_run_is_a_source_like_any_other(state, images, tmp_path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "recipe.toml").write_text("")
+    with pytest.raises(OpenVisionError, match=r"run that has not finished, .* openvision checkpoint export .*/run -o"):
+        load_checkpoint(run)
+    save_folder(run / "model", model_of(state), Tokenizer.train(["a red circle"], 60), "", {})
+    assert torch.equal(openvision.load(run).vision(images), model_of(state).vision(images))
+    assert vision_shape(run) == CONFIG.vision
+    name = "openvision-vit-tiny-patch16-160"
+    assert vision_shape(name) == released(name).vision
+
+
+@pytest.mark.parametrize(
+    "name", ["encode", "classify", "search", "caption", "info", "convert", "export", "verify", "eval", "vlm build"]
+)
+def test_every_command_says_the_same_of_its_model(name) -> None:
+    command: Any = typer.main.get_command(app)
+    for word in name.split():
+        command = command.commands[word]
+    helps = [parameter.help or "" for parameter in command.params if "MODEL" in (parameter.metavar or "")]
+    assert [text.startswith("Run, model folder, released name, Hub id, or weights file") for text in helps] == [True]
 
 
 def test_a_vision_tower_alone(images, tmp_path) -> None:

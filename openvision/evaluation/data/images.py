@@ -53,6 +53,8 @@ class Labelled:
     labels: NDArray[np.int64]
     """(n,), positions in `classes`."""
     classes: list[str]
+    naming: str = ""
+    """How a list of class names was paired with folders; empty when the names are the data's own."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -62,7 +64,7 @@ class Labelled:
         if count is None or count >= len(self):
             return self
         rows = spread(len(self), count)
-        return Labelled(take(self.images, rows), self.labels[rows], self.classes)
+        return replace(self, images=take(self.images, rows), labels=self.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,8 @@ def _check_present(labels: NDArray[np.int64], names: Sequence[str], source: str)
 def folder_of_classes(folder: Path, names: Sequence[str] | None = None) -> Labelled:
     """Images of FOLDER/CLASS/, subfolders sorted by name.
 
-    `names` gives the classes other names than their folders', in the folders' order (ImageNet's wnids and words).
+    `names` may list the folders' own names in any order, or other names in the folders' order (ImageNet's wnids and
+    words). Raises OpenVisionError for a list that holds some of the folders' names and others.
     """
     if not folder.is_dir():
         raise OpenVisionError(f"folder {folder} does not exist")
@@ -175,11 +178,28 @@ def folder_of_classes(folder: Path, names: Sequence[str] | None = None) -> Label
         raise OpenVisionError(
             f"{folder} has {len(classes)} class folders but there are {len(names)} class names; they must pair up"
         )
-    words = list(names) if names is not None else [place.name.replace("_", " ") for place in classes]
+    own = [place.name.replace("_", " ") for place in classes]
+    words, naming = (own, "") if names is None else _paired(own, names, folder)
     if names is None:
         check_names(words, str(folder))
     labels = np.array([index for index, _ in files], dtype=np.int64)
-    return Labelled(images_of_files([path for _, path in files], folder), labels, words)
+    return Labelled(images_of_files([path for _, path in files], folder), labels, words, naming)
+
+
+def _paired(folders: list[str], names: Sequence[str], source: Path) -> tuple[list[str], str]:
+    """The name of each folder from a list as long as they are many, and how the two were paired."""
+    given = {name.replace("_", " "): name for name in names}
+    known = [folder for folder in folders if folder in given]
+    if len(known) == len(folders):
+        return [given[folder] for folder in folders], "by name: the list holds the names of the folders"
+    if known:
+        strange = next(name for key, name in given.items() if key not in folders)
+        left = next(folder for folder in folders if folder not in given)
+        raise OpenVisionError(
+            f"{source}: {len(known)} of {len(names)} class names are names of its folders, but {strange!r} is not, and "
+            f"folder {left!r} is not listed; list the name of every folder, or other names in the folders' order"
+        )
+    return list(names), f"by position: folder {folders[0]!r} is {names[0]!r}, folder {folders[-1]!r} is {names[-1]!r}"
 
 
 def _images_below(place: Path) -> list[Path]:

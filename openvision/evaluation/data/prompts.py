@@ -123,7 +123,7 @@ def _open_clip() -> ModuleType:
 
     found = importlib.util.find_spec("open_clip")
     if found is None or not found.submodule_search_locations:
-        require("open_clip", extra="open_clip")
+        require("open_clip", extra="open-clip")
         raise AssertionError("require raises for a package that is not there")
     path = Path(found.submodule_search_locations[0]) / "zero_shot_metadata.py"
     spec = importlib.util.spec_from_file_location("open_clip_zero_shot_metadata", path)

@@ -6,7 +6,7 @@ pixels: together they are spec section 7, or open_clip's.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -78,7 +78,7 @@ class ZeroShot(Evaluator, LabelOptions):
             return data
         others = open_labelled(self.candidates, root, self)
         classes, place = candidates_of([*data.classes, *others.classes])
-        return Labelled(data.images, place[data.labels], classes)
+        return replace(data, labels=place[data.labels], classes=classes)
 
     def open_groups(self, root: str | Path) -> Labelled | None:
         """The images with their groups; None without the option."""
@@ -114,6 +114,8 @@ class ZeroShot(Evaluator, LabelOptions):
             "resolution": model.pixels,
             "preprocessing": model.preprocessing,
         }
+        if found.data.naming:
+            result.facts["class_names"] = found.data.naming
         result.details |= per_class(found.ranks, found.predicted, found.labels, found.data.classes)
         if (groups := self.open_groups(root)) is not None:
             own = groups.labels[found.rows]

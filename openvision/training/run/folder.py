@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import platform
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +25,10 @@ from types import TracebackType
 from openvision.data.mixture import Mixture
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_write_text, make_folder, read_json
-from openvision.recipe.schema import STORED, Data, Recipe, Run, dump_recipe, load_recipe
+from openvision.recipe.schema import STORED, Recipe, Run, dump_recipe, load_recipe
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.setup.evaluators import complete_evaluators
+from openvision.training.setup.start import tokenizer_of_start
 
 DATA = "data.json"
 LOCK = "LOCK"
@@ -180,24 +182,33 @@ def describe_data(data: Mixture) -> JsonObject:
 
 
 def claim_tokenizer(
-    settings: Data, model_vocab_size: int, data: Mixture, run_folder: Path, reuse: bool = True
+    recipe: Recipe, data: Mixture, run_folder: Path, say: Callable[[str], None], reuse: bool = True
 ) -> Tokenizer:
-    """Tokenizer of the run folder; trained or copied there when the run starts.
+    """Tokenizer of the run folder; taken from the recipe's `start`, copied or trained there when the run starts.
 
     Without `reuse` one that is there is overwritten: a start that failed left it behind. Raises OpenVisionError when it
-    has more entries than the model can embed.
+    has more entries than the model can embed, or is not the one of `start`.
     """
-    folder = run_folder / "tokenizer"
+    folder, settings = run_folder / "tokenizer", recipe.data
     if reuse and (folder / "tokenizer.json").is_file():
         return Tokenizer.load(folder)
-    if settings.tokenizer is not None:
-        tokenizer = Tokenizer.load(Path(settings.tokenizer))
-    else:
-        assert settings.vocab_size is not None
+    tokenizer = Tokenizer.load(Path(settings.tokenizer)) if settings.tokenizer is not None else None
+    if recipe.start is not None:
+        theirs = tokenizer_of_start(recipe.start, recipe.model, tokenizer)
+        if theirs is not None and tokenizer is None:
+            unread = f"; data.vocab_size {settings.vocab_size} is not used" if settings.vocab_size else ""
+            say(f"start {recipe.start}: its tokenizer of {theirs.vocab_size} entries comes along{unread}")
+        tokenizer = theirs or tokenizer
+    if tokenizer is None:
+        if settings.vocab_size is None:
+            raise OpenVisionError(
+                f"start = {recipe.start!r} brings no tokenizer to this model; give data.vocab_size, to train a "
+                "vocabulary, or data.tokenizer"
+            )
         tokenizer = Tokenizer.train(data.texts(), settings.vocab_size)
-    if tokenizer.vocab_size > model_vocab_size:
+    if tokenizer.vocab_size > recipe.vocab_size:
         raise OpenVisionError(
-            f"the tokenizer has {tokenizer.vocab_size} entries, the model only {model_vocab_size}; raise vocab_size"
+            f"the tokenizer has {tokenizer.vocab_size} entries, the model only {recipe.vocab_size}; raise vocab_size"
         )
     make_folder(folder)
     tokenizer.save(folder)

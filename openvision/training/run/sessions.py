@@ -62,11 +62,12 @@ class SessionHistory:
         step: int,
         accepted: list[str],
         moved: str | None = None,
+        started: list[str] | None = None,
     ) -> None:
         """Start a session after `step` updates.
 
         `accepted` are the differences that --force accepted; `moved` says that another kind of device wrote the
-        checkpoint.
+        checkpoint; `started` says what came from the recipe's `start`.
         """
         described = describe_run(recipe_toml, data["manifest_sha256"], seed, sys.argv)
         self._keep_diff(described)
@@ -83,6 +84,7 @@ class SessionHistory:
                 "seconds": 0.0,
                 "energy": self._energy(0.0),
                 "accepted": accepted,
+                "start": started or [],
                 "data": data,
                 **described,
             }

@@ -130,14 +130,16 @@ def set_up_run(
         if processes.is_main:
             compare_data(dataset, run_folder, force)
         # The main process makes the tokenizer; the others read it.
-        reuse = not (processes.is_main and new)
-        tokenizer = claim_tokenizer(recipe.data, recipe.vocab_size, dataset, run_folder, reuse)
+        reuse, started = not (processes.is_main and new), list[str]()
+        tokenizer = claim_tokenizer(recipe, dataset, run_folder, started.append, reuse)
 
     torch.set_float32_matmul_precision(recipe.run.float32_matmul)
     use_deterministic_algorithms(recipe.run.deterministic)
     # A run that has checkpoints is filled from one: `recipe.start` is not read again.
     start = None if checkpoints(run_folder / "checkpoints") else recipe.start
-    model = build_distributed_model(recipe.model, recipe.run, recipe.parallel, processes, recipe.seed, start)
+    model = build_distributed_model(
+        recipe.model, recipe.run, recipe.parallel, processes, recipe.seed, start, started.append
+    )
     optimizer = build_optimizer(model.module, recipe.optimizer)
     store = Checkpoints(
         run_folder / "checkpoints",
@@ -164,11 +166,12 @@ def set_up_run(
         accepted = claim_recipe(recipe, run_folder, force)
         identity, changes = claim_data(dataset, run_folder, force, facts)
         moved = _moved(store.restored, store.written_by)
+        for line in started:
+            say(line)
         if moved is not None:
             say(f"{moved}: allowed, and not bit-identical to a run on one kind of device")
-        record.begin(
-            dump_recipe(recipe), identity, recipe.seed, progress.step, [*accepted, *changes, *reordered], moved
-        )
+        differences = [*accepted, *changes, *reordered]
+        record.begin(dump_recipe(recipe), identity, recipe.seed, progress.step, differences, moved, started)
     return RunParts(
         recipe=recipe,
         folder=run_folder,

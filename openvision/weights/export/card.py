@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD
 from openvision.weights.export.parity import Parity
 from openvision.weights.load import Checkpoint
 
@@ -37,8 +38,19 @@ class norms each token, OpenVision norms the mean. The embedding is, with the te
 pooled output that is exact.
 
 `text/` (where the model has a text tower) is a `SiglipTextModel`: `pooler_output` is the text embedding before unit
-length. It reads exactly {length} ids: `[bos]`, tokens, `[eos]`, pads, and `[CLS]` in the last column, which no stock
-tokenizer puts there; pad to {length} - 1 ids and append it, and give no attention mask.""",
+length. It reads exactly {length} ids, so the call asks for padding and truncation, as SigLIP's does:
+
+```python
+from transformers import AutoTokenizer, SiglipTextModel
+tokenizer = AutoTokenizer.from_pretrained("{folder}/text")
+text = SiglipTextModel.from_pretrained("{folder}/text")
+ids = tokenizer(["A Photo Of A CAT"], padding="max_length", truncation=True, return_tensors="pt")
+embedding = text(**ids).pooler_output
+```
+
+**Without `padding="max_length", truncation=True` transformers pads nothing, and the embedding is wrong**: pads take
+part in the attention. Training put `[CLS]` into the last column, a stock tokenizer puts it before the pads. These
+weights give the same embedding for both: the vector of the class token is in the last position.""",
     "beit": """```python
 from transformers import BeitModel
 tower = BeitModel.from_pretrained("{folder}")
@@ -55,22 +67,64 @@ tower = SiglipVisionModel.from_pretrained("{folder}")
 **Not the same encoder**: this class has no class token, which takes part in OpenVision's attention. The differences
 below are what that does to the tokens. Take `transformers` or `beit` where the stack allows it.""",
     "onnx": """```python
+import json
+import numpy as np
 import onnxruntime
-session = onnxruntime.InferenceSession("{folder}/vision.onnx")
-image_embeds, patch_tokens = session.run(None, {{"images": pixels}})
-```
+from PIL import Image, ImageOps
 
-Inputs and sizes are in `onnx.json`.""",
+config = json.load(open("{folder}/onnx.json"))
+side, how = config["image_size"], config["preprocessing"]
+image = ImageOps.exif_transpose(Image.open("cat.jpg")).convert("RGBA")
+image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
+pixels = (np.asarray(image) * how["scale"] - how["mean"]) / how["std"]
+session = onnxruntime.InferenceSession("{folder}/vision.onnx")
+(embedding,) = session.run(["{first}"], {{"images": pixels.transpose(2, 0, 1)[None].astype(np.float32)}})
+```
+{text}
+| file | input | outputs |
+|---|---|---|
+| `vision.onnx` | `images` float32 (batch, 3, {pixels}), NCHW | `{first}`, `patch_tokens` |
+{rows}
+Pixels are RGB, `(pixel / 255 - mean) / std` with mean {mean} and
+std {std}. Apply EXIF orientation, put transparent images on white, scale 16 bits to 8, resize the
+shorter side to {side} px (bilinear, antialiased), crop the centre. Training truncated resized pixels to integers where
+Pillow rounds: a few grey levels at most. `onnx.json` says the same to a program.""",
 }
 
 
-def write_card(checkpoint: Checkpoint, target: str, folder: Path, results: list[Parity]) -> None:
+_IDS = "`[bos]`, tokens, `[eos]`, `[CLS]`, padding, as `tokenizer.json` writes them"
+_TEXT_USE = """
+```python
+import tokenizers
+
+tokenizer = tokenizers.Tokenizer.from_file("FOLDER/tokenizer.json")
+ids = np.array([encoding.ids for encoding in tokenizer.encode_batch(["a photo of a cat", "a photo of a dog"])])
+texts = onnxruntime.InferenceSession("FOLDER/text.onnx").run(None, {"ids": ids})[0]
+logits = config["logit_scale"] * embedding @ texts.T
+```
+"""
+
+
+def write_card(
+    checkpoint: Checkpoint, target: str, folder: Path, results: list[Parity], dynamic_resolution: bool = False
+) -> None:
     """Write README.md into an export."""
     config = checkpoint.vision.config
     rows, columns = config.grid()
     length = checkpoint.model.config.text.context_length if checkpoint.model is not None else 0
+    pixels = "height, width" if dynamic_resolution else f"{config.image_size}, {config.image_size}"
     use = _USE[target].format(
-        folder="FOLDER", side=config.image_size, length=length, load="load" if checkpoint.model else "load_vision"
+        folder="FOLDER",
+        side=config.image_size,
+        length=length,
+        load="load" if checkpoint.model else "load_vision",
+        first="image_embeds" if checkpoint.vision.head is not None else "pooled",
+        pixels=pixels,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        text=_TEXT_USE if checkpoint.model is not None and checkpoint.tokenizer is not None else "",
+        rows=f"| `text.onnx` | `ids` int64 (batch, {length}): {_IDS} | `text_embeds` |\n" if length else "",
     )
     parity = "\n".join(f"- {result}" for result in results) or "Not checked."
     text = f"""# OpenVision encoder for {target}

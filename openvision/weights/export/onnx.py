@@ -3,10 +3,11 @@
 vision.onnx   images float32 (B, 3, H, W), normalised -> image_embeds (B, E) of unit length (`pooled` (B, D) without a
               head), patch_tokens (B, N, D) before any norm
 text.onnx     ids int64 (B, L) -> text_embeds (B, E) of unit length
-onnx.json     resolution, preprocessing, logit scale, precision
+onnx.json     names, shapes and layouts of inputs and outputs, preprocessing, logit scale, precision
+tokenizer.json  texts to ids for the `tokenizers` library, padded and truncated; see `weights/export/text.py`
 
-int8 is dynamic quantisation of the weights and activations of matrix products, with one scale a channel. Its cost in
-accuracy depends on the model; the check here only rejects broken graphs.
+int8 is dynamic quantisation of the weights and activations of matrix products, with one scale a channel. Its cost
+depends on the model and on the images: an embedding that turns by more than `LEAST_COSINE` allows is refused.
 """
 
 import json
@@ -22,19 +23,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openvision.errors import require
+from openvision.errors import OpenVisionError, require
 from openvision.files import JsonObject
 from openvision.models.layers import sincos_position_table, unit
 from openvision.models.text import TextTransformer
-from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionTransformer
-from openvision.weights.export.parity import Parity, compare, example_ids, example_images
+from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionTransformer, normalize
+from openvision.weights.export.parity import Parity, compare, example_images
+from openvision.weights.export.text import (
+    EXAMPLE_TEXTS,
+    class_token_in_position,
+    example_ids,
+    stock_ids,
+    write_tokenizer,
+)
 from openvision.weights.load import Checkpoint
 
 Precision = Literal["fp32", "fp16", "int8"]
 VISION_FILE, TEXT_FILE, CONFIG_FILE = "vision.onnx", "text.onnx", "onnx.json"
-# Tolerances for unit vectors: rounding of half precision; int8 only rejects broken graphs.
-_TOLERANCE = {"fp32": 2e-5, "fp16": 1e-2, "int8": 0.1}
-_TOKEN_TOLERANCE = {"fp32": 2e-5, "fp16": 2e-2, "int8": 0.5}
+# Largest difference of float32 outputs.
+_TOLERANCE = 2e-5
+LEAST_COSINE = {"fp16": 0.9999, "int8": 0.98}
+"""Smallest cosine between an embedding of the model and that of a graph of lower precision."""
+# A graph may take its example's batch for a constant: one, the example's and none of its multiples are tried.
+_BATCHES = (1, 3, 7)
 
 
 class Session(Protocol):
@@ -81,7 +92,12 @@ class TextGraph(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, L) -> (B, E) unit vectors."""
-        return unit(self.text(ids))
+        tower = self.text
+        # Not `tower(ids)`: it asks for the length of the batch, which becomes a constant of the graph.
+        x = tower.token_embed(ids) + tower.pos_embed
+        for block in tower.blocks:
+            x = block(x)
+        return unit(tower.project(tower.norm(x[:, -1])))
 
 
 def write_onnx(checkpoint: Checkpoint, folder: Path, precision: Precision, dynamic_resolution: bool) -> None:
@@ -97,11 +113,11 @@ def write_onnx(checkpoint: Checkpoint, folder: Path, precision: Precision, dynam
     _export(graph, example_images(vision), axes, "images", [first, "patch_tokens"], folder / VISION_FILE)
     files = [folder / VISION_FILE]
     if checkpoint.model is not None:
-        text = TextGraph(checkpoint.model.text).eval()
-        _export(text, example_ids(checkpoint), {0: batch}, "ids", ["text_embeds"], folder / TEXT_FILE)
+        text = TextGraph(class_token_in_position(checkpoint.model.text, checkpoint.tokenizer)).eval()
+        _export(text, example_ids(checkpoint, 2), {0: batch}, "ids", ["text_embeds"], folder / TEXT_FILE)
         files.append(folder / TEXT_FILE)
         if checkpoint.tokenizer is not None:
-            checkpoint.tokenizer.save(folder)
+            write_tokenizer(checkpoint.tokenizer, folder, checkpoint.model.config.text.context_length)
     for file in files:
         _lower(file, precision)
     _write_config(checkpoint, folder, precision, dynamic_resolution)
@@ -165,55 +181,129 @@ def _halve(source: Path, target: Path) -> None:
 
 def _write_config(checkpoint: Checkpoint, folder: Path, precision: Precision, dynamic_resolution: bool) -> None:
     vision = checkpoint.vision.config
+    side = ["height", "width"] if dynamic_resolution else [vision.image_size, vision.image_size]
+    embed_dim = checkpoint.vision.head.out_features if checkpoint.vision.head is not None else None
+    embedding = (
+        {"image_embeds": {"dtype": "float32", "shape": ["batch", embed_dim], "norm": "unit length"}}
+        if embed_dim is not None
+        else {"pooled": {"dtype": "float32", "shape": ["batch", vision.width], "norm": "not normalised"}}
+    )
+    patches = "patches" if dynamic_resolution else int(np.prod(vision.grid()))
+    tokens = {"dtype": "float32", "shape": ["batch", patches, vision.width], "norm": "none: before any LayerNorm"}
+    image = {"dtype": "float32", "shape": ["batch", 3, *side], "layout": "NCHW", "channels": "RGB"}
     content: JsonObject = {
         "image_size": vision.image_size,
         "patch_size": vision.patch_size,
         "dynamic_resolution": dynamic_resolution,
         "precision": precision,
+        VISION_FILE: {
+            "inputs": {"images": image},
+            "outputs": embedding | {"patch_tokens": tokens},
+        },
         "preprocessing": {
+            "decode": "EXIF orientation applied; any mode to RGB, 16 bits scaled to 8",
+            "background": [255, 255, 255],
             "resize": "shorter side, bilinear with antialiasing",
+            "rounding": "truncated to uint8, not rounded",
             "crop": "centre",
+            "scale": 1 / 255,
             "mean": list(IMAGENET_MEAN),
             "std": list(IMAGENET_STD),
+            "order": "(pixel * scale - mean) / std",
         },
     }
     if checkpoint.model is not None:
-        content |= {
-            "context_length": checkpoint.model.config.text.context_length,
-            "logit_scale": float(checkpoint.model.logit_scale.detach().exp()),
-        }
+        length, scale = checkpoint.model.config.text.context_length, float(checkpoint.model.logit_scale.detach().exp())
+        vector = {"dtype": "float32", "shape": ["batch", embed_dim], "norm": "unit length"}
+        content |= {"context_length": length, "logit_scale": scale, TEXT_FILE: _text_config(checkpoint, length, vector)}
+        content["probabilities"] = "softmax(logit_scale * image_embeds @ text_embeds.T)"
     (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def check_onnx(checkpoint: Checkpoint, folder: Path) -> list[Parity]:
-    """Compare both graphs in ONNX Runtime on the CPU; a dynamic resolution is compared at a second one too."""
+def _text_config(checkpoint: Checkpoint, length: int, vector: JsonObject) -> JsonObject:
+    ids: JsonObject = {"dtype": "int64", "shape": ["batch", length]}
+    tokenizer = checkpoint.tokenizer
+    if tokenizer is None:
+        ids["layout"] = "[bos], tokens, [eos], padding, class token in the last column"
+    else:
+        ids |= {
+            "tokenizer": "tokenizer.json",
+            "layout": "[bos], tokens, [eos], [CLS], padding: as tokenizer.json writes it; or [CLS] in the last column",
+            "special": {
+                "[PAD]": tokenizer.pad_id,
+                "[bos]": tokenizer.bos_id,
+                "[eos]": tokenizer.eos_id,
+                "[CLS]": tokenizer.cls_id,
+            },
+        }
+    return {"inputs": {"ids": ids}, "outputs": {"text_embeds": vector}}
+
+
+def check_onnx(
+    checkpoint: Checkpoint, folder: Path, images: Tensor | None = None, least_cosine: float | None = None
+) -> list[Parity]:
+    """Compare both graphs with the model, in ONNX Runtime on the CPU, in batches of 1, 3 and 7.
+
+    A dynamic resolution is compared at three sizes. Lower precision is measured by the smallest cosine, on noise and,
+    if given, on `images` uint8 (n, 3, R, R); it may not fall below `least_cosine`, by default that of `LEAST_COSINE`.
+    """
     config = json.loads((folder / CONFIG_FILE).read_text())
-    precision: Precision = config["precision"]
-    vision, side = checkpoint.vision, checkpoint.vision.config.image_size
+    vision, side, patch = checkpoint.vision, checkpoint.vision.config.image_size, checkpoint.vision.config.patch_size
+    least = LEAST_COSINE.get(config["precision"])
+    if least is not None and least_cosine is not None:
+        least = least_cosine
     session = open_session(folder / VISION_FILE)
-    batches = [example_images(vision, batch=3)]
+    batches = [example_images(vision, batch) for batch in _BATCHES]
     if config["dynamic_resolution"]:
-        batches.append(batches[0][:1, :, : side // 2 + 2 * vision.config.patch_size])
-    results = [result for batch in batches for result in _check_vision(vision, session, batch, precision)]
+        batches += [batches[1][..., : side // 2 + 2 * patch], F.pad(batches[1], (0, 2 * patch, 0, patch))]
+    results = [result for batch in batches for result in _check_vision(vision, session, batch, least)]
+    if images is not None:
+        found = [_embed(vision, session, normalize(part)) for part in images.split(64)]
+        ours, theirs = (torch.cat(list(part)) for part in zip(*found, strict=True))
+        results += _close(f"features of {len(images)} given images", ours, theirs, least)
     if checkpoint.model is not None:
-        ids = example_ids(checkpoint)
-        (found,) = open_session(folder / TEXT_FILE).run(None, {"ids": ids.numpy()})
+        session, ids = open_session(folder / TEXT_FILE), example_ids(checkpoint)
         with torch.inference_mode():
             ours = checkpoint.model.encode_text(ids)
-        results.append(compare("text features", ours, torch.from_numpy(found), _TOLERANCE[precision]))
+        for batch in _BATCHES:
+            found = _encode(session, ids[:batch])
+            results += _close(f"text features, batch {batch}", ours[:batch], found, least)
+        if checkpoint.tokenizer is not None:
+            found = _encode(session, stock_ids(folder, list(EXAMPLE_TEXTS)))
+            results += _close("text features by tokenizer.json", ours, found, least)
     return results
 
 
-def _check_vision(vision: VisionTransformer, session: Session, batch: Tensor, precision: Precision) -> list[Parity]:
-    embeds, tokens = session.run(None, {"images": batch.numpy()})
+def _encode(session: Session, ids: Tensor) -> Tensor:
+    return torch.from_numpy(session.run(None, {"ids": ids.numpy()})[0])
+
+
+def _embed(vision: VisionTransformer, session: Session, batch: Tensor) -> tuple[Tensor, Tensor]:
+    """First outputs of the tower and of its graph for normalised images."""
     with torch.inference_mode():
-        ours = vision.forward_features(batch)
-        first = unit(vision.project(ours.pooled)) if vision.head is not None else ours.pooled
-    size = f"{batch.shape[2]} x {batch.shape[3]}"
-    return [
-        compare(f"image features at {size}", first, torch.from_numpy(embeds), _TOLERANCE[precision]),
-        compare(f"patch tokens at {size}", ours.patch_tokens, torch.from_numpy(tokens), _TOKEN_TOLERANCE[precision]),
-    ]
+        pooled = vision.forward_features(batch).pooled
+        ours = unit(vision.project(pooled)) if vision.head is not None else pooled
+    return ours, torch.from_numpy(session.run(None, {"images": batch.numpy()})[0])
+
+
+def _check_vision(vision: VisionTransformer, session: Session, batch: Tensor, least: float | None) -> list[Parity]:
+    ours, theirs = _embed(vision, session, batch)
+    where = "{} x {} x {}".format(batch.shape[0], *batch.shape[2:])
+    results = _close(f"image features of {where}", ours, theirs, least)
+    with torch.inference_mode():
+        tokens = vision.forward_features(batch).patch_tokens
+    found = torch.from_numpy(session.run(["patch_tokens"], {"images": batch.numpy()})[0])
+    return results + _close(f"patch tokens of {where}", tokens, found, least)
+
+
+def _close(what: str, ours: Tensor, theirs: Tensor, least: float | None) -> list[Parity]:
+    """By the largest difference, or, where a smallest cosine is given, by that of each vector."""
+    if least is None:
+        return [compare(what, ours, theirs, _TOLERANCE)]
+    if ours.shape != theirs.shape:
+        raise OpenVisionError(f"{what}: shape {tuple(theirs.shape)} after export, {tuple(ours.shape)} before")
+    cosines = torch.cosine_similarity(ours.double(), theirs.double(), dim=-1)
+    return [Parity(f"{what}, as 1 - cosine", 1 - cosines.min().item(), 1 - least)]
 
 
 def open_session(file: Path, threads: int | None = None) -> Session:

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 
 from openvision.errors import require
 from openvision.models.layers import unit
-from openvision.text.tokenizer import BOS, CLS, EOS, FILE_NAME, PAD, UNK
-from openvision.weights.export.parity import Parity, compare, example_ids, example_images, text_model
+from openvision.text.tokenizer import FILE_NAME
+from openvision.weights.export.parity import Parity, compare, example_images, text_model
+from openvision.weights.export.text import EXAMPLE_TEXTS, example_ids, write_tokenizer
 from openvision.weights.load import Checkpoint
 from openvision.weights.open_clip import CONFIG_FILE, WEIGHT_FILES, config_to_open_clip, to_open_clip
 
@@ -24,29 +25,12 @@ def write_open_clip(checkpoint: Checkpoint, folder: Path) -> None:
     save_file(state, folder / WEIGHT_FILES[0], metadata={"format": "pt"})
     (folder / CONFIG_FILE).write_text(json.dumps(config_to_open_clip(model.config), indent=2) + "\n")
     if checkpoint.tokenizer is not None:
-        checkpoint.tokenizer.save(folder)
-        write_tokenizer_config(folder, model.config.text.context_length)
-
-
-def write_tokenizer_config(folder: Path, length: int) -> None:
-    """What transformers needs beside tokenizer.json: names of the special tokens, and no attention mask."""
-    content = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": BOS,
-        "eos_token": EOS,
-        "cls_token": CLS,
-        "pad_token": PAD,
-        "unk_token": UNK,
-        "model_max_length": length,
-        "model_input_names": ["input_ids"],
-        "clean_up_tokenization_spaces": False,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(content, indent=2) + "\n")
+        write_tokenizer(checkpoint.tokenizer, folder, model.config.text.context_length)
 
 
 def check_open_clip(checkpoint: Checkpoint, folder: Path) -> list[Parity]:
     """Load the folder with stock open_clip and compare image and text features, and the ids of its tokenizer."""
-    open_clip = require("open_clip", extra="open_clip")
+    open_clip = require("open_clip", extra="open-clip")
     model = text_model(checkpoint)
     theirs, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     theirs.eval()
@@ -57,8 +41,6 @@ def check_open_clip(checkpoint: Checkpoint, folder: Path) -> list[Parity]:
             compare("text features", model.encode_text(ids), unit(theirs.encode_text(ids))),
         ]
     if checkpoint.tokenizer is not None and (folder / FILE_NAME).is_file():
-        texts = ["a red circle on white", "two dogs, one of them SLEEPING; it's 3 o'clock"]
-        length = model.config.text.context_length
-        found = open_clip.get_tokenizer(f"local-dir:{folder}")(texts)
-        results.append(compare("ids", torch.from_numpy(checkpoint.tokenizer.encode(texts, length)), found, 0))
+        found = open_clip.get_tokenizer(f"local-dir:{folder}")(list(EXAMPLE_TEXTS))
+        results.append(compare("ids", ids, found, 0))
     return results

@@ -59,16 +59,6 @@ def example_images(vision: VisionTransformer, batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
-def example_ids(checkpoint: Checkpoint) -> Tensor:
-    """Ids of two example texts, int64 (2, context_length)."""
-    model = text_model(checkpoint)
-    length = model.config.text.context_length
-    if checkpoint.tokenizer is not None:
-        return torch.from_numpy(checkpoint.tokenizer.encode(["a red circle on white", "two dogs"], length))
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, model.config.text.vocab_size, (2, length), generator=generator)
-
-
 def text_model(checkpoint: Checkpoint) -> OpenVision:
     """The whole model; raises OpenVisionError for a vision tower alone."""
     if checkpoint.model is None:

@@ -41,6 +41,10 @@ class ExportOptions:
     """Write a format that cannot be exact."""
     check: bool = True
     """Load the export with its library and compare."""
+    images: torch.Tensor | None = None
+    """Prepared images, uint8 (n, 3, R, R), on which ONNX graphs are compared too."""
+    least_cosine: float | None = None
+    """Smallest cosine that an embedding of lower precision may have with the model's; by default `LEAST_COSINE`."""
 
 
 def export(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOptions | None = None) -> list[Parity]:
@@ -63,8 +67,8 @@ def export(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOpt
         checkpoint = at_resolution(checkpoint, options.resolution)
     with atomic_folder(folder) as temporary:
         _write(checkpoint, target, temporary, options)
-        results = require_parity(_check(checkpoint, target, temporary)) if options.check else []
-        write_card(checkpoint, target, temporary, results)
+        results = require_parity(_check(checkpoint, target, temporary, options)) if options.check else []
+        write_card(checkpoint, target, temporary, results, options.dynamic_resolution)
     return results
 
 
@@ -110,7 +114,9 @@ def _write(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOpt
         writers[target](checkpoint, folder)
 
 
-def _check(checkpoint: Checkpoint, target: str, folder: Path) -> list[Parity]:
+def _check(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOptions) -> list[Parity]:
+    if target == "onnx":
+        return onnx.check_onnx(checkpoint, folder, options.images, options.least_cosine)
     checks = {
         "safetensors": _check_safetensors,
         "open_clip": open_clip.check_open_clip,
@@ -118,7 +124,6 @@ def _check(checkpoint: Checkpoint, target: str, folder: Path) -> list[Parity]:
         "transformers": transformers.check_vit,
         "beit": transformers.check_beit,
         "siglip": transformers.check_siglip,
-        "onnx": onnx.check_onnx,
     }
     return checks[target](checkpoint, folder)
 

@@ -24,16 +24,15 @@ from openvision.errors import require
 from openvision.files import JsonObject
 from openvision.models.layers import LAYER_NORM_EPS, sincos_position_table, unit
 from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionTransformer
-from openvision.weights.export.open_clip import write_tokenizer_config
 from openvision.weights.export.parity import (
     FLOAT32_TOLERANCE,
     Parity,
     check_loading,
     compare,
-    example_ids,
     example_images,
     text_model,
 )
+from openvision.weights.export.text import EXAMPLE_TEXTS, class_token_in_position, example_ids, write_tokenizer
 from openvision.weights.load import Checkpoint
 
 WEIGHTS, CONFIG, PROJECTION = "model.safetensors", "config.json", "projection.safetensors"
@@ -113,7 +112,8 @@ def write_siglip(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _write_text(checkpoint: Checkpoint, folder: Path) -> None:
-    text, config = text_model(checkpoint).text, text_model(checkpoint).config
+    config, tokenizer = text_model(checkpoint).config, checkpoint.tokenizer
+    text = class_token_in_position(text_model(checkpoint).text, tokenizer)
     folder.mkdir()
     state = {
         "embeddings.token_embedding.weight": text.token_embed.weight,
@@ -124,8 +124,7 @@ def _write_text(checkpoint: Checkpoint, folder: Path) -> None:
         "head.bias": torch.zeros(config.embed_dim),
         **_blocks(text.blocks, "encoder.layers", _SIGLIP_BLOCK, _SIGLIP_QKV),
     }
-    shape = config.text
-    tokenizer, special = checkpoint.tokenizer, {}
+    shape, special = config.text, {}
     if tokenizer is not None:
         special = {"pad_token_id": tokenizer.pad_id, "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     _save(
@@ -147,8 +146,7 @@ def _write_text(checkpoint: Checkpoint, folder: Path) -> None:
         },
     )
     if tokenizer is not None:
-        tokenizer.save(folder)
-        write_tokenizer_config(folder, shape.context_length)
+        write_tokenizer(tokenizer, folder, shape.context_length)
 
 
 def _vit_trunk(vision: VisionTransformer) -> dict[str, Tensor]:
@@ -234,7 +232,7 @@ def check_vit(checkpoint: Checkpoint, folder: Path) -> list[Parity]:
     """Every hidden state of the stock ViTModel, the embedding through norm and head, and the text tower."""
     results = _check_hidden_states("ViTModel", checkpoint, folder, add_pooling_layer=False)
     if checkpoint.model is not None:
-        results.append(_check_text(checkpoint, folder / _TEXT_FOLDER))
+        results += _check_text(checkpoint, folder / _TEXT_FOLDER)
     return results
 
 
@@ -282,11 +280,18 @@ def _size(result: Parity) -> float:
     return result.difference
 
 
-def _check_text(checkpoint: Checkpoint, folder: Path) -> Parity:
+def _check_text(checkpoint: Checkpoint, folder: Path) -> list[Parity]:
+    """The text tower on ids in training's layout, and on those of the stock call."""
     theirs, ids = _load("SiglipTextModel", folder), example_ids(checkpoint)
     with torch.inference_mode():
-        found = unit(theirs(input_ids=ids).pooler_output)
-        return compare("text features", text_model(checkpoint).encode_text(ids), found, FLOAT32_TOLERANCE)
+        ours = text_model(checkpoint).encode_text(ids)
+        found = [compare("text features", ours, unit(theirs(input_ids=ids).pooler_output), FLOAT32_TOLERANCE)]
+        if checkpoint.tokenizer is not None:
+            tokenizer = require("transformers", extra="transformers").AutoTokenizer.from_pretrained(folder)
+            inputs = tokenizer(list(EXAMPLE_TEXTS), padding="max_length", truncation=True, return_tensors="pt")
+            called = unit(theirs(**inputs).pooler_output)
+            found.append(compare("text features by AutoTokenizer", ours, called, FLOAT32_TOLERANCE))
+    return found
 
 
 def _load(name: str, folder: Path, **settings: bool) -> torch.nn.Module:

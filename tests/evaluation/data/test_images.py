@@ -47,6 +47,21 @@ def test_a_folder_of_classes(folder) -> None:
     assert folder_of_classes(folder, ["pole", "box"]).classes == ["pole", "box"]
 
 
+@pytest.mark.parametrize("names", [["square", "long bar"], ["square", "long_bar"], ["long_bar", "square"]])
+def test_names_of_the_folders_are_matched_by_name(folder, names) -> None:
+    data = folder_of_classes(folder, names)
+    assert [name.replace("_", " ") for name in data.classes] == ["long bar", "square"]
+    assert data.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert data.only(2).naming == "by name: the list holds the names of the folders"
+
+
+def test_other_names_are_paired_by_position_and_it_is_said(folder) -> None:
+    naming = folder_of_classes(folder, ["pole", "box"]).naming
+    assert naming == "by position: folder 'long bar' is 'pole', folder 'square' is 'box'"
+    with pytest.raises(OpenVisionError, match=r"1 of 2 class names .* but 'box' is not, and folder 'long bar' is not"):
+        folder_of_classes(folder, ["square", "box"])
+
+
 def test_the_identity_follows_the_files(folder, picture) -> None:
     before = folder_of_classes(folder).images.identity
     assert folder_of_classes(folder).images.identity == before
