@@ -18,6 +18,11 @@ def quickstart(
     device: DeviceOverride = None,
 ) -> None:
     """Train an encoder on drawn images in minutes, on any machine, evaluate it and write a report."""
+    from openvision.training.run.startup import active_watch
+
+    data, run = folder / "openmoji", folder / recipe.stem
+    if (watch := active_watch()) is not None:
+        watch.know_run(run)
     from openvision.data.sources.openmoji.make import make_openmoji
     from openvision.evaluation.report.run_page import build_report
     from openvision.evaluation.report.tables import print_held_out
@@ -27,7 +32,6 @@ def quickstart(
     from openvision.training.trainer import launch
 
     console = Console()
-    data, run = folder / "openmoji", folder / recipe.stem
     loaded = load_recipe(recipe, with_device(overrides, device))
     # A device that is not there is an error before anything is drawn.
     resolve_precision(loaded.run.precision, resolve_device(loaded.run.device))
@@ -35,6 +39,8 @@ def quickstart(
     make_openmoji(data)
     console.print("[bold]2/4[/] training vision tower, text tower and caption decoder")
     model = launch(loaded, data, run)
+    if watch is not None:
+        watch.begin_work("after the training")
     console.print("[bold]3/4[/] evaluating on the two held-out sets")
     print_held_out(measure_run(run, data), console)
     console.print("[bold]4/4[/] writing the report")
