@@ -133,10 +133,10 @@ class PatientLines:
         return (before is None) != (self.problem is None)
 
 
-def check_file(path: Path) -> None:
-    """Raise OpenVisionError unless `path` is a regular file: reading a pipe or a device might never end."""
+def check_file(path: Path) -> os.stat_result:
+    """Status of a regular file; raises OpenVisionError for anything else: reading a pipe might never end."""
     try:
-        mode = os.stat(path).st_mode
+        status = os.stat(path)
     except OSError as error:
         if path.is_symlink():
             raise OpenVisionError(
@@ -147,9 +147,10 @@ def check_file(path: Path) -> None:
         raise OpenVisionError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise OpenVisionError(f"{str(path)!r} is no path: {error}") from error
-    if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
-        raise OpenVisionError(f"{path} is {kind}, not a file; name a file")
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
+        raise OpenVisionError(f"{path} is {kind}, not a file; name a file, or restore this one")
+    return status
 
 
 def read_text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Names and texts that strangers wrote (docs/security.md): parse their JSON, make file names of them, print them.
+"""Names, texts and numbers that strangers wrote (docs/security.md): check them, make file names of them, print them.
 
 What comes from data never decides which folder a file is in, and never reaches a terminal as a control character.
 """
@@ -26,6 +26,18 @@ def load_json(data: str | bytes) -> Any:
         return json.loads(data)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def check_count(name: str, value: object, least: int, most: int) -> int:
+    """`value` if it is an integer from `least` to `most`; raises ValueError that names it otherwise."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{name} must be an integer from {least} to {most}, not {value!r:.80}")
+    return value
+
+
+def is_texts(value: object) -> bool:
+    """Whether a value from JSON is a list of texts."""
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def is_utf8(text: str) -> bool:

@@ -14,6 +14,9 @@ from openvision.training.run.signals import Interrupted
 from openvision.training.run.startup import SignalWatch
 from openvision.training.run.watchdog import AlreadyReportedError, exit_immediately
 
+# Commands that train, and tell the watch their run folder.
+_TRAINING = (["train"], ["quickstart"], ["vlm", "train"])
+
 if TYPE_CHECKING:
     import typer
 
@@ -32,7 +35,8 @@ def __getattr__(name: str) -> "typer.Typer":
 def main() -> None:
     """Run the console script."""
     # A scheduler may stop a training within its first second.
-    with SignalWatch() if sys.argv[1:2] == ["train"] else nullcontext():
+    trains = any(sys.argv[1 : 1 + len(command)] == command for command in _TRAINING)
+    with SignalWatch() if trains else nullcontext():
         _run_command()
 
 

@@ -40,6 +40,12 @@ def quickstart(
     device: DeviceOverride = None,
 ) -> None:
     """Train an encoder on drawn images in minutes, on any machine, evaluate it and write a report."""
+    from openvision.training.run.startup import active_watch
+
+    file = recipe or RECIPES[source]
+    data, run = folder / source.value, folder / file.stem
+    if (watch := active_watch()) is not None:
+        watch.know_run(run)
     from openvision.evaluation.report.run_page import build_report
     from openvision.evaluation.report.tables import print_held_out
     from openvision.evaluation.suites.held_out import measure_run
@@ -48,8 +54,6 @@ def quickstart(
     from openvision.training.trainer import launch
 
     console = Console()
-    file = recipe or RECIPES[source]
-    data, run = folder / source.value, folder / file.stem
     loaded = load_recipe(file, with_device(overrides, device))
     # A device that is not there is an error before anything is drawn.
     resolve_precision(loaded.run.precision, resolve_device(loaded.run.device))
@@ -57,6 +61,8 @@ def quickstart(
     _draw(source, data)
     console.print("[bold]2/4[/] training vision tower, text tower and caption decoder")
     model = launch(loaded, data, run)
+    if watch is not None:
+        watch.begin_work("after the training")
     console.print("[bold]3/4[/] evaluating on the held-out sets")
     print_held_out(measure_run(run, data), console)
     console.print("[bold]4/4[/] writing the report")

@@ -67,6 +67,10 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train a model by a recipe; the same command resumes an interrupted run. Works under torchrun."""
+    from openvision.training.run.startup import active_watch
+
+    if (watch := active_watch()) is not None:
+        watch.know_run(run)
     from openvision.multimodal.recipe import load_vlm_recipe
     from openvision.multimodal.training.run import train as train_model
 

@@ -4,6 +4,8 @@ The upper bounds are far above every published model; they keep a typing error o
 memory than there is.
 """
 
+from openvision.untrusted import check_count
+
 MAX_WIDTH = 2**15
 MAX_DEPTH = 256
 MAX_HIDDEN = 2**18
@@ -13,13 +15,6 @@ MAX_PATCH = 1024
 MAX_PATCHES = 2**16
 # [bos], a token, [eos]; the text tower reads the class token behind them.
 MIN_CAPTION, MIN_CONTEXT = 3, 4
-
-
-def check_count(name: str, value: object, least: int, most: int) -> int:
-    """`value` if it is an integer from `least` to `most`; raises ValueError that names it otherwise."""
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ValueError(f"{name} must be an integer from {least} to {most}, not {value!r:.80}")
-    return value
 
 
 def check_transformer(width: object, depth: object, mlp_dim: object, heads: object) -> None:

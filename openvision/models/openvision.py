@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from openvision.files import JsonObject
-from openvision.models.bounds import MAX_WIDTH, check_count
+from openvision.models.bounds import MAX_WIDTH
 from openvision.models.decoder import DecoderConfig, ParallelCaptionDecoder
 from openvision.models.layers import unit
 from openvision.models.text import TextConfig, TextTransformer
 from openvision.models.vision import VisionConfig, VisionTransformer
+from openvision.untrusted import check_count
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from openvision.models.bounds import MAX_LENGTH, MAX_VOCABULARY, MIN_CONTEXT, check_count, check_transformer
+from openvision.models.bounds import MAX_LENGTH, MAX_VOCABULARY, MIN_CONTEXT, check_transformer
 from openvision.models.kernels.dispatch import compute_dtype, linear_fp32
 from openvision.models.layers import Block, LayerNorm, init_text_block, is_skeleton
+from openvision.untrusted import check_count
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,7 @@ class Trainer:
             self.parts.record.reached(self.progress.step, ended)
             if self.stop.requeue:
                 try:
-                    mark_requeue(self.parts.folder, self.progress.step)
+                    mark_requeue(self.parts.folder, f"after step {self.progress.step}")
                 except OpenVisionError as error:
                     self._say(str(error))
         raise Interrupted(message, self.stop.exit_code)

@@ -16,11 +16,12 @@ from safetensors.torch import save_file
 
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_folder, read_json
-from openvision.models.bounds import MAX_WIDTH, check_count
+from openvision.models.bounds import MAX_WIDTH
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.openvision2 import KIND, ModelConfig, OpenVision2, OpenVision2Config, build_model
 from openvision.models.vision import VisionConfig, VisionTransformer
 from openvision.text.tokenizer import Tokenizer
+from openvision.untrusted import check_count
 from openvision.weights.strict import assign_strictly
 from openvision.weights.tensors import read_tensors
 

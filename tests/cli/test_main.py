@@ -6,7 +6,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from openvision.cli.main import app
+from openvision.cli.main import app, main
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -30,14 +30,24 @@ def test_help_lists_every_command():
         (("quickstart", "--recipe", "nowhere.toml"), "recipe nowhere.toml does not exist"),
     ],
 )
-def test_one_sentence_and_exit_code_1(arguments, message, tmp_path, monkeypatch):
+def test_one_sentence_and_exit_code_1(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    done = run(*arguments)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    monkeypatch.setattr(sys, "argv", ["openvision", *arguments])
+    with pytest.raises(SystemExit) as left:
+        main()
+    said = capsys.readouterr().err
+    assert left.value.code == 1
+    assert message in said
+    assert "Traceback" not in said
+    assert len(said.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_program_ends_with_one_sentence_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run("train", "nowhere.toml", "--data", "x", "--run", "y")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "openvision: recipe nowhere.toml does not exist; see the folder recipes/\n"
 
 
 def test_train_from_the_command_line(tiny_recipe, shapes_folder, tmp_path):

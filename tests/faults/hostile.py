@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import random
+import secrets
 import shutil
 import signal
 from collections import Counter
@@ -15,9 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from openvision.errors import OpenVisionError
 from openvision.training.checkpoint.folders import DamagedCheckpointError
 
+# A seconds-sized sample, and what `make test-slow` tries.
+SIZES = [pytest.param(1, id="sample"), pytest.param(8, id="all", marks=pytest.mark.slow)]
 SECONDS = 20
 LONGEST_MESSAGE = 2000
 VALUES = (
@@ -53,6 +58,22 @@ class Count:
     def table(self) -> str:
         """Tried and kept by kind, one a line."""
         return "\n".join(f"{kind:<28} {self.tried[kind]:>4} tried {self.kept[kind]:>4} kept" for kind in self.tried)
+
+
+def generator(seed: int, times: int) -> random.Random:
+    """Random numbers of a test: the same in every sample; otherwise of FAULTS_SEED or a new seed, which is printed."""
+    if times > 1:
+        seed = int(os.environ.get("FAULTS_SEED") or secrets.randbelow(2**32))
+        print(f"\nFAULTS_SEED={seed}")
+    return random.Random(seed)
+
+
+def conclude(count: Count, least: int, times: int) -> None:
+    """Print the count; fail where a try failed, or where there were fewer than `least` at full size (8 times)."""
+    print("\n" + count.table())
+    assert not count.failures, "\n".join(count.failures)
+    assert sum(count.tried.values()) >= least * times // 8
+    assert count.tried == count.kept
 
 
 class LateError(Exception):
@@ -134,10 +155,12 @@ def damaged_bytes(data: bytes, rng: random.Random) -> tuple[str, bytes]:
     return f"{what} at {at}", bytes(ways[what]())
 
 
-def take_name(path: Path, rng: random.Random) -> str:
-    """Put a pipe, a dangling link or a folder in the place of a file."""
+NAMES = ("pipe", "dangling link", "folder", "link to itself")
+
+
+def take_name(path: Path, what: str) -> str:
+    """Put something of NAMES in the place of a file."""
     path.unlink()
-    what = rng.choice(("pipe", "dangling link", "folder", "link to itself"))
     if what == "pipe":
         os.mkfifo(path)
     elif what == "folder":
@@ -152,7 +175,7 @@ def damage(path: Path, rng: random.Random) -> str:
     data = path.read_bytes()
     way = rng.choice(("values", "values", "bytes", "name") if path.suffix == ".json" else ("bytes", "bytes", "name"))
     if way == "name":
-        return take_name(path, rng)
+        return take_name(path, rng.choice(NAMES))
     what, changed = mutated_json(data, rng) if way == "values" else damaged_bytes(data, rng)
     path.write_bytes(changed)
     return what

@@ -1,7 +1,6 @@
 """Damaged files, hostile recipes and damaged run folders: one sentence each, never a traceback or a hang."""
 
 import json
-import random
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
-from hostile import Count, copied, damage, damaged_bytes, mutate
+from hostile import SIZES, Count, conclude, copied, damage, damaged_bytes, generator, mutate
 from safetensors.torch import save_file
 
 from openvision.recipe.schema import load_recipe
@@ -24,8 +23,6 @@ from openvision.weights.open_clip import config_to_open_clip, to_open_clip
 
 ROOT = Path(__file__).parents[2]
 RUNS = ROOT / "tests/golden/run-2026-11/openvision"
-# A seconds-sized sample, and what `make test-slow` tries.
-SIZES = [pytest.param(1, id="sample"), pytest.param(8, id="all", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +53,9 @@ def sources(tmp_path_factory) -> dict[str, tuple[Path, Callable[[Path], object]]
     }
 
 
-def conclude(count: Count, least: int, times: int) -> None:
-    print("\n" + count.table())
-    assert not count.failures, "\n".join(count.failures)
-    assert sum(count.tried.values()) >= least * times // 8
-    assert count.tried == count.kept
-
-
 @pytest.mark.parametrize("times", SIZES)
 def test_damaged_files(sources, tmp_path, times) -> None:
-    rng, count = random.Random(1), Count()
+    rng, count = generator(1, times), Count()
     for kind, (folder, read) in sources.items():
         for number in range(3 * times):
             with copied(folder, tmp_path / "copy") as copy:
@@ -101,7 +91,7 @@ def test_recipes_that_trained_or_crashed(case) -> None:
 
 @pytest.mark.parametrize("times", SIZES)
 def test_hostile_recipes(tmp_path, times) -> None:
-    rng, count = random.Random(2), Count()
+    rng, count = generator(2, times), Count()
     for name in ("quickstart", "clip", "openvision2/l14"):
         text = (ROOT / f"recipes/{name}.toml").read_text()
         for number in range(4 * times):
@@ -131,7 +121,7 @@ def _without_null(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 @pytest.mark.parametrize("times", SIZES)
 def test_damaged_run_folders(tmp_path, times) -> None:
-    rng, count = random.Random(3), Count()
+    rng, count = generator(3, times), Count()
     for name, readers in {
         "stopped": (table_of, lambda run: [read_state(path) for path in checkpoints(run / "checkpoints")], best),
         "finished": (load_checkpoint, lambda run: read_metrics(run / "metrics.jsonl")),

@@ -14,16 +14,29 @@ from bench import KILLED, REQUEUE, Bench, assert_same
 ROOT = Path(__file__).parents[2]
 
 
-def _command(bench: Bench, run: Path) -> list[str]:
-    train = ["train", str(bench.recipe()), "--data", str(bench.data), "--run", str(run)]
-    return [sys.executable, "-X", "importtime", "-m", "openvision.cli.main", *train]
+def _command(bench: Bench, name: str, run: Path) -> list[str]:
+    recipe = str(bench.recipe())
+    arguments = {
+        "train": [recipe, "--data", str(bench.data), "--run", str(run)],
+        "quickstart": ["--recipe", recipe, "--folder", str(run.parent)],
+        "vlm train": [recipe, "--model", "model", "--data", "data", "--run", str(run)],
+    }[name]
+    return [sys.executable, "-X", "importtime", "-m", "openvision.cli.main", *name.split(), *arguments]
 
 
-@pytest.mark.parametrize(("module", "number"), [("rich", signal.SIGTERM), ("numpy", signal.SIGUSR1)])
-def test_a_signal_during_the_imports_requeues(bench: Bench, module: str, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("command", "module", "number"),
+    [
+        ("train", "numpy", signal.SIGUSR1),
+        ("quickstart", "rich", signal.SIGTERM),
+        ("vlm train", "numpy", signal.SIGTERM),
+    ],
+)
+def test_a_signal_during_the_imports_requeues(bench: Bench, command: str, module: str, number: signal.Signals) -> None:
     """SIGTERM and SIGUSR1 while the first modules are imported: exit code 75 and REQUEUE."""
-    run = bench.new_run()
-    with subprocess.Popen(_command(bench, run), stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    # The quickstart names its run folder by the recipe.
+    run = bench.new_run() / bench.recipe().stem
+    with subprocess.Popen(_command(bench, command, run), stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stderr is not None
         for line in process.stderr:
             # "import time: own | total | module", printed as each is done; -X importtime is how the test sees them.
@@ -46,6 +59,30 @@ def test_a_signal_during_the_set_up_requeues(bench: Bench, place: str) -> None:
     assert bench.run(run).codes == [0]
     assert not (run / "REQUEUE").exists()
     assert_same(run, bench.reference())
+
+
+AFTER_THE_TRAINING = """
+import os, pathlib, signal, sys, time
+from openvision.training.run.startup import SignalWatch
+with SignalWatch() as watch:
+    watch.know_run(pathlib.Path(sys.argv[1]))
+    watch.begin_training()
+    watch.end_training()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)
+    watch.begin_work("after the training")
+    print("alive", flush=True)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    time.sleep(60)
+"""
+
+
+def test_a_signal_after_the_training_requeues(tmp_path: Path) -> None:
+    """Where a command goes on after its training, as the quickstart does, a signal ends it at once again."""
+    command = [sys.executable, "-c", AFTER_THE_TRAINING, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (REQUEUE, "alive\n"), done.stderr
+    assert "after the training" in (tmp_path / "REQUEUE").read_text()
 
 
 def test_a_second_trainer_is_refused(bench: Bench) -> None:

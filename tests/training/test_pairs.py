@@ -2,6 +2,7 @@
 
 import copy
 import json
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,8 @@ def test_sources_that_hold_the_same_shard_are_refused(shapes_folder):
 
 def test_a_fine_tune_of_many_passes_says_so(shapes_folder):
     for start, samples, told in (("weights", 16 * 930, True), ("weights", 16 * 9, False), (None, 16 * 930, False)):
-        recipe = recipe_of(samples=samples, **({"start": start} if start else {}))
+        begun: dict[str, Any] = {"start": start} if start else {}
+        recipe = recipe_of(samples=samples, **begun)
         lines = describe_passes(recipe, open_training_data(recipe.data, shapes_folder, reads_synthetic=True))
         assert bool(lines) == told
         if told:

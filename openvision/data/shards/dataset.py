@@ -29,12 +29,12 @@ from openvision.data.shards.index import (
     index_name,
     read_members,
 )
-from openvision.data.shards.manifest import index_folder, open_manifest
+from openvision.data.shards.manifest import Shard, index_folder, open_index, open_manifest
 from openvision.data.shards.store import LocalStore, ReadAheadStore, RemoteStore, Store, open_store
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_write_bytes, make_folder
 from openvision.images.decode import BadSampleError
-from openvision.untrusted import is_utf8, load_json, path_inside, safe_name
+from openvision.untrusted import is_texts, is_utf8, load_json, path_inside, safe_name
 
 ALT_MEMBER = "txt"
 """Caption name of the txt member."""
@@ -188,12 +188,12 @@ class ShardDataset:
         """Number of members and samples left out of the index, by reason; they have no number."""
         return self._manifest.left_out
 
-    def _locate(self, index: int) -> tuple[str, int]:
+    def _locate(self, index: int) -> tuple[Shard, int]:
         """Shard of a sample, and its row in the shard's index."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         shard = bisect_right(self._ends, index)
-        return self._manifest.shards[shard].name, index - (self._ends[shard - 1] if shard else 0)
+        return self._manifest.shards[shard], index - (self._ends[shard - 1] if shard else 0)
 
     def key(self, index: int) -> str:
         """Key of a sample, without reading it."""
@@ -205,12 +205,12 @@ class ShardDataset:
         shard, row = self._locate(index)
         entry = self._indices[shard][row]
         if index in self._manifest.duplicates:
-            raise BadSampleError("duplicate_key", f"{shard}: an earlier shard holds the key {entry.key} too")
-        members = read_members(self.store, shard, entry)
+            raise BadSampleError("duplicate_key", f"{shard.name}: an earlier shard holds the key {entry.key} too")
+        members = read_members(self.store, shard.name, entry)
         extension = next(extension for extension in IMAGE_EXTENSIONS if extension in members)
-        meta = parse_fields(members.get("json", b"{}"), entry.key, self.store.join(shard))
+        meta = parse_fields(members.get("json", b"{}"), entry.key, self.store.join(shard.name))
         if CAPTIONS in members:
-            meta |= parse_fields(members[CAPTIONS], entry.key, self.store.join(shard))
+            meta |= parse_fields(members[CAPTIONS], entry.key, self.store.join(shard.name))
         txt = members.get("txt", b"").decode("utf-8", errors="replace")
         alt = txt if self.alt_key == ALT_MEMBER else _pop_texts(meta, self.alt_key, entry.key) or ""
         synthetic = txt if self.synthetic_key == ALT_MEMBER else _pop_texts(meta, self.synthetic_key, entry.key)
@@ -224,7 +224,7 @@ class ShardDataset:
         names: set[str] = set()
         for index in range(min(len(self), _PROBED_SAMPLES)):
             shard, row = self._locate(index)
-            members = read_members(self.store, shard, self._indices[shard][row])
+            members = read_members(self.store, shard.name, self._indices[shard][row])
             names |= {ALT_MEMBER} & members.keys()
             for kind in {"json", CAPTIONS} & members.keys():
                 names |= _text_fields(members[kind])
@@ -261,10 +261,10 @@ class _Indices:
         self._open: OrderedDict[str, ShardIndex] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __getitem__(self, shard: str) -> ShardIndex:
+    def __getitem__(self, shard: Shard) -> ShardIndex:
         with self._lock:
-            index = self._open.pop(shard, None) or ShardIndex(self.store, shard)
-            self._open[shard] = index
+            index = self._open.pop(shard.name, None) or open_index(self.store, shard)
+            self._open[shard.name] = index
             if len(self._open) > _OPEN_INDICES:
                 self._open.popitem(last=False)
         return index
@@ -279,11 +279,7 @@ def _text_fields(data: bytes) -> set[str]:
     except ValueError:
         return set()
     fields = content.items() if isinstance(content, dict) else ()
-    return {name for name, value in fields if isinstance(value, str) or _is_texts(value)}
-
-
-def _is_texts(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
+    return {name for name, value in fields if isinstance(value, str) or (value and is_texts(value))}
 
 
 def all_texts(dataset: ShardDataset) -> Iterator[str]:

@@ -15,7 +15,8 @@ import hashlib
 import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import pairwise
+from typing import NoReturn, Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -24,7 +25,7 @@ from safetensors.numpy import load, save
 from openvision.data.shards.store import LocalStore, Store
 from openvision.data.shards.tar import open_tar
 from openvision.errors import OpenVisionError
-from openvision.untrusted import is_utf8
+from openvision.untrusted import check_count, is_texts, is_utf8, load_json
 
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 OTHER_IMAGES = frozenset(
@@ -35,8 +36,10 @@ CAPTIONS = "captions"
 """Column of the members in the captions tar."""
 INDEX_SUFFIX = ".index"
 CAPTIONS_SUFFIX = ".captions.tar"
+MAX_BYTES = 2**60
 _HASH_BYTES = 16
 _VERSION = 2
+_DTYPE_NAMES = {"<i8": "I64", "|u1": "U8"}
 # The reason as it is stored: it is part of the index's hash, and so of the identity of a data set.
 _STORED_NO_IMAGE, NO_IMAGE = "no_picture", "no_image"
 
@@ -62,6 +65,8 @@ class ShardInfo:
     kinds: tuple[str, ...]
     rejected: tuple[tuple[str, str], ...] = ()
     """Key and reason of members that are not part of a sample."""
+    key_bytes: int = 0
+    """Length of all keys."""
 
 
 @dataclass
@@ -186,72 +191,123 @@ class _Column(Protocol):
     def __getitem__(self, rows: slice, /) -> np.ndarray: ...
 
 
+# What a damaged index raises where it is read.
+_DAMAGES = (SafetensorError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)
+
+
 class ShardIndex:
     """The index of one shard, read row by row."""
 
     def __init__(self, store: Store, tar: str) -> None:
         """Open the index of `tar`; raises OpenVisionError when it is missing, broken or of another version."""
-        name = index_name(tar)
+        self._store, self._name = store, index_name(tar)
         self._columns: dict[str, _Column] = {}
+        layout: dict[str, tuple[object, list[int]]] = {}
         try:
             if isinstance(store, LocalStore):
-                file = safe_open(store.join(name), "np")
+                file = safe_open(store.join(self._name), "np")
                 head = file.metadata()
-                self._columns.update({part: file.get_slice(part) for part in file.keys()})  # noqa: SIM118
-                samples = file.get_slice("key_ends").get_shape()[0]
+                for part in file.keys():  # noqa: SIM118
+                    column = file.get_slice(part)
+                    self._columns[part], layout[part] = column, (column.get_dtype(), column.get_shape())
             else:
-                data = store.read(name)
-                head, arrays = _metadata(data), load(data)
-                self._columns.update(arrays)
-                samples = len(arrays["key_ends"])
-            self.info = _info(head, samples)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise OpenVisionError(
-                f"index {store.join(name)} cannot be read ({error}); rebuild it with `openvision data index "
-                f"{store.name} --rebuild`"
-            ) from error
+                data = store.read(self._name)
+                head = _metadata(data)
+                for part, array in load(data).items():
+                    self._columns[part] = array
+                    layout[part] = (_DTYPE_NAMES.get(array.dtype.str), list(array.shape))
+            self.info = _info(head, layout)
+        except _DAMAGES as error:
+            self._refuse(error)
+
+    def _refuse(self, error: Exception) -> NoReturn:
+        raise OpenVisionError(
+            f"index {self._store.join(self._name)} cannot be read ({error}); rebuild it with `openvision data index "
+            f"{self._store.name} --rebuild`"
+        ) from error
 
     def __len__(self) -> int:
         return self.info.samples
 
     def key(self, row: int) -> str:
-        """Key of a sample."""
-        begin = int(self._columns["key_ends"][row - 1 : row][0]) if row else 0
-        end = int(self._columns["key_ends"][row : row + 1][0])
-        return self._columns["keys"][begin:end].tobytes().decode()
+        """Key of a sample; this and the other readers raise OpenVisionError for an index that is damaged."""
+        try:
+            begin = int(self._columns["key_ends"][row - 1 : row][0]) if row else 0
+            end = int(self._columns["key_ends"][row : row + 1][0])
+            check_count("the end of a key", end, begin, self.info.key_bytes)
+            return self._columns["keys"][check_count("the begin of a key", begin, 0, end) : end].tobytes().decode()
+        except _DAMAGES as error:
+            self._refuse(error)
 
     def keys(self) -> list[str]:
         """All keys, in order."""
-        ends = self._columns["key_ends"][:].tolist()
-        joined = self._columns["keys"][:].tobytes()
-        return [joined[begin:end].decode() for begin, end in zip([0, *ends], ends, strict=False)]
+        if not len(self):
+            return []
+        try:
+            ends = self._columns["key_ends"][:].tolist()
+            if ends[-1] != self.info.key_bytes or any(begin > end for begin, end in pairwise([0, *ends])):
+                raise ValueError("the ends of its keys are not in order")
+            joined = self._columns["keys"][:].tobytes()
+            return [joined[begin:end].decode() for begin, end in pairwise([0, *ends])]
+        except _DAMAGES as error:
+            self._refuse(error)
 
     def __getitem__(self, row: int) -> Entry:
-        spans = self._columns["spans"][row : row + 1][0].tolist()
-        hashes = self._columns["hashes"][row : row + 1][0]
+        try:
+            spans = self._columns["spans"][row : row + 1][0].tolist()
+            hashes = self._columns["hashes"][row : row + 1][0]
+        except _DAMAGES as error:
+            self._refuse(error)
         present = [(column, kind) for column, kind in enumerate(self.info.kinds) if spans[column][0] >= 0]
-        return Entry(
+        entry = Entry(
             key=self.key(row),
             spans={kind: (spans[column][0], spans[column][1]) for column, kind in present},
             hashes={kind: hashes[column].tobytes() for column, kind in present},
         )
+        self._check_spans(entry)
+        return entry
+
+    def _check_spans(self, entry: Entry) -> None:
+        if not any(kind in entry.spans for kind in IMAGE_EXTENSIONS):
+            self._refuse(ValueError(f"{entry.key} has no image"))
+        for kind, (offset, size) in entry.spans.items():
+            most = (self.info.captions_bytes or 0) if kind == CAPTIONS else self.info.tar_bytes
+            if size < 0 or offset + size > most:
+                self._refuse(ValueError(f"{entry.key}.{kind} lies outside its tar"))
 
 
 def _metadata(data: bytes) -> dict[str, str]:
     length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length])["__metadata__"]
+    return load_json(data[8 : 8 + length])["__metadata__"]
 
 
-def _info(metadata: dict[str, str], samples: int) -> ShardInfo:
-    head = json.loads(metadata["openvision"])
+def _info(metadata: dict[str, str], layout: dict[str, tuple[object, list[int]]]) -> ShardInfo:
+    """The header and the shapes of an index; raises one of `_DAMAGES` unless `build_index` may have written them."""
+    head = load_json(metadata["openvision"])
     if head["version"] != _VERSION:
         raise ValueError(f"version {head['version']} instead of {_VERSION}")
+    kinds, rejected, captions_bytes = head["kinds"], head["rejected"], head["captions_bytes"]
+    if not is_texts(kinds) or len(set(kinds)) < len(kinds):
+        raise ValueError("kinds are no list of different names")
+    if not isinstance(rejected, list) or not all(is_texts(each) and len(each) == 2 for each in rejected):
+        raise ValueError("rejected is no list of keys and reasons")
+    samples, keys = layout["key_ends"][1][0], layout["keys"][1][0]
+    expected = {
+        "spans": ("I64", [samples, len(kinds), 2]),
+        "hashes": ("U8", [samples, len(kinds), _HASH_BYTES]),
+        "keys": ("U8", [keys]),
+        "key_ends": ("I64", [samples]),
+    }
+    for part, (dtype, shape) in expected.items():
+        if layout[part] != (dtype, shape):
+            raise ValueError(f"{part} is {layout[part][0]} {layout[part][1]} instead of {dtype} {shape}")
     return ShardInfo(
-        tar_bytes=head["tar_bytes"],
-        captions_bytes=head["captions_bytes"],
+        tar_bytes=check_count("tar_bytes", head["tar_bytes"], 0, MAX_BYTES),
+        captions_bytes=None if captions_bytes is None else check_count("captions_bytes", captions_bytes, 0, MAX_BYTES),
         samples=samples,
-        kinds=tuple(head["kinds"]),
-        rejected=tuple((str(key), current_reason(reason)) for key, reason in head["rejected"]),
+        kinds=tuple(kinds),
+        rejected=tuple((key, current_reason(reason)) for key, reason in rejected),
+        key_bytes=keys,
     )
 
 

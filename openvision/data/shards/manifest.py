@@ -6,8 +6,9 @@ indexed yet; a remote one is indexed once, by `openvision data index`.
 
 import hashlib
 import json
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from openvision.data.shards.index import (
     CAPTIONS_SUFFIX,
     INDEX_SUFFIX,
+    MAX_BYTES,
     ShardIndex,
     build_index,
     captions_name,
@@ -25,11 +27,15 @@ from openvision.data.shards.index import (
 from openvision.data.shards.store import LocalStore, Store
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
+from openvision.untrusted import check_count, load_json
 
 FILE_NAME = "shards.json"
 _VERSION = 2
 # Beyond this number the hashes of all keys take too much memory.
 _MOST_COMPARED_KEYS = 100_000_000
+# In one shard.
+_MOST_SAMPLES = 2**40
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Manifest:
 
 def open_manifest(store: Store) -> Manifest:
     """The manifest of a folder; raises OpenVisionError when it does not match the tars or a remote folder has none."""
-    manifest = _read(store)
+    manifest = read_manifest(store)
     if not isinstance(store, LocalStore):
         if manifest is None:
             raise OpenVisionError(f"{store.name} has no index; build it once with `openvision data index {store.name}`")
@@ -115,6 +121,17 @@ def index_folder(store: Store, rebuild: bool = False, progress: Callable[[int, i
     return manifest
 
 
+def open_index(store: Store, shard: Shard) -> ShardIndex:
+    """The index of a shard; raises OpenVisionError when it is damaged, or has another number of samples."""
+    index = ShardIndex(store, shard.name)
+    if len(index) != shard.samples:
+        raise OpenVisionError(
+            f"index {store.join(index_name(shard.name))} has {len(index)} samples, but {FILE_NAME} says {shard.samples}"
+            f"; rebuild both with `openvision data index {store.name} --rebuild`"
+        )
+    return index
+
+
 def _tars(store: Store) -> dict[str, int]:
     return {name: size for name, size in store.sizes(".tar").items() if not name.endswith(CAPTIONS_SUFFIX)}
 
@@ -146,15 +163,20 @@ def _shard(name: str, index: ShardIndex, data: bytes) -> Shard:
 
 
 def _check_present(store: LocalStore, known: dict[str, Shard], sizes: dict[str, int]) -> None:
-    gone = sorted(known.keys() - sizes.keys())
+    check_gone(store, known, sizes)
+    for name, shard in known.items():
+        _check_size(store, name, shard.tar_bytes, sizes[name])
+
+
+def check_gone(store: LocalStore, known: Collection[str], present: Collection[str]) -> None:
+    """Raise OpenVisionError for a shard of the manifest that is not present."""
+    gone = sorted(set(known) - set(present))
     if gone:
         raise OpenVisionError(
             f"shard {store.join(gone[0])} is in {FILE_NAME} but no longer exists"
             + (f", and {len(gone) - 1} more" if len(gone) > 1 else "")
             + f"; restore it, or accept the remaining shards with `openvision data index {store.name} --rebuild`"
         )
-    for name, shard in known.items():
-        _check_size(store, name, shard.tar_bytes, sizes[name])
 
 
 def _check_size(store: Store, name: str, indexed: int, found: int) -> None:
@@ -188,14 +210,15 @@ def _duplicates(store: Store, shards: list[Shard]) -> frozenset[int]:
     return frozenset(int(index) for index in order[repeated])
 
 
-def _read(store: Store) -> Manifest | None:
+def read_manifest(store: Store) -> Manifest | None:
+    """The manifest as it is stored, None without one; raises OpenVisionError when it is damaged."""
     if not store.exists(FILE_NAME):
         return None
     try:
-        content: JsonObject = json.loads(store.read(FILE_NAME))
+        content: JsonObject = load_json(store.read(FILE_NAME))
         if content["version"] != _VERSION:
             return None
-        return Manifest(tuple(_parse(shard) for shard in content["shards"]), frozenset(content["duplicates"]))
+        return _parse(content["shards"], content["duplicates"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OpenVisionError(
             f"{store.join(FILE_NAME)} cannot be read ({error}); remove it, or rebuild it with "
@@ -203,7 +226,31 @@ def _read(store: Store) -> Manifest | None:
         ) from error
 
 
-def _parse(shard: JsonObject) -> Shard:
-    """A shard as `asdict` stored it."""
-    shard["rejected"] = {current_reason(reason): count for reason, count in shard["rejected"].items()}
-    return Shard(**shard)
+def _parse(shards: list[JsonObject], duplicates: list[int]) -> Manifest:
+    """The manifest as `index_folder` stored it; raises ValueError or one like it for anything else."""
+    if not isinstance(shards, list) or not isinstance(duplicates, list):
+        raise ValueError("shards and duplicates are no lists")
+    parsed = tuple(map(_parse_shard, shards))
+    if len({shard.name for shard in parsed}) < len(parsed):
+        raise ValueError("a shard is listed twice")
+    last = sum(shard.samples for shard in parsed) - 1
+    return Manifest(parsed, frozenset(check_count("a duplicate", number, 0, last) for number in duplicates))
+
+
+def _parse_shard(stored: JsonObject) -> Shard:
+    name, captions_bytes, sha256 = stored["name"], stored["captions_bytes"], stored["index_sha256"]
+    if not isinstance(name, str) or "/" in name or not name.endswith(".tar"):
+        raise ValueError(f"{name!r:.80} is no name of a tar in this folder")
+    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+        raise ValueError(f"index_sha256 of {name} is no hash")
+    return Shard(
+        name=name,
+        tar_bytes=check_count("tar_bytes", stored["tar_bytes"], 0, MAX_BYTES),
+        captions_bytes=None if captions_bytes is None else check_count("captions_bytes", captions_bytes, 0, MAX_BYTES),
+        samples=check_count("samples", stored["samples"], 0, _MOST_SAMPLES),
+        rejected={
+            current_reason(reason): check_count(f"rejected as {reason}", count, 0, _MOST_SAMPLES)
+            for reason, count in stored["rejected"].items()
+        },
+        index_sha256=sha256,
+    )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Protocol, TypeVar, cast
 
 from openvision.errors import OpenVisionError
-from openvision.files import JsonObject, atomic_write_bytes
+from openvision.files import JsonObject, atomic_write_bytes, check_file
 
 T = TypeVar("T")
 
@@ -94,25 +94,21 @@ class LocalStore:
         return str(self.folder / file)
 
     def sizes(self, suffix: str) -> dict[str, int]:
-        """Size of every file whose name ends in `suffix`, by name, sorted; without hidden files."""
+        """Size of every file whose name ends in `suffix`, by name, sorted; without hidden files.
+
+        Raises OpenVisionError for a pipe, a folder or a dangling link of such a name.
+        """
         with os.scandir(self.folder) as entries:
-            found = {
-                entry.name: entry.stat().st_size
-                for entry in entries
-                if entry.name.endswith(suffix) and not entry.name.startswith(".")
-            }
-        return dict(sorted(found.items()))
+            names = [each.name for each in entries if each.name.endswith(suffix) and not each.name.startswith(".")]
+        return {name: self.size(name) for name in sorted(names)}
 
     def exists(self, file: str) -> bool:
-        """Whether the file exists."""
-        return (self.folder / file).is_file()
+        """Whether the file exists; raises OpenVisionError for a pipe, a folder or a dangling link of that name."""
+        return os.path.lexists(self.folder / file) and self.size(file) >= 0
 
     def size(self, file: str) -> int:
-        """Size of a file in bytes; raises OpenVisionError when it does not exist."""
-        try:
-            return (self.folder / file).stat().st_size
-        except OSError as error:
-            raise OpenVisionError(f"{self.join(file)} cannot be read: {error.strerror}; restore it") from error
+        """Size of a file in bytes; raises OpenVisionError when it does not exist or is no regular file."""
+        return check_file(self.folder / file).st_size
 
     def is_newer(self, file: str, other: str) -> bool:
         """Whether `file` was modified after `other`."""

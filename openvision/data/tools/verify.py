@@ -15,10 +15,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from openvision.data.shards.dataset import ShardDataset
+from openvision.data.shards.index import captions_name, index_name
+from openvision.data.shards.manifest import FILE_NAME, Shard, check_gone, read_manifest
 from openvision.data.shards.store import LocalStore
 from openvision.data.shards.tar import check_whole
 from openvision.errors import OpenVisionError
-from openvision.files import atomic_write_text
+from openvision.files import atomic_write_text, check_file
 from openvision.images.decode import BadSampleError, decode_image
 from openvision.text.captions import non_blank
 from openvision.untrusted import json_text
@@ -32,9 +34,9 @@ class Finding:
     """A defect of a shard or of one of its samples."""
 
     reason: str
-    """`broken_shard` for a whole shard, `damaged` for a hash that differs from the index, `duplicate_key`, another
-    reason of the index (`no_image`, `unsupported_image`, `bad_name`), or the reason under which the loader rejects the
-    sample: `undecodable`, `empty_text`, ..."""
+    """`broken_shard` for a whole shard, `broken_manifest` for shards.json, `damaged` for a hash that differs from its
+    index, `duplicate_key`, another reason of the index (`no_image`, `unsupported_image`, `bad_name`), or the reason
+    under which the loader rejects the sample: `undecodable`, `empty_text`, ..."""
     shard: str
     key: str | None
     """None for a whole shard, and for samples that the index only counts."""
@@ -59,8 +61,15 @@ def verify(folder: Path, threads: int = 2, progress: Progress | None = None) -> 
     """Read every sample of the shards in `folder`; raises OpenVisionError only when it has no shard."""
     paths = shards_of(folder)
     files = _files_of(paths)
-    sizes = [path.stat().st_size for path in paths]
+    sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]
     result = VerifyResult()
+    listed: dict[str, Shard] = {}
+    try:
+        manifest = read_manifest(LocalStore(folder))
+        listed = {shard.name: shard for shard in manifest.shards} if manifest else {}
+        check_gone(LocalStore(folder), listed, [path.name for path in paths])
+    except OpenVisionError as error:
+        result.findings.append(Finding("broken_manifest", FILE_NAME, None, str(error)))
     seen: set[bytes] = set()
     for number, path in enumerate(paths):
 
@@ -73,7 +82,17 @@ def verify(folder: Path, threads: int = 2, progress: Progress | None = None) -> 
         result.shards += 1
         result.samples += samples
         result.findings += findings
+        result.findings += _manifest_differs(path, listed.get(path.name), samples, sizes[number])
     return result
+
+
+def _manifest_differs(path: Path, listed: Shard | None, samples: int, size: int) -> list[Finding]:
+    # A broken shard, which has no samples here, is a finding already.
+    if listed is None or not samples or (listed.samples, listed.tar_bytes) == (samples, size):
+        return []
+    says = f"{FILE_NAME} says {listed.samples} samples in {listed.tar_bytes} bytes, there are {samples} in {size}"
+    remedy = f"rebuild it with `openvision data index {path.parent} --rebuild`"
+    return [Finding("broken_manifest", path.name, None, f"{path}: {says}; {remedy}")]
 
 
 def shards_of(folder: Path) -> list[Path]:
@@ -102,7 +121,10 @@ def _files_of(shards: list[Path]) -> dict[Path, list[Path]]:
 
 
 def _belongs(file: Path, shard: Path) -> bool:
-    return file.is_file() and file.name.startswith(f"{shard.stem}.")
+    if not file.name.startswith(f"{shard.stem}."):
+        return False
+    # These are read: what is no regular file under their names is a finding.
+    return file.is_file() or file.name in (shard.name, index_name(shard.name), captions_name(shard.name))
 
 
 def _verify_shard(
@@ -112,12 +134,18 @@ def _verify_shard(
 
     `files` are the shard, its index and its captions; `seen` collects the keys of all shards.
     """
+    try:
+        for file in files:
+            check_file(file)
+    except OpenVisionError as error:
+        return 0, [Finding("broken_shard", path.name, None, str(error))]
     with _isolated(path, files) as (folder, named):
         try:
             # An index may be older than the damage, or than the check.
             for tar in (file.name for file in files if file.suffix == ".tar"):
                 check_whole(LocalStore(folder), tar)
             dataset = ShardDataset(folder)
+            keys = [dataset.key(index) for index in range(len(dataset))]
         except OpenVisionError as error:
             return 0, [Finding("broken_shard", path.name, None, named(str(error)))]
         findings = [
@@ -125,15 +153,14 @@ def _verify_shard(
             for reason, count in sorted(dataset.rejected.items())
         ]
         with ThreadPoolExecutor(threads) as pool:
-            count = len(dataset)
-            for index, problem in enumerate(pool.map(lambda index: _problem(dataset, index), range(count))):
-                key = dataset.key(index)
+            problems = pool.map(lambda index: _problem(dataset, index), range(len(keys)))
+            for index, (key, problem) in enumerate(zip(keys, problems, strict=True)):
                 if problem is not None:
                     findings.append(Finding(problem[0], path.name, key, named(problem[1])))
                 if _known(key, seen):
                     findings.append(Finding("duplicate_key", path.name, key, "an earlier sample has this key"))
-                progress(index + 1, (index + 1) / count)
-        return count, findings
+                progress(index + 1, (index + 1) / len(keys))
+        return len(keys), findings
 
 
 @contextmanager

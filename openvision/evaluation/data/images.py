@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openvision.data.shards.dataset import parse_fields
-from openvision.data.shards.index import CAPTIONS, IMAGE_EXTENSIONS, Entry, ShardIndex, read_members
-from openvision.data.shards.manifest import open_manifest
+from openvision.data.shards.index import CAPTIONS, IMAGE_EXTENSIONS, Entry, read_members
+from openvision.data.shards.manifest import open_index, open_manifest
 from openvision.data.shards.store import Store, open_store
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
@@ -234,7 +234,7 @@ class ShardImages:
         self.places: list[tuple[str, Entry]] = []
         number = 0
         for shard in manifest.shards:
-            index = ShardIndex(self.store, shard.name)
+            index = open_index(self.store, shard)
             for row in range(shard.samples):
                 if number not in manifest.duplicates:
                     self.places.append((shard.name, index[row]))

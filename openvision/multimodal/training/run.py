@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor
@@ -57,7 +57,8 @@ from openvision.runtime import (
     resolve_device,
     resolve_precision,
 )
-from openvision.training.run.signals import Interrupted, StopRequest
+from openvision.training.run.signals import Interrupted, StopRequest, clear_requeue, mark_requeue
+from openvision.training.run.startup import active_watch
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -108,6 +109,8 @@ class _VlmRun:
     def train(self, model: Path) -> Path:
         """Train the stages that are not complete."""
         self._claim_folder()
+        if self.processes.is_main:
+            clear_requeue(self.run)
         last = len(self.recipe.stages) - 1
         for index, stage in enumerate(self.recipe.stages):
             target = (self.run if index == last else self._stage_folder(index)) / "model"
@@ -129,15 +132,21 @@ class _VlmRun:
         if self.device.type == "cpu" and max(dataset.lengths()) <= SHORT_SAMPLE:
             assistant.model.model.language_model.set_attn_implementation("eager")
         objective, collator = self._objective(assistant.model, dataset, stage), self._collator(dataset, stage)
-        log, stop = StageLog(stage, self.run / "metrics.jsonl", self.say), StopRequest()
+        log, stop, watch = StageLog(stage, self.run / "metrics.jsonl", self.say), StopRequest(), active_watch()
         trainer = make_trainer(objective, dataset, collator, arguments, log, stop)
         checkpoints = self._stage_folder(index) / "checkpoints"
         checkpoint = last_checkpoint(checkpoints, self.processes.is_main)
         self._announce(stage, trainer, objective, len(dataset), checkpoint)
         with stop, quiet(), explain_out_of_memory(partial(self._no_room, stage, arguments.per_device_train_batch_size)):
+            if watch is not None:
+                watch.begin_training()
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if watch is not None:
+                watch.end_training()
         if trainer.state.global_step < arguments.max_steps:
-            raise Interrupted(f"stopped after step {trainer.state.global_step}; the same command resumes the run")
+            self._leave(trainer.state.global_step, stop)
+        if watch is not None:
+            watch.begin_work(f"after the steps of stage {stage.name}")
         state = trained_state(trainer)
         if self.processes.is_main:
             self._write(index, start, target, state)
@@ -145,6 +154,11 @@ class _VlmRun:
         self.processes.barrier()
         for reason, count in sorted(dataset.replaced.items()):
             self.say(f"{stage.name}  samples replaced, {reason}: {count}")
+
+    def _leave(self, step: int, stop: StopRequest) -> NoReturn:
+        if stop.requeue and self.processes.is_main:
+            mark_requeue(self.run, f"after step {step}")
+        raise Interrupted(f"stopped after step {step}; the same command resumes the run", stop.exit_code)
 
     def _no_room(self, stage: VlmStage, micro_batch: int) -> str:
         return (

@@ -67,8 +67,8 @@ class StopRequest:
         self.ask(requeue=number != signal.SIGINT)
 
 
-def mark_requeue(run_folder: Path, step: int | None) -> None:
-    """Write RUN/REQUEUE for the job script, empty on a full disk; `step` None is before the first one.
+def mark_requeue(run_folder: Path, where: str) -> None:
+    """Write RUN/REQUEUE for the job script, empty on a full disk; `where` the run stopped, e.g. "after step 3".
 
     Raises OpenVisionError when it cannot be created.
     """
@@ -80,7 +80,6 @@ def mark_requeue(run_folder: Path, step: int | None) -> None:
             f"cannot write {path} ({error.strerror}): the job script will not queue the run again"
         ) from error
     # An empty file needs no room, and says the same to the script.
-    where = "before the first step" if step is None else f"after step {step}"
     with contextlib.suppress(OSError):
         path.write_text(f"stopped by the scheduler {where}; start the same command again\n")
 

@@ -1,7 +1,7 @@
 """Signals of a scheduler from the first moment of a training process, and SIGTERM from torchrun after a loss.
 
-Before the first step there is nothing to save, and the main thread may wait inside a library for minutes: a thread ends
-the process at once, with exit code 75 and RUN/REQUEUE. From the first step on `StopRequest` handles signals.
+Outside a training loop there is nothing to save, and the main thread may wait inside a library for minutes: a thread
+ends the process at once, with exit code 75 and RUN/REQUEUE. Inside of it `StopRequest` handles signals.
 
 torchrun sends the same SIGTERM when it lost one of its processes. Then the survivors say so, once, and exit with 1:
 before the first step at once, afterwards when the run has not ended by itself before torchrun kills it.
@@ -37,6 +37,7 @@ class SignalWatch:
         self._run: Path | None = None
         self._run_is_known = threading.Event()
         self._training = self._ending = False
+        self._where = "before the first step"
         self._before: dict[int, object] = {}
 
     def know_run(self, run_folder: Path) -> None:
@@ -47,6 +48,11 @@ class SignalWatch:
     def begin_training(self) -> None:
         """From now on a signal is for `StopRequest`, whose handlers are in place."""
         self._training = True
+
+    def begin_work(self, where: str) -> None:
+        """From now on a signal ends the process at once; `where` says so, e.g. "after the training"."""
+        self._where = where
+        self._training = self._ending = False
 
     def end_training(self) -> None:
         """From now on processes of this run may end before this one."""
@@ -83,8 +89,10 @@ class SignalWatch:
             if received[0] not in _SIGNALS:
                 continue
             self._run_is_known.wait()
-            if self._run is None or self._ending:
+            if self._run is None:
                 return
+            if self._ending:
+                continue
             if not self._training:
                 self._leave(self._run)
             elif _lost_a_sibling():
@@ -99,17 +107,17 @@ class SignalWatch:
             self._report_loss(run_folder)
             return
         try:
-            mark_requeue(run_folder, None)
+            mark_requeue(run_folder, self._where)
         except OpenVisionError as error:
             _print(str(error))
         if self.rank == 0:
-            _print("stopped before the first step; the same command starts the run")
+            _print(f"stopped {self._where}; start the same command again")
         exit_immediately(EXIT_REQUEUE)
 
     def _report_loss(self, run_folder: Path) -> None:
         if self._ending:
             return
-        where = "before it stopped" if self._training else "before the first step"
+        where = "before it stopped" if self._training else self._where
         message = describe_loss(where, self.rank)
         if claim_failure(run_folder, self.rank, message):
             _print(message)

@@ -18,6 +18,7 @@ from openvision.multimodal.model.generate import load_assistant
 from openvision.multimodal.recipe import LearningRates, dump_vlm_recipe, load_vlm_recipe, parse_vlm_recipe
 from openvision.multimodal.training.modules import choose_trained, module_of, parameter_groups
 from openvision.multimodal.training.run import train
+from openvision.training.run.signals import EXIT_REQUEUE, Interrupted
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes" / "vlm").glob("*.toml"))
 
@@ -184,17 +185,18 @@ def test_resume_after_kill_9(model_folder, data_folder, tmp_path, stage) -> None
 
 
 def test_stopping_saves_and_the_same_command_resumes(model_folder, data_folder, tmp_path) -> None:
-    from openvision.training.trainer import Interrupted
-
     made = recipe(WHOLE | {"samples": 40}, checkpoint_every=100)
 
     def stop(line: str) -> None:
         if "step 3/10" in line:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Interrupted, match="stopped after step"):
+    with pytest.raises(Interrupted, match="stopped after step") as stopped:
         train(made, model_folder, data_folder, tmp_path / "run", stop)
+    assert stopped.value.exit_code == EXIT_REQUEUE
+    assert "by the scheduler after step" in (tmp_path / "run/REQUEUE").read_text()
     train(made, model_folder, data_folder, tmp_path / "run")
+    assert not (tmp_path / "run/REQUEUE").exists()
     train(made, model_folder, data_folder, tmp_path / "whole")
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
 

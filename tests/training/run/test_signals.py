@@ -65,7 +65,7 @@ def test_a_scheduler_finds_the_marker_and_a_person_does_not(tiny_recipe, shapes_
 
 def test_the_marker_goes(tmp_path):
     clear_requeue(tmp_path)
-    mark_requeue(tmp_path, 3)
+    mark_requeue(tmp_path, "after step 3")
     assert "after step 3" in (tmp_path / "REQUEUE").read_text()
     clear_requeue(tmp_path)
     assert not (tmp_path / "REQUEUE").exists()
@@ -73,8 +73,8 @@ def test_the_marker_goes(tmp_path):
 
 def test_the_marker_needs_no_room(tmp_path):
     (tmp_path / "REQUEUE").symlink_to("/dev/full")
-    mark_requeue(tmp_path, 3)
+    mark_requeue(tmp_path, "after step 3")
     (tmp_path / "REQUEUE").unlink()
     (tmp_path / "REQUEUE").symlink_to(tmp_path / "nowhere" / "else")
     with pytest.raises(OpenVisionError, match=r"REQUEUE .No such file or directory.: the job script will not"):
-        mark_requeue(tmp_path, 3)
+        mark_requeue(tmp_path, "after step 3")
