@@ -40,7 +40,29 @@ def ask(model, processor, image):
     )
 
 
-@pytest.mark.parametrize("name", available_models())
+def test_every_released_name_has_the_tokens_of_its_shape() -> None:
+    for name in available_models():
+        patch, side = name.split("patch")[1].split("-")[0], released(name).vision.image_size
+        assert released(name).tokens == TOKENS[patch, side]
+
+
+def shapes() -> list[str]:
+    """The cheapest released models that have every patch size, resolution and width between them."""
+
+    def cost(name: str) -> int:
+        return released(name).tokens * released(name).vision.width ** 2
+
+    seen, chosen = set(), []
+    for name in sorted(available_models(), key=cost):
+        vision = released(name).vision
+        has = {("grid", vision.patch_size, vision.image_size), ("width", vision.width)}
+        if not has <= seen:
+            chosen.append(name)
+        seen |= has
+    return chosen
+
+
+@pytest.mark.parametrize("name", shapes())
 def test_every_released_shape_builds_and_runs(llm_folder, name) -> None:
     entry = released(name)
     # One block is read, one lies behind it; full width, resolution and patches.

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from openvision.cli.main import app
 from openvision.errors import OpenVisionError
 from openvision.multimodal.model.generate import load_assistant
-from openvision.multimodal.recipe import LearningRates, dump_vlm_recipe, load_vlm_recipe, parse_vlm_recipe
+from openvision.multimodal.recipe import LearningRates, VlmRecipe, dump_vlm_recipe, load_vlm_recipe, parse_vlm_recipe
 from openvision.multimodal.training.modules import choose_trained, module_of, parameter_groups
 from openvision.multimodal.training.run import train
 from openvision.training.run.signals import EXIT_REQUEUE, Interrupted
@@ -62,6 +63,21 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.fixture(scope="module")
+def runs(model_folder, next_folder, data_folder, tmp_path_factory) -> Callable[[VlmRecipe], Path]:
+    """The run folder of a recipe, trained once for all tests of this file; never written to."""
+    folder, known = tmp_path_factory.mktemp("runs"), {}
+
+    def run_of(made: VlmRecipe) -> Path:
+        key = dump_vlm_recipe(made)
+        if key not in known:
+            known[key] = folder / str(len(known))
+            train(made, next_folder if made.framework == "llava-next" else model_folder, data_folder, known[key])
+        return known[key]
+
+    return run_of
+
+
 @pytest.mark.parametrize(
     ("stage", "trained"),
     [
@@ -73,11 +89,11 @@ def losses(run: Path) -> list[float]:
         ({"learning_rate": {"encoder": 1e-2}}, {"encoder"}),
     ],
 )
-def test_a_stage_trains_what_has_a_learning_rate(model_folder, data_folder, tmp_path, stage, trained) -> None:
-    folder = train(recipe(stage), model_folder, data_folder, tmp_path / "run")
-    assert changed(model_folder, folder) == trained
-    assert len(losses(tmp_path / "run")) == 4
-    assert load_assistant(folder, "cpu").model.config.model_type == "llava"
+def test_a_stage_trains_what_has_a_learning_rate(model_folder, runs, stage, trained) -> None:
+    run = runs(recipe(stage, cache_features="never"))
+    assert changed(model_folder, run / "model") == trained
+    assert len(losses(run)) == 4
+    assert load_assistant(run / "model", "cpu").model.config.model_type == "llava"
 
 
 def test_anyres_trains_the_newline_too(next_folder, data_folder, tmp_path) -> None:
@@ -111,42 +127,37 @@ def test_stages_follow_each_other(model_folder, data_folder, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("batching", ["random", "length", "packed"])
-def test_batching(model_folder, data_folder, tmp_path, batching) -> None:
-    train(recipe(WHOLE, batching=batching), model_folder, data_folder, tmp_path / "run")
-    assert len(losses(tmp_path / "run")) == 4
+def test_batching(runs, batching) -> None:
+    assert len(losses(runs(recipe(WHOLE, batching=batching)))) == 4
 
 
-@pytest.mark.parametrize("short", [0, 256])
-def test_packed_and_padded_batches_train_alike(model_folder, data_folder, tmp_path, monkeypatch, short) -> None:
-    """With the fused attention kernel and with the written-out one that short samples take on a CPU."""
-    monkeypatch.setattr("openvision.multimodal.training.run.SHORT_SAMPLE", short)
-    for name in ("random", "packed"):
-        train(recipe(WHOLE, batching=name), model_folder, data_folder, tmp_path / name)
-    assert losses(tmp_path / "packed") == pytest.approx(losses(tmp_path / "random"), rel=1e-4)
+def test_packed_and_padded_batches_train_alike(runs, model_folder, data_folder, tmp_path, monkeypatch) -> None:
+    """With the written-out attention that short samples take on a CPU, and with the fused kernel."""
+    padded, packed = (recipe(WHOLE, batching=name) for name in ("random", "packed"))
+    expected = losses(runs(padded))
+    assert losses(runs(packed)) == pytest.approx(expected, rel=1e-4)
+    monkeypatch.setattr("openvision.multimodal.training.run.SHORT_SAMPLE", 0)
+    train(packed, model_folder, data_folder, tmp_path / "fused")
+    assert losses(tmp_path / "fused") == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("stage", [PROJECTOR, WHOLE, LORA])
-def test_cached_features_train_to_the_same_losses(model_folder, data_folder, tmp_path, stage) -> None:
-    for name in ("never", "always"):
-        train(recipe(stage, cache_features=name), model_folder, data_folder, tmp_path / name)
-    assert (tmp_path / "always" / "features").is_dir()
-    assert not (tmp_path / "never" / "features").exists()
-    assert losses(tmp_path / "always") == pytest.approx(losses(tmp_path / "never"), rel=1e-5)
+def test_cached_features_train_to_the_same_losses(runs, stage) -> None:
+    never, always = (runs(recipe(stage, cache_features=name)) for name in ("never", "always"))
+    assert (always / "features").is_dir()
+    assert not (never / "features").exists()
+    assert losses(always) == pytest.approx(losses(never), rel=1e-5)
 
 
-def test_anyres_features_too(next_folder, data_folder, tmp_path) -> None:
-    for name in ("never", "always"):
-        made = recipe(WHOLE, framework="llava-next", cache_features=name)
-        train(made, next_folder, data_folder, tmp_path / name)
-    assert losses(tmp_path / "always") == pytest.approx(losses(tmp_path / "never"), rel=1e-5)
+def test_anyres_features_too(runs) -> None:
+    never, always = (runs(recipe(WHOLE, framework="llava-next", cache_features=name)) for name in ("never", "always"))
+    assert losses(always) == pytest.approx(losses(never), rel=1e-5)
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_accumulation_changes_no_loss(model_folder, data_folder, tmp_path, accumulate) -> None:
-    run = recipe(WHOLE, micro_batch=4 // accumulate, batching="random")
-    train(run, model_folder, data_folder, tmp_path / "run")
-    train(recipe(WHOLE, batching="random"), model_folder, data_folder, tmp_path / "two")
-    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "two"), rel=1e-4)
+def test_accumulation_changes_no_loss(runs, accumulate) -> None:
+    run = runs(recipe(WHOLE, micro_batch=4 // accumulate, batching="random"))
+    assert losses(run) == pytest.approx(losses(runs(recipe(WHOLE, batching="random"))), rel=1e-4)
 
 
 KILLED = """
@@ -164,8 +175,8 @@ train(load_vlm_recipe(recipe), model, data, run, say)
 """
 
 
-@pytest.mark.parametrize("stage", [LORA, WORDS, pytest.param(WHOLE, marks=pytest.mark.slow)])
-def test_resume_after_kill_9(model_folder, data_folder, tmp_path, stage) -> None:
+@pytest.mark.parametrize("stage", [LORA, *(pytest.param(each, marks=pytest.mark.slow) for each in (WORDS, WHOLE))])
+def test_resume_after_kill_9(runs, model_folder, data_folder, tmp_path, stage) -> None:
     made = recipe(stage | {"samples": 40})
     file, run = tmp_path / "recipe.toml", tmp_path / "killed"
     file.write_text(dump_vlm_recipe(made))
@@ -177,18 +188,19 @@ def test_resume_after_kill_9(model_folder, data_folder, tmp_path, stage) -> None
     told: list[str] = []
     folder = train(made, model_folder, data_folder, run, told.append)
     assert any("resuming from checkpoint-4" in line for line in told)
-    whole = train(made, model_folder, data_folder, tmp_path / "whole")
+    whole = runs(made)
     assert len(losses(run)) == 10
-    assert losses(run) == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
-    for name, tensor in weights(whole).items():
+    assert losses(run) == pytest.approx(losses(whole), rel=1e-6)
+    for name, tensor in weights(whole / "model").items():
         torch.testing.assert_close(weights(folder)[name], tensor, rtol=1e-5, atol=1e-6)
 
 
-def test_stopping_saves_and_the_same_command_resumes(model_folder, data_folder, tmp_path) -> None:
-    made = recipe(WHOLE | {"samples": 40}, checkpoint_every=100)
+@pytest.mark.parametrize("stage", [WHOLE, WORDS])
+def test_stopping_saves_and_the_same_command_resumes(runs, model_folder, data_folder, tmp_path, stage) -> None:
+    made = recipe(stage | {"samples": 24}, checkpoint_every=100)
 
     def stop(line: str) -> None:
-        if "step 3/10" in line:
+        if "step 3/6" in line:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted, match="stopped after step") as stopped:
@@ -197,8 +209,7 @@ def test_stopping_saves_and_the_same_command_resumes(model_folder, data_folder, 
     assert "by the scheduler after step" in (tmp_path / "run/REQUEUE").read_text()
     train(made, model_folder, data_folder, tmp_path / "run")
     assert not (tmp_path / "run/REQUEUE").exists()
-    train(made, model_folder, data_folder, tmp_path / "whole")
-    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
+    assert losses(tmp_path / "run") == pytest.approx(losses(runs(made)), rel=1e-6)
 
 
 # Modules.
