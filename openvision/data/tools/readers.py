@@ -15,10 +15,8 @@ from typing import Protocol, cast
 
 from openvision.errors import OpenVisionError, require
 from openvision.files import JsonObject
-from openvision.images.decode import BadSampleError
+from openvision.images.decode import IMAGE_SUFFIXES, BadSampleError
 from openvision.untrusted import load_json
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif"}
 
 # Default columns: the first one that the table has.
 IMAGE_COLUMNS = ("image", "image_path", "path", "file", "file_name", "filename", "filepath", "file_path", "img")

@@ -23,10 +23,8 @@ from openvision.data.shards.manifest import open_manifest
 from openvision.data.shards.store import Store, open_store
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
-from openvision.images.decode import BadSampleError, decode_image
+from openvision.images.decode import IMAGE_SUFFIXES, BadSampleError, decode_image
 from openvision.untrusted import is_utf8
-
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif"}
 
 
 @dataclass(frozen=True)
@@ -183,7 +181,7 @@ def folder_of_classes(folder: Path, names: Sequence[str] | None = None) -> Label
 
 
 def _images_below(place: Path) -> list[Path]:
-    return sorted(path for path in place.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    return sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
 def images_of_files(paths: Sequence[Path], folder: Path) -> ImageSet:
