@@ -66,6 +66,7 @@ _EXIF_START, _XMP_START = b"Exif\x00\x00", b"http://ns.adobe.com/xap/1.0/\x00"
 # EXIF and XMP of a PNG may follow the pixels.
 _PNG_METADATA = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")
 _TIFF_BITS = 258
+_TAIL_ROWS = 8
 # EXIF orientation -> what makes the image upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -159,6 +160,23 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return image.crop((0, 0, image.height, image.width), max(image.height, image.width))
 
 
+def has_gray_tail(pixels: np.ndarray) -> bool:
+    """Whether an image, RGB uint8 (H, W, 3), looks like a JPEG that was cut and closed again.
+
+    A decoder fills what is missing with middle gray. The rule: the last rows, a sixteenth of the image and at least 8,
+    are all within 2 of (128, 128, 128), and rows above them are not.
+    """
+    rows = max(_TAIL_ROWS, -(-len(pixels) // 16))
+    # Nearly every image is done after its last row.
+    if len(pixels) <= rows or not _is_gray(pixels[-1]) or not _is_gray(pixels[-rows:]):
+        return False
+    return not _is_gray(pixels)
+
+
+def _is_gray(pixels: np.ndarray) -> bool:
+    return bool(((pixels >= 126) & (pixels <= 130)).all())
+
+
 def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, str]:
     """Width, height (upright) and format (png, jpeg, ...) of an encoded image, from its header.
 
@@ -168,8 +186,8 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, st
         width, height = image.size
         # Without this test Pillow would decode every PNG to look for EXIF behind its pixels. The size of a TIFF is
         # already that of the upright image.
-        decoded = image.format == "PNG" and not any(name in data for name in _PNG_METADATA)
-        if image.format != "TIFF" and not decoded and orientation(image) >= 5:
+        bare = image.format == "PNG" and not any(name in data for name in _PNG_METADATA)
+        if image.format != "TIFF" and not bare and orientation(image) >= 5:
             width, height = height, width
         return width, height, str(image.format).lower()
 

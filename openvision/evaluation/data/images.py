@@ -24,7 +24,7 @@ from openvision.data.shards.store import Store, open_store
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
 from openvision.images.decode import IMAGE_SUFFIXES, BadSampleError, decode_image
-from openvision.untrusted import is_utf8
+from openvision.untrusted import decode_text, is_utf8
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ class ShardImages:
     def _value(self, index: int, name: str, fields: JsonObject) -> object:
         shard, entry = self.places[index]
         if name in entry.spans and name not in ("json", CAPTIONS):
-            return self._members(shard, entry, {name})[name].decode("utf-8", errors="replace").strip()
+            return decode_text(self._members(shard, entry, {name})[name])[0].strip()
         return fields.get(name)
 
     def read_fields(self) -> tuple[list[JsonObject], dict[int, BadSampleError]]:
