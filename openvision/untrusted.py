@@ -40,6 +40,27 @@ def is_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
+def decode_text(data: bytes) -> tuple[str, bool]:
+    """A text file's content without its byte order mark, and whether it was UTF-8.
+
+    Other text is UTF-16 if it begins with that mark, else Windows-1252, which holds Latin-1: no letter is lost.
+    """
+    try:
+        return data.decode("utf-8-sig"), True
+    except UnicodeDecodeError:
+        pass
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        try:
+            return data.decode("utf-16"), False
+        except UnicodeDecodeError:
+            pass
+    # Windows-1252 leaves five bytes undefined; Latin-1 has a control character for each.
+    try:
+        return data.decode("cp1252"), False
+    except UnicodeDecodeError:
+        return data.decode("latin-1"), False
+
+
 def is_utf8(text: str) -> bool:
     """Whether `text` can be written as UTF-8: it has no lone surrogates."""
     if text.isascii():

@@ -74,13 +74,18 @@ def verify(
     shards: Annotated[Path, typer.Argument(help="Folder of shards.")],
     rejects: Annotated[Path | None, typer.Option(help="File to list the findings in, one JSON object a line.")] = None,
     threads: Annotated[int, typer.Option(help="Threads that read and decode.", min=1)] = 2,
+    tokenizer: TokenizerPath = None,
 ) -> None:
-    """Check the hash of every sample and decode every image; exit code 1 when there are findings."""
+    """Check the hash of every sample and decode every image; exit code 1 when there are findings.
+
+    What training would use although it looks wrong is listed as suspicious, and is no finding.
+    """
     from openvision.data.tools.verify import verify, write_findings
 
-    result = verify(shards, threads, ProgressLine("samples"))
+    loaded = _load_tokenizer(tokenizer) if tokenizer else None
+    result = verify(shards, threads, ProgressLine("samples"), loaded)
     if rejects:
-        write_findings(result.findings, rejects)
+        write_findings(result.findings + result.suspicious, rejects)
     _report_findings(result, rejects)
     if result.findings:
         raise typer.Exit(1)
@@ -91,8 +96,14 @@ def _report_findings(result: "VerifyResult", rejects: Path | None) -> None:
         echo(f"{finding.reason}: {one_line(finding.detail)}", err=True)
     if len(result.findings) > _LISTED:
         echo(f"... and {len(result.findings) - _LISTED} more", err=True)
+    for suspicion in result.suspicious[:_LISTED]:
+        echo(f"suspicious, {suspicion.reason}: {one_line(suspicion.detail)}", err=True)
+    if len(result.suspicious) > _LISTED:
+        echo(f"... and {len(result.suspicious) - _LISTED} more", err=True)
     for reason, count in sorted(result.reasons.items()):
         echo(f"{reason}: {count}")
+    for reason, count in sorted(Counter(one.reason for one in result.suspicious).items()):
+        echo(f"suspicious, {reason}: {count}")
     verdict = f"{len(result.findings)} findings" if result.findings else "all good"
     echo(f"{counted(result.samples, 'sample')} in {counted(result.shards, 'shard')}: {verdict}")
     if rejects:
@@ -172,6 +183,10 @@ def make(
     image_column: Annotated[str | None, typer.Option(help="Column with the image.")] = None,
     alt_column: Annotated[str | None, typer.Option(help="Column with the alt-text.")] = None,
     synthetic_column: Annotated[str | None, typer.Option(help="Column with the synthetic caption.")] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(help='What separates the columns of a .csv or .tsv, "\\t" for a tab; found by default.'),
+    ] = None,
     max_side: Annotated[
         int | None, typer.Option(help="Longest side, pixels; larger images are downscaled.", min=1)
     ] = None,
@@ -184,8 +199,9 @@ def make(
     from openvision.data.tools.readers import Columns
 
     columns = Columns(image_column, alt_column, synthetic_column)
+    not_taken: Counter[str] = Counter()
     made = make_shards(
-        _rows(table, folder, dataset, split, columns),
+        _rows(table, folder, dataset, split, columns, delimiter, not_taken),
         out,
         holdout=holdout,
         max_side=max_side,
@@ -193,19 +209,35 @@ def make(
         threads=threads,
         description={"source": str(table or folder or dataset)},
         progress=ProgressLine("rows"),
+        not_taken=not_taken,
     )
+    if not_taken:
+        counts = ", ".join(f"{suffix} {count}" for suffix, count in not_taken.most_common())
+        echo(f"files not taken: {one_line(counts)}")
     _report_made(made, out)
 
 
-def _rows(table: Path | None, folder: Path | None, dataset: str | None, split: str, columns: "Columns") -> "Rows":
+def _rows(
+    table: Path | None,
+    folder: Path | None,
+    dataset: str | None,
+    split: str,
+    columns: "Columns",
+    delimiter: str | None,
+    not_taken: Counter[str],
+) -> "Rows":
     from openvision.data.tools.readers import folder_rows, hugging_face_rows, table_rows
     from openvision.errors import OpenVisionError
 
     if sum(source is not None for source in (table, folder, dataset)) != 1:
         raise OpenVisionError("give exactly one of --table, --folder and --dataset")
+    if delimiter is not None:
+        delimiter = delimiter.replace("\\t", "\t")
+        if table is None or len(delimiter) != 1 or delimiter in '"\r\n':
+            raise OpenVisionError(f"--delimiter is one character between the columns of a --table, not {delimiter!r}")
     if table is not None:
-        return table_rows(table, columns)
-    return folder_rows(folder) if folder is not None else hugging_face_rows(str(dataset), split, columns)
+        return table_rows(table, columns, delimiter)
+    return folder_rows(folder, not_taken) if folder is not None else hugging_face_rows(str(dataset), split, columns)
 
 
 def _report_made(made: "MakeResult", out: Path) -> None:
@@ -215,6 +247,10 @@ def _report_made(made: "MakeResult", out: Path) -> None:
         echo(f"{change}: {count}")
     if made.rejects:
         echo(f"list: {out / 'rejects.jsonl'}")
+    for reason, count in sorted(Counter(one["reason"] for one in made.suspicious).items()):
+        echo(f"suspicious, {reason}: {count}")
+    if made.suspicious:
+        echo(f"list: {out / 'suspicious.jsonl'}")
     counts = ", ".join(f"{count} for {split}" for split, count in sorted(made.samples.items()))
     echo(f"samples: {counts}: {out}")
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from openvision.cli.options import DEFAULT_CHECKPOINT, CheckpointOption, Device, Squash
+from openvision.cli.progress import ProgressLine
 from openvision.terminal import echo
 
 
@@ -26,7 +27,7 @@ def search(
     image_files(folder)
     where = resolve_device(device)
     encoder = load(checkpoint, preprocessing="squash" if squash else "crop").to(where)
-    result = encoder.search_folder(folder, query, top)
+    result = encoder.search_folder(folder, query, top, progress=ProgressLine("images"))
     for path, score in result.hits:
         echo(f"{score:6.3f}  {path}")
     for _, reason in result.skipped:

@@ -18,14 +18,16 @@ def train(
 ) -> None:
     """Learn a vocabulary from the texts of training shards or of a text file."""
     from openvision.data.shards.dataset import ShardDataset, all_texts
+    from openvision.data.shards.selection import names_tars
     from openvision.errors import OpenVisionError
     from openvision.files import make_folder
     from openvision.text.tokenizer import Tokenizer
+    from openvision.untrusted import decode_text
 
-    if source.is_dir():
+    if source.is_dir() or names_tars(source):
         texts = list(all_texts(ShardDataset(source)))
     elif source.is_file():
-        texts = source.read_text(encoding="utf-8", errors="replace").splitlines()
+        texts = decode_text(source.read_bytes())[0].splitlines()
     else:
         raise OpenVisionError(f"{source} is neither a folder of shards nor a text file; check the path")
     tokenizer = Tokenizer.train(texts, vocab_size)

@@ -43,6 +43,8 @@ REJECT_BUDGET = 0.01
 _BUDGET_COUNTS_FROM = 1000
 _MAX_REPLACEMENTS = 100
 _CACHE_BYTES = 512 * 2**20
+# Samples that the log names of each remark.
+_NAMED = 3
 # As many batches as 64-bit positions allow: the stream has no end, its state is one number.
 _ENDLESS = 2**40
 
@@ -111,6 +113,9 @@ class Batch:
     """Alt-texts and sentences truncated to the context length."""
     captions_missing: int
     """Samples without a synthetic caption, whose alt-text takes its place (spec section 4)."""
+    remarks: tuple[tuple[str, str], ...] = ()
+    """Reason and key of samples that are used although their texts are odd: `not_utf8`, `null_in_list`,
+    `unknown_words` (no word of a text is in the vocabulary)."""
 
     @property
     def rejected(self) -> Counter[str]:
@@ -150,6 +155,9 @@ class Loader:
         """Samples that could not be used, by reason; one that is met again in a later epoch counts once."""
         self.texts_cut = 0
         self.captions_missing = 0
+        self.remarks: Counter[str] = Counter()
+        self.remarked: dict[str, list[str]] = {}
+        """The first keys of each remark."""
         self._mixture = data if isinstance(data, Mixture) else Mixture([data])
         rejects_file = self.options.rejects_file
         self._listed = _listed_keys(rejects_file)
@@ -189,6 +197,7 @@ class Loader:
         self._count_rejects(batch.rejects)
         self.texts_cut += batch.texts_cut
         self.captions_missing += batch.captions_missing
+        self._note(batch.remarks)
         self._list_rejects(batch.rejects)
         self._check_budget()
         return batch
@@ -228,6 +237,13 @@ class Loader:
         self._bad |= new
         self.rejected.update(reason for _, reason in new)
 
+    def _note(self, remarks: tuple[tuple[str, str], ...]) -> None:
+        for reason, key in remarks:
+            self.remarks[reason] += 1
+            first = self.remarked.setdefault(reason, [])
+            if len(first) < _NAMED and key not in first:
+                first.append(key)
+
     def _check_budget(self) -> None:
         read = (self.position - self.start) // self.options.world_size + self._skipped
         bad, seen = len(self._bad), self._seen()
@@ -265,19 +281,21 @@ def _reasons(rejects: Iterable[Reject]) -> str:
 
 # Workers send batches as arrays, and Grain puts large ones into shared memory. Tensors would go as descriptors that die
 # with the worker that made them, and a loader with batches in flight could not be closed.
-_ArrayBatch = tuple[dict[str, np.ndarray], list[str], tuple[Reject, ...], int, int]
+_ArrayBatch = tuple[dict[str, np.ndarray], list[str], tuple[Reject, ...], int, int, tuple[tuple[str, str], ...]]
 _TENSORS = ("images", "alt_ids", "sentence_ids", "labels", "label_mask", "positions")
 
 
 def _to_arrays(batch: Batch) -> _ArrayBatch:
     arrays: dict[str, np.ndarray] = {name: getattr(batch, name).numpy() for name in _TENSORS}
-    return arrays, batch.keys, batch.rejects, batch.texts_cut, batch.captions_missing
+    return arrays, batch.keys, batch.rejects, batch.texts_cut, batch.captions_missing, batch.remarks
 
 
 def _from_arrays(sent: _ArrayBatch) -> Batch:
-    arrays, keys, rejects, texts_cut, captions_missing = sent
+    arrays, keys, rejects, texts_cut, captions_missing, remarks = sent
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return Batch(**tensors, keys=keys, rejects=rejects, texts_cut=texts_cut, captions_missing=captions_missing)
+    return Batch(
+        **tensors, keys=keys, rejects=rejects, texts_cut=texts_cut, captions_missing=captions_missing, remarks=remarks
+    )
 
 
 @dataclass(frozen=True)
@@ -327,6 +345,7 @@ class _BatchBuilder:
         captions: list[Captions] = []
         keys: list[str] = []
         missing = 0
+        remarks: list[tuple[str, str]] = []
         for position in positions:
             rng = self._generator(position)
             source, sample, image = self._usable(position, rng, rejects)
@@ -335,9 +354,12 @@ class _BatchBuilder:
             captions.append(sample_captions(sample.alt, sample.synthetic, rng))
             missing += not sample.synthetic
             keys.append(self.mixture.qualified_key(source, sample.key))
+            remarks += [(remark, keys[-1]) for remark in sample.remarks]
         alt_ids, alts_cut = self._encode([caption.alt for caption in captions])
         sentence_ids, sentences_cut = self._encode([caption.sentence for caption in captions])
         labels, mask = self._encode_targets([caption.full for caption in captions])
+        odd = self.tokenizer.only_unknown(alt_ids.numpy()) | self.tokenizer.only_unknown(sentence_ids.numpy())
+        remarks += [("unknown_words", keys[row]) for row in np.flatnonzero(odd)]
         return Batch(
             images=apply_jitter(to_batch(images), jitters),
             alt_ids=alt_ids,
@@ -349,6 +371,7 @@ class _BatchBuilder:
             rejects=tuple(rejects),
             texts_cut=alts_cut + sentences_cut,
             captions_missing=missing,
+            remarks=tuple(remarks),
         )
 
     def _generator(self, position: int) -> np.random.Generator:

@@ -8,15 +8,17 @@ reason and replaces it with the next sample.
 """
 
 import functools
+import importlib
 import io
+import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from openvision.errors import OpenVisionError
 
@@ -34,14 +36,47 @@ MAX_PIXELS = 50_000_000
 # A large image is converted and resized in strips of so many pixels, which bounds the memory beside its own.
 STRIP_PIXELS = 2**22
 # Pillow opens more formats, some by starting other programs (Ghostscript for EPS), which is unsafe for web data.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "ICO")
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "ICO", "HEIF")
+IMAGE_SUFFIXES = frozenset(
+    {
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".heic",
+        ".heif",
+        ".jfif",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".png",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    }
+)
+"""Suffixes of image files in folders, in lower case."""
+# The brand behind "ftyp" in the first box of a HEIC file.
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 Box = tuple[int, int, int, int]
 """Top, left, height and width of a crop, pixels."""
 _SCALES = (8, 4, 2)
 _JPEG_START = b"\xff\xd8\xff"
-# An EXIF segment can only be at the beginning of the file.
-_EXIF_WITHIN = 4096
-_EXIF_ORIENTATION = 0x0112
+_EXIF_START, _XMP_START = b"Exif\x00\x00", b"http://ns.adobe.com/xap/1.0/\x00"
+# EXIF and XMP of a PNG may follow the pixels.
+_PNG_METADATA = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")
+_TIFF_BITS = 258
+_TAIL_ROWS = 8
+# EXIF orientation -> what makes the image upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -105,7 +140,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> SourceImage:
 
     Raises BadSampleError for bytes that are not an image or exceed `max_pixels`; a truncated JPEG raises it in `crop`.
     """
-    if data.startswith(_JPEG_START) and b"Exif\x00\x00" not in data[:_EXIF_WITHIN]:
+    if data.startswith(_JPEG_START) and _is_upright(data):
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         except Exception:
@@ -125,6 +160,23 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return image.crop((0, 0, image.height, image.width), max(image.height, image.width))
 
 
+def has_gray_tail(pixels: np.ndarray) -> bool:
+    """Whether an image, RGB uint8 (H, W, 3), looks like a JPEG that was cut and closed again.
+
+    A decoder fills what is missing with middle gray. The rule: the last rows, a sixteenth of the image and at least 8,
+    are all within 2 of (128, 128, 128), and rows above them are not.
+    """
+    rows = max(_TAIL_ROWS, -(-len(pixels) // 16))
+    # Nearly every image is done after its last row.
+    if len(pixels) <= rows or not _is_gray(pixels[-1]) or not _is_gray(pixels[-rows:]):
+        return False
+    return not _is_gray(pixels)
+
+
+def _is_gray(pixels: np.ndarray) -> bool:
+    return bool(((pixels >= 126) & (pixels <= 130)).all())
+
+
 def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, str]:
     """Width, height (upright) and format (png, jpeg, ...) of an encoded image, from its header.
 
@@ -132,10 +184,50 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int, st
     """
     with opened_image(data, max_pixels) as image:
         width, height = image.size
-        # Without this test Pillow would decode a whole PNG to look for EXIF data behind the pixels.
-        if "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:
+        # Without this test Pillow would decode every PNG to look for EXIF behind its pixels. The size of a TIFF is
+        # already that of the upright image.
+        bare = image.format == "PNG" and not any(name in data for name in _PNG_METADATA)
+        if image.format != "TIFF" and not bare and orientation(image) >= 5:
             width, height = height, width
         return width, height, str(image.format).lower()
+
+
+def _is_upright(data: bytes) -> bool:
+    """Whether a JPEG surely needs no turn, from the segments before its pixels; Pillow looks closer if it may."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xDA:  # start of the pixels
+            return True
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xE1:
+            segment = data[at + 4 : end]
+            if segment.startswith(_EXIF_START) and not _is_upright_exif(segment[len(_EXIF_START) :]):
+                return False
+            turns = re.findall(rb"tiff:Orientation(?:=\"|>)?(.?)", segment) if segment.startswith(_XMP_START) else []
+            if any(turn != b"1" for turn in turns):
+                return False
+        at = end
+    return False
+
+
+def _is_upright_exif(exif: bytes) -> bool:
+    """Whether every orientation in the first directory of an EXIF block is a plain 1."""
+    order = {b"II*\x00": "little", b"MM\x00*": "big"}.get(exif[:4])
+    if order is None:
+        return False
+    read = functools.partial(int.from_bytes, byteorder="little" if order == "little" else "big")
+    at = read(exif[4:8])
+    entries = read(exif[at : at + 2])
+    if at + 2 + 12 * entries > len(exif):
+        return False
+    tags = (exif[start : start + 12] for start in range(at + 2, at + 2 + 12 * entries, 12))
+    # Tag, type 3 (16 bits), one value.
+    return all(
+        (read(tag[2:4]), read(tag[4:8]), read(tag[8:10])) == (3, 1, 1)
+        for tag in tags
+        if read(tag[:2]) == ExifTags.Base.Orientation
+    )
 
 
 def _decode_by_pillow(data: bytes, max_pixels: int) -> np.ndarray:
@@ -158,6 +250,11 @@ def opened_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Im
         raise
     except Image.DecompressionBombError as error:
         raise BadSampleError("too_large", str(error)) from error
+    except UnidentifiedImageError as error:
+        if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and "HEIF" not in _known_formats():
+            remedy = 'pip install "openvision-encoders[heif]"'
+            raise BadSampleError("unsupported_image", f"HEIC images need the package pillow-heif: {remedy}") from error
+        raise BadSampleError("undecodable", "the image cannot be decoded: its bytes are of no known format") from error
     # Decoders raise nearly everything for a damaged file: OSError, ValueError, TypeError, struct.error, RuntimeError.
     except Exception as error:
         reason = str(error) or type(error).__name__
@@ -166,8 +263,10 @@ def opened_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Im
 
 @functools.cache
 def _known_formats() -> tuple[str, ...]:
-    """The accepted formats that this build of Pillow supports."""
+    """The accepted formats that this build of Pillow supports; pillow-heif adds HEIF."""
     Image.init()
+    with suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
@@ -176,31 +275,86 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise BadSampleError("too_large", f"the image has {width} x {height} pixels, more than {max_pixels}")
 
 
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation of an image, 1 to 8; 1 where no tag can be read. May decode the pixels of a PNG."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    # Readers of a stranger's tags raise nearly everything.
+    except Exception:
+        return 1
+    return found if found in _TURNS else 1
+
+
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """Any Pillow image -> RGB uint8 (H, W, 3): EXIF rotation applied, transparency on white, 16 bits scaled."""
+    """Any Pillow image -> RGB uint8 (H, W, 3) by the rules above; raises BadSampleError for an unsupported depth."""
     # A PNG may tell its orientation after its pixels.
     image.load()
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    full = _full_scale(image) if _is_deep(image) else None
+    turn = _TURNS.get(orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
     strip_rows = max(1, STRIP_PIXELS // max(1, image.width))
-    # 16-bit grey: Pillow's own conversion would clip it to white. Other modes do not say how many bits they use.
-    sixteen = image.mode.startswith("I;16") or (image.mode in ("I", "F") and np.max(image.getextrema()) > 255)
     if strip_rows >= image.height:
-        return _strip_to_rgb(image, sixteen)
+        return _strip_to_rgb(image, full)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, strip_rows):
         bottom = min(top + strip_rows, image.height)
-        pixels[top:bottom] = _strip_to_rgb(image.crop((0, top, image.width, bottom)), sixteen)
+        pixels[top:bottom] = _strip_to_rgb(image.crop((0, top, image.width, bottom)), full)
     return pixels
 
 
-def _strip_to_rgb(image: Image.Image, sixteen: bool) -> np.ndarray:
-    """`to_rgb` of some rows; `sixteen` says that grey values have 16 bits."""
-    if image.mode.startswith("I") or image.mode == "F":
+def to_rgb_image(image: Image.Image | bytes) -> Image.Image:
+    """An encoded or Pillow image -> a Pillow image with mode RGB, by the same rules; raises BadSampleError."""
+    return Image.fromarray(decode_image(image) if isinstance(image, bytes) else to_rgb(image))
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether values are gray with more than 8 bits, which Pillow's own conversion would clip to white."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def _full_scale(image: Image.Image) -> float:
+    """The value that is white in a deep image: what its file states, else by its largest value."""
+    if image.mode.startswith("I;16"):
+        bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS)
+        return 2.0**12 - 1 if bits == (12,) else 2.0**16 - 1
+    # Pillow scales these to 16 bits by the maximum in their header.
+    if image.mode == "I" and image.format == "PPM":
+        return 2.0**16 - 1
+    lowest, highest = (float(value) for value in image.getextrema())  # pyright: ignore[reportArgumentType]
+    scales = (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0, 65535.0)
+    found = next((scale for scale in scales if highest <= scale), None)
+    # Written so that NaN is refused too.
+    if found is None or not lowest >= 0:
+        kind = "integers" if image.mode == "I" else "floats"
+        raise BadSampleError(
+            "unsupported_depth",
+            f"the image has {kind} from {lowest:g} to {highest:g}, of which no file says what is white; scale them "
+            "to 8 or 16 bits",
+        )
+    return found
+
+
+def _strip_to_rgb(image: Image.Image, full: float | None) -> np.ndarray:
+    """`to_rgb` of some rows; `full` is the value that is white in a deep image."""
+    if full is not None:
         values = np.asarray(image, dtype=np.float64)
-        scaled = values / 257 if sixteen else values
-        return np.repeat(scaled.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        if not np.isfinite(values).all():
+            raise BadSampleError("unsupported_depth", "the image has values that are no numbers; replace them")
+        # 255 / 1 for floats to 1, 1 / 257 for 16 bits: integers are truncated, as in 16-bit RGB; floats are rounded.
+        scaled = values / (full / 255)
+        gray = (np.rint(scaled) if image.mode == "F" else scaled).astype(np.uint8)
+        if "transparency" in image.info:
+            gray[values == image.info["transparency"]] = 255
+        return np.repeat(gray[..., None], 3, axis=2)
+    if image.mode == "La":
+        image = image.convert("LA")
+    key = image.info.get("transparency")
+    if isinstance(key, tuple) and max(key) > 255:
+        # The pixels of 16-bit RGB come with 8 bits, the transparent colour with 16.
+        image = image.copy()
+        image.info["transparency"] = tuple(part >> 8 for part in key)
+    if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         canvas = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return np.array(Image.alpha_composite(canvas, layer).convert("RGB"))

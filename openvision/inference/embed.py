@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from openvision.data.shards.dataset import ShardDataset
+from openvision.data.shards.selection import names_tars
 from openvision.encoding import evaluating
 from openvision.errors import OpenVisionError, require
 from openvision.files import atomic_write_bytes, atomic_write_text, make_folder
@@ -52,7 +53,7 @@ class EmbedResult:
 
 def images_of(source: Path) -> Images:
     """Images of a folder and its subfolders, or of the shards in it; raises OpenVisionError when there are none."""
-    if source.is_dir() and any(source.glob("*.tar")):
+    if names_tars(source) or (source.is_dir() and any(source.glob("*.tar"))):
         dataset = ShardDataset(source)
         # Names are stored one a line.
         keys = [one_line(dataset.key(index)) for index in range(len(dataset))]

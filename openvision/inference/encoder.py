@@ -6,7 +6,7 @@ encoder.classify("cat.png", ["a cat", "a dog"])
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -112,8 +112,15 @@ class Encoder(VisionEncoder):
         """The `top` images below `folder` nearest to `query`, as path and cosine; unreadable files are skipped."""
         return self.search_folder(Path(folder), query, top).hits
 
-    def search_folder(self, folder: Path, query: str, top: int = 5, batch_size: int = 64) -> SearchResult:
-        """`search`, with the files that were skipped.
+    def search_folder(
+        self,
+        folder: Path,
+        query: str,
+        top: int = 5,
+        batch_size: int = 64,
+        progress: Callable[[int, float], None] | None = None,
+    ) -> SearchResult:
+        """`search`, with the files that were skipped; `progress` receives the images done and their share, 0 to 1.
 
         Raises OpenVisionError for an empty query, `top` below 1, or a folder without a readable image.
         """
@@ -121,19 +128,27 @@ class Encoder(VisionEncoder):
             raise OpenVisionError('the query is empty; give a text, e.g. "a red car"')
         if top < 1:
             raise OpenVisionError(f"top must be at least 1, not {top}")
+        text = self.encode_texts([query])[0]
+        files = image_files(folder)
         paths: list[Path] = []
-        images: list[Tensor] = []
+        found: list[Tensor] = []
         skipped: list[tuple[Path, str]] = []
-        for path in image_files(folder):
-            try:
-                images.append(self.prepare(path))
-                paths.append(path)
-            except UnreadableImageError as error:
-                skipped.append((path, str(error)))
+        for start in range(0, len(files), batch_size):
+            images: list[Tensor] = []
+            for path in files[start : start + batch_size]:
+                try:
+                    images.append(self.prepare(path))
+                    paths.append(path)
+                except UnreadableImageError as error:
+                    skipped.append((path, str(error)))
+            if images:
+                found.append(self.encode_prepared(torch.stack(images), batch_size) @ text)
+            if progress is not None:
+                done = len(paths) + len(skipped)
+                progress(done, done / len(files))
         if not paths:
             raise OpenVisionError(f"none of the {len(skipped)} images in {folder} can be read; first: {skipped[0][1]}")
-        text = self.encode_texts([query])[0]
-        cosines = (self.encode_prepared(torch.stack(images), batch_size) @ text).numpy()
+        cosines = torch.cat(found).numpy()
         order = np.argsort(-cosines, kind="stable")[:top]
         return SearchResult([(paths[i], float(cosines[i])) for i in order], skipped)
 

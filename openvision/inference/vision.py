@@ -18,14 +18,13 @@ from torch import Tensor
 
 from openvision.encoding import encode_images
 from openvision.errors import OpenVisionError
-from openvision.images.decode import BadSampleError
+from openvision.images.decode import IMAGE_SUFFIXES, BadSampleError
 from openvision.images.preprocess import Preprocessing, Size, prepare, to_batch
 from openvision.models.vision import VisionFeatures, VisionTransformer
 from openvision.weights.load import Checkpoint
 
 ImageInput = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 """A path, a Pillow image, or RGB uint8 (H, W, 3)."""
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
 class UnreadableImageError(OpenVisionError):
@@ -144,7 +143,7 @@ def image_files(folder: Path) -> list[Path]:
     """Image files below `folder` by suffix, sorted; raises OpenVisionError without the folder or images in it."""
     if not folder.is_dir():
         raise OpenVisionError(f"{folder} is not a folder; give a folder of images")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not found:
-        raise OpenVisionError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))}); give another folder")
+        raise OpenVisionError(f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))}); give another folder")
     return found

@@ -19,9 +19,11 @@ from pydantic import (
     PositiveInt,
     Tag,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
+from openvision.data.shards.selection import SEPARATOR
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, read_text
 from openvision.images.augment import Augment
@@ -71,10 +73,10 @@ class Data(Section):
     """Training and validation shards, and the tokenizer."""
 
     train: str | tuple[Source, ...]
-    """Folder of training shards, relative to the data folder given on the command line, or a URL; a mixture is written
-    as tables `[[data.train]]` with weights."""
+    """Folder of training shards, relative to the data folder given on the command line, or a URL; or tars by a brace
+    pattern or a list of them. A mixture is written as tables `[[data.train]]` with weights."""
     validation: str | None = None
-    """Folder of the validation shards, evaluated during training."""
+    """Validation shards, likewise, evaluated during training; without the key (`--set data.validation=none`) none."""
     alt_key: str = "txt"
     """Where a sample's alt-text is: "txt" for the .txt member, else a field of the json or of the captions tar."""
     synthetic_key: str = "synthetic"
@@ -92,6 +94,14 @@ class Data(Section):
     tokenizer: str | None = None
     """Path of a tokenizer.json, of a folder that holds one, or of a vocab.txt. With `start`, whose towers read no other
     vocabulary than theirs, leave both out."""
+
+    @field_validator("train", "validation", mode="before")
+    @classmethod
+    def _list_of_tars(cls, value: object) -> object:
+        """A list of texts is one source; a list of tables is a mixture."""
+        if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+            return SEPARATOR.join(value)
+        return value
 
     @model_validator(mode="after")
     def _one_tokenizer(self) -> "Data":

@@ -173,6 +173,12 @@ class Tokenizer:
         ids, cut = self._pad(texts, length - 1)
         return np.concatenate([ids, np.full((len(ids), 1), self.cls_id, dtype=np.int64)], axis=1), cut
 
+    def only_unknown(self, ids: np.ndarray) -> np.ndarray:
+        """Which rows of `encode`'s ids, (n, length), hold words but none that the vocabulary knows: bool (n,)."""
+        other = np.isin(ids, (self.pad_id, self.bos_id, self.eos_id, self.cls_id))
+        unknown = ids == self.unk_id
+        return unknown.any(axis=1) & (unknown | other).all(axis=1)
+
     def encode_target(self, texts: Sequence[str], length: int = 128) -> tuple[np.ndarray, np.ndarray]:
         """Targets of the caption decoder: labels int64 (n, length), and a bool mask of the labels that count.
 

@@ -1,6 +1,8 @@
 """Pictures are decoded no larger than needed, and show the same."""
 
 import io
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,3 +131,19 @@ def test_strips_give_the_pixels_of_the_whole(mode: str, orientation: int, monkey
     assert whole.shape == ((37, 23, 3) if orientation == 1 else (23, 37, 3))
     monkeypatch.setattr(decode, "STRIP_PIXELS", 100)
     assert np.array_equal(decode.to_rgb(image), whole)
+
+
+# What draws images, reads masks, or prints the rules for users of other libraries.
+_OTHERS = ("images/decode.py", "data/sources/", "evaluation/evaluators/patch_probe.py", "weights/export/card.py")
+
+
+def test_images_become_pixels_in_one_place() -> None:
+    """A bare `convert("RGB")` forgets orientation, transparency and depth."""
+    package = Path(decode.__file__).parents[1]
+    own = [
+        path.relative_to(package).as_posix()
+        for path in sorted(package.rglob("*.py"))
+        if re.search(r"""Image\.open\(|\.convert\(["']RGB["']\)""", path.read_text(encoding="utf-8"))
+    ]
+    assert [name for name in own if not name.startswith(_OTHERS)] == []
+    assert "images/decode.py" in own

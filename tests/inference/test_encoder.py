@@ -102,6 +102,15 @@ def test_search_skips_what_it_cannot_read_and_says_so(encoder, pictures) -> None
     assert [path.name for path, _ in result.skipped] == ["broken.jpg"]
 
 
+def test_search_tells_how_far_it_is(encoder, pictures) -> None:
+    told: list[tuple[int, float]] = []
+    result = encoder.search_folder(pictures, "red", 10, 2, lambda done, share: told.append((done, share)))
+    files = len(result.hits) + len(result.skipped)
+    assert [done for done, _ in told] == [*range(2, files, 2), files]
+    assert [share for _, share in told] == [done / files for done, _ in told]
+    assert result.hits == encoder.search_folder(pictures, "red", 10, 2).hits
+
+
 def test_search_with_nothing_to_find(encoder, pictures, tmp_path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -29,6 +29,7 @@ from openvision.weights.export.text import write_tokenizer
 from openvision.weights.jax import from_jax, to_jax
 from openvision.weights.load import Checkpoint, Request, load_checkpoint
 from openvision.weights.open_clip import CONFIG_FILE, config_to_open_clip
+from tests.weights.stock_pixels import cosines
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openvision_tiny.npz"
 CONFIG = OpenVisionConfig(
@@ -110,6 +111,17 @@ def test_preprocessing_of_open_clip_is_ours_up_to_rounding(checkpoint, tmp_path)
     theirs = preprocess(Image.fromarray(pixels))
     assert theirs.shape == ours.shape
     assert (theirs - ours).abs().mean() < 1.5 / 255 / 0.22
+
+
+def test_what_open_clip_does_not_do_is_measured_and_the_card_does_it(checkpoint, tmp_path) -> None:
+    import open_clip
+
+    export(checkpoint, "open_clip", tmp_path / "out")
+    _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
+    found = cosines(checkpoint, (tmp_path / "out" / "README.md").read_text(), preprocess)
+    assert found["opaque"][0] > 0.999
+    assert all(found[kind][0] < 0.95 for kind in ("turned", "transparent", "16 bits"))
+    assert all(behind > 0.999 for _, behind in found.values())
 
 
 # What docs/weights.md says of open_clip's tokenizer, which repairs texts with ftfy and html.unescape first.

@@ -60,7 +60,8 @@ def batch_of(processes: Processes, context: int) -> Batch:
         "positions": torch.arange(GLOBAL),
     }
     own = {name: tensor[rows] for name, tensor in tensors.items()}
-    return Batch(**own, keys=[""] * len(own["images"]), rejects=(), texts_cut=0, captions_missing=0)
+    keys = [""] * len(own["images"])
+    return Batch(**own, keys=keys, rejects=(), texts_cut=0, captions_missing=0, remarks=())
 
 
 def run(out: str, parallel: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from openvision.weights.export.parity import Parity, compare, require_parity
 from openvision.weights.export.targets import TARGETS, ExportOptions, at_resolution, export
 from openvision.weights.load import Checkpoint
 from openvision.weights.open_clip import mlp_ratio
+from tests.weights.stock_pixels import cosines
 
 CONFIG = OpenVisionConfig(
     embed_dim=24,
@@ -143,6 +144,21 @@ def test_the_image_processor_prepares_as_we_do(checkpoint, tmp_path) -> None:
     # They round where training truncated: one grey level, and a few more at the borders of the blocks.
     assert theirs.shape == ours.shape
     assert (theirs - ours).abs().mean() < 1.5 / 255 / 0.22
+
+
+def test_what_the_stock_processor_does_not_do_is_measured_and_the_card_does_it(checkpoint, tmp_path) -> None:
+    from transformers import AutoImageProcessor
+
+    export(checkpoint, "transformers", tmp_path / "out")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    found = cosines(checkpoint, card, lambda image: processor(image, return_tensors="pt")["pixel_values"][0])
+    # 0.89 for a turned image, -0.84 for 16 bits: this processor composites transparency on white, and no more.
+    assert found["opaque"][0] > 0.9999
+    assert found["transparent"][0] > 0.9999
+    assert found["turned"][0] < 0.95
+    assert found["16 bits"][0] < 0
+    assert all(behind > 0.9999 for _, behind in found.values())
 
 
 def test_siglip_is_refused_until_the_drift_is_accepted(checkpoint, tmp_path) -> None:

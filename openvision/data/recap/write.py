@@ -29,7 +29,7 @@ from openvision.data.shards.store import LocalStore, Store
 from openvision.data.shards.tar import open_tar
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_write_text
-from openvision.untrusted import load_json, one_line, safe_name
+from openvision.untrusted import decode_text, load_json, one_line, safe_name
 
 # Longest key with its extension in a header.
 _KEY_BYTES = 90
@@ -166,7 +166,7 @@ def _choose(spec: JoinSpec, sample: TarSample, meta: JsonObject, rows: list[Row]
         rows = [row for row in rows if not _contradicts(row, own)]
         if not rows:
             return "another_picture"
-    return _agreeing(spec, rows, own, sample.texts.get("txt", b"").decode("utf-8", errors="replace"))
+    return _agreeing(spec, rows, own, decode_text(sample.texts.get("txt", b""))[0])
 
 
 def _identity(row: Row, by: str) -> str | None:
@@ -252,7 +252,7 @@ def _write_new(output: Path, name: str, joined: Iterator[tuple[TarSample, JsonOb
     keys: set[str] = set()
     with ShardWriter(folder, samples_per_shard=2**62) as writer:
         for sample, meta, captions in joined:
-            alt = sample.texts.get("txt", b"").decode("utf-8", errors="replace")
+            alt = decode_text(sample.texts.get("txt", b""))[0]
             key = _flat(sample.key, keys)
             keys.add(key)
             writer.write(key, sample.image(), sample.extension, alt, meta | captions)

@@ -34,7 +34,7 @@ from openvision.data.shards.store import LocalStore, ReadAheadStore, RemoteStore
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_write_bytes, make_folder
 from openvision.images.decode import BadSampleError
-from openvision.untrusted import is_texts, is_utf8, load_json, path_inside, safe_name
+from openvision.untrusted import decode_text, is_utf8, load_json, path_inside, safe_name
 
 ALT_MEMBER = "txt"
 """Caption name of the txt member."""
@@ -58,6 +58,8 @@ class Sample:
     synthetic: str | list[str] | None
     meta: JsonObject = field(default_factory=dict)
     """Other fields of the json member and of the captions."""
+    remarks: tuple[str, ...] = ()
+    """What is odd about the texts although they are used: `not_utf8`, `null_in_list`."""
 
 
 class ShardWriter:
@@ -211,10 +213,13 @@ class ShardDataset:
         meta = parse_fields(members.get("json", b"{}"), entry.key, self.store.join(shard.name))
         if CAPTIONS in members:
             meta |= parse_fields(members[CAPTIONS], entry.key, self.store.join(shard.name))
-        txt = members.get("txt", b"").decode("utf-8", errors="replace")
-        alt = txt if self.alt_key == ALT_MEMBER else _pop_texts(meta, self.alt_key, entry.key) or ""
-        synthetic = txt if self.synthetic_key == ALT_MEMBER else _pop_texts(meta, self.synthetic_key, entry.key)
-        return Sample(entry.key, members[extension], extension, alt, synthetic, meta)
+        txt, is_plain = decode_text(members.get("txt", b""))
+        remarks = [] if is_plain or ALT_MEMBER not in (self.alt_key, self.synthetic_key) else ["not_utf8"]
+        alt = txt if self.alt_key == ALT_MEMBER else _pop_texts(meta, self.alt_key, entry.key, remarks) or ""
+        synthetic = (
+            txt if self.synthetic_key == ALT_MEMBER else _pop_texts(meta, self.synthetic_key, entry.key, remarks)
+        )
+        return Sample(entry.key, members[extension], extension, alt, synthetic, meta, tuple(dict.fromkeys(remarks)))
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -279,7 +284,13 @@ def _text_fields(data: bytes) -> set[str]:
     except ValueError:
         return set()
     fields = content.items() if isinstance(content, dict) else ()
-    return {name for name, value in fields if isinstance(value, str) or (value and is_texts(value))}
+    return {name for name, value in fields if isinstance(value, str) or _is_texts(value)}
+
+
+def _is_texts(value: object) -> bool:
+    """Whether a list holds texts, and perhaps nulls beside them."""
+    texts = [text for text in value if text is not None] if isinstance(value, list) else []
+    return bool(texts) and all(isinstance(text, str) for text in texts)
 
 
 def all_texts(dataset: ShardDataset) -> Iterator[str]:
@@ -339,12 +350,18 @@ def parse_fields(data: bytes, key: str, path: str) -> JsonObject:
     return meta
 
 
-def _pop_texts(meta: JsonObject, name: str, key: str) -> str | list[str] | None:
-    """Take a caption out of the fields; raises BadSampleError unless it is a text, texts, or null."""
+def _pop_texts(meta: JsonObject, name: str, key: str, remarks: list[str]) -> str | list[str] | None:
+    """Take a caption out of the fields; raises BadSampleError unless it is a text, texts, or null.
+
+    Nulls and blank texts beside others in a list are left out; nulls are added to the remarks.
+    """
     value = meta.pop(name, None)
+    if isinstance(value, list) and None in value and any(isinstance(text, str) for text in value):
+        remarks.append("null_in_list")
+        value = [text for text in value if text is not None]
     if value is None or (isinstance(value, str) and is_utf8(value)):
         return value
     if isinstance(value, list) and all(isinstance(text, str) and is_utf8(text) for text in value):
-        return value
+        return [text for text in value if text.strip()] or value
     what = "holds half a surrogate pair" if isinstance(value, str) else "is neither a text nor a list of texts"
     raise BadSampleError("bad_text", f"{key}.json: {name!r} {what}")

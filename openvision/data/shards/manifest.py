@@ -77,6 +77,13 @@ class Manifest:
         return digest.hexdigest()
 
 
+def manifest_name(store: Store) -> str:
+    """File of the manifest: `shards.json`, and for chosen shards `shards-HASH.json` by their names."""
+    if store.tars is None:
+        return FILE_NAME
+    return f"shards-{hashlib.sha256(chr(10).join(store.tars).encode()).hexdigest()[:12]}.json"
+
+
 def open_manifest(store: Store) -> Manifest:
     """The manifest of a folder; raises OpenVisionError when it does not match the tars or a remote folder has none."""
     manifest = read_manifest(store)
@@ -117,7 +124,7 @@ def index_folder(store: Store, rebuild: bool = False, progress: Callable[[int, i
         "shards": [asdict(shard) for shard in manifest.shards],
         "duplicates": sorted(manifest.duplicates),
     }
-    store.write(FILE_NAME, (json.dumps(content, separators=(",", ":")) + "\n").encode())
+    store.write(manifest_name(store), (json.dumps(content, separators=(",", ":")) + "\n").encode())
     return manifest
 
 
@@ -173,7 +180,7 @@ def check_gone(store: LocalStore, known: Collection[str], present: Collection[st
     gone = sorted(set(known) - set(present))
     if gone:
         raise OpenVisionError(
-            f"shard {store.join(gone[0])} is in {FILE_NAME} but no longer exists"
+            f"shard {store.join(gone[0])} is in {manifest_name(store)} but no longer exists"
             + (f", and {len(gone) - 1} more" if len(gone) > 1 else "")
             + f"; restore it, or accept the remaining shards with `openvision data index {store.name} --rebuild`"
         )
@@ -212,16 +219,17 @@ def _duplicates(store: Store, shards: list[Shard]) -> frozenset[int]:
 
 def read_manifest(store: Store) -> Manifest | None:
     """The manifest as it is stored, None without one; raises OpenVisionError when it is damaged."""
-    if not store.exists(FILE_NAME):
+    name = manifest_name(store)
+    if not store.exists(name):
         return None
     try:
-        content: JsonObject = load_json(store.read(FILE_NAME))
+        content: JsonObject = load_json(store.read(name))
         if content["version"] != _VERSION:
             return None
         return _parse(content["shards"], content["duplicates"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OpenVisionError(
-            f"{store.join(FILE_NAME)} cannot be read ({error}); remove it, or rebuild it with "
+            f"{store.join(name)} cannot be read ({error}); remove it, or rebuild it with "
             f"`openvision data index {store.name} --rebuild`"
         ) from error
 

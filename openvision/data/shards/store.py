@@ -5,13 +5,17 @@ OpenVisionError; disk failures are raised at once.
 """
 
 import os
+import posixpath
+import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Protocol, TypeVar, cast
 
+from openvision.data.shards.selection import SEPARATOR, names_tars, select
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_write_bytes, check_file
 
@@ -27,6 +31,11 @@ class Store(Protocol):
     @property
     def name(self) -> str:
         """Path or URL of the folder."""
+        ...
+
+    @property
+    def tars(self) -> tuple[str, ...] | None:
+        """The shards that were chosen; None for a whole folder."""
         ...
 
     def join(self, file: str) -> str:
@@ -59,18 +68,47 @@ class Store(Protocol):
 
 
 def open_store(folder: str | Path) -> Store:
-    """The store of a folder or URL; raises OpenVisionError when a local folder does not exist."""
-    text = os.fspath(folder)
-    if "://" in text and not text.startswith("file://"):
+    """The store of a folder, of a URL, or of tars that are named (selection.py).
+
+    Raises OpenVisionError when a local folder, or one of the named tars, does not exist.
+    """
+    text = os.fspath(folder).removeprefix("file://")
+    if names_tars(text):
+        return _open_selection(text)
+    if "://" in text:
         return RemoteStore(text.rstrip("/"))
-    path = Path(text.removeprefix("file://"))
-    if not path.is_dir():
-        raise OpenVisionError(f"shard folder {path} does not exist; check the path")
-    return LocalStore(path)
+    if not Path(text).is_dir():
+        raise OpenVisionError(f"shard folder {text} does not exist; check the path")
+    return LocalStore(Path(text))
+
+
+def _open_selection(source: str) -> Store:
+    chosen = select(source)
+    store: LocalStore | RemoteStore
+    if "://" in chosen.base:
+        store = RemoteStore(chosen.base)
+        store.select(source, chosen.tars)
+    else:
+        if not Path(chosen.base).is_dir():
+            raise OpenVisionError(f"data source {source!r}: folder {chosen.base} does not exist; check the path")
+        store = LocalStore(Path(chosen.base))
+        store.select(source, chosen.tars)
+    missing = sorted(set(chosen.tars) - store.sizes(".tar").keys())
+    if missing:
+        more = f", and {len(missing) - 1} more of {len(chosen.tars)}" if len(missing) > 1 else ""
+        raise OpenVisionError(
+            f"shard {store.join(missing[0])} does not exist{more}; correct the data source {source!r}"
+        )
+    return store
 
 
 def join_folder(base: str | Path, name: str) -> str | Path:
-    """Folder `name` inside a folder or URL; an absolute path or a URL is returned as it is."""
+    """Folder `name` inside a folder or URL; an absolute path or a URL is returned as it is.
+
+    A list of tars is joined one by one.
+    """
+    if SEPARATOR in name:
+        return SEPARATOR.join(str(join_folder(base, one.strip())) for one in name.split(SEPARATOR))
     if "://" in name:
         return name
     if isinstance(base, str) and "://" in base:
@@ -78,7 +116,32 @@ def join_folder(base: str | Path, name: str) -> str | Path:
     return Path(base) / name
 
 
-class LocalStore:
+class _Selecting:
+    """A folder of which some shards were chosen; without a choice it is the whole folder."""
+
+    source: str | None = None
+    tars: tuple[str, ...] | None = None
+
+    def select(self, source: str, tars: tuple[str, ...]) -> None:
+        """Show these shards alone, which `source` names, and the files beside them."""
+        self.source, self.tars = source, tars
+
+    def _folders(self) -> list[str]:
+        """Folders to list, relative to the store: "" for its own."""
+        return sorted({tar.rpartition("/")[0] for tar in self.tars}) if self.tars is not None else [""]
+
+    def _chosen(self, names: Iterable[str]) -> list[str]:
+        """The files that are shown, sorted by name: `KEY.tar` with `KEY.index` and `KEY.captions.tar`."""
+        if self.tars is not None:
+            stems = {tar.removesuffix(".tar") for tar in self.tars}
+            names = [name for name in names if _BESIDE.sub("", name) in stems]
+        return sorted(names)
+
+
+_BESIDE = re.compile(r"(\.captions)?\.tar$|\.index$")
+
+
+class LocalStore(_Selecting):
     """A folder on disk."""
 
     def __init__(self, folder: Path) -> None:
@@ -86,8 +149,8 @@ class LocalStore:
 
     @property
     def name(self) -> str:
-        """Path or URL of the folder."""
-        return str(self.folder)
+        """Path of the folder, or the source that chose shards of it."""
+        return self.source or str(self.folder)
 
     def join(self, file: str) -> str:
         """Path of a file in it."""
@@ -98,9 +161,16 @@ class LocalStore:
 
         Raises OpenVisionError for a pipe, a folder or a dangling link of such a name.
         """
-        with os.scandir(self.folder) as entries:
-            names = [each.name for each in entries if each.name.endswith(suffix) and not each.name.startswith(".")]
-        return {name: self.size(name) for name in sorted(names)}
+        found: list[str] = []
+        for part in self._folders():
+            place = self.folder / part
+            with os.scandir(place) if place.is_dir() else nullcontext(()) as entries:
+                found += [
+                    posixpath.join(part, entry.name)
+                    for entry in entries
+                    if entry.name.endswith(suffix) and not entry.name.startswith(".")
+                ]
+        return {name: self.size(name) for name in self._chosen(found)}
 
     def exists(self, file: str) -> bool:
         """Whether the file exists; raises OpenVisionError for a pipe, a folder or a dangling link of that name."""
@@ -143,7 +213,7 @@ class _FileSystem(Protocol):
     def pipe_file(self, path: str, value: bytes) -> None: ...
 
 
-class RemoteStore:
+class RemoteStore(_Selecting):
     """A folder behind a URL, read through fsspec."""
 
     def __init__(self, url: str, pauses: tuple[float, ...] = _PAUSES, sleep: Callable[[float], None] = time.sleep):
@@ -164,7 +234,7 @@ class RemoteStore:
 
     def __getstate__(self) -> dict[str, object]:
         # Connections do not survive a fork: every process opens its own.
-        return {"url": self.url, "pauses": self.pauses, "_sleep": self._sleep}
+        return {"url": self.url, "pauses": self.pauses, "_sleep": self._sleep, "source": self.source, "tars": self.tars}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -172,8 +242,8 @@ class RemoteStore:
 
     @property
     def name(self) -> str:
-        """Path or URL of the folder."""
-        return self.url
+        """URL of the folder, or the source that chose shards of it."""
+        return self.source or self.url
 
     def join(self, file: str) -> str:
         """URL of a file in it."""
@@ -184,9 +254,13 @@ class RemoteStore:
 
     def sizes(self, suffix: str) -> dict[str, int]:
         """Size of every file whose name ends in `suffix`, by name, sorted."""
-        entries = self._retry("", lambda: self._files.ls(self._root, detail=True, refresh=True))
-        named = {entry["name"].rstrip("/").rpartition("/")[2]: entry["size"] for entry in entries}
-        return {name: named[name] for name in sorted(named) if name.endswith(suffix)}
+        found: dict[str, int] = {}
+        for part in self._folders():
+            place = self._path(part).rstrip("/")
+            entries = self._retry(part, lambda place=place: self._files.ls(place, detail=True, refresh=True))
+            named = {entry["name"].rstrip("/").rpartition("/")[2]: entry["size"] for entry in entries}
+            found |= {posixpath.join(part, name): size for name, size in named.items() if name.endswith(suffix)}
+        return {name: found[name] for name in self._chosen(found)}
 
     def exists(self, file: str) -> bool:
         """Whether the file exists."""
@@ -244,6 +318,11 @@ class ReadAheadStore:
     def name(self) -> str:
         """As in the store."""
         return self.store.name
+
+    @property
+    def tars(self) -> tuple[str, ...] | None:
+        """As in the store."""
+        return self.store.tars
 
     def join(self, file: str) -> str:
         """As in the store."""

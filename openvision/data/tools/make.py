@@ -3,6 +3,7 @@
     OUT/train/000000.tar ...        the samples
     OUT/validation/000000.tar ...   with --holdout: a fixed share of the images, chosen by their keys
     OUT/rejects.jsonl               rejected rows and the reasons, if any
+    OUT/suspicious.jsonl            rows that are used although they look wrong, if any (verify.py)
     OUT/make.json                   options and counts
 
 - A key is derived from the image's path in the source (from its bytes where there is no path), so it does not change
@@ -28,9 +29,10 @@ from PIL import Image
 
 from openvision.data.shards.dataset import ShardWriter
 from openvision.data.tools.readers import Row, Rows
+from openvision.data.tools.verify import SUSPICIONS
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_folder, atomic_write_text
-from openvision.images.decode import BadSampleError, decode_image, read_header
+from openvision.images.decode import BadSampleError, decode_image, has_gray_tail, read_header
 from openvision.text.captions import non_blank
 from openvision.untrusted import is_utf8, json_text
 
@@ -51,6 +53,8 @@ class ShardImage:
     extension: str
     change: str | None = None
     """`converted` or `downscaled` when the bytes differ from those of the source."""
+    remarks: tuple[str, ...] = ()
+    """`gray_tail` when it looks like a JPEG that was cut."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class MakeResult:
     """By split."""
     changed: Counter[str] = field(default_factory=Counter)
     rejects: list[dict[str, str]] = field(default_factory=list)
+    suspicious: list[dict[str, str]] = field(default_factory=list)
+    """Rows that are used although they look wrong."""
 
     @property
     def reasons(self) -> Counter[str]:
@@ -92,8 +98,11 @@ def make_shards(
     threads: int = 2,
     description: JsonObject | None = None,
     progress: Callable[[int], None] | None = None,
+    not_taken: Counter[str] | None = None,
 ) -> MakeResult:
     """Write shards into `out`; `progress` receives the number of rows done.
+
+    `not_taken` counts the files that the reader of `rows` leaves out, by suffix.
 
     `holdout` is the share of images for validation, `max_side` the longest side in pixels, `description` goes into
     make.json. Raises OpenVisionError, and leaves nothing behind, when `out` exists, no row is usable, or a split would
@@ -112,10 +121,16 @@ def make_shards(
                 if progress:
                     progress(number)
         _check_splits(result, holdout)
-        if result.rejects:
-            lines = (json_text(reject) for reject in result.rejects)
-            atomic_write_text(folder / "rejects.jsonl", "".join(f"{line}\n" for line in lines))
-        counts = {"samples": dict(result.samples), "rejected": dict(result.reasons), "changed": dict(result.changed)}
+        for name, listed in (("rejects.jsonl", result.rejects), ("suspicious.jsonl", result.suspicious)):
+            if listed:
+                atomic_write_text(folder / name, "".join(f"{json_text(one)}\n" for one in listed))
+        counts = {
+            "samples": dict(result.samples),
+            "rejected": dict(result.reasons),
+            "changed": dict(result.changed),
+            "suspicious": dict(Counter(one["reason"] for one in result.suspicious)),
+            "not_taken": dict(not_taken or {}),
+        }
         options = {"holdout": holdout, "max_side": max_side}
         content = json_text({**(description or {}), **options, **counts}, indent=2)
         atomic_write_text(folder / "make.json", content + "\n")
@@ -139,14 +154,15 @@ def prepare_image(data: bytes, max_side: int | None = None) -> ShardImage:
     _, _, kind = read_header(data)
     pixels = decode_image(data)
     extension = _STORED.get(kind, "png")
+    remarks = ("gray_tail",) if has_gray_tail(pixels) else ()
     if max_side is not None and max(pixels.shape[:2]) > max_side:
         image = Image.fromarray(pixels)
         image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
         extension = "jpg" if extension == "jpg" else "png"
-        return ShardImage(_encode(image, extension), extension, "downscaled")
+        return ShardImage(_encode(image, extension), extension, "downscaled", remarks)
     if kind in _STORED:
-        return ShardImage(data, extension)
-    return ShardImage(_encode(Image.fromarray(pixels), "png"), "png", "converted")
+        return ShardImage(data, extension, remarks=remarks)
+    return ShardImage(_encode(Image.fromarray(pixels), "png"), "png", "converted", remarks)
 
 
 def _encode(image: Image.Image, extension: str) -> bytes:
@@ -204,6 +220,8 @@ def _write(loaded: _LoadedRow, writers: "_SplitWriters", result: MakeResult) -> 
     result.samples.update(split for split in splits if split)
     if loaded.image.change:
         result.changed[loaded.image.change] += 1
+    for remark in (*loaded.row.remarks, *loaded.image.remarks):
+        result.suspicious.append({"reason": remark, "detail": f"{loaded.row.place} {SUSPICIONS[remark]}"})
 
 
 def _check_splits(result: MakeResult, holdout: float) -> None:

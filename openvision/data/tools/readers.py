@@ -8,6 +8,7 @@ source is ever executed.
 import csv
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,8 @@ from typing import Protocol, cast
 
 from openvision.errors import OpenVisionError, require
 from openvision.files import JsonObject
-from openvision.images.decode import BadSampleError
-from openvision.untrusted import load_json
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif"}
+from openvision.images.decode import IMAGE_SUFFIXES, BadSampleError
+from openvision.untrusted import decode_text, load_json
 
 # Default columns: the first one that the table has.
 IMAGE_COLUMNS = ("image", "image_path", "path", "file", "file_name", "filename", "filepath", "file_path", "img")
@@ -41,6 +40,8 @@ class Row:
     alts: list[str]
     synthetic: str | list[str] | None = None
     meta: JsonObject = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    """What is suspicious of its texts although they are used (verify.py)."""
 
 
 Rows = Iterator[Row | BadSampleError]
@@ -75,15 +76,22 @@ def _choose(
     by_lower = {str(name).lower(): name for name in reversed(names)}
     found = next((by_lower[name] for name in defaults if name in by_lower), None)
     if found is None and option is not None:
+        if any(Path(str(name)).suffix.lower() in IMAGE_SUFFIXES for name in names):
+            raise OpenVisionError(
+                f"{source} has no line of column names: its first line is {known}; write one above it, e.g. image,text"
+            )
         raise OpenVisionError(f"{source}: name the column to read with {option}; its columns are: {known}")
     return found
 
 
-def table_rows(path: Path, columns: Columns) -> Rows:
-    """Rows of a .csv, .tsv or .jsonl file, whose image column holds paths relative to the file's folder."""
+def table_rows(path: Path, columns: Columns, delimiter: str | None = None) -> Rows:
+    """Rows of a .csv, .tsv or .jsonl file, whose image column holds paths relative to the file's folder.
+
+    Without a `delimiter`, that of a .csv or .tsv is found in its first line.
+    """
     readers: dict[str, Callable[[Path], Iterator[JsonObject | BadSampleError]]] = {
-        ".csv": lambda file: _read_csv(file, ","),
-        ".tsv": lambda file: _read_csv(file, "\t"),
+        ".csv": lambda file: _read_csv(file, delimiter or _delimiter_of(file, columns)),
+        ".tsv": lambda file: _read_csv(file, delimiter or _delimiter_of(file, columns)),
         ".jsonl": _read_json_lines,
     }
     if path.suffix.lower() not in readers:
@@ -143,6 +151,27 @@ def _is_scalar(value: object) -> bool:
     return isinstance(value, (str, bool, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
+_DELIMITERS = (",", "\t", ";", "|")
+
+
+def _delimiter_of(path: Path, columns: Columns) -> str:
+    """The delimiter that splits the header into the columns to read, or else into the most columns."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+        headers = {delimiter: next(csv.reader([header], delimiter=delimiter), []) for delimiter in _DELIMITERS}
+    # The reader of the whole file says what is wrong with it.
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return _DELIMITERS[0]
+    wanted = [(columns.image,) if columns.image else IMAGE_COLUMNS, (columns.alt,) if columns.alt else ALT_COLUMNS]
+
+    def fits(delimiter: str) -> tuple[int, int]:
+        names = {name.lower() for name in headers[delimiter]}
+        return sum(any(name.lower() in names for name in names_of) for names_of in wanted), len(names)
+
+    return max(_DELIMITERS, key=fits)
+
+
 def _read_csv(path: Path, delimiter: str) -> Iterator[JsonObject | BadSampleError]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -174,37 +203,42 @@ def _json_record(line: str, place: str) -> JsonObject | BadSampleError:
     return record if isinstance(record, dict) else BadSampleError("bad_row", f"{place} is not a JSON object")
 
 
-def folder_rows(folder: Path) -> Rows:
-    """Images of a folder and its subfolders, sorted by path.
+def folder_rows(folder: Path, not_taken: Counter[str] | None = None) -> Rows:
+    """Images of a folder and its subfolders, sorted by path; files that are not taken are counted by their suffix.
 
     The alt-text is the .txt file of the same name, or else the name of the subfolder with spaces for underscores.
     """
     if not folder.is_dir():
         raise OpenVisionError(f"folder {folder} does not exist; check the path")
-    paths = sorted(path for path in _visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = list(_visible(folder))
+    paths = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
+    texts = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
+    used = {*paths, *(texts[path.with_suffix("")] for path in paths if path.with_suffix("") in texts)}
+    others = Counter(path.suffix.lower() or "no suffix" for path in files if path not in used)
+    if not_taken is not None:
+        not_taken.update(others)
     if not paths:
-        raise OpenVisionError(f"folder {folder} has no image; supported are {', '.join(sorted(IMAGE_SUFFIXES))}")
+        found = ", ".join(f"{suffix} {count}" for suffix, count in others.most_common(5)) or "none"
+        raise OpenVisionError(
+            f"folder {folder} has no image (its files: {found}); supported are {', '.join(sorted(IMAGE_SUFFIXES))}"
+        )
     for path in paths:
         relative = path.relative_to(folder)
+        file = texts.get(path.with_suffix(""))
         try:
-            text = _text_beside(path, relative)
-        except (OSError, UnicodeDecodeError) as error:
-            yield BadSampleError("bad_text_file", f"{path.with_suffix('.txt')} cannot be read: {error}")
+            text, is_plain = decode_text(file.read_bytes()) if file else (relative.parent.name.replace("_", " "), True)
+        except OSError as error:
+            yield BadSampleError("bad_text_file", f"{file} cannot be read: {error}")
             continue
-        yield Row(str(path), relative.as_posix(), path, [text] if text else [], None, {"file": relative.as_posix()})
+        meta: JsonObject = {"file": relative.as_posix()}
+        alts = [text.strip()] if text.strip() else []
+        yield Row(str(path), relative.as_posix(), path, alts, None, meta, () if is_plain else ("not_utf8",))
 
 
 def _visible(folder: Path) -> Iterable[Path]:
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(place) / name for name in files if not name.startswith("."))
-
-
-def _text_beside(path: Path, relative: Path) -> str:
-    file = path.with_suffix(".txt")
-    if file.is_file():
-        return file.read_text(encoding="utf-8-sig").strip()
-    return relative.parent.name.replace("_", " ").strip()
 
 
 class _ClassLabel(Protocol):

@@ -1,5 +1,7 @@
 """`openvision data verify`: check every sample of a folder of shards: hashes, images, json, texts and keys.
 
+A sample that training would use although it looks wrong is suspicious: it is listed and counted, but is no finding.
+
 Each shard is opened on its own, so that a truncated one is a single finding and the others are still checked. Nothing
 is written next to the shards: a missing index is built in a temporary folder.
 """
@@ -16,15 +18,24 @@ from pathlib import Path
 
 from openvision.data.shards.dataset import ShardDataset
 from openvision.data.shards.index import captions_name, index_name
-from openvision.data.shards.manifest import FILE_NAME, Shard, check_gone, read_manifest
-from openvision.data.shards.store import LocalStore
+from openvision.data.shards.manifest import Shard, check_gone, read_manifest
+from openvision.data.shards.selection import names_tars
+from openvision.data.shards.store import LocalStore, open_store
 from openvision.data.shards.tar import check_whole
 from openvision.errors import OpenVisionError
 from openvision.files import atomic_write_text, check_file
-from openvision.images.decode import BadSampleError, decode_image
+from openvision.images.decode import BadSampleError, decode_image, has_gray_tail
 from openvision.text.captions import non_blank
+from openvision.text.tokenizer import Tokenizer
 from openvision.untrusted import json_text
 
+SUSPICIONS = {
+    "gray_tail": "ends in middle gray, as a JPEG that was cut does",
+    "not_utf8": "has a text that is not UTF-8; it is read as Windows-1252",
+    "null_in_list": "has nulls in a list of captions; they are left out",
+    "unknown_words": "has a text without a word of the vocabulary",
+}
+"""What is suspicious of a sample, by reason."""
 Progress = Callable[[int, float], None]
 """Called with the number of samples read and their share of all bytes, 0 to 1."""
 
@@ -34,8 +45,9 @@ class Finding:
     """A defect of a shard or of one of its samples."""
 
     reason: str
-    """`broken_shard` for a whole shard, `broken_manifest` for shards.json, `damaged` for a hash that differs from its
-    index, `duplicate_key`, another reason of the index (`no_image`, `unsupported_image`, `bad_name`), or the reason
+    """A key of SUSPICIONS, or of a finding: `broken_shard` for a whole shard, `broken_manifest` for shards.json,
+    `damaged` for a hash that differs from its index, `duplicate_key`, another reason of the index (`no_image`,
+    `unsupported_image`, `bad_name`), or the reason
     under which the loader rejects the sample: `undecodable`, `empty_text`, ..."""
     shard: str
     key: str | None
@@ -50,6 +62,8 @@ class VerifyResult:
     shards: int = 0
     samples: int = 0
     findings: list[Finding] = field(default_factory=list)
+    suspicious: list[Finding] = field(default_factory=list)
+    """Samples that are used although they look wrong."""
 
     @property
     def reasons(self) -> Counter[str]:
@@ -57,19 +71,25 @@ class VerifyResult:
         return Counter(finding.reason for finding in self.findings)
 
 
-def verify(folder: Path, threads: int = 2, progress: Progress | None = None) -> VerifyResult:
-    """Read every sample of the shards in `folder`; raises OpenVisionError only when it has no shard."""
+def verify(
+    folder: Path, threads: int = 2, progress: Progress | None = None, tokenizer: Tokenizer | None = None
+) -> VerifyResult:
+    """Read every sample of the shards in `folder`; raises OpenVisionError only when it has no shard.
+
+    With a `tokenizer`, texts without a word of its vocabulary are suspicious.
+    """
     paths = shards_of(folder)
     files = _files_of(paths)
     sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]
     result = VerifyResult()
     listed: dict[str, Shard] = {}
+    store = open_store(folder) if names_tars(folder) else LocalStore(folder)
     try:
-        manifest = read_manifest(LocalStore(folder))
-        listed = {shard.name: shard for shard in manifest.shards} if manifest else {}
-        check_gone(LocalStore(folder), listed, [path.name for path in paths])
+        manifest = read_manifest(store)
+        listed = {Path(store.join(shard.name)).name: shard for shard in manifest.shards} if manifest else {}
+        check_gone(store, listed, [path.name for path in paths])
     except OpenVisionError as error:
-        result.findings.append(Finding("broken_manifest", FILE_NAME, None, str(error)))
+        result.findings.append(Finding("broken_manifest", manifest_name(store), None, str(error)))
     seen: set[bytes] = set()
     for number, path in enumerate(paths):
 
@@ -78,11 +98,12 @@ def verify(folder: Path, threads: int = 2, progress: Progress | None = None) -> 
                 read = sum(sizes[:number]) + share * sizes[number]
                 progress(result.samples + done, read / max(sum(sizes), 1))
 
-        samples, findings = _verify_shard(path, files[path], threads, seen, report)
+        checked = _verify_shard(path, files[path], threads, seen, report, tokenizer)
         result.shards += 1
-        result.samples += samples
-        result.findings += findings
-        result.findings += _manifest_differs(path, listed.get(path.name), samples, sizes[number])
+        result.samples += checked.samples
+        result.findings += checked.findings
+        result.findings += _manifest_differs(path, listed.get(path.name), checked.samples, sizes[number])
+        result.suspicious += checked.suspicious
     return result
 
 
@@ -90,13 +111,16 @@ def _manifest_differs(path: Path, listed: Shard | None, samples: int, size: int)
     # A broken shard, which has no samples here, is a finding already.
     if listed is None or not samples or (listed.samples, listed.tar_bytes) == (samples, size):
         return []
-    says = f"{FILE_NAME} says {listed.samples} samples in {listed.tar_bytes} bytes, there are {samples} in {size}"
+    says = f"the manifest says {listed.samples} samples in {listed.tar_bytes} bytes, there are {samples} in {size}"
     remedy = f"rebuild it with `openvision data index {path.parent} --rebuild`"
     return [Finding("broken_manifest", path.name, None, f"{path}: {says}; {remedy}")]
 
 
 def shards_of(folder: Path) -> list[Path]:
-    """The shards of `folder`, without captions tars; raises OpenVisionError when there is none."""
+    """The shards of `folder`, without captions tars, or those it names; raises OpenVisionError when there is none."""
+    if names_tars(folder):
+        store = open_store(folder)
+        return [Path(store.join(name)) for name in store.tars or ()]
     if not folder.is_dir():
         raise OpenVisionError(f"shard folder {folder} does not exist; check the path")
     paths = sorted(folder.glob("*.tar"))
@@ -113,11 +137,15 @@ def write_findings(findings: list[Finding], path: Path) -> None:
 
 
 def _files_of(shards: list[Path]) -> dict[Path, list[Path]]:
-    """Each shard with its index, captions tar and other files of its name; lists the folder once."""
-    by_stem: dict[str, list[Path]] = {}
-    for file in sorted(shards[0].parent.iterdir()):
-        by_stem.setdefault(file.name.split(".")[0], []).append(file)
-    return {shard: [file for file in by_stem[shard.name.split(".")[0]] if _belongs(file, shard)] for shard in shards}
+    """Each shard with its index, captions tar and other files of its name; lists each folder once."""
+    by_stem: dict[Path, list[Path]] = {}
+    for folder in {shard.parent for shard in shards}:
+        for file in sorted(folder.iterdir()):
+            by_stem.setdefault(folder / file.name.split(".")[0], []).append(file)
+    return {
+        shard: [file for file in by_stem[shard.parent / shard.name.split(".")[0]] if _belongs(file, shard)]
+        for shard in shards
+    }
 
 
 def _belongs(file: Path, shard: Path) -> bool:
@@ -128,9 +156,9 @@ def _belongs(file: Path, shard: Path) -> bool:
 
 
 def _verify_shard(
-    path: Path, files: list[Path], threads: int, seen: set[bytes], progress: Progress
-) -> tuple[int, list[Finding]]:
-    """Number of samples of one shard, and its findings.
+    path: Path, files: list[Path], threads: int, seen: set[bytes], progress: Progress, tokenizer: Tokenizer | None
+) -> VerifyResult:
+    """What one shard holds.
 
     `files` are the shard, its index and its captions; `seen` collects the keys of all shards.
     """
@@ -138,7 +166,7 @@ def _verify_shard(
         for file in files:
             check_file(file)
     except OpenVisionError as error:
-        return 0, [Finding("broken_shard", path.name, None, str(error))]
+        return VerifyResult(findings=[Finding("broken_shard", path.name, None, str(error))])
     with _isolated(path, files) as (folder, named):
         try:
             # An index may be older than the damage, or than the check.
@@ -147,20 +175,24 @@ def _verify_shard(
             dataset = ShardDataset(folder)
             keys = [dataset.key(index) for index in range(len(dataset))]
         except OpenVisionError as error:
-            return 0, [Finding("broken_shard", path.name, None, named(str(error)))]
+            return VerifyResult(findings=[Finding("broken_shard", path.name, None, named(str(error)))])
         findings = [
             Finding(reason, path.name, None, f"{path}: {count} left out of the index")
             for reason, count in sorted(dataset.rejected.items())
         ]
+        result = VerifyResult(1, len(dataset), findings)
         with ThreadPoolExecutor(threads) as pool:
-            problems = pool.map(lambda index: _problem(dataset, index), range(len(keys)))
-            for index, (key, problem) in enumerate(zip(keys, problems, strict=True)):
+            checked = pool.map(lambda index: _check(dataset, index, tokenizer), range(len(keys)))
+            for index, (key, (problem, remarks)) in enumerate(zip(keys, checked, strict=True)):
                 if problem is not None:
                     findings.append(Finding(problem[0], path.name, key, named(problem[1])))
+                result.suspicious += [
+                    Finding(remark, path.name, key, f"{key} {SUSPICIONS[remark]}") for remark in remarks
+                ]
                 if _known(key, seen):
                     findings.append(Finding("duplicate_key", path.name, key, "an earlier sample has this key"))
                 progress(index + 1, (index + 1) / len(keys))
-        return len(keys), findings
+        return result
 
 
 @contextmanager
@@ -178,18 +210,22 @@ def _isolated(path: Path, files: list[Path]) -> Iterator[tuple[Path, Callable[[s
         yield folder, lambda message: message.replace(str(folder), str(path.parent))
 
 
-def _problem(dataset: ShardDataset, index: int) -> tuple[str, str] | None:
-    """Reason and detail of a sample's defect; None when it is usable."""
+def _check(dataset: ShardDataset, index: int, tokenizer: Tokenizer | None) -> tuple[tuple[str, str] | None, list[str]]:
+    """Reason and detail of a sample's defect, None when it is usable; and what is suspicious of a usable one."""
     try:
         sample = dataset[index]
-        decode_image(sample.image)
+        pixels = decode_image(sample.image)
         if not non_blank(sample.alt):
             raise BadSampleError("empty_text", f"{sample.key} has no alt-text")
     except BadSampleError as bad:
-        return bad.reason, str(bad)
+        return (bad.reason, str(bad)), []
     except OpenVisionError as error:
-        return "damaged", str(error)
-    return None
+        return ("damaged", str(error)), []
+    remarks = [*sample.remarks, *(["gray_tail"] if has_gray_tail(pixels) else [])]
+    texts = non_blank(sample.alt) + non_blank(sample.synthetic)
+    if tokenizer is not None and any(set(ids) == {tokenizer.unk_id} for ids in tokenizer.tokens(texts)):
+        remarks.append("unknown_words")
+    return None, remarks
 
 
 def _known(key: str, seen: set[bytes]) -> bool:

@@ -23,10 +23,8 @@ from openvision.data.shards.manifest import open_index, open_manifest
 from openvision.data.shards.store import Store, open_store
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
-from openvision.images.decode import BadSampleError, decode_image
-from openvision.untrusted import is_utf8
-
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif"}
+from openvision.images.decode import IMAGE_SUFFIXES, BadSampleError, decode_image
+from openvision.untrusted import decode_text, is_utf8
 
 
 @dataclass(frozen=True)
@@ -203,7 +201,7 @@ def _paired(folders: list[str], names: Sequence[str], source: Path) -> tuple[lis
 
 
 def _images_below(place: Path) -> list[Path]:
-    return sorted(path for path in place.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    return sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
 def images_of_files(paths: Sequence[Path], folder: Path) -> ImageSet:
@@ -288,7 +286,7 @@ class ShardImages:
     def _value(self, index: int, name: str, fields: JsonObject) -> object:
         shard, entry = self.places[index]
         if name in entry.spans and name not in ("json", CAPTIONS):
-            return self._members(shard, entry, {name})[name].decode("utf-8", errors="replace").strip()
+            return decode_text(self._members(shard, entry, {name})[name])[0].strip()
         return fields.get(name)
 
     def read_fields(self) -> tuple[list[JsonObject], dict[int, BadSampleError]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
+from openvision.data.shards.selection import holds_shards
 from openvision.data.shards.store import join_folder
 from openvision.errors import OpenVisionError
 from openvision.evaluation.data import hugging_face
@@ -49,7 +50,7 @@ def open_labelled(data: str, root: str | Path, options: LabelOptions, limit: Pos
         source = data.removeprefix(PREFIX)
         return hugging_face.labelled_dataset(source, options.split, options.image, options.label, names).only(limit)
     place = join_folder(root, data)
-    if _holds_shards(place):
+    if holds_shards(place):
         return labelled_shards(place, options.label, names).only(limit)
     return folder_of_classes(Path(place), names).only(limit)
 
@@ -57,12 +58,8 @@ def open_labelled(data: str, root: str | Path, options: LabelOptions, limit: Pos
 def open_images(data: str, root: str | Path, limit: int | None = None) -> ImageSet:
     """Images of shards or of a folder of classes, about `limit` of them, evenly spread; all without it."""
     place = join_folder(root, data)
-    images = ShardImages(place).images() if _holds_shards(place) else folder_of_classes(Path(place)).images
+    images = ShardImages(place).images() if holds_shards(place) else folder_of_classes(Path(place)).images
     return images if limit is None or limit >= len(images) else take(images, spread(len(images), limit))
-
-
-def _holds_shards(place: str | Path) -> bool:
-    return "://" in str(place) or any(Path(place).glob("*.tar"))
 
 
 class TextOptions(BaseModel):
@@ -96,7 +93,7 @@ def open_captioned(data: str, root: str | Path, options: TextOptions, limit: int
         found = hugging_face.captioned_dataset(source, options.split, options.image, options.text)
     else:
         place = join_folder(root, data)
-        if not _holds_shards(place):
+        if not holds_shards(place):
             raise OpenVisionError(f"{place} holds no tar shards; for images in files give `annotations` too")
         found = captioned_shards(place, options.text, options.lines)
     return _chosen(found, options).only(limit)

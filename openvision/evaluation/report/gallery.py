@@ -41,6 +41,7 @@ from openvision.evaluation.metrics.patches import (
 from openvision.evaluation.metrics.ranks import similarity
 from openvision.evaluation.suites.old_results import renamed
 from openvision.files import atomic_write_text
+from openvision.images.decode import decode_image
 from openvision.images.preprocess import prepare, resize, to_batch
 from openvision.models.protocols import CaptioningModel
 
@@ -186,8 +187,7 @@ def data_uri(pixels: Pixels) -> str:
 
 def pixels_of(uri: str) -> Pixels:
     """RGB pixels (H, W, 3) of a data URI."""
-    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as image:
-        return np.asarray(image.convert("RGB"))
+    return decode_image(base64.b64decode(uri.partition(",")[2]))
 
 
 def draw(groups: Sequence[str], count: int, seed: int) -> list[int]:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from openvision.files import JsonObject
+from openvision.images.decode import to_rgb_image
 from openvision.multimodal.model.generate import Assistant, Decoding, Prompt, load_assistant
 from openvision.multimodal.model.llm import IMAGE_TOKEN
 
@@ -98,7 +99,7 @@ def answer_requests(
     prompts = []
     for index, request in enumerate(requests):
         context, settings, doc_to_visual, document, task, split = request.args
-        images = [image.convert("RGB") for image in doc_to_visual(task_dict[task][split][document])]
+        images = [to_rgb_image(image) for image in doc_to_visual(task_dict[task][split][document])]
         prompts.append(Prompt(context.replace(IMAGE_TOKEN, "").strip(), tuple(images)))
         by_settings[int(settings.get("max_new_tokens", _DEFAULT_NEW_TOKENS)), _stops(settings)].append(index)
     answers = [""] * len(prompts)

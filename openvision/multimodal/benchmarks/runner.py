@@ -17,7 +17,7 @@ from PIL import Image
 
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, append_lines, atomic_write_text, make_folder, read_json_lines
-from openvision.images.decode import BadSampleError, opened_image
+from openvision.images.decode import BadSampleError, to_rgb_image
 from openvision.multimodal.benchmarks.benchmark import Benchmark, Estimate, Question, tabulate, with_intervals
 from openvision.multimodal.model.generate import Decoding, Prompt, load_assistant
 from openvision.provenance import git_state, library_versions
@@ -232,7 +232,6 @@ def _ask(
 
 def _open(path: Path) -> Image.Image:
     try:
-        with opened_image(path.read_bytes()) as image:
-            return image.convert("RGB")
+        return to_rgb_image(path.read_bytes())
     except (OSError, BadSampleError) as error:
         raise OpenVisionError(f"image {path} cannot be read: {error}; download it again") from error

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from openvision.errors import OpenVisionError
 from openvision.files import append_lines, atomic_write_bytes, make_folder, read_json_lines
-from openvision.multimodal.data.images import ImageFile, ImageSource, ImageSourceError
+from openvision.multimodal.data.images import PIXEL_RULES, ImageFile, ImageSource, ImageSourceError
 from openvision.multimodal.model.geometry import Aspect, Geometry
 from openvision.multimodal.model.huggingface import Llava, Processor, transformers
 
@@ -50,7 +50,7 @@ def encoder_key(model: Llava, processor: Processor, dtype: torch.dtype) -> str:
     preparation = processor.image_processor.to_dict()
     # The rest of the tower's shape follows from the weights.
     shape = [config.vision_config.model_type, config.vision_config.image_size, config.vision_feature_layer, str(dtype)]
-    for value in (shape, preparation):
+    for value in (shape, preparation, PIXEL_RULES):
         hasher.update(json.dumps(value, sort_keys=True, default=str).encode())
     return hasher.hexdigest()[:32]
 

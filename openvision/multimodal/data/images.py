@@ -10,7 +10,11 @@ from PIL import Image
 
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
-from openvision.images.decode import BadSampleError, opened_image
+from openvision.images.decode import BadSampleError, to_rgb_image
+
+PIXEL_RULES = 2
+"""Version of the rules by which a file becomes pixels, which cached features depend on: 2 turns images upright,
+composites transparency on white and scales 16 bits."""
 
 
 class ImageSourceError(OpenVisionError):
@@ -25,7 +29,7 @@ class ImageSource(Protocol):
         ...
 
     def open(self) -> Image.Image:
-        """The image in RGB; raises ImageSourceError."""
+        """The image in RGB, upright, transparency on white (images/decode.py); raises ImageSourceError."""
         ...
 
     def digest(self) -> str:
@@ -46,8 +50,7 @@ class ImageFile:
     def open(self) -> Image.Image:
         """The image in RGB; raises ImageSourceError."""
         try:
-            with opened_image(self.path.read_bytes()) as image:
-                return image.convert("RGB")
+            return to_rgb_image(self.path.read_bytes())
         except (OSError, BadSampleError) as error:
             raise ImageSourceError(f"{self.path} is not a readable image: {error}") from error
 
@@ -81,7 +84,7 @@ class RowImage:
             value = self.rows[self.row][self.column]
             value = value if self.position is None else value[self.position]
             if isinstance(value, Image.Image):
-                return value.convert("RGB")
+                return to_rgb_image(value)
         # The library decodes when a row is read, and decoders raise nearly everything.
         except Exception as error:
             raise ImageSourceError(f"{place} holds no readable image: {error}") from error

@@ -9,7 +9,6 @@ In each split every yes-or-no question has as many images with the answer yes as
 model without images gives a question one answer, so it is right exactly half of the time.
 """
 
-import io
 import json
 import random
 from collections import defaultdict
@@ -18,15 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-import numpy as np
-from PIL import Image
-
 from openvision.data.shards.dataset import ShardDataset
 from openvision.data.sources.openmoji.attributes import VisualAttributes, measure
 from openvision.data.sources.openmoji.names import EmojiName
 from openvision.data.sources.openmoji.split import COMPOSITIONAL, RANDOM, TRAIN, VALIDATION
 from openvision.errors import OpenVisionError
 from openvision.files import atomic_folder, make_folder
+from openvision.images.decode import decode_image
 from openvision.multimodal.experiments.demo_questions import (
     COUNTRY,
     NAME,
@@ -122,8 +119,7 @@ def _unpack(shards: Path, images: Path) -> Iterable[DrawnImage]:
         # The folder is renamed when complete, so its files need not be written atomically.
         file = make_folder(images) / f"{safe_name(sample.key)}.{sample.extension}"
         file.write_bytes(sample.image)
-        with Image.open(io.BytesIO(sample.image)) as image:
-            measured = measure(np.asarray(image.convert("RGB")))
+        measured = measure(decode_image(sample.image))
         # Shards of other sources have no emoji.
         emoji = str(sample.meta.get("emoji") or " ")
         yield DrawnImage(sample.key, f"{images.name}/{file.name}", EmojiName(str(sample.meta["name"]), emoji), measured)

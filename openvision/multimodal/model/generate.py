@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from openvision.errors import OpenVisionError
+from openvision.images.decode import to_rgb_image
 from openvision.multimodal.data.conversation import Turn, messages_of
 from openvision.multimodal.model.geometry import Geometry, check_processor
 from openvision.multimodal.model.huggingface import Llava, Processor, Tokenizer, quiet, transformers
@@ -111,7 +112,7 @@ class Assistant:
 
     def prepare(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Inputs of `generate` on the model's device, padded on the left."""
-        images = [[image.convert("RGB") for image in prompt.images] for prompt in prompts]
+        images = [[to_rgb_image(image) for image in prompt.images] for prompt in prompts]
         self.processor.tokenizer.padding_side = "left"
         prepared = self.processor(
             text=[render_prompt(prompt, self.processor.tokenizer) for prompt in prompts],

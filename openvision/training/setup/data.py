@@ -17,6 +17,7 @@ from openvision.recipe.schema import Data, Recipe, Source, Stage
 from openvision.runtime import Processes, send
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.checkpoint.folders import Progress
+from openvision.untrusted import one_line
 
 # A fine-tune that reads its images more often than this says so before it starts; a usual number of passes.
 MANY_PASSES = 30
@@ -158,6 +159,12 @@ class DeviceBatches(Iterator[Batch]):
             return replace(batch, **{name: send(getattr(batch, name), self.device) for name in _ON_DEVICE})
 
 
+REMARKS = {
+    "not_utf8": "texts that are not UTF-8, read as Windows-1252",
+    "null_in_list": "caption lists with nulls, which are left out",
+    "unknown_words": "texts without a word of the vocabulary",
+}
+"""What the log says of samples that are used although their texts are odd."""
 _ON_DEVICE = ("images", "alt_ids", "sentence_ids", "labels")
 
 
@@ -179,6 +186,11 @@ def describe_unused(loader: Loader, context_length: int | None, reads_synthetic:
         lines.append(f"samples without a synthetic caption, alt-text used: {loader.captions_missing}")
     if loader.texts_cut and context_length is not None:
         lines.append(f"texts longer than {context_length} ids, cut: {loader.texts_cut}")
+    for reason, count in sorted(loader.remarks.items()):
+        named = loader.remarked[reason]
+        keys = ", ".join(named) + (", ..." if count > len(named) else "")
+        command = "openvision data verify" + (" --tokenizer" if reason == "unknown_words" else "")
+        lines.append(f"{REMARKS[reason]}: {count} ({one_line(keys)}); `{command}` lists all")
     return lines
 
 

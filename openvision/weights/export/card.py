@@ -106,6 +106,29 @@ logits = config["logit_scale"] * embedding @ texts.T
 """
 
 
+# What a stock library does not do to an image before it resizes; tests run this block.
+_UPRIGHT = """## Images
+
+OpenVision turns an image upright by its EXIF orientation, composites transparency on white and scales 16 bits to 8.
+Other libraries do not: none turns an image or scales 16 bits, and open_clip and timm show the colours that transparency
+hides. That changes the embedding, so do it first:
+
+```python
+import numpy as np
+from PIL import Image, ImageOps
+
+def upright_rgb(image):
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+```
+"""
+
+
 def write_card(
     checkpoint: Checkpoint, target: str, folder: Path, results: list[Parity], dynamic_resolution: bool = False
 ) -> None:
@@ -135,6 +158,7 @@ antialiased), centre crop, ImageNet mean and standard deviation.
 
 {use}
 
+{_UPRIGHT if target != "safetensors" else ""}
 ## Compared with the model it was made of
 
 {parity}
