@@ -34,7 +34,7 @@ def test_misspelt_key_is_named_with_the_nearest():
         ("stages.1.resolution=4", r"stages\.1\.resolution 4 is smaller than a patch"),
         ("data.vocab_size=100000", r"data\.vocab_size 100000 exceeds the model's vocab_size"),
         ("loss.caption=0", "loss.caption must be above 0"),
-        ("stages=[]", "at least 1 item"),
+        ("stages=[]", "stages: it has 0, and must have at least 1 entry"),
         ("data.tokenizer=x", "either vocab_size"),
         ("stages.7.samples=1", "has no key stages.7.samples"),
         ("nonsense", "is not of the form key=value"),

@@ -35,19 +35,14 @@ def test_a_run_is_measured_and_reported_on_its_own_data(run, shapes_folder):
         for name in ("names", "name retrieval", "alt-texts", "first sentences", "groups", "baselines, names")
     ]
     before = (run / "evaluation.json").read_bytes()
+    # A fine-tune says what it started from.
+    (run / "recipe.toml").write_text(f'start = "my-weights"\n{(run / "recipe.toml").read_text()}')
     command("report", run)
     page = (run / "report/index.html").read_text()
-    assert "trained from nothing on" in page
+    assert "trained from my-weights on" in page
     assert "16 images (validation)" in page
     # Measured once.
     assert (run / "evaluation.json").read_bytes() == before
-
-
-def test_a_fine_tune_says_what_it_started_from(run):
-    recipe = run / "recipe.toml"
-    recipe.write_text('start = "openvision-vit-base-patch16-224"\n' + recipe.read_text())
-    command("report", run)
-    assert "trained from openvision-vit-base-patch16-224 on" in (run / "report/index.html").read_text()
 
 
 def test_a_run_without_validation_shards_names_the_remedy(tmp_path):
