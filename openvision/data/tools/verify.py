@@ -18,7 +18,7 @@ from pathlib import Path
 
 from openvision.data.shards.dataset import ShardDataset
 from openvision.data.shards.index import captions_name, index_name
-from openvision.data.shards.manifest import Shard, check_gone, read_manifest
+from openvision.data.shards.manifest import Shard, check_gone, manifest_name, read_manifest
 from openvision.data.shards.selection import names_tars
 from openvision.data.shards.store import LocalStore, open_store
 from openvision.data.shards.tar import check_whole
