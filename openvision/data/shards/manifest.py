@@ -175,7 +175,7 @@ def _check_present(store: LocalStore, known: dict[str, Shard], sizes: dict[str, 
         _check_size(store, name, shard.tar_bytes, sizes[name])
 
 
-def check_gone(store: LocalStore, known: Collection[str], present: Collection[str]) -> None:
+def check_gone(store: Store, known: Collection[str], present: Collection[str]) -> None:
     """Raise OpenVisionError for a shard of the manifest that is not present."""
     gone = sorted(set(known) - set(present))
     if gone:
