@@ -137,13 +137,16 @@ def test_links_lead_somewhere(document):
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory, tiny_run) -> Path:
+def workshop(tmp_path_factory, tiny_run, shapes_folder) -> Path:
     """A folder that looks like a checkout after the quickstart, with the tiny run in its place."""
     folder = tmp_path_factory.mktemp("workshop")
     shutil.copytree(tiny_run, folder / "runs/quickstart")
     # The tiny run was trained on shapes somewhere else; docs measure it on the quickstart's data.
     (folder / "runs/quickstart/data.json").unlink()
     make_scenes(folder / "runs/scenes", Options(train=40, held_out=12, objects=5), workers=1)
+    # Shapes stand in for emoji, which take longer to draw.
+    for split in ("train", "validation", "heldout_random", "heldout_compositional"):
+        shutil.copytree(shapes_folder / "train", folder / "runs/openmoji" / split)
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     return folder
 

@@ -47,7 +47,7 @@ _CURVE = {
     "sentence_t2i_r5": "first sentences/t2i_r5",
 }
 _LOG_EVERY = 20
-_CAPTION_CONTEXT = 97
+_CAPTION_CONTEXT = 73
 """Ids of a text where captions are read, one of them our class token, which open_clip is not given."""
 
 

@@ -98,7 +98,7 @@ VARIANTS: dict[str, Variant] = {
     **_worlds(),
     "whole_caption": Variant(
         "whole caption as contrastive text",
-        ("model.text.context_length=96",),
+        ("model.text.context_length=72",),
         "full",
         world=World(one_sentence=True),
     ),
@@ -112,7 +112,7 @@ VARIANTS: dict[str, Variant] = {
     "patch16_tokens": Variant("patch 16, equal tokens", ("model.vision.patch_size=16",), "full", world=World(scale=2)),
     "wide": Variant(
         "vision tower twice as wide",
-        ("model.vision.width=384", "model.vision.mlp_dim=1536", "model.vision.heads=6"),
+        ("model.vision.width=256", "model.vision.mlp_dim=1024", "model.vision.heads=4"),
         "full",
     ),
     **{
@@ -154,7 +154,7 @@ class Profile:
     name: str
     overrides: tuple[str, ...] = ()
     resolutions: tuple[int, ...] = (32, 48, 64)
-    shares: tuple[float, ...] = (0.5, 0.25, 0.25)
+    shares: tuple[float, ...] = (0.25, 0.35, 0.4)
     """Shares of the stages in time, or in samples where these are equal."""
     batch_size: int = 64
     size: int = 96

@@ -48,7 +48,7 @@ def test_a_crop_decoded_small_is_the_crop_decoded_whole(height, width, size, cor
     difference = np.abs(resize(small, size, size).astype(int) - resize(whole, size, size).astype(int))
     # Half a pixel of the smaller picture at the usual slope of the scene, and the noise of the codec.
     scale = box[2] / small.shape[0]
-    assert difference.mean() < 1 + 1.5 * scale
+    assert difference.mean() < 2 + 1.5 * scale
 
 
 @pytest.mark.parametrize(("side", "size", "decoded"), [(512, 64, 64), (512, 84, 128), (512, 224, 256), (512, 300, 512)])

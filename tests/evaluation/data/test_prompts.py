@@ -110,5 +110,5 @@ def test_what_may_be_wrong_with_them(tmp_path) -> None:
 def test_without_open_clip_the_extra_is_named(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(OpenVisionError, match=r"openvision-encoders\[open_clip\]"):
+    with pytest.raises(OpenVisionError, match=r"openvision-encoders\[open-clip\]"):
         protocol("open_clip")

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 
+from openvision.data.shards.dataset import ShardDataset, ShardWriter
 from openvision.errors import OpenVisionError
 from openvision.recipe.schema import Recipe, load_recipe, parse_recipe
 from openvision.training.setup.data import open_training_data, ordering_of
@@ -23,7 +24,10 @@ def test_one_folder(shapes_folder) -> None:
 
 
 def test_several_folders_train_together(shapes_folder, tmp_path) -> None:
-    sources = [{"folder": "train", "weight": 3}, {"folder": str(shapes_folder / "validation"), "synthetic_key": "txt"}]
+    with ShardWriter(tmp_path / "other") as writer:
+        for sample in reversed(list(ShardDataset(shapes_folder / "validation"))):
+            writer.write(f"other-{sample.key}", sample.image, sample.extension, str(sample.alt), dict(sample.meta))
+    sources = [{"folder": "train", "weight": 3}, {"folder": str(tmp_path / "other"), "synthetic_key": "txt"}]
     mixed = recipe(train=sources)
     mixture = open_training_data(mixed.data, shapes_folder, mixed.reads_synthetic)
     assert (list(mixture.weights), mixture.sources[1].synthetic_key) == ([3, 1], "txt")

@@ -86,7 +86,7 @@ def test_one_clear_sentence_when_evaluators_are_built(tables, message, content, 
     [
         ({"evaluate": [NAMES, NAMES]}, "two evaluators named 'names'"),
         ({"evaluate": [{"data": "x"}]}, r"key evaluate\.0\.kind is missing"),
-        ({"evaluate": [{**KNN, "every": 0}]}, r"evaluate\.0\.every: Input should be greater than or equal to 1"),
+        ({"evaluate": [{**KNN, "every": 0}]}, r"evaluate\.0\.every: it is 0, and must be at least 1"),
         ({"run": {"checkpoint_best": "nmes/top1"}}, "no evaluator is named 'nmes'"),
     ],
 )
