@@ -122,7 +122,7 @@ def test_every_option_of_a_step_waits_for_nothing(variant, shapes_folder, tmp_pa
     assert received == {"training/guards.py, HostCopy": 1}
 
 
-def test_a_logged_step_waits_for_its_losses_and_norms_only(shapes_folder, tmp_path):
+def test_a_logged_step_waits_for_its_losses_norms_and_equal_texts_only(shapes_folder, tmp_path):
     recipe = recipe_of("openvision", 2)
     recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"log_every": 1})})
     sent, received = steady_step(recipe, shapes_folder, tmp_path)
@@ -130,6 +130,7 @@ def test_a_logged_step_waits_for_its_losses_and_norms_only(shapes_folder, tmp_pa
     assert received == {
         "training/guards.py, HostCopy": 1,
         "training/objective.py, HostCopy": 1,
+        "training/step.py, HostCopy": 1,
         "training/update.py, HostCopy": 1,
     }
 
