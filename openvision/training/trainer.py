@@ -193,7 +193,7 @@ class Trainer:
         return True
 
     def _save(self, again: bool = False) -> None:
-        """Save a checkpoint; `again` writes that of this step anew, which is now the best."""
+        """Save a checkpoint; `again` replaces that of this step, which is now the best."""
         self._beat("saving")
         if self.guard is not None:
             resolution = self.recipe.stages[self.progress.stage].resolution

@@ -226,7 +226,7 @@ def read_manifest(store: Store) -> Manifest | None:
         content: JsonObject = load_json(store.read(name))
         if content["version"] != _VERSION:
             return None
-        return _parse(content["shards"], content["duplicates"])
+        return _parse(content["shards"], content["duplicates"], store.tars)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OpenVisionError(
             f"{store.join(name)} cannot be read ({error}); remove it, or rebuild it with "
@@ -234,20 +234,25 @@ def read_manifest(store: Store) -> Manifest | None:
         ) from error
 
 
-def _parse(shards: list[JsonObject], duplicates: list[int]) -> Manifest:
-    """The manifest as `index_folder` stored it; raises ValueError or one like it for anything else."""
+def _parse(shards: list[JsonObject], duplicates: list[int], chosen: tuple[str, ...] | None) -> Manifest:
+    """The manifest as `index_folder` stored it, `chosen` where the store shows some shards alone.
+
+    Raises ValueError or an error like it for anything else.
+    """
     if not isinstance(shards, list) or not isinstance(duplicates, list):
         raise ValueError("shards and duplicates are no lists")
-    parsed = tuple(map(_parse_shard, shards))
+    parsed = tuple(_parse_shard(shard, chosen) for shard in shards)
     if len({shard.name for shard in parsed}) < len(parsed):
         raise ValueError("a shard is listed twice")
     last = sum(shard.samples for shard in parsed) - 1
     return Manifest(parsed, frozenset(check_count("a duplicate", number, 0, last) for number in duplicates))
 
 
-def _parse_shard(stored: JsonObject) -> Shard:
+def _parse_shard(stored: JsonObject, chosen: tuple[str, ...] | None) -> Shard:
     name, captions_bytes, sha256 = stored["name"], stored["captions_bytes"], stored["index_sha256"]
-    if not isinstance(name, str) or "/" in name or not name.endswith(".tar"):
+    # Tars that were chosen may lie in folders below, but only where they were chosen.
+    known = name in chosen if chosen is not None else isinstance(name, str) and "/" not in name
+    if not known or not name.endswith(".tar"):
         raise ValueError(f"{name!r:.80} is no name of a tar in this folder")
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
         raise ValueError(f"index_sha256 of {name} is no hash")

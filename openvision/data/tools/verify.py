@@ -82,12 +82,13 @@ def verify(
     files = _files_of(paths)
     sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]
     result = VerifyResult()
-    listed: dict[str, Shard] = {}
+    listed: dict[Path, Shard] = {}
     store = open_store(folder) if names_tars(folder) else LocalStore(folder)
     try:
         manifest = read_manifest(store)
-        listed = {Path(store.join(shard.name)).name: shard for shard in manifest.shards} if manifest else {}
-        check_gone(store, listed, [path.name for path in paths])
+        listed = {Path(store.join(shard.name)): shard for shard in manifest.shards} if manifest else {}
+        names = {path: shard.name for path, shard in listed.items()}
+        check_gone(store, names.values(), [names[path] for path in paths if path in names])
     except OpenVisionError as error:
         result.findings.append(Finding("broken_manifest", manifest_name(store), None, str(error)))
     seen: set[bytes] = set()
@@ -102,7 +103,7 @@ def verify(
         result.shards += 1
         result.samples += checked.samples
         result.findings += checked.findings
-        result.findings += _manifest_differs(path, listed.get(path.name), checked.samples, sizes[number])
+        result.findings += _manifest_differs(path, listed.get(path), checked.samples, sizes[number])
         result.suspicious += checked.suspicious
     return result
 

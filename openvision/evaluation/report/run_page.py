@@ -6,7 +6,6 @@
 The page is written completely or not at all. Its numbers and examples are those of the run's suite (suites/own.py).
 """
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +26,7 @@ from openvision.evaluation.report.gallery import (
 from openvision.evaluation.report.parts import Cell, Row, Table, asked, chart, provenance, side_by_side
 from openvision.evaluation.report.template import render
 from openvision.evaluation.suites.held_out import METRICS, MODEL, HeldOut, current_result, held_out_sets
-from openvision.evaluation.suites.own import suite_of_run
+from openvision.evaluation.suites.own import recipe_of_run, suite_of_run
 from openvision.evaluation.suites.results import Result
 from openvision.evaluation.suites.run import Settings, evaluated
 from openvision.evaluation.suites.suite import title_on, usable
@@ -150,7 +149,7 @@ def _context(
     examples: Examples,
 ) -> dict[str, object]:
     """Everything the template reads."""
-    recipe = _recipe(run)
+    recipe = recipe_of_run(run)
     return {
         "title": recipe.get("name", run.name),
         "description": recipe.get("description", ""),
@@ -224,11 +223,3 @@ def _set_view(held_out: HeldOut) -> SetView:
         Table("metric", list(held_out.rows), rows),
         Table("group", ["top-1, %"], groups) if groups else None,
     )
-
-
-def _recipe(run: Path) -> JsonObject:
-    path = run / "recipe.toml"
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise OpenVisionError(f"{path} cannot be read: {error}") from error

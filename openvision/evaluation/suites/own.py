@@ -62,7 +62,7 @@ def own_suite(run: Path, data: str | Path) -> Suite:
     dataset = ShardDataset(
         join_folder(data, validation), settings.get("synthetic_key", "synthetic"), settings.get("alt_key", ALT_MEMBER)
     )
-    has_text = _recipe(run).get("model", {}).get("kind", "openvision") == "openvision"
+    has_text = recipe_of_run(run).get("model", {}).get("kind", "openvision") == "openvision"
     evaluators = validation_evaluators(dataset, has_text)
     train = settings.get("train")
     if has_text and isinstance(train, str):
@@ -123,11 +123,12 @@ def _validation(run: Path) -> str | None:
 
 
 def _settings(run: Path) -> JsonObject:
-    settings = _recipe(run).get("data", {})
+    settings = recipe_of_run(run).get("data", {})
     return settings if isinstance(settings, dict) else {}
 
 
-def _recipe(run: Path) -> JsonObject:
+def recipe_of_run(run: Path) -> JsonObject:
+    """RUN/recipe.toml as it stands, empty without one; raises OpenVisionError when it cannot be read."""
     path = run / "recipe.toml"
     try:
         return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -136,8 +136,9 @@ def claim_data(
     `facts` are kept with it, such as the `folder` of the data. Returns the identity, without single shards, and the
     differences.
     """
-    differences = compare_data(data, run_folder, force)
-    found = {**describe_data(data), **(facts or {})}
+    described = describe_data(data)
+    differences = _compare(described, run_folder, force)
+    found = {**described, **(facts or {})}
     atomic_write_text(run_folder / DATA, json.dumps(found, indent=1) + "\n")
     return _without_shards(found), differences
 
@@ -147,8 +148,11 @@ def compare_data(data: Mixture, run_folder: Path, force: bool = False) -> list[s
 
     Returns the differences that `force` accepted; without `force` raises OpenVisionError that shows them.
     """
+    return _compare(describe_data(data), run_folder, force)
+
+
+def _compare(found: JsonObject, run_folder: Path, force: bool) -> list[str]:
     path = run_folder / DATA
-    found = describe_data(data)
     differences: list[str] = []
     if path.exists():
         try:
