@@ -80,8 +80,8 @@ class Case:
     """torch's float32 matrix products: "high" is TF32 on a GPU, "highest" is float32 to the last bit."""
     sweep: bool = False
     """Whether all of `batches` are measured, until memory ends."""
-    kernels: bool = False
-    """Whether compiled blocks take the project's attention kernels, as eager ones do."""
+    kernels: bool = True
+    """Whether compiled blocks take the project's attention kernels, as eager ones do, or torch's attention."""
 
 
 # In order of worth.
@@ -360,7 +360,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         mfu = "" if row["mfu"] is None else f"{row['mfu']:.1%}"
         planned = "{:.1f} to {:.1f}".format(*row["planned_gib"]) if "planned_gib" in row else ""
         wait = f"{row['data_wait']:.2%}" if "data_wait" in row else ""
-        cells = [row["recipe"], row["resolution"], row["checkpointing"], "yes" if row["compiled"] else "no"]
+        compiled = "no" if not row["compiled"] else "yes" if row["kernels"] else "yes, stock attention"
+        cells = [row["recipe"], row["resolution"], row["checkpointing"], compiled]
         peak = "" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
         cells += [row["batch"], f"{row['images_per_second']:.0f}", mfu, peak, planned, wait]
         lines.append("| " + " | ".join(map(str, [*cells, compared(row, rows)])) + " |")
@@ -442,7 +443,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--sweep", action="store_true", help="double batches until memory ends, selective too")
     parser.add_argument("--matmul", choices=["high", "highest"], default="high", help="float32 products: TF32 or exact")
-    parser.add_argument("--kernels", action="store_true", help="the project's attention in compiled blocks too")
+    parser.add_argument(
+        "--stock-attention", dest="kernels", action="store_false", help="torch's attention in compiled blocks"
+    )
     parser.add_argument("--device", default=found)
     parser.add_argument("--smoke", action="store_true", help="shrunken models, two images, no compiler")
     parser.add_argument("--one", help=argparse.SUPPRESS)

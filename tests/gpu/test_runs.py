@@ -52,7 +52,7 @@ def test_kill_9_and_resume_bit_for_bit(kind, micro_batches, precision, device, s
     assert process.returncode == -signal.SIGKILL, f"{''.join(before)}\n{errors}"
     resumed = finish(start(command))
     printed = finish(uninterrupted)
-    where = describe_device(device, resolve_precision(precision, device)).partition(",")[0]
+    where = describe_device(device, resolve_precision(precision, device), precision).partition(",")[0]
     assert where in printed.splitlines()[0]
     assert printed.startswith(f"training {kind}:")
     assert resumed.startswith(f"resuming {kind} from step ")
@@ -107,7 +107,7 @@ def test_deterministic_algorithms_at_the_size_of_a_small_encoder(device, shapes_
         shape = {"width": 384, "depth": 12, "mlp_dim": 1536, "heads": 6}
         towers = {name: getattr(recipe.model, name) for name in ("vision", "text", "decoder")}
         grown = {name: type(tower)(**{**vars(tower), **shape}) for name, tower in towers.items()}
-        stage = recipe.stages[0].model_copy(update={"batch_size": 64, "samples": 6400})
+        stage = recipe.stages[0].model_copy(update={"batch_size": 16, "samples": 1600})
         model = type(recipe.model)(**{**vars(recipe.model), **grown})
         recipe = recipe.model_copy(update={"model": model, "stages": (stage,)})
     path = tmp_path / "recipe.toml"

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from openvision.recipe.schema import Recipe
 from openvision.runtime import resolve_precision
+from openvision.training.optimizer import Adam
+from openvision.training.update import gradient_norm
 from tests.gpu.runs import KINDS, Taken, recipe_of, take_steps
 
 STEPS = 4
@@ -128,6 +131,12 @@ def test_a_steady_step_waits_for_nothing(kind, micro_batches, precision, device,
     steady_steps(recipe, shapes_folder, tmp_path, device)
 
 
-def test_a_wait_is_found(cuda, shapes_folder, tmp_path):
+def test_a_wait_is_found(cuda, shapes_folder, tmp_path, monkeypatch):
+    def waiting(optimizer: Adam) -> Tensor:
+        norm = gradient_norm(optimizer)
+        norm.item()
+        return norm
+
+    monkeypatch.setattr("openvision.training.step.gradient_norm", waiting)
     with pytest.raises(RuntimeError, match="synchronizing CUDA operation"):
         steady_steps(recipe_of("clip"), shapes_folder, tmp_path, cuda)

@@ -11,8 +11,8 @@ from torch import Tensor
 HAS_TRITON = find_spec("triton") is not None
 HEAD_WIDTHS = (32, 64, 128)
 """Widths of a head that the kernels are written for."""
-IN_COMPILED_CODE = False
-"""Whether torch.compile takes the kernels too: not before they have been run and timed inside it on a GPU."""
+IN_COMPILED_CODE = True
+"""Whether torch.compile takes the kernels too; benchmarks/train_gpu.py compares both."""
 
 
 def takes(x: Tensor, head_width: int) -> bool:

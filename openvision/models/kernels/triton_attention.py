@@ -24,8 +24,8 @@ SMALLEST = 16
 """The least that matrix units take."""
 LOG2_E: tl.constexpr = tl.constexpr(math.log2(math.e))
 """Exponentials are to base 2. Constants, not arguments: compiled code would pass a float as float64."""
-WARPS, STAGES = 4, 3
-"""Best of seven choices on an H200, 257 tokens and heads of 64 (docs/decisions.md)."""
+WARPS = 4
+"""Best of seven choices on an H200 with three stages, 257 tokens and heads of 64 (docs/decisions.md)."""
 
 
 @triton.jit
@@ -79,8 +79,10 @@ def _attend(
 def _forward_rows(
     q, k, v, out, sums, row, queries, keys, q_token, k_token, v_token, out_token,
     ROWS: tl.constexpr, CAUSAL: tl.constexpr, KEYS_LEFT: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):  # fmt: skip
-    query = _tile(q, row, queries, q_token, ROWS, WIDTH, ROWS == SIZE)
+    # A remainder of more than half a block has a full block's size without being whole.
+    query = _tile(q, row, queries, q_token, ROWS, WIDTH, WHOLE)
     maximum = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     attended = tl.zeros((ROWS, WIDTH), tl.float32)
@@ -124,12 +126,12 @@ def _forward(
     if row + SIZE <= queries:
         _forward_rows(
             q, k, v, out, sums, row, queries, keys, q_token, k_token, v_token, out_token,
-            SIZE, CAUSAL, KEYS_LEFT, WIDTH, SIZE,
+            SIZE, CAUSAL, KEYS_LEFT, WIDTH, SIZE, True,
         )  # fmt: skip
     elif ROWS_LEFT > 0:
         _forward_rows(
             q, k, v, out, sums, row, queries, keys, q_token, k_token, v_token, out_token,
-            ROWS_LEFT, CAUSAL, KEYS_LEFT, WIDTH, SIZE,
+            ROWS_LEFT, CAUSAL, KEYS_LEFT, WIDTH, SIZE, False,
         )  # fmt: skip
 
 
@@ -176,8 +178,8 @@ def _backward_columns(
     q, k, v, grad, sums, products, grad_k, grad_v, column, queries, keys,
     q_token, k_token, v_token, grad_token, grad_k_token, grad_v_token,
     COLUMNS: tl.constexpr, CAUSAL: tl.constexpr, ROWS_LEFT: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):  # fmt: skip
-    WHOLE: tl.constexpr = COLUMNS == SIZE
     key = _tile(k, column, keys, k_token, COLUMNS, WIDTH, WHOLE)
     value = _tile(v, column, keys, v_token, COLUMNS, WIDTH, WHOLE)
     grad_key = tl.zeros((COLUMNS, WIDTH), tl.float32)
@@ -227,13 +229,13 @@ def _backward_keys(
         _backward_columns(
             q, k, v, grad, sums, products, grad_k, grad_v, column, queries, keys,
             q_token, k_token, v_token, grad_token, grad_k_token, grad_v_token,
-            SIZE, CAUSAL, ROWS_LEFT, WIDTH, SIZE,
+            SIZE, CAUSAL, ROWS_LEFT, WIDTH, SIZE, True,
         )  # fmt: skip
     elif KEYS_LEFT > 0:
         _backward_columns(
             q, k, v, grad, sums, products, grad_k, grad_v, column, queries, keys,
             q_token, k_token, v_token, grad_token, grad_k_token, grad_v_token,
-            KEYS_LEFT, CAUSAL, ROWS_LEFT, WIDTH, SIZE,
+            KEYS_LEFT, CAUSAL, ROWS_LEFT, WIDTH, SIZE, False,
         )  # fmt: skip
 
 
@@ -261,9 +263,10 @@ def _backward_rows(
     q, k, v, grad, sums, products, grad_q, row, queries, keys,
     q_token, k_token, v_token, grad_token, grad_q_token,
     ROWS: tl.constexpr, CAUSAL: tl.constexpr, KEYS_LEFT: tl.constexpr, WIDTH: tl.constexpr, SIZE: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):  # fmt: skip
-    query = _tile(q, row, queries, q_token, ROWS, WIDTH, ROWS == SIZE)
-    out_gradient = _tile(grad, row, queries, grad_token, ROWS, WIDTH, ROWS == SIZE)
+    query = _tile(q, row, queries, q_token, ROWS, WIDTH, WHOLE)
+    out_gradient = _tile(grad, row, queries, grad_token, ROWS, WIDTH, WHOLE)
     grad_query = tl.zeros((ROWS, WIDTH), tl.float32)
     rows = row + tl.arange(0, ROWS)
     logarithm = tl.load(sums + rows, mask=rows < queries, other=0.0)
@@ -305,12 +308,12 @@ def _backward_queries(
     if row + SIZE <= queries:
         _backward_rows(
             q, k, v, grad, sums, products, grad_q, row, queries, keys,
-            q_token, k_token, v_token, grad_token, grad_q_token, SIZE, CAUSAL, KEYS_LEFT, WIDTH, SIZE,
+            q_token, k_token, v_token, grad_token, grad_q_token, SIZE, CAUSAL, KEYS_LEFT, WIDTH, SIZE, True,
         )  # fmt: skip
     elif ROWS_LEFT > 0:
         _backward_rows(
             q, k, v, grad, sums, products, grad_q, row, queries, keys,
-            q_token, k_token, v_token, grad_token, grad_q_token, ROWS_LEFT, CAUSAL, KEYS_LEFT, WIDTH, SIZE,
+            q_token, k_token, v_token, grad_token, grad_q_token, ROWS_LEFT, CAUSAL, KEYS_LEFT, WIDTH, SIZE, False,
         )  # fmt: skip
 
 
@@ -438,6 +441,11 @@ def _remainder(length: int) -> int:
     return 0 if not rest else max(SMALLEST, 1 << (rest - 1).bit_length())
 
 
+def _stages(width: int) -> int:
+    """Blocks that are loaded ahead: with heads of 128 three need more shared memory than an H200 has."""
+    return 2 if width > 64 else 3
+
+
 def _launch_forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, causal: bool) -> None:
     q, k, v = (_readable(x) for x in (q, k, v))
     batch, heads, queries, width = q.shape
@@ -447,7 +455,7 @@ def _launch_forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, 
         q, k, v, out, sums, heads, queries, keys,
         *_strides(q), *_strides(k), *_strides(v), *_strides(out),
         CAUSAL=causal, ROWS_LEFT=_remainder(queries), KEYS_LEFT=_remainder(keys), WIDTH=width, SIZE=BLOCK,
-        num_warps=WARPS, num_stages=STAGES,
+        num_warps=WARPS, num_stages=_stages(width),
     )  # fmt: skip
 
 
@@ -468,9 +476,9 @@ def _launch_backward(grad: Tensor, inputs: tuple[Tensor, ...], gradients: tuple[
     strides = (*_strides(q), *_strides(k), *_strides(v), *_strides(grad))
     _backward_keys[(key_blocks, batch * heads)](
         q, k, v, grad, sums, products, grad_k, grad_v, *shared,
-        *strides, *_strides(grad_k), *_strides(grad_v), **common, **left, num_warps=WARPS, num_stages=STAGES,
+        *strides, *_strides(grad_k), *_strides(grad_v), **common, **left, num_warps=WARPS, num_stages=_stages(width),
     )  # fmt: skip
     _backward_queries[(row_blocks, batch * heads)](
         q, k, v, grad, sums, products, grad_q, *shared,
-        *strides, *_strides(grad_q), **common, **left, num_warps=WARPS, num_stages=STAGES,
+        *strides, *_strides(grad_q), **common, **left, num_warps=WARPS, num_stages=_stages(width),
     )  # fmt: skip
