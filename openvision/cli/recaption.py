@@ -11,7 +11,9 @@ from openvision.terminal import echo
 
 def recaption(
     shards: Annotated[str, typer.Argument(help="Folder of shards, which is not changed.")],
-    captioner: Annotated[str, typer.Option(help="OpenVision 2 model folder, or URL of an OpenAI-compatible endpoint.")],
+    captioner: Annotated[
+        str, typer.Option(help="Model with a caption decoder, or URL of an OpenAI-compatible endpoint.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for captions tars and links to the shards.")],
     model: Annotated[str | None, typer.Option(help="Model of the endpoint; default: the only one it has.")] = None,
     key: Annotated[str, typer.Option(help="Name of the new caption.")] = "recaption",
@@ -26,7 +28,7 @@ def recaption(
 ) -> None:
     """Caption the images of shards; start it several times to share the work, and again after a stop."""
     from openvision.errors import OpenVisionError
-    from openvision.recaption.captioner import DecoderCaptioner
+    from openvision.recaption.captioner import load_decoder
     from openvision.recaption.endpoint import Endpoint
     from openvision.recaption.job import Options, recaption_shards
     from openvision.recaption.prompts import load_prompt
@@ -37,10 +39,9 @@ def recaption(
             raise OpenVisionError("--per-image above 1 gives equal captions at temperature 0; set --temperature 0.7")
         source = Endpoint(captioner, model, temperature, max_tokens)
     else:
-        from openvision.inference.load import load_captioner
         from openvision.runtime import resolve_device
 
-        source = DecoderCaptioner(load_captioner(captioner).to(resolve_device(device)), captioner)
+        source = load_decoder(captioner, resolve_device(device))
     options = Options(key, per_image, batch_size, seed, on_bad)
     counts = recaption_shards(shards, source, prompt, output, options, echo)
     for name, count in sorted(counts.items()):

@@ -166,10 +166,10 @@ def _questions(
             continue
         seen.add(sample.key)
         counts["images"] += 1
-        text = prompt.fill(decode_text(sample.texts.get("txt", b""))[0].strip())
+        alt = decode_text(sample.texts.get("txt", b""))[0].strip()
         for number in range(options.per_image):
             seed = _seed(options.seed, name, sample.key, number)
-            yield sample.key, Question(image, sample.extension, text, seed)
+            yield sample.key, Question(image, sample.extension, prompt.fill(alt), seed, alt)
 
 
 def _seed(*parts: object) -> int:

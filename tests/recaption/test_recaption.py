@@ -14,11 +14,15 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import openvision
 from openvision.cli.main import app
-from openvision.data.recap.write import captions_tar
+from openvision.data.recap.write import captions_tar, read_captions
 from openvision.data.shards.dataset import ShardDataset, ShardWriter
+from openvision.data.shards.store import LocalStore
+from openvision.encoding import generate_captions
 from openvision.errors import OpenVisionError
 from openvision.files import read_json
+from openvision.images.decode import to_rgb_image
 from openvision.models.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
 from openvision.models.vision import VisionConfig
@@ -104,9 +108,6 @@ def test_several_captions_an_image(shards, tmp_path):
         assert len({body["seed"] for body in server.bodies}) == 2 * SAMPLES
     report = read_json(tmp_path / "out/000000.recaption.json")
     assert report["counts"] == {"images": 4, "captions": 8}
-    from openvision.data.recap.write import read_captions
-    from openvision.data.shards.store import LocalStore
-
     assert read_captions(LocalStore(tmp_path / "out"), "000000.captions.tar")["0002"]["recaption"] == [expected(2)] * 2
 
 
@@ -222,3 +223,16 @@ def test_our_decoder(shards, tmp_path):
     assert (captions(out)[5] or "") == alone.rstrip("\n").partition("\t")[2]
     refused = CliRunner().invoke(app, [*arguments, "--per-image", "2"])
     assert "gives one caption an image" in str(refused.exception)
+
+
+def test_the_decoder_of_version_1_reads_the_alt_text(shards, tiny_run, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["recaption", str(shards), "--captioner", str(tiny_run), "-o", str(out), "--on-bad", "keep"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    encoder = openvision.load(tiny_run)
+    dataset = ShardDataset(shards)
+    pictures = encoder.prepare_all([to_rgb_image(dataset[i].image) for i in range(4)])
+    alts = [f"alt {i}" for i in range(4)]
+    alone = generate_captions(encoder.model, encoder.tokenizer, pictures, alts)
+    assert [text or "" for text in captions(out)[:4]] == alone
