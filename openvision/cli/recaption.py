@@ -8,6 +8,8 @@ import typer
 from openvision.cli.options import Device
 from openvision.terminal import echo
 
+_BATCHES_AHEAD = 16
+
 
 def recaption(
     shards: Annotated[str, typer.Argument(help="Folder of shards, which is not changed.")],
@@ -37,7 +39,9 @@ def recaption(
     if captioner.startswith(("http://", "https://")):
         if per_image > 1 and temperature == 0:
             raise OpenVisionError("--per-image above 1 gives equal captions at temperature 0; set --temperature 0.7")
-        source = Endpoint(captioner, model, temperature, max_tokens)
+        source = Endpoint(captioner, model, temperature, max_tokens, parallel=batch_size)
+        # While some requests wait to be repeated, the others of a batch go on.
+        batch_size *= _BATCHES_AHEAD
     else:
         from openvision.runtime import resolve_device
 

@@ -8,6 +8,7 @@ import base64
 import http.client
 import io
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,8 @@ _LONGEST_ANSWER = 2**20
 _LONGEST_PAUSE = 60.0
 _RETRY_TEMPERATURE = 0.7
 _SHOWN = 200
+# Threads for each request at once: those that wait to repeat theirs keep no other from being sent.
+_WAITING = 4
 
 
 _T = TypeVar("_T")
@@ -54,6 +57,8 @@ class Endpoint:
     timeout: float = 120.0
     """Seconds without an answer."""
     tries: int = 8
+    parallel: int = 32
+    """Requests at once."""
     sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
     samples = True
 
@@ -63,6 +68,7 @@ class Endpoint:
             raise OpenVisionError("the endpoint must be a URL like http://localhost:8000/v1, without a user name")
         self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
         self._path = parts.path.rstrip("/")
+        self._slots = threading.BoundedSemaphore(self.parallel)
         self.model = self._find_model()
 
     @property
@@ -71,8 +77,8 @@ class Endpoint:
         return f"{self.model} at {self.url}, temperature {self.temperature:g}, {self.max_tokens} tokens"
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        """n questions, asked at the same time -> n answers."""
-        with ThreadPoolExecutor(max(1, len(questions))) as pool:
+        """n questions, `parallel` of them asked at the same time -> n answers."""
+        with ThreadPoolExecutor(self.parallel * _WAITING) as pool:
             futures = [pool.submit(self._ask_one, question) for question in questions]
             try:
                 return [future.result() for future in futures]
@@ -116,7 +122,9 @@ class Endpoint:
         pause = 0.5
         for left in reversed(range(self.tries)):
             try:
-                return read(self._send(method, path, body))
+                with self._slots:
+                    content = self._send(method, path, body)
+                return read(content)
             except (
                 _TryAgainError,
                 OSError,
