@@ -22,6 +22,7 @@ ALLOWED = {
     "recipe": {"models", "text", "images", "data", "runtime"},
     "evaluation": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
     "inference": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
+    "recaption": {"models", "text", "images", "data", "weights", "encoding", "runtime", "inference"},
     "training": {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
         "planning",
@@ -32,7 +33,7 @@ ALLOWED = {
     },
     "cli": {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
-        *("inference", "training", "planning", "multimodal"),
+        *("inference", "training", "planning", "multimodal", "recaption"),
     },
     "errors": set(),
     "hardware": set(),

@@ -13,6 +13,7 @@ from openvision.cli import (
     plan,
     profile,
     quickstart,
+    recaption,
     recipe,
     report,
     search,
@@ -45,6 +46,7 @@ app.command(rich_help_panel="Use an encoder")(classify.classify)
 app.command(rich_help_panel="Use an encoder")(search.search)
 app.command(rich_help_panel="Use an encoder")(encode.encode)
 app.command(rich_help_panel="Use an encoder")(caption.caption)
+app.command(rich_help_panel="Use an encoder")(recaption.recaption)
 vlm.app.command("eval")(vlm_eval.evaluate)
 vlm.app.command()(vlm_eval.compare)
 vlm.app.command()(vlm_eval.demo)

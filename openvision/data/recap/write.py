@@ -205,13 +205,18 @@ def _captions(spec: JoinSpec, row: Row, report: ShardReport) -> dict[str, str]:
 def _write_sidecar(store: Store, name: str, captions: dict[str, JsonObject], names: list[str]) -> None:
     """Write the captions tar of a shard; captions under other names that it already holds are kept."""
     target = captions_name(name)
-    kept = _read_sidecar(store, target) if store.exists(target) else {}
+    kept = read_captions(store, target) if store.exists(target) else {}
     for key, texts in kept.items():
         others = {caption: text for caption, text in texts.items() if caption not in names}
         captions[key] = others | captions.get(key, {})
     if isinstance(store, LocalStore):
         # It is outdated by the new captions; without it the shard is indexed again.
         Path(store.join(index_name(name))).unlink(missing_ok=True)
+    store.write(target, captions_tar(captions))
+
+
+def captions_tar(captions: dict[str, JsonObject]) -> bytes:
+    """Bytes of a captions tar: KEY.json for each key that has captions, sorted."""
     buffer = io.BytesIO()
     # As USTAR, but for names of more than 100 bytes, which foreign shards have.
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -221,10 +226,11 @@ def _write_sidecar(store: Store, name: str, captions: dict[str, JsonObject], nam
             info = tarfile.TarInfo(f"{key}.json")
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    store.write(target, buffer.getvalue())
+    return buffer.getvalue()
 
 
-def _read_sidecar(store: Store, name: str) -> dict[str, JsonObject]:
+def read_captions(store: Store, name: str) -> dict[str, JsonObject]:
+    """The captions in a captions tar, by key; raises OpenVisionError for one that is damaged."""
     captions: dict[str, JsonObject] = {}
     with open_tar(store, name) as members:
         for member in members:

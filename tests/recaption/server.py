@@ -1,0 +1,108 @@
+"""An OpenAI-compatible endpoint over real HTTP that misbehaves as told: its captions name the colour of the image."""
+
+import base64
+import io
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from PIL import Image
+
+
+class Server(ThreadingHTTPServer):
+    """`faults` are used up by the next requests for a caption; `captions` replace the next captions."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, faults: Iterable[str] = (), captions: Iterable[str] = (), key: str | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.faults, self.captions, self.key = deque(faults), deque(captions), key
+        self.bodies: list[dict] = []
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def handle_error(self, request, client_address) -> None:
+        """A client that is killed is no fault of this server."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, format, *args) -> None: ...
+
+    def answer(self, status: int, content: object, **headers: str) -> None:
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def refused(self) -> bool:
+        wrong = self.server.key and self.headers["Authorization"] != f"Bearer {self.server.key}"
+        if wrong:
+            self.answer(401, {"error": f"bad key {self.headers['Authorization']}"})
+        return bool(wrong)
+
+    def do_GET(self) -> None:
+        if not self.refused():
+            self.answer(200, {"data": [{"id": "colours"}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.bodies.append(body)
+            fault = self.server.faults.popleft() if self.server.faults else ""
+            caption = self.server.captions.popleft() if self.server.captions and not fault else None
+        if self.refused():
+            return
+        if fault == "429":
+            self.answer(429, {}, Retry_After="3")
+        elif fault == "500":
+            self.answer(500, b"boom")
+        elif fault == "cut":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b'{"choices": [')
+        elif fault == "garbage":
+            self.answer(200, b"<html>{]")
+        elif fault == "list":
+            self.answer(200, [])
+        elif fault == "endless":
+            self.answer(200, b" " * 2**21)
+        elif fault == "too_long":
+            self.answer(400, {"error": "maximum context length is 512 tokens"})
+        elif fault == "no_image":
+            self.answer(400, {"error": "this model does not support image input"})
+        else:
+            if fault == "slow":
+                time.sleep(0.4)
+            text = _caption(body) if caption is None else caption
+            self.answer(200, {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]})
+
+
+def _caption(body: dict) -> str:
+    url = body["messages"][0]["content"][0]["image_url"]["url"]
+    image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+    return f"a plain image of colour {image.convert('RGB').getpixel((0, 0))}"
+
+
+@contextmanager
+def serving(**options) -> Iterator[Server]:
+    server = Server(**options)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
