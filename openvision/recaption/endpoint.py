@@ -90,7 +90,7 @@ class Endpoint:
         listed = self._persist("GET", "/models", None, _models)
         if self.model is None and len(listed) == 1:
             return listed[0]
-        names = ", ".join(map(one_line, listed[:8])) or "none"
+        names = ", ".join(map(_shown, listed[:8])) or "none"
         if self.model is None:
             raise OpenVisionError(f"{self.url} has {len(listed)} models ({names}); name one with --model")
         if self.model not in listed:
@@ -137,7 +137,7 @@ class Endpoint:
                 reason = str(error) or type(error).__name__
                 if not left:
                     raise OpenVisionError(
-                        f"{self.url} does not answer after {self.tries} tries: {one_line(reason)[:_SHOWN]}; start or "
+                        f"{self.url} does not answer after {self.tries} tries: {_shown(reason)}; start or "
                         "correct the endpoint, then run the same command"
                     ) from error
                 asked = error.pause if isinstance(error, _TryAgainError) else None
@@ -167,9 +167,7 @@ class Endpoint:
         return content
 
     def _refuse(self, status: int, retry_after: str | None, data: bytes) -> None:
-        said = one_line(data.decode("utf-8", "replace"))[:_SHOWN]
-        if key := os.environ.get("OPENAI_API_KEY"):
-            said = said.replace(key, "***")
+        said = _shown(data.decode("utf-8", "replace"))
         if status in (408, 409, 425, 429) or status >= 500:
             seconds = float(retry_after) if retry_after and retry_after.isdecimal() else None
             raise _TryAgainError(f"status {status}", seconds)
@@ -180,6 +178,13 @@ class Endpoint:
         if status == 400 and "image" in said.lower():
             raise OpenVisionError(f"the model {self.model} at {self.url} takes no images: {said}; choose another")
         raise OpenVisionError(f"{self.url} refuses the request (status {status}): {said}; correct URL or --model")
+
+
+def _shown(text: str) -> str:
+    """What the other side said, for a message: without the key, which is taken out before anything is cut."""
+    if key := os.environ.get("OPENAI_API_KEY"):
+        text = text.replace(key, "***")
+    return one_line(text)[:_SHOWN]
 
 
 def _models(content: JsonObject) -> list[str]:

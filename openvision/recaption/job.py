@@ -139,6 +139,13 @@ def _caption_shard(
             texts.setdefault(key, []).append(text)
     if not counts["images"]:
         raise OpenVisionError(f"shard {store.join(name)} holds no image that can be read; remove it from the folder")
+    if not texts and counts["images"] > 1:
+        # A captioner that is set up wrongly must not finish shard after shard without a caption.
+        found = ", ".join(f"{name} {number}" for name, number in sorted(counts.items()) if name.startswith("bad_"))
+        raise OpenVisionError(
+            f"none of {counts['images']} images of shard {store.join(name)} got a usable caption ({found}); correct "
+            "the captioner or the prompt, or keep bad captions with --on-bad keep"
+        )
     captions = read_captions(store, beside) if store.exists(beside) else {}
     for key, several in texts.items():
         captions.setdefault(key, {})[options.key] = several[0] if options.per_image == 1 else several

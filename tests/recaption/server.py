@@ -82,6 +82,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(200, b" " * 2**21)
         elif fault == "too_long":
             self.answer(400, {"error": "maximum context length is 512 tokens"})
+        elif fault == "echo_key":
+            # The key begins before the place where messages are cut, and ends behind it.
+            self.answer(400, {"error": "x" * 170 + " " + self.headers["Authorization"]})
         elif fault == "no_image":
             self.answer(400, {"error": "this model does not support image input"})
         else:

@@ -167,6 +167,21 @@ def test_errors_name_the_remedy_and_never_the_key(shards, tmp_path, monkeypatch)
     assert not any(b"secret" in path.read_bytes() for path in (tmp_path / "out").iterdir())
 
 
+def test_a_key_is_taken_out_before_a_message_is_cut(shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-many-letters")
+    with serving(faults=["echo_key"]) as server, pytest.raises(OpenVisionError, match="refuses the request") as caught:
+        recaption(shards, server, tmp_path / "out", batch_size=1)
+    assert "sk-s" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", ["refusal", "too_long"])
+def test_a_shard_without_a_usable_caption_is_not_finished(fault, shards, tmp_path):
+    told = {"captions": ["I'm sorry, but I can't see it."] * 8} if fault == "refusal" else {"faults": ["too_long"] * 8}
+    with serving(**told) as server, pytest.raises(OpenVisionError, match=f"none of 4 images .*bad_{fault} 4"):
+        recaption(shards, server, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+
 def test_a_shard_without_images_is_refused(shards, tmp_path):
     (shards / "000001.tar").write_bytes(captions_tar({"a": {"b": "c"}}))
     with serving() as server, pytest.raises(OpenVisionError, match="holds no image that can be read"):
