@@ -131,6 +131,8 @@ class Loss(Section):
 class Optimizer(Section):
     """AdamW, with weight decay on matrices only (spec section 5)."""
 
+    kind: Literal["adam", "muon"] = "adam"
+    """"adam" as published; "muon" makes updates of matrices inside blocks orthogonal and leaves the rest to Adam."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
