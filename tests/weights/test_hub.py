@@ -54,14 +54,14 @@ def test_the_sentence_says_that_it_did_not_answer(monkeypatch, calls):
     assert calls == [("one.bin", True), ("two.bin", True), ("tree/**", True)]
 
 
-class Refused(HfHubHTTPError):
+class RefusedError(HfHubHTTPError):
     """An answer with a code of 400 or more."""
 
     def __init__(self) -> None:
         Exception.__init__(self, "404")
 
 
-@pytest.mark.parametrize("error", [None, Refused()])
+@pytest.mark.parametrize("error", [None, RefusedError()])
 def test_a_hub_that_answers_is_asked(monkeypatch, calls, error):
     answer(monkeypatch, error)
     fetch("foo/bar", ("cached.bin",))
