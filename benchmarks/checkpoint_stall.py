@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from openvision.data.loader import Batch
+from openvision.data.batch import Batch
 from openvision.models.openvision import OpenVision
 from openvision.models.variants import variant
 from openvision.provenance import processor_name

@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 
-from openvision.data.loader import Batch
+from openvision.data.batch import Batch
 from openvision.hardware import GIB, model_flops_utilisation
 from openvision.models.flops import training_flops
 from openvision.models.kernels import gpu

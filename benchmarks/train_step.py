@@ -32,7 +32,7 @@ import torch.nn.functional as F
 import torchvision_operators as torchvision_operators
 from torch import Tensor
 
-from openvision.data.loader import Batch
+from openvision.data.batch import Batch
 from openvision.errors import require
 from openvision.models.decoder import ParallelCaptionDecoder
 from openvision.models.flops import training_flops

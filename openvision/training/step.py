@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from openvision.data.loader import Batch
+from openvision.data.batch import Batch
 from openvision.files import JsonObject
 from openvision.models.flops import training_flops
 from openvision.objectives.gather import all_sum

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from openvision.data.loader import Batch
+from openvision.data.batch import Batch
 from openvision.models.openvision2 import ModelConfig, build_model
 from openvision.planning.memory import FIXED, Setting, peak_bytes
 from openvision.planning.parameters import count_parameters

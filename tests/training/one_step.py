@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from openvision.data.loader import Batch
+from openvision.data.batch import Batch
 from openvision.recipe.schema import Parallel, Recipe, parse_recipe
 from openvision.runtime import Processes, full_tensor, join_processes
 from openvision.training.objective import build_objective
