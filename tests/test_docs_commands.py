@@ -25,7 +25,7 @@ from openvision.data.sources.scenes.make import Options, make_scenes
 from tests.preloaded import Preloaded
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"(?:^<!-- ([^\n]*?) -->\n)?^```(bash|console|sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS = {"hub", "gpu", "cluster", "dataset"}
 
