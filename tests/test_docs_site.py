@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import typer.main
@@ -86,9 +87,31 @@ def test_python_has_every_public_name(site: Path) -> None:
     assert [name for name in openvision.__all__ if f"## `openvision.{name}`\n" not in text] == []
 
 
-def test_a_page_without_an_entry_ends_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the site's scripts, whose modules import each other."""
     monkeypatch.syspath_prepend(BUILD.parent)
-    check_navigation = runpy.run_path(str(BUILD))["check_navigation"]
+    return BUILD.parent
+
+
+def test_drawings_are_those_of_their_script(scripts: Path) -> None:
+    drawings: dict[str, str] = runpy.run_path(str(scripts / "drawings.py"))["drawings"]()
+    assert drawings
+    for name, svg in drawings.items():
+        ElementTree.fromstring(svg)
+        assert (ROOT / "docs/images" / name).read_text(encoding="utf-8") == svg, "run python docs/site/drawings.py"
+
+
+def test_model_zoo_has_the_published_numbers(scripts: Path) -> None:
+    text = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    zoo = runpy.run_path(str(scripts / "zoo.py"))
+    assert zoo["filled"](text) == text, "run python docs/site/zoo.py"
+    for name, table in zoo["tables"]().items():
+        assert f"<!-- table: {name} -->\n{table}\n" in text
+
+
+def test_a_page_without_an_entry_ends_the_build(tmp_path: Path, scripts: Path) -> None:
+    check_navigation = runpy.run_path(str(scripts / "build.py"))["check_navigation"]
     (tmp_path / "lost.md").write_text("# Lost\n", encoding="utf-8")
     with pytest.raises(SystemExit, match=r"lost\.md"):
         check_navigation([{"Start": []}], tmp_path)
