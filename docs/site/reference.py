@@ -33,8 +33,6 @@ PUBLISHED = {"OpenVisionConfig": "recipes/openvision/l14.toml", "OpenVision2Conf
 # Sections that say how a run is executed: no paper has them.
 EXECUTION = ("run", "parallel", "guards", "evaluate")
 
-KINDS = {"OpenVision2Config": ', kind = "openvision2"', "AutoregressiveDecoderConfig": " of OpenVision 2"}
-
 # Keys that mean the same wherever they occur, and have no text of their own.
 COMMON = {
     "name": "Name in logs and results.",
@@ -194,39 +192,47 @@ def recipe_keys() -> str:
         f"`{second}`), from the papers and the released scripts; a remark says where a value is ours. Tables without "
         "that column say how a run is executed, which is never part of a published recipe.",
         "## Recipes of encoders",
-        *_sections(Recipe, "", Published.read(ROOT / first)),
+        *Sections().of(Recipe, "", Published.read(ROOT / first)),
         "## Recipes of multimodal models",
         "For `openvision vlm train`. Learning rates are peak values here, as these frameworks publish them.",
-        *_sections(VlmRecipe, "", None, "vlm: "),
+        *Sections("vlm: ").of(VlmRecipe, "", None),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _sections(model: type, place: str, published: Published | None, prefix: str = "") -> Iterator[str]:
-    """A heading and a table for a model of the schema, and for each that its fields hold."""
-    columns = ("key", "type", "default", "unit", *(("published",) if published else ()), "meaning")
-    rows: list[tuple[str, ...]] = []
-    below: list[tuple[str, type, str]] = []
-    for key, annotation in keys_of(model):
-        full = f"{place}.{key.name}" if place else key.name
-        inner = classes_in(annotation)
-        for each in inner:
-            heading = f"[[{full}]]" if "tuple" in str(annotation) else f"[{full}]"
-            below.append((full, each, heading + KINDS.get(each.__name__, "")))
-        if not inner or key.type.startswith("text"):
-            shown = (published.of(full),) if published else ()
-            rows.append((f"`{key.name}`", key.type, key.default, UNITS.get(key.name, ""), *shown, key.meaning))
-    if rows:
-        yield table(columns, rows)
-    for full, each, heading in below:
-        source = None if full in EXECUTION else published
-        if published and each.__name__ in PUBLISHED:
-            source = Published.read(ROOT / PUBLISHED[each.__name__])
-        if place == "model" and full == "model.vision" and model.__name__ == "OpenVision2Config":
-            continue  # The same tower as version 1's.
-        yield f"### `{prefix}{heading}`"
-        yield _prose((inspect.getdoc(each) or "").split("\n\n")[0])
-        yield from _sections(each, full, source, prefix)
+@dataclass
+class Sections:
+    """Tables of a schema, each with its heading; a class is shown once for each place that it has."""
+
+    prefix: str = ""
+    seen: set[tuple[str, type]] = dataclasses.field(default_factory=set)
+
+    def of(self, model: type, place: str, published: Published | None, kind: str = "") -> Iterator[str]:
+        """The table of a model of the schema, and those of the models that its fields hold."""
+        columns = ("key", "type", "default", "unit", *(("published",) if published else ()), "meaning")
+        rows: list[tuple[str, ...]] = []
+        below: list[tuple[str, type, bool]] = []
+        for key, annotation in keys_of(model):
+            full = f"{place}.{key.name}" if place else key.name
+            inner = classes_in(annotation)
+            below += [(full, each, "tuple" in str(annotation)) for each in inner]
+            if not inner or key.type.startswith("text"):
+                shown = (published.of(full),) if published else ()
+                rows.append((f"`{key.name}`", key.type, key.default, UNITS.get(key.name, ""), *shown, key.meaning))
+        if rows:
+            yield table(columns, rows)
+        for full, each, many in below:
+            if (full, each) in self.seen:
+                continue
+            self.seen.add((full, each))
+            source = None if full in EXECUTION else published
+            if published and full == "model":
+                source = Published.read(ROOT / PUBLISHED[each.__name__]) if each.__name__ in PUBLISHED else None
+            inside = str(getattr(each, "kind", "")) or kind
+            heading = f"[[{full}]]" if many else f"[{full}]"
+            yield f"### `{self.prefix}{heading}`" + (f' of kind = "{inside}"' if inside and not many else "")
+            yield _prose((inspect.getdoc(each) or "").split("\n\n")[0])
+            yield from self.of(each, full, source, inside)
 
 
 def keys_of(model: type) -> list[tuple[Key, object]]:
