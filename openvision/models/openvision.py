@@ -12,7 +12,7 @@ from openvision.models.bounds import MAX_WIDTH
 from openvision.models.decoder import DecoderConfig, ParallelCaptionDecoder
 from openvision.models.layers import unit
 from openvision.models.text import TextConfig, TextTransformer
-from openvision.models.vision import VisionConfig, VisionTransformer
+from openvision.models.vision import VisionConfig, VisionFeatures, VisionTransformer
 from openvision.untrusted import check_count
 
 
@@ -63,6 +63,8 @@ class OpenVisionOutput:
     """(B, Q, D) normalised decoder states, float32; None without a decoder."""
     scale: Tensor
     """exp(logit_scale), shape ()."""
+    vision: VisionFeatures
+    """What the vision tower computed: patch tokens and pooled vectors."""
 
 
 class OpenVision(nn.Module):
@@ -114,6 +116,7 @@ class OpenVision(nn.Module):
             text_embeds=unit(self.text.project(text.pooled)).unflatten(0, (len(texts), len(images))),
             caption_states=states,
             scale=self.logit_scale.exp(),
+            vision=vision,
         )
 
     def caption_logits(self, images: Tensor, alt_ids: Tensor) -> Tensor:

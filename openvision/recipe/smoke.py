@@ -3,7 +3,8 @@
 Kept: widths, heads, patch size, resolutions, vocabulary size, text lengths, losses, augmentation, optimizer, number of
 stages. Reduced: the batch (2 images), the updates (two in the first stage, one in each later stage) and, for wide
 towers (B and larger) or many patches (patch 8), the depth of every tower (2 blocks). The data is drawn: coloured shapes
-with alt-text and caption. A small vocabulary is trained on it; the embeddings keep the size of the recipe.
+with alt-text and caption; teachers are small towers of random weights. A small vocabulary is trained on the texts; the
+embeddings keep the size of the recipe.
 """
 
 import io
@@ -15,7 +16,7 @@ from PIL import Image, ImageDraw
 from openvision.data.shards.dataset import ALT_MEMBER, ShardWriter
 from openvision.files import atomic_folder
 from openvision.models.openvision2 import ModelConfig
-from openvision.recipe.schema import Data, Parallel, Recipe, Run, Stage
+from openvision.recipe.schema import Data, Parallel, Recipe, Run, Stage, TeacherTable
 
 BATCH = 2
 # Updates of the first stage: one of warm-up, and one with the moments of an update before it. Later stages take one.
@@ -39,6 +40,7 @@ def smoke_recipe(recipe: Recipe) -> Recipe:
             "model": _shallow(recipe.model),
             "data": _own_data(recipe),
             "stages": tuple(_short(stage, index) for index, stage in enumerate(recipe.stages)),
+            "teacher": _untrained(recipe.teacher),
             "run": _quiet(recipe.run),
             "parallel": Parallel(),
         }
@@ -103,6 +105,12 @@ def _short(stage: Stage, index: int) -> Stage:
         "micro_batches": min(stage.micro_batches, BATCH),
     }
     return stage.model_copy(update=changes)
+
+
+def _untrained(teachers: tuple[TeacherTable, ...] | None) -> tuple[TeacherTable, ...] | None:
+    """Small towers with random weights in the place of the teachers: nothing is downloaded."""
+    changes = {"library": "untrained", "resolution": None}
+    return teachers and tuple(one.model_copy(update={**changes, "name": one.title}) for one in teachers)
 
 
 def _quiet(run: Run) -> Run:

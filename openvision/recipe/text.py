@@ -130,7 +130,12 @@ def known_keys(parents: tuple[int | str, ...], schema: JsonObject, kinds: dict[s
         if key in kinds:
             node = definitions[kinds[str(key)]]
             continue
-        node = node.get("items", {}) if isinstance(key, int) else node.get("properties", {}).get(key, {})
+        if isinstance(key, int):
+            # An optional list of tables has its items below `anyOf`.
+            lists = (choice["items"] for choice in [node, *node.get("anyOf", [])] if "items" in choice)
+            node = next(lists, {})
+        else:
+            node = node.get("properties", {}).get(key, {})
         choices = [node, *node.get("anyOf", []), *node.get("allOf", [])]
         reference = next((choice["$ref"] for choice in choices if "$ref" in choice), None)
         if reference:

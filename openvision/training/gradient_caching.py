@@ -59,8 +59,7 @@ def split(batch: Batch, randomness: SampleRandomness, micro_batches: int) -> Ite
     size = len(batch.images) // micro_batches
     for start in range(0, size * micro_batches, size):
         rows = slice(start, start + size)
-        tensors = {name: value[rows] for name, value in _tensors(batch).items()}
-        yield replace(batch, **tensors, keys=batch.keys[rows]), randomness.rows(rows)
+        yield replace(batch, **_rows(batch, rows), keys=batch.keys[rows]), randomness.rows(rows)
 
 
 def _embed(objective: Objective, micro: list[MicroBatch], precision: torch.dtype) -> Embeds:
@@ -89,6 +88,13 @@ def _embedding_gradients(
     return list(zip(*split_gradients, strict=True))
 
 
-def _tensors(batch: Batch) -> dict[str, Tensor]:
-    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+def _rows(batch: Batch, rows: slice) -> dict[str, Tensor | tuple[Tensor, ...]]:
+    """The rows of all fields that are tensors or tuples of them."""
+    found: dict[str, Tensor | tuple[Tensor, ...]] = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, Tensor):
+            found[field.name] = value[rows]
+        elif isinstance(value, tuple) and value and all(isinstance(one, Tensor) for one in value):
+            found[field.name] = tuple(one[rows] for one in value)
+    return found

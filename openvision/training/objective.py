@@ -111,8 +111,15 @@ class ImageTextObjective:
 
     def forward(self, batch: Batch, randomness: SampleRandomness, target_tokens: Tensor) -> tuple[Embeds, Terms]:
         """Embeddings, and the caption loss where there is a decoder."""
+        return self.terms(self.output(batch), batch, target_tokens)
+
+    def output(self, batch: Batch) -> OpenVisionOutput:
+        """What the model makes of the batch."""
         call = self.call or self.model
-        output = call(batch.images, *self._texts(batch), caption_lengths=_caption_lengths(batch))
+        return call(batch.images, *self._texts(batch), caption_lengths=_caption_lengths(batch))
+
+    def terms(self, output: OpenVisionOutput, batch: Batch, target_tokens: Tensor) -> tuple[Embeds, Terms]:
+        """What `forward` returns, of the model's output."""
         terms = {}
         if self.model.decoder is not None and output.caption_states is not None:
             terms["caption"] = _caption(output.caption_states, batch, self.model.decoder.head.weight, target_tokens)

@@ -18,6 +18,7 @@ from openvision.objectives.gather import all_sum
 from openvision.recipe.schema import Stage
 from openvision.runtime import HostCopy, autocast
 from openvision.training.checkpoint.folders import Progress
+from openvision.training.distillation import DistilledObjective
 from openvision.training.gradient_caching import cached_backward
 from openvision.training.guards import DeferredGuard, Spike, find_spike, raise_not_finite
 from openvision.training.objective import Losses, Objective, weighted_losses
@@ -185,6 +186,8 @@ def forward_backward(
     divide the batch, takes less memory and changes nothing else (gradient_caching.py).
     """
     processes = model.processes
+    if isinstance(objective, DistilledObjective):
+        batch = objective.taught_batch(batch, micro_batches, precision)
     # Divided by this count the mean over processes of their caption losses is that of the global batch. The mask is on
     # the CPU: counting makes no accelerator wait.
     target_tokens = batch.label_mask.sum()

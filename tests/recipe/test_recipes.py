@@ -30,7 +30,11 @@ V2 = {"l14": "large", "so400m14": "so400m", "h14": "huge", "g14": "giant"}
 ALL = sorted(
     [
         *RECIPES.glob("*.toml"),
-        *(path for folder in ("openvision", "openvision2", "clips") for path in (RECIPES / folder).glob("*.toml")),
+        *(
+            path
+            for folder in ("openvision", "openvision2", "clips", "distill")
+            for path in (RECIPES / folder).glob("*.toml")
+        ),
     ]
 )
 # Resolution -> updates, warm-up updates, batch, peak learning rate (spec section 5).

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from openvision.data.batch import Batch
 from openvision.recipe.schema import Parallel, Recipe, parse_recipe
 from openvision.runtime import Processes, full_tensor, join_processes
+from openvision.training.distillation import distilled, load_teachers
 from openvision.training.objective import build_objective
 from openvision.training.optimizer.build import build_optimizer
 from openvision.training.optimizer.update import apply_update, gradient_norm
@@ -35,6 +36,13 @@ MODELS: dict[str, dict[str, Any]] = {
         },
         "loss": {"contrastive": 0, "caption": 2, "texts": []},
     },
+}
+MODELS["distilled"] = {
+    **MODELS["openvision"],
+    "teacher": [
+        {"source": "any", "library": "untrained", "name": "all", "patches": 0.5, "similarity": 2.0},
+        {"source": "any", "library": "untrained", "name": "grids", "pooled": 0, "patches": 1.0, "resolution": 28},
+    ],
 }
 CASES = [(name, micro_batches) for name in MODELS for micro_batches in (2, 1)]
 
@@ -71,11 +79,14 @@ def run(out: str, parallel: dict[str, Any]) -> None:
     with join_processes(Parallel(**parallel).start_timeout_seconds, Parallel(**parallel).replicate) as processes:
         for name, micro_batches in CASES:
             recipe = recipe_of(name, parallel)
-            model = build_distributed_model(recipe.model, recipe.run, recipe.parallel, processes, recipe.seed)
+            taught = load_teachers(recipe.teacher or ())
+            model = build_distributed_model(
+                recipe.model, recipe.run, recipe.parallel, processes, recipe.seed, taught=taught
+            )
             for parameter, value in model.full_state_dict().items():
                 written[f"{name}/first/{parameter}"] = value.clone()
             optimizer = build_optimizer(model.module, recipe.optimizer)
-            objective = build_objective(model, recipe.loss, 1)
+            objective = distilled(build_objective(model, recipe.loss, 1), model, taught)
             batch = batch_of(processes, 12 if recipe.context_length else 0)
             randomness = SampleRandomness(0, batch.positions.numpy(), 0.2)
             losses = forward_backward(model, objective, batch, randomness, micro_batches=micro_batches)

@@ -1,6 +1,6 @@
 """The model of a run: built, initialised, warm-started from given weights, distributed over the processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import ModelConfig, OpenVision2, build_model
 from openvision.recipe.schema import Parallel, Run
 from openvision.runtime import Processes
+from openvision.training.distillation import HEADS, Taught, TeacherHeads
 from openvision.training.setup.compile import prepare_blocks
 from openvision.training.setup.initialize import broadcast_parameters, initialise, materialise
 from openvision.training.setup.parallel import DistributedModel, distribute, shard
@@ -23,13 +24,14 @@ def build_distributed_model(
     seed: int,
     start: str | None = None,
     say: Callable[[str], None] = lambda _: None,
+    taught: Sequence[Taught] = (),
 ) -> DistributedModel:
     """A model on the processes of a run with its initial parameters, those of `start` where it has them.
 
-    `say` is told what was copied from there.
+    `say` is told what was copied from there. With `taught` it has projections to the widths of these teachers.
     """
     with torch.device("meta"):
-        model = build_model(config)
+        model = _in_training(config, taught)
     for parameter in model.untrained_parameters():
         # DDP waits for the gradient of everything that may have one.
         parameter.requires_grad_(False)
@@ -39,13 +41,20 @@ def build_distributed_model(
         full = None
         if processes.is_main:
             with torch.device("meta"):
-                full = build_model(config)
+                full = _in_training(config, taught)
             fill(full, seed, start, say)
         broadcast_parameters(full, model, processes)
     else:
         fill(model, seed, start, say)
         model.to(processes.device)
     return distribute(model, processes)
+
+
+def _in_training(config: ModelConfig, taught: Sequence[Taught]) -> OpenVision | OpenVision2:
+    model = build_model(config)
+    if taught:
+        model.add_module(HEADS, TeacherHeads(config.vision.width, taught))
+    return model
 
 
 def fill(model: OpenVision | OpenVision2, seed: int, start: str | None, say: Callable[[str], None]) -> None:
@@ -57,8 +66,9 @@ def fill(model: OpenVision | OpenVision2, seed: int, start: str | None, say: Cal
 
 
 def full_model(config: ModelConfig, state: dict[str, Tensor]) -> OpenVision | OpenVision2:
-    """A model that holds `state`, for evaluation and writing; nothing is copied."""
+    """A model that holds `state`, for evaluation and writing; nothing is copied, projections to teachers left out."""
     with torch.device("meta"):
         model = build_model(config)
-    model.load_state_dict(state, assign=True)
+    own = {name: tensor for name, tensor in state.items() if not name.startswith(f"{HEADS}.")}
+    model.load_state_dict(own, assign=True)
     return model.eval()

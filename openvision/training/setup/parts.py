@@ -25,6 +25,7 @@ from openvision.terminal import echo
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.checkpoint.folders import Progress, checkpoints
 from openvision.training.checkpoint.manager import Checkpoints
+from openvision.training.distillation import distilled, load_teachers
 from openvision.training.objective import Objective, build_objective
 from openvision.training.optimizer.adam import Adam
 from openvision.training.optimizer.build import build_optimizer
@@ -138,8 +139,10 @@ def set_up_run(
     use_deterministic_algorithms(recipe.run.deterministic)
     # A run that has checkpoints is filled from one: `recipe.start` is not read again.
     start = None if checkpoints(run_folder / "checkpoints") else recipe.start
+    taught = load_teachers(recipe.teacher or ())
+    started += [one.teacher.to(processes.device).describe() for one in taught]
     model = build_distributed_model(
-        recipe.model, recipe.run, recipe.parallel, processes, recipe.seed, start, started.append
+        recipe.model, recipe.run, recipe.parallel, processes, recipe.seed, start, started.append, taught
     )
     optimizer = build_optimizer(model.module, recipe.optimizer)
     store = Checkpoints(
@@ -182,7 +185,7 @@ def set_up_run(
         validation=validation,
         tokenizer=tokenizer,
         model=model,
-        objective=build_objective(model, recipe.loss, tokenizer.bos_id),
+        objective=distilled(build_objective(model, recipe.loss, tokenizer.bos_id), model, taught),
         optimizer=optimizer,
         precision=precision,
         checkpoints=store,
