@@ -46,7 +46,7 @@ def unpack(
     written = unpack_images(dataset, folder, rejected)
     for reason, count in sorted(rejected.items()):
         echo(f"left out, {reason}: {count}")
-    echo(f"{written} images: {folder}")
+    echo(f"{counted(written, 'image')}: {folder}")
 
 
 @app.command()

@@ -20,6 +20,7 @@ from typing import Literal
 from openvision.data.recap.index import shard_names, tar_samples
 from openvision.data.recap.write import captions_tar, read_captions
 from openvision.data.shards.index import captions_name, is_key
+from openvision.data.shards.selection import check_flat, flat_name
 from openvision.data.shards.store import LocalStore, open_store
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_write_bytes, atomic_write_text, make_folder, read_json
@@ -63,11 +64,12 @@ def recaption_shards(
     if options.per_image > 1 and not captioner.samples:
         raise OpenVisionError(f"{captioner.name} gives one caption an image; leave out --per-image")
     names = shard_names(store)
+    check_flat(names)
     if output.resolve() == store.folder.resolve():
         raise OpenVisionError(f"{output} is the folder of the shards; choose another output folder")
     _claim_folder(output, _manifest(store, captioner, prompt, options))
     for number, name in enumerate(names, start=1):
-        with _lock(output / f".{name.replace('/', '-')}.lock") as held:
+        with _lock(output / f".{flat_name(name)}.lock") as held:
             if not held or _is_finished(output, name):
                 continue
             counts = _caption_shard(store, name, captioner, prompt, output, options)
@@ -120,11 +122,11 @@ def _lock(path: Path, wait: bool = False) -> Iterator[bool]:
 
 
 def _is_finished(output: Path, name: str) -> bool:
-    return (output / name).is_symlink()
+    return (output / flat_name(name)).is_symlink()
 
 
 def _report_name(name: str) -> str:
-    return name.removesuffix(".tar") + ".recaption.json"
+    return flat_name(name).removesuffix(".tar") + ".recaption.json"
 
 
 def _caption_shard(
@@ -150,11 +152,12 @@ def _caption_shard(
     for key, several in texts.items():
         captions.setdefault(key, {})[options.key] = several[0] if options.per_image == 1 else several
     atomic_write_text(output / _report_name(name), json.dumps({"counts": counts}, indent=2) + "\n")
-    atomic_write_bytes(output / beside, captions_tar(captions))
-    link = output / f"{name}.link"
+    ours = flat_name(name)
+    atomic_write_bytes(output / captions_name(ours), captions_tar(captions))
+    link = output / f"{ours}.link"
     link.unlink(missing_ok=True)
     link.symlink_to(Path(store.join(name)).resolve())
-    os.replace(link, output / name)
+    os.replace(link, output / ours)
     return counts
 
 

@@ -84,6 +84,15 @@ def test_the_loader_reads_new_and_old_captions_and_the_originals_stay(shards, tm
     assert (manifest["prompt_sha256"], manifest["seed"]) == (load_prompt("v2").sha256, 0)
 
 
+def test_shards_of_several_folders_become_one_folder(shards, tmp_path):
+    (tmp_path / "more").mkdir()
+    (shards / "000002.tar").rename(tmp_path / "more/0.tar")
+    with serving() as server:
+        counts = recaption(f"{shards}/{{000000..000001}}.tar::{tmp_path}/more/0.tar", server, tmp_path / "out")
+    assert (counts["captions"], counts["shards"]) == (SAMPLES, 3)
+    assert sorted(captions(tmp_path / "out")) == sorted(expected(number) for number in range(SAMPLES))
+
+
 def test_no_fault_of_the_endpoint_loses_an_image(shards, tmp_path):
     faults = ["429", "500", "cut", "garbage", "list", "endless", "slow", "429", "cut"]
     pauses: list[float] = []

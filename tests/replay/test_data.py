@@ -327,8 +327,18 @@ def test_brace_patterns_single_tars_and_lists_are_data(tmp_path):
         assert len(found.sources[0]) == samples
     mixture = Data(train=(Source(folder=pattern), Source(folder="b")), vocab_size=50)
     assert [len(source) for source in open_training_data(mixture, tmp_path, True).sources] == [5, 2]
-    result = CliRunner().invoke(app, ["data", "stats", f"{base}/{pattern}"])
-    assert result.exit_code == 0, result.output
+    tokenizer = ["tokenizer", "train", f"{base}/{pattern}", "-o", f"{base}/tokenizer", "--vocab-size", "120"]
+    preview = ["data", "preview", f"{base}/{pattern}", "-o", f"{base}/page.html", "--views", "1"]
+    says = {
+        ("data", "stats", f"{base}/{pattern}"): "",
+        ("data", "unpack", f"{base}/a/00002.tar", f"{base}/images"): "1 image",
+        (*tokenizer,): "entries from 10 texts",
+        (*preview,): "5 samples",
+    }
+    for command, said in says.items():
+        result = CliRunner().invoke(app, list(command))
+        assert result.exit_code == 0, result.output
+        assert said in result.output
     assert len(batches(f"{base}/{pattern}", 1, 5)[0].keys) == 5
 
 

@@ -43,6 +43,7 @@ from openvision.data.recap.report import make_report
 from openvision.data.recap.table import Scan, Unit, scan_unit, spilled_rows, table_units
 from openvision.data.recap.write import JoinSpec, Mode, write_shard
 from openvision.data.shards.manifest import index_folder
+from openvision.data.shards.selection import check_flat
 from openvision.data.shards.store import LocalStore, Store, open_store
 from openvision.data.workers import end_with_parent
 from openvision.errors import OpenVisionError, require
@@ -94,6 +95,8 @@ def recap(
     _check(shards, options)
     store = open_store(shards)
     names = shard_names(store)
+    if options.output:
+        check_flat(names)
     units = table_units(table, [JOIN_FIELDS[options.by], *(column for column, _ in options.captions)])
     with tempfile.TemporaryDirectory(prefix="openvision-recap-") as scratch:
         work = _work_folder(store, options, Path(scratch))
@@ -128,7 +131,7 @@ def _work_folder(store: Store, options: RecapOptions, scratch: Path) -> Path:
         return options.output / WORK_NAME
     if not isinstance(store, LocalStore):
         raise OpenVisionError(f"{store.name} is not a local folder; name a folder for intermediate files with --work")
-    return Path(store.name) / WORK_NAME
+    return store.folder / WORK_NAME
 
 
 def _settings(store: Store, names: list[str], table: Path, units: list[Unit], options: RecapOptions) -> JsonObject:

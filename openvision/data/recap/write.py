@@ -25,6 +25,7 @@ from openvision.data.recap.index import JOIN_FIELDS, TarSample, digest, identity
 from openvision.data.recap.table import EXAMPLES, ORIGINAL_CAPTION
 from openvision.data.shards.dataset import ShardWriter
 from openvision.data.shards.index import captions_name, index_name, is_key
+from openvision.data.shards.selection import flat_name
 from openvision.data.shards.store import LocalStore, Store
 from openvision.data.shards.tar import open_tar
 from openvision.errors import OpenVisionError
@@ -250,6 +251,7 @@ def _bad_sidecar(store: Store, name: str, reason: str) -> OpenVisionError:
 
 def _write_new(output: Path, name: str, joined: Iterator[tuple[TarSample, JsonObject, dict[str, str]]]) -> None:
     """Write the joined samples as shard `name` of the folder `output`; no shard without a joined sample."""
+    name = flat_name(name)
     stem = name.removesuffix(".tar")
     folder = output / f".{stem}.tmp"
     # Left behind by a killed process.

@@ -63,6 +63,19 @@ def select(source: str) -> Selection:
     return Selection(base, tuple(sorted(tar[len(base) :].lstrip("/") for tar in tars)))
 
 
+def flat_name(tar: str) -> str:
+    """Name of a shard in a folder that holds all of a selection: `more/0.tar` is `more-0.tar` there."""
+    return tar.replace("/", "-")
+
+
+def check_flat(tars: Sequence[str]) -> None:
+    """Raise OpenVisionError when two shards would have the same name in one folder."""
+    seen: dict[str, str] = {}
+    for tar in tars:
+        if (other := seen.setdefault(flat_name(tar), tar)) != tar:
+            raise OpenVisionError(f"shards {other} and {tar} would both be {flat_name(tar)} in one folder; rename one")
+
+
 def _common(folders: list[str]) -> str:
     """The longest common beginning of whole parts; raises OpenVisionError where a URL or an absolute path has none."""
     parts = zip(*(folder.split("/") for folder in folders), strict=False)

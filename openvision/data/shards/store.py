@@ -78,6 +78,8 @@ def open_store(folder: str | Path) -> Store:
     if "://" in text:
         return RemoteStore(text.rstrip("/"))
     if not Path(text).is_dir():
+        if Path(text).exists():
+            raise OpenVisionError(f"{text} is a file and no shard; name a folder of shards, or .tar files")
         raise OpenVisionError(f"shard folder {text} does not exist; check the path")
     return LocalStore(Path(text))
 

@@ -122,6 +122,31 @@ def test_new_shards(shards, table, tmp_path):
     assert not list(shards.glob("*.captions.tar"))
 
 
+def test_some_shards_alone(shards, table):
+    source = f"{shards}/{{000001..000002}}.tar"
+    assert recap(source, table, OPTIONS)["samples"]["joined"] == 200
+    assert [path.name for path in sorted(shards.glob("*.captions.tar"))] == [
+        "000001.captions.tar",
+        "000002.captions.tar",
+    ]
+    assert not [path for path in shards.iterdir() if path.is_dir()]
+
+
+def test_shards_of_several_folders_become_one_folder(shards, table, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (shards / "000001.tar").rename(tmp_path / "a/0.tar")
+    (shards / "000002.tar").rename(tmp_path / "b/0.tar")
+    output = tmp_path / "output"
+    recap(f"{tmp_path}/a/0.tar::{tmp_path}/b/0.tar", table, replace(OPTIONS, output=output))
+    assert [path.name for path in sorted(output.glob("*.tar"))] == ["a-0.tar", "b-0.tar"]
+    assert len(ShardDataset(output)) == 200
+    (tmp_path / "a-0.tar").write_bytes((tmp_path / "a/0.tar").read_bytes())
+    both = f"{tmp_path}/a/0.tar::{tmp_path}/a-0.tar"
+    with pytest.raises(OpenVisionError, match=r"a-0\.tar and a/0\.tar would both be a-0\.tar"):
+        recap(both, table, replace(OPTIONS, output=tmp_path / "other"))
+
+
 @pytest.mark.parametrize("mode", ["sidecar", "shards"])
 def test_bytes_depend_on_the_inputs_alone(shards, table, tmp_path, monkeypatch, mode):
     def written(name: str, **options) -> dict[str, bytes]:

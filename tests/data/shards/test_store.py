@@ -81,3 +81,9 @@ def test_folders_are_joined_as_their_kind_wants(tmp_path) -> None:
     assert join_folder(Path("data"), "s3://other/train") == "s3://other/train"
     assert join_folder("data", str(tmp_path)) == tmp_path
     assert isinstance(open_store(f"file://{tmp_path}"), LocalStore)
+
+
+def test_a_file_that_is_no_shard_is_called_so(tmp_path):
+    (tmp_path / "table.csv").write_text("a,b")
+    with pytest.raises(OpenVisionError, match=r"table\.csv is a file and no shard; name a folder of shards"):
+        open_store(tmp_path / "table.csv")
