@@ -42,7 +42,8 @@ ALLOWED = {
     "terminal": set(),
     "provenance": set(),
     "renamed": set(),
-    "__init__": {"inference", "weights"},
+    "api": {"evaluation", "recipe", "runtime", "training"},
+    "__init__": {"api", "inference", "weights"},
 }
 COMMON = {"errors", "files", "provenance", "renamed", "hardware", "terminal", "untrusted"}
 OPTIONAL = {
@@ -60,6 +61,8 @@ OPTIONAL = {
     "accelerate",
     "peft",
     "gguf",
+    "faiss",
+    "gradio",
 }
 FORBIDDEN = {"torchvision", "pickle", "marshal", "shelve"}
 # Entries of a folder, `__init__.py` apart. The top is the map of the package, `cli` has a file for each command.
