@@ -178,17 +178,29 @@ def build_approximate(
     return built
 
 
+def exact_neighbours(vectors: VectorFolder, queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Numbers of the k vectors nearest to each of the unit vectors (q, E): (q, k), nearest first.
+
+    Reads the vectors once for all queries, where `VectorIndex.search` reads them for each.
+    """
+    numbers = np.empty((len(queries), 0), np.int64)
+    cosines = np.empty((len(queries), 0), np.float32)
+    for start, block in zip(vectors.starts, vectors.blocks(), strict=True):
+        here = queries @ block.T
+        best = np.argpartition(-here, min(k, len(block)) - 1, axis=1)[:, :k]
+        numbers = np.concatenate([numbers, best + start], axis=1)
+        cosines = np.concatenate([cosines, np.take_along_axis(here, best, axis=1)], axis=1)
+        order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+        numbers = np.take_along_axis(numbers, order, axis=1)
+        cosines = np.take_along_axis(cosines, order, axis=1)
+    return numbers
+
+
 def _choose_probes(index: Any, vectors: VectorFolder, queries: NDArray[np.int64], recall: float) -> tuple[int, float]:
     """Lists to read for `recall` at 10 of these vectors of the index, each without itself, and the recall reached."""
     given, k = vectors.rows(queries), 10
-    best = [np.empty((0, 2))] * len(queries)
-    for start, block in zip(vectors.starts, vectors.blocks(), strict=True):
-        for row, cosines in enumerate(given @ block.T):
-            numbers = np.argpartition(-cosines, min(k + 1, len(cosines) - 1))[: k + 1]
-            found = np.stack([numbers + start, cosines[numbers]], axis=1)
-            both = np.concatenate([best[row], found])
-            best[row] = both[np.argsort(-both[:, 1], kind="stable")][: k + 1]
-    wanted = [set(one[:, 0].astype(int)) - {int(number)} for one, number in zip(best, queries, strict=True)]
+    nearest = exact_neighbours(vectors, given, k + 1)
+    wanted = [set(row.tolist()) - {int(number)} for row, number in zip(nearest, queries, strict=True)]
     probes = 1
     while True:
         index.nprobe = probes

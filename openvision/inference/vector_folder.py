@@ -88,7 +88,7 @@ def encode_folder(
         file = output / f"{number:06d}.{kind}"
         if not file.is_file():
             kept, features, bad = encode_rows(encoder, images, rows, batch_size, threads, progress)
-            _write_shard(file, [images.keys[row] for row in kept], _unit(features), bad)
+            write_shard(file, [images.keys[row] for row in kept], unit_rows(features), bad)
         elif progress:
             progress(rows.stop, total)
         vectors, _, bad = _read_shard(file)
@@ -98,9 +98,14 @@ def encode_folder(
     if not sum(counts):
         reason = next(iter(skipped.values()))
         raise OpenVisionError(f"none of the {total} images in {source} can be read; first: {reason}")
-    content = {"version": VERSION, **asdict(job), "width": width, "shards": counts}
-    atomic_write_text(output / MANIFEST, json_text(content, indent=2) + "\n")
+    write_manifest(output, job, width, counts)
     return EmbedResult(sum(counts), list(skipped.items()))
+
+
+def write_manifest(folder: Path, job: Job, width: int = 0, counts: list[int] | None = None) -> None:
+    """Write manifest.json; without the vectors of each shard the folder is not complete."""
+    content = {"version": VERSION, **asdict(job), "width": width, "shards": counts}
+    atomic_write_text(folder / MANIFEST, json_text(content, indent=2) + "\n")
 
 
 def _job(encoder: VisionEncoder, source: Path, images: Images, shard: int, kind: str) -> Job:
@@ -123,8 +128,7 @@ def _open(folder: Path, job: Job) -> None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise OpenVisionError(f"{folder} exists and is no folder of vectors; choose another output")
         make_folder(folder)
-        content = {"version": VERSION, **asdict(job), "width": 0, "shards": None}
-        atomic_write_text(folder / MANIFEST, json_text(content, indent=2) + "\n")
+        write_manifest(folder, job)
         return
     found = read_json(folder / MANIFEST)
     # The same weights may have been loaded from another place.
@@ -134,11 +138,13 @@ def _open(folder: Path, job: Job) -> None:
         )
 
 
-def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
+def unit_rows(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors (n, E) at unit length."""
     return (features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
-def _write_shard(file: Path, names: list[str], vectors: NDArray[np.float32], skipped: dict[str, str]) -> None:
+def write_shard(file: Path, names: list[str], vectors: NDArray[np.float32], skipped: dict[str, str]) -> None:
+    """Write unit vectors (n, E) with their names, atomically, as npy or Parquet by the suffix of `file`."""
     buffer = io.BytesIO()
     if file.suffix == ".parquet":
         arrow, parquet = require("pyarrow", extra="parquet"), require("pyarrow.parquet", extra="parquet")

@@ -41,11 +41,10 @@ def made(folder, shards, width=8, model="somebody's"):
         centres = np.random.default_rng(2).normal(size=(40, width))
         vectors = centres[rng.integers(0, 40, count)] + 0.3 * rng.normal(size=(count, width))
         names = [f"{number}-{row}" for row in range(count)]
-        module._write_shard(folder / f"{number:06d}.npy", names, module._unit(vectors.astype(np.float32)), {})
+        module.write_shard(folder / f"{number:06d}.npy", names, module.unit_rows(vectors.astype(np.float32)), {})
         counts.append(count)
-    job = {"source": "/", "images": "", "weights": "", "model": model, "resolution": [8, 8], "preprocessing": "crop"}
-    shape = {"version": module.VERSION, "format": "npy", "shard": max(shards), "width": width, "shards": counts}
-    (folder / MANIFEST).write_text(json.dumps(job | shape))
+    job = module.Job("/", "", "", model, [8, 8], "crop", max(shards), "npy")
+    module.write_manifest(folder, job, width, counts)
     return folder
 
 
@@ -65,7 +64,7 @@ def test_every_readable_image_once_in_order(encoder, many, tmp_path, kind):
 @pytest.mark.parametrize("kind", ["npy", "parquet"])
 def test_a_stopped_job_resumes_and_ends_the_same(encoder, many, tmp_path, monkeypatch, kind):
     encode_folder(encoder, many, tmp_path / "whole", batch_size=2, shard=4, kind=kind)
-    write, written = module._write_shard, []
+    write, written = module.write_shard, []
 
     def stop_at_the_third(file, *rest):
         if len(written) == 2:
@@ -73,14 +72,14 @@ def test_a_stopped_job_resumes_and_ends_the_same(encoder, many, tmp_path, monkey
         written.append(file.stem)
         write(file, *rest)
 
-    monkeypatch.setattr(module, "_write_shard", stop_at_the_third)
+    monkeypatch.setattr(module, "write_shard", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         encode_folder(encoder, many, tmp_path / "index", batch_size=2, shard=4, kind=kind)
     with pytest.raises(OpenVisionError, match="not complete; run the same"):
         VectorIndex.open(tmp_path / "index")
     # A kill between the names of a shard and its vectors leaves names that nothing reads.
     (tmp_path / "index/000002.json").write_text('{"names": [], "skipped": {}}')
-    monkeypatch.setattr(module, "_write_shard", lambda file, *rest: (written.append(file.stem), write(file, *rest)))
+    monkeypatch.setattr(module, "write_shard", lambda file, *rest: (written.append(file.stem), write(file, *rest)))
     encode_folder(encoder, many, tmp_path / "index", batch_size=2, shard=4, kind=kind)
     assert written == ["000000", "000001", "000002"]
     if kind == "parquet":
