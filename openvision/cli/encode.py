@@ -7,14 +7,25 @@ import typer
 
 from openvision.cli.options import DEFAULT_CHECKPOINT, CheckpointOption, Device, Offline, Resolution, Revision, Squash
 from openvision.cli.progress import ProgressLine
+from openvision.errors import OpenVisionError
 from openvision.terminal import echo
 from openvision.untrusted import one_line
 
 
 def encode(
     source: Annotated[Path, typer.Argument(help="Folder of images, including subfolders, or of tar shards.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Output file: .safetensors or .parquet.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Output: a folder, in which `openvision search` can search; or one file, .safetensors or .parquet.",
+        ),
+    ],
     checkpoint: CheckpointOption = DEFAULT_CHECKPOINT,
+    kind: Annotated[
+        str | None, typer.Option("--format", help="Shards of an output folder: npy (the default) or parquet.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 64,
     threads: Annotated[int, typer.Option(help="Decoding threads.", min=1)] = 2,
     device: Device = "auto",
@@ -26,20 +37,31 @@ def encode(
     """Embed images into vectors. The same command resumes after a stop."""
     from openvision.inference.embed import embed, images_of
     from openvision.inference.load import load_vision
-    from openvision.runtime import resolve_device
+    from openvision.inference.vector_folder import encode_folder
 
+    # A folder's name may have a dot; a file that cannot be written is named by `embed`.
+    into_file = bool(output.suffix) and not output.is_dir()
+    if into_file and kind is not None:
+        raise OpenVisionError("--format is for an output folder; the suffix of an output file says its format")
     # Check folder and device before loading the model.
     images_of(source)
-    where = resolve_device(device)
     encoder = load_vision(
         checkpoint,
+        device=device,
         resolution=resolution,
         preprocessing="squash" if squash else "crop",
         revision=revision,
         offline=offline,
-    ).to(where)
+    )
     line = ProgressLine("images")
-    result = embed(encoder, source, output, batch_size, threads, progress=lambda done, total: line(done, done / total))
+
+    def progress(done: int, total: int) -> None:
+        line(done, done / total)
+
+    if into_file:
+        result = embed(encoder, source, output, batch_size, threads, progress=progress)
+    else:
+        result = encode_folder(encoder, source, output, batch_size, threads, kind=kind or "npy", progress=progress)
     for name, reason in result.skipped:
         echo(f"skipped: {one_line(name)}: {one_line(reason)}", err=True)
     echo(f"{result.encoded} images encoded, {len(result.skipped)} skipped: {output}")

@@ -44,7 +44,9 @@ class Captioner(VisionEncoder):
                 f"{checkpoint.source} has no autoregressive caption decoder: the model folder of an OpenVision 2 run "
                 "has one, the released OpenVision 2 checkpoints are vision towers only"
             )
-        return cls(checkpoint.captioner, checkpoint.tokenizer, resolution, preprocessing)
+        captioner = cls(checkpoint.captioner, checkpoint.tokenizer, resolution, preprocessing)
+        captioner.source = checkpoint.source
+        return captioner
 
     def _module(self) -> nn.Module:
         return self.model
@@ -53,4 +55,4 @@ class Captioner(VisionEncoder):
         """n images -> n captions of at most `max_length` tokens, decoded greedily."""
         if max_length is not None and max_length < 1:
             raise OpenVisionError(f"max_length is {max_length}; it must be at least 1 token")
-        return write_captions(self.model, self.tokenizer, self.prepare_all(images), batch_size, max_length)
+        return write_captions(self.model, self.tokenizer, self.preprocess_all(images), batch_size, max_length)

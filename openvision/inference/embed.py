@@ -15,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor
@@ -39,7 +41,7 @@ class Images:
 
     keys: list[str]
     load: Callable[[int], ImageInput]
-    """Index of an image -> the input of `VisionEncoder.prepare`; raises UnreadableImageError or BadSampleError."""
+    """Index of an image -> the input of `VisionEncoder.preprocess`; raises UnreadableImageError or BadSampleError."""
 
 
 @dataclass
@@ -89,7 +91,7 @@ def embed(
         file = parts / f"{number:06d}.safetensors"
         if not file.is_file():
             rows = range(start, min(start + part, total))
-            _write_part(file, encoder, images, rows, batch_size, threads, progress, total)
+            _write_part(file, encoder, images, rows, batch_size, threads, progress)
         elif progress:
             progress(min(start + part, total), total)
     files = sorted(parts.glob("*.safetensors"))
@@ -105,8 +107,8 @@ def _open_parts(output: Path, encoder: VisionEncoder, images: Images, part: int)
     """The folder of parts, new or from the same job; raises OpenVisionError when it is from another."""
     folder = make_folder(output.parent / f".{output.name}.parts")
     job = {
-        "pictures": hashlib.sha256("\n".join(images.keys).encode()).hexdigest(),
-        "weights": _weights_hash(encoder),
+        "pictures": hash_names(images),
+        "weights": weights_hash(encoder),
         "resolution": encoder.resolution,
         "preprocessing": encoder.preprocessing,
         "part": part,
@@ -122,7 +124,13 @@ def _open_parts(output: Path, encoder: VisionEncoder, images: Images, part: int)
     return folder
 
 
-def _weights_hash(encoder: VisionEncoder) -> str:
+def hash_names(images: Images) -> str:
+    """SHA-256 of the names of all images, hexadecimal."""
+    return hashlib.sha256("\n".join(images.keys).encode()).hexdigest()
+
+
+def weights_hash(encoder: VisionEncoder) -> str:
+    """SHA-256 of the names and bytes of the vision tower's tensors, hexadecimal."""
     digest = hashlib.sha256()
     for name, tensor in encoder.vision.state_dict().items():
         digest.update(name.encode())
@@ -138,8 +146,23 @@ def _write_part(
     batch_size: int,
     threads: int,
     progress: Callable[[int, int], None] | None,
-    total: int,
 ) -> None:
+    kept, features, skipped = encode_rows(encoder, images, rows, batch_size, threads, progress)
+    state = {"rows": torch.tensor(kept, dtype=torch.int64)}
+    if kept:
+        state["features"] = torch.from_numpy(features)
+    atomic_write_bytes(file, save(state, metadata={"skipped": json.dumps(skipped)}))
+
+
+def encode_rows(
+    encoder: VisionEncoder,
+    images: Images,
+    rows: range,
+    batch_size: int,
+    threads: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[int], NDArray[np.float32], dict[str, str]]:
+    """Rows that could be read, their vectors float32 (n, E), and name and reason of those that could not."""
     kept: list[int] = []
     skipped: dict[str, str] = {}
     features: list[Tensor] = []
@@ -150,11 +173,13 @@ def _write_part(
             features.append(_vectors(encoder, torch.stack([image for _, image in good])))
             kept += [row for row, _ in good]
         if progress:
-            progress(batch[-1][0] + 1, total)
-    state = {"rows": torch.tensor(kept, dtype=torch.int64)}
-    if features:
-        state["features"] = torch.cat(features)
-    atomic_write_bytes(file, save(state, metadata={"skipped": json.dumps(skipped)}))
+            progress(batch[-1][0] + 1, len(images.keys))
+    vectors = torch.cat(features).numpy() if features else np.empty((0, _vector_width(encoder)), dtype=np.float32)
+    return kept, vectors, skipped
+
+
+def _vector_width(encoder: VisionEncoder) -> int:
+    return encoder.embed_dim if encoder.vision.head is not None else encoder.width
 
 
 def _prepared(
@@ -164,7 +189,7 @@ def _prepared(
 
     def prepare(row: int) -> tuple[int, Tensor | Exception]:
         try:
-            return row, encoder.prepare(images.load(row))
+            return row, encoder.preprocess(images.load(row))
         except (UnreadableImageError, BadSampleError) as error:
             return row, error
 

@@ -5,8 +5,9 @@ encoder = openvision.load("runs/quickstart/model")
 encoder.classify("cat.png", ["a cat", "a dog"])
 """
 
+import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -21,6 +22,7 @@ from openvision.images.preprocess import Preprocessing, Size
 from openvision.inference.vision import ImageInput, UnreadableImageError, VisionEncoder, image_files
 from openvision.models.openvision import OpenVision
 from openvision.text.tokenizer import Tokenizer
+from openvision.weights.folder import save_folder
 from openvision.weights.load import Checkpoint, load_checkpoint
 
 
@@ -65,7 +67,9 @@ class Encoder(VisionEncoder):
                 f"{checkpoint.source} is a vision tower without a text tower; "
                 f"load it with openvision.load_vision{captioner}, or give a model with both towers"
             )
-        return cls(checkpoint.model, checkpoint.tokenizer, resolution, preprocessing)
+        encoder = cls(checkpoint.model, checkpoint.tokenizer, resolution, preprocessing)
+        encoder.source = checkpoint.source
+        return encoder
 
     def _module(self) -> torch.nn.Module:
         return self.model
@@ -93,6 +97,31 @@ class Encoder(VisionEncoder):
             return torch.empty(0, self.model.config.embed_dim)
         return torch.from_numpy(encode_texts(self.model, self.tokenizer, texts, batch_size))
 
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """n texts -> ids int64 (n, L) as `model` takes them, for a training loop of one's own."""
+        if isinstance(texts, str):
+            raise OpenVisionError("tokenize expects a list of texts, got a single one; put it into a list")
+        return torch.from_numpy(self.tokenizer.encode(list(texts), self.model.config.text.context_length)).long()
+
+    def similarity(self, images: Tensor | Iterable[ImageInput], texts: Tensor | Sequence[str]) -> Tensor:
+        """Cosines of n images with m texts, float32 (n, m), from -1 to 1.
+
+        Either may be vectors of `encode_images` or `encode_texts`, which are not encoded again.
+        """
+        rows = images if isinstance(images, Tensor) else self.encode_images(images)
+        columns = texts if isinstance(texts, Tensor) else self.encode_texts(texts)
+        return rows @ columns.T
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model with its tokenizer as a folder that `openvision.load` reads, e.g. after a fine-tuning.
+
+        Weights are stored as float32. Raises OpenVisionError without a tokenizer, or when the folder has files.
+        """
+        path = Path(folder)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise OpenVisionError(f"{path} exists and is not empty; choose another folder")
+        save_folder(path, copy.deepcopy(self.model).float(), self.tokenizer, "", {"saved_from": self.source})
+
     def classify(
         self, image: ImageInput, labels: Sequence[str], templates: Sequence[str] = PLAIN
     ) -> list[tuple[str, float]]:
@@ -109,7 +138,10 @@ class Encoder(VisionEncoder):
         return [(names[i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")]
 
     def search(self, folder: str | os.PathLike[str], query: str, top: int = 5) -> list[tuple[Path, float]]:
-        """The `top` images below `folder` nearest to `query`, as path and cosine; unreadable files are skipped."""
+        """The `top` images below `folder` nearest to `query`, as path and cosine; unreadable files are skipped.
+
+        Encodes the whole folder; `inference.vector_folder` keeps the vectors, `inference.index` searches in them.
+        """
         return self.search_folder(Path(folder), query, top).hits
 
     def search_folder(
@@ -137,7 +169,7 @@ class Encoder(VisionEncoder):
             images: list[Tensor] = []
             for path in files[start : start + batch_size]:
                 try:
-                    images.append(self.prepare(path))
+                    images.append(self.preprocess(path))
                     paths.append(path)
                 except UnreadableImageError as error:
                     skipped.append((path, str(error)))

@@ -3,16 +3,24 @@
 import os
 from pathlib import Path
 
+import torch
+
 from openvision.images.preprocess import Preprocessing, Size
 from openvision.inference.captioner import Captioner
 from openvision.inference.encoder import Encoder
 from openvision.inference.vision import VisionEncoder
+from openvision.runtime import resolve_device
 from openvision.weights.load import Request, load_checkpoint
+
+Where = str | torch.device
+"""A device, by name as of `runtime.resolve_device`, or torch's."""
 
 
 def load(
     source: str | os.PathLike[str],
     *,
+    device: Where = "cpu",
+    dtype: torch.dtype | None = None,
     resolution: Size | None = None,
     preprocessing: Preprocessing = "crop",
     vocabulary: str | os.PathLike[str] | None = None,
@@ -20,11 +28,13 @@ def load(
     offline: bool = False,
     image_size: int | None = None,
 ) -> Encoder:
-    """Load an encoder of images and texts, float32 on the CPU.
+    """Load an encoder of images and texts, in evaluation mode.
 
     Args:
         source: a released name (`openvision.available_models()`), a Hub id, a model folder, or a file of weights in
             this project's, open_clip's or the original JAX layout.
+        device: "auto" (CUDA, else MPS, else CPU), "cpu", "cuda", "cuda:1", "mps", or a torch.device.
+        dtype: of the weights, e.g. torch.bfloat16; None keeps float32. Embeddings are float32 on the CPU either way.
         resolution: pixels, a square or (height, width); may differ from the trained resolution, the default.
         preprocessing: "crop" as in training, or "squash" as in the released configurations.
         vocabulary: vocab.txt of bert-base-uncased, for weights that come without one.
@@ -36,12 +46,16 @@ def load(
     """
     words = Path(vocabulary) if vocabulary is not None else None
     request = Request(vocabulary=words, revision=revision, offline=offline, image_size=image_size)
-    return Encoder.from_checkpoint(load_checkpoint(os.fspath(source), request), resolution, preprocessing)
+    where = _device(device)
+    encoder = Encoder.from_checkpoint(load_checkpoint(os.fspath(source), request), resolution, preprocessing)
+    return encoder.to(where, dtype)
 
 
 def load_vision(
     source: str | os.PathLike[str],
     *,
+    device: Where = "cpu",
+    dtype: torch.dtype | None = None,
     resolution: Size | None = None,
     preprocessing: Preprocessing = "crop",
     revision: str | None = None,
@@ -50,11 +64,25 @@ def load_vision(
 ) -> VisionEncoder:
     """Load the vision tower of any source of `load`, and of OpenVision 2 checkpoints; arguments as of `load`."""
     request = Request(vision_only=True, revision=revision, offline=offline, image_size=image_size)
-    return VisionEncoder.from_checkpoint(load_checkpoint(os.fspath(source), request), resolution, preprocessing)
+    where = _device(device)
+    encoder = VisionEncoder.from_checkpoint(load_checkpoint(os.fspath(source), request), resolution, preprocessing)
+    return encoder.to(where, dtype)
 
 
 def load_captioner(
-    source: str | os.PathLike[str], *, resolution: Size | None = None, preprocessing: Preprocessing = "crop"
+    source: str | os.PathLike[str],
+    *,
+    device: Where = "cpu",
+    dtype: torch.dtype | None = None,
+    resolution: Size | None = None,
+    preprocessing: Preprocessing = "crop",
 ) -> Captioner:
     """Load an OpenVision 2 model with its caption decoder from the model folder of a run; arguments as of `load`."""
-    return Captioner.from_checkpoint(load_checkpoint(os.fspath(source)), resolution, preprocessing)
+    where = _device(device)
+    captioner = Captioner.from_checkpoint(load_checkpoint(os.fspath(source)), resolution, preprocessing)
+    return captioner.to(where, dtype)
+
+
+def _device(device: Where) -> torch.device:
+    """Before weights are read: a device that is not there is an error at once."""
+    return device if isinstance(device, torch.device) else resolve_device(device)

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from openvision.encoding import encode_images
+from openvision.encoding import encode_images, evaluating
 from openvision.errors import OpenVisionError
 from openvision.images.decode import IMAGE_SUFFIXES, BadSampleError
 from openvision.images.preprocess import Preprocessing, Size, prepare, to_batch
+from openvision.models.layers import unit
 from openvision.models.vision import VisionFeatures, VisionTransformer
 from openvision.weights.load import Checkpoint
 
@@ -33,6 +34,9 @@ class UnreadableImageError(OpenVisionError):
 
 class VisionEncoder:
     """Images to patch tokens and, where the tower has a projection head, to unit vectors."""
+
+    source: str | None = None
+    """Where the weights were loaded from; None for a model made in memory."""
 
     def __init__(
         self, vision: VisionTransformer, resolution: Size | None = None, preprocessing: Preprocessing = "crop"
@@ -54,7 +58,9 @@ class VisionEncoder:
         cls, checkpoint: Checkpoint, resolution: Size | None = None, preprocessing: Preprocessing = "crop"
     ) -> Self:
         """Wrap a checkpoint that `weights.load.load_checkpoint` returned."""
-        return cls(checkpoint.vision, resolution, preprocessing)
+        encoder = cls(checkpoint.vision, resolution, preprocessing)
+        encoder.source = checkpoint.source
+        return encoder
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -92,9 +98,10 @@ class VisionEncoder:
     def _module(self) -> torch.nn.Module:
         return self.vision
 
-    def prepare(self, image: ImageInput) -> Tensor:
+    def preprocess(self, image: ImageInput) -> Tensor:
         """One image -> uint8 (3, height, width): RGB, upright, resized and cropped or squashed.
 
+        The transform of a data set: `torch.stack` of its results is a batch for `model`, which normalises it.
         Raises UnreadableImageError for a file that is missing, cannot be decoded or is too elongated to crop,
         OpenVisionError for an array of another shape or dtype.
         """
@@ -109,11 +116,11 @@ class VisionEncoder:
         except BadSampleError as bad:
             raise UnreadableImageError(f"{name} cannot be used: {bad}") from bad
 
-    def prepare_all(self, images: Iterable[ImageInput]) -> Tensor:
+    def preprocess_all(self, images: Iterable[ImageInput]) -> Tensor:
         """n images -> uint8 (n, 3, height, width)."""
         if isinstance(images, (str, os.PathLike, Image.Image)):
             raise OpenVisionError("expected a list of images, got a single one; put it into a list")
-        prepared = [self.prepare(image) for image in images]
+        prepared = [self.preprocess(image) for image in images]
         return torch.stack(prepared) if prepared else torch.empty(0, 3, *self._sides, dtype=torch.uint8)
 
     def forward_features(
@@ -124,11 +131,11 @@ class VisionEncoder:
         `images` are B images, or a tensor (B, 3, H, W) of any resolution: uint8, or floats already normalised.
         Gradients flow; wrap the call in `torch.inference_mode()` when none are needed.
         """
-        batch = images if isinstance(images, Tensor) else self.prepare_all(images)
+        batch = images if isinstance(images, Tensor) else self.preprocess_all(images)
         return self.vision.forward_features(batch.to(self.vision.cls_token.device), layers=layers, norm=norm)
 
     def encode_prepared(self, images: Tensor, batch_size: int = 64) -> Tensor:
-        """Images from `prepare`, uint8 (n, 3, H, W) -> unit vectors float32 (n, E)."""
+        """Images from `preprocess`, uint8 (n, 3, H, W) -> unit vectors float32 (n, E)."""
         dim = self.embed_dim
         if not len(images):
             return torch.empty(0, dim)
@@ -136,7 +143,15 @@ class VisionEncoder:
 
     def encode_images(self, images: Iterable[ImageInput], batch_size: int = 64) -> Tensor:
         """n images -> unit vectors float32 (n, E)."""
-        return self.encode_prepared(self.prepare_all(images), batch_size)
+        return self.encode_prepared(self.preprocess_all(images), batch_size)
+
+    def encode_unit(self, images: Iterable[ImageInput], batch_size: int = 64) -> Tensor:
+        """`encode_images`; a tower without a head gives its pooled vectors at unit length, float32 (n, D)."""
+        if self.vision.head is not None:
+            return self.encode_images(images, batch_size)
+        with evaluating(self.vision):
+            parts = [self.forward_features(part).pooled for part in self.preprocess_all(images).split(batch_size)]
+            return unit(torch.cat(parts).float()).cpu()
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -81,7 +81,7 @@ class DecoderCaptioner:
             texts = self.model.caption(images, batch_size=max(1, len(images)))
             return [Answer(text, len(self.model.tokenizer.tokens([text])[0]) >= self._longest) for text in texts]
         alts = [question.alt for question in questions]
-        prepared = self.model.prepare_all(images)
+        prepared = self.model.preprocess_all(images)
         # Every place is written at once, so that none of these captions ends for want of room.
         return [Answer(text) for text in generate_captions(self.model.model, self.model.tokenizer, prepared, alts)]
 

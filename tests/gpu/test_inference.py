@@ -76,7 +76,7 @@ def test_features_of_openvision_2(trained, images, device):
 def test_generation_has_the_ids_of_the_cpu(trained, images, device):
     folder = trained("openvision2")
     cpu, here = openvision.load_captioner(folder), openvision.load_captioner(folder).to(device)
-    pixels = cpu.prepare_all(images)
+    pixels = cpu.preprocess_all(images)
     ids = [
         captioner.model.generate(pixels.to(at), captioner.tokenizer.bos_id, captioner.tokenizer.eos_id).cpu()
         for captioner, at in ((cpu, "cpu"), (here, device))
@@ -91,7 +91,7 @@ def test_captions_of_version_1_are_those_of_the_cpu(trained, images, device):
     folder = trained("openvision")
     cpu, here = openvision.load(folder), openvision.load(folder).to(device)
     alts = ["a red bar"] * len(images)
-    captions = [generate_captions(each.model, cpu.tokenizer, cpu.prepare_all(images), alts) for each in (cpu, here)]
+    captions = [generate_captions(each.model, cpu.tokenizer, cpu.preprocess_all(images), alts) for each in (cpu, here)]
     assert captions[0] == captions[1]
 
 

@@ -41,7 +41,7 @@ def test_nothing_gives_no_rows(encoder) -> None:
 def test_preparation_is_scale_and_central_crop(encoder) -> None:
     wide = np.zeros((64, 192, 3), dtype=np.uint8)
     wide[:, 64:128] = 200
-    prepared = encoder.prepare(wide)
+    prepared = encoder.preprocess(wide)
     assert prepared.shape == (3, 32, 32)
     assert int(prepared[:, :, 4:-4].min()) == 200
 

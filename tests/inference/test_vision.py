@@ -58,7 +58,7 @@ def test_384_pixels_at_patch_14_give_27_by_27(tower) -> None:
 
 
 def test_pictures_uint8_and_normalised_tensors_are_the_same(tower) -> None:
-    prepared = tower.prepare_all([PIXELS])
+    prepared = tower.preprocess_all([PIXELS])
     wanted = tower.forward_features([PIXELS]).patch_tokens
     assert torch.equal(tower.forward_features(prepared).patch_tokens, wanted)
     assert torch.equal(tower.forward_features(normalize(prepared)).patch_tokens, wanted)
@@ -100,13 +100,13 @@ def test_compiled_as_one_graph(tower) -> None:
 
 def test_preprocessing_both_ways(tower) -> None:
     squashing = VisionEncoder(tower.vision, preprocessing="squash")
-    assert np.array_equal(tower.prepare(PIXELS).permute(1, 2, 0).numpy(), resize_center_crop(PIXELS, 56))
-    assert np.array_equal(squashing.prepare(PIXELS).permute(1, 2, 0).numpy(), squash(PIXELS, 56))
+    assert np.array_equal(tower.preprocess(PIXELS).permute(1, 2, 0).numpy(), resize_center_crop(PIXELS, 56))
+    assert np.array_equal(squashing.preprocess(PIXELS).permute(1, 2, 0).numpy(), squash(PIXELS, 56))
 
 
 def test_rectangles(tower) -> None:
     wide = VisionEncoder(tower.vision, resolution=(28, 70))
-    assert wide.prepare(PIXELS).shape == (3, 28, 70)
+    assert wide.preprocess(PIXELS).shape == (3, 28, 70)
     assert wide.grid == (2, 5)
     assert np.array_equal(resize_center_crop(PIXELS, (56, 56)), resize_center_crop(PIXELS, 56))
 
@@ -127,7 +127,7 @@ def test_exif_rotation(tower, tmp_path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(PIXELS).rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
-    assert torch.equal(tower.prepare(tmp_path / "turned.png"), tower.prepare(PIXELS))
+    assert torch.equal(tower.preprocess(tmp_path / "turned.png"), tower.preprocess(PIXELS))
 
 
 def test_the_smallest_and_the_largest_picture(tower, tmp_path) -> None:

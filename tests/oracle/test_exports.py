@@ -107,7 +107,7 @@ def test_preprocessing_of_open_clip_is_ours_up_to_rounding(checkpoint, tmp_path)
     export(checkpoint, "open_clip", tmp_path / "out")
     _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
     pixels = np.random.default_rng(0).integers(0, 255, (8, 12, 3), dtype=np.uint8).repeat(9, 0).repeat(9, 1)
-    ours = normalize(openvision.load(tmp_path / "out").prepare(pixels)[None])[0]
+    ours = normalize(openvision.load(tmp_path / "out").preprocess(pixels)[None])[0]
     theirs = preprocess(Image.fromarray(pixels))
     assert theirs.shape == ours.shape
     assert (theirs - ours).abs().mean() < 1.5 / 255 / 0.22

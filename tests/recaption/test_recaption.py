@@ -256,7 +256,7 @@ def test_the_decoder_of_version_1_reads_the_alt_text(shards, tiny_run, tmp_path)
     assert done.exit_code == 0, done.output
     encoder = openvision.load(tiny_run)
     dataset = ShardDataset(shards)
-    pictures = encoder.prepare_all([to_rgb_image(dataset[i].image) for i in range(4)])
+    pictures = encoder.preprocess_all([to_rgb_image(dataset[i].image) for i in range(4)])
     alts = [f"alt {i}" for i in range(4)]
     alone = generate_captions(encoder.model, encoder.tokenizer, pictures, alts)
     assert [text or "" for text in captions(out)[:4]] == alone

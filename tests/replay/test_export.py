@@ -77,7 +77,7 @@ def test_the_folder_says_how_images_are_prepared(checkpoint, graphs):
     pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
     told = ((pixels * how["scale"] - how["mean"]) / how["std"]).transpose(2, 0, 1)[None].astype(np.float32)
     encoder = openvision.Encoder(checkpoint.model, checkpoint.tokenizer)
-    assert np.allclose(told, normalize(encoder.prepare(pixels)[None]).numpy(), atol=1e-5)
+    assert np.allclose(told, normalize(encoder.preprocess(pixels)[None]).numpy(), atol=1e-5)
     (embeds,) = open_session(graphs / "vision.onnx").run(["image_embeds"], {"images": told})
     assert np.allclose(embeds, encoder.encode_images([pixels]).numpy(), atol=2e-5)
 
@@ -125,7 +125,7 @@ def test_images_of_one_pixel_in_the_exported_processor(checkpoint, vit, size):
 
     image = Image.new("RGB", size, (200, 30, 90))
     theirs = AutoImageProcessor.from_pretrained(vit)(image, return_tensors="pt")["pixel_values"]
-    ours = normalize(openvision.Encoder(checkpoint.model, None).prepare(np.asarray(image))[None])
+    ours = normalize(openvision.Encoder(checkpoint.model, None).preprocess(np.asarray(image))[None])
     assert torch.allclose(theirs, ours, atol=1e-4)
 
 

@@ -140,7 +140,7 @@ def test_the_image_processor_prepares_as_we_do(checkpoint, tmp_path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8).repeat(12, 0).repeat(12, 1)
     theirs = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
     encoder = openvision.Encoder(checkpoint.model, None)
-    ours = normalize(encoder.prepare(pixels)[None])
+    ours = normalize(encoder.preprocess(pixels)[None])
     # They round where training truncated: one grey level, and a few more at the borders of the blocks.
     assert theirs.shape == ours.shape
     assert (theirs - ours).abs().mean() < 1.5 / 255 / 0.22
