@@ -22,7 +22,10 @@ ALLOWED = {
     "recipe": {"models", "text", "images", "data", "runtime"},
     "evaluation": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
     "inference": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
-    "recaption": {"models", "text", "images", "data", "weights", "encoding", "runtime", "inference"},
+    "recaption": {
+        *("models", "text", "images", "data", "weights", "encoding", "runtime", "inference", "evaluation"),
+        "multimodal",
+    },
     "training": {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
         "planning",

@@ -17,7 +17,10 @@ ANY_LANGUAGE = "any"
 def recaption(
     shards: Annotated[str, typer.Argument(help="Folder of shards, which is not changed.")],
     captioner: Annotated[
-        str, typer.Option(help="Model with a caption decoder, or URL of an OpenAI-compatible endpoint.")
+        str,
+        typer.Option(
+            help="Model with a caption decoder, transformers:FOLDER or ID, or URL of an endpoint like OpenAI's."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for captions tars and links to the shards.")],
     model: Annotated[str | None, typer.Option(help="Model of the endpoint; default: the only one it has.")] = None,
@@ -62,12 +65,20 @@ def recaption(
 def _captioner(
     source: str, sampling: "Sampling", model: str | None, batch_size: int, per_minute: float, device: str
 ) -> "AnyCaptioner":
+    from openvision.errors import OpenVisionError
+
     if source.startswith(("http://", "https://")):
         from openvision.recaption.endpoint import Endpoint
         from openvision.recaption.request_queue import Patience
 
         return Endpoint(source, model, sampling, parallel=batch_size, patience=Patience(per_minute=per_minute))
-    from openvision.recaption.decoders import load_decoder
+    from openvision.recaption.image_text import PREFIX, is_image_text_folder, load_image_text
     from openvision.runtime import resolve_device
+
+    if model is not None:
+        raise OpenVisionError(f"--model names the model of an endpoint, and {source} is none; leave it out")
+    if source.startswith(PREFIX) or is_image_text_folder(source):
+        return load_image_text(source.removeprefix(PREFIX), resolve_device(device), sampling, batch_size)
+    from openvision.recaption.decoders import load_decoder
 
     return load_decoder(source, resolve_device(device), sampling, batch_size)

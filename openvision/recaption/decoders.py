@@ -65,7 +65,9 @@ class DecoderCaptioner:
         for row in ids.cpu():
             # [eos] stands on every place behind the end.
             length = int((row != tokenizer.eos_id).sum())
-            answers.append(Answer(tokenizer.decode(row.numpy()), length == len(row), tokens_written=length))
+            answers.append(
+                Answer(tokenizer.decode(row.numpy()), length == len(row), tokens_written=min(length + 1, len(row)))
+            )
         return answers
 
 
