@@ -23,7 +23,10 @@ ALLOWED = {
     "recipe": {"models", "text", "images", "data", "runtime"},
     "evaluation": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
     "inference": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
-    "recaption": {"models", "text", "images", "data", "weights", "encoding", "runtime", "inference"},
+    "recaption": {
+        *("models", "text", "images", "data", "weights", "encoding", "runtime", "inference", "evaluation"),
+        "multimodal",
+    },
     "training": {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
         *("planning", "teachers"),
@@ -34,7 +37,7 @@ ALLOWED = {
     },
     "cli": {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
-        *("inference", "training", "planning", "multimodal", "recaption", "teachers"),
+        *("inference", "training", "planning", "multimodal", "recaption", "teachers", "api"),
     },
     "errors": set(),
     "hardware": set(),

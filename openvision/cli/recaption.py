@@ -1,52 +1,84 @@
 """`openvision recaption`: new captions for the images of shards."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from openvision.cli.options import Device
 from openvision.terminal import echo
 
-_BATCHES_AHEAD = 16
+if TYPE_CHECKING:
+    from openvision.recaption.captioner import AnyCaptioner, Sampling
+
+ANY_LANGUAGE = "any"
 
 
 def recaption(
     shards: Annotated[str, typer.Argument(help="Folder of shards, which is not changed.")],
     captioner: Annotated[
-        str, typer.Option(help="Model with a caption decoder, or URL of an OpenAI-compatible endpoint.")
+        str,
+        typer.Option(
+            help="Model with a caption decoder, transformers:FOLDER or ID, or URL of an endpoint like OpenAI's."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for captions tars and links to the shards.")],
     model: Annotated[str | None, typer.Option(help="Model of the endpoint; default: the only one it has.")] = None,
     key: Annotated[str, typer.Option(help="Name of the new caption.")] = "recaption",
-    template: Annotated[str, typer.Option(help="Prompt: v1, v2 (with the alt-text) or a text file.")] = "v1",
+    template: Annotated[str, typer.Option(help="Prompt: v1, v2 (with the alt-text) or a Jinja file.")] = "v1",
     per_image: Annotated[int, typer.Option(help="Captions an image; several need a temperature.", min=1)] = 1,
     batch_size: Annotated[int, typer.Option(help="Images decoded, or requests sent, at once.", min=1, max=1024)] = 32,
-    max_tokens: Annotated[int, typer.Option(help="Longest caption of an endpoint, tokens.", min=1)] = 128,
-    temperature: Annotated[float, typer.Option(help="Sampling of an endpoint; 0 is greedy.", min=0)] = 0.0,
+    max_tokens: Annotated[int, typer.Option(help="Longest caption, tokens.", min=1)] = 128,
+    temperature: Annotated[float, typer.Option(help="Sampling; 0 is greedy.", min=0)] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample among the likeliest tokens; 0: among all.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
-    on_bad: Annotated[Literal["drop", "keep"], typer.Option(help="What to do with bad captions.")] = "drop",
+    language: Annotated[str, typer.Option(help="Language of a good caption, or any.")] = "en",
+    retries: Annotated[int, typer.Option(help="Further tries of a bad caption, with another seed.", min=0)] = 1,
+    on_bad: Annotated[Literal["drop", "keep"], typer.Option(help="What to do with what is still bad.")] = "drop",
+    form: Annotated[
+        Literal["captions", "shards"], typer.Option("--as", help="Captions tars and links, or whole new shards.")
+    ] = "captions",
+    per_minute: Annotated[float, typer.Option(help="Most requests a minute; 0: no limit.", min=0)] = 0.0,
+    budget: Annotated[int | None, typer.Option(help="Tokens that all workers may use together.", min=1)] = None,
     device: Device = "auto",
 ) -> None:
     """Caption the images of shards; start it several times to share the work, and again after a stop."""
     from openvision.errors import OpenVisionError
-    from openvision.recaption.captioner import load_decoder
-    from openvision.recaption.endpoint import Endpoint
-    from openvision.recaption.job import Options, recaption_shards
+    from openvision.recaption.captioner import Sampling
+    from openvision.recaption.job import recaption_shards
+    from openvision.recaption.language import LANGUAGES
     from openvision.recaption.prompts import load_prompt
+    from openvision.recaption.shard import Options
 
+    if language not in (*LANGUAGES, ANY_LANGUAGE):
+        raise OpenVisionError(f"--language is {language!r}; choose one of {', '.join(LANGUAGES)} or {ANY_LANGUAGE}")
     prompt = load_prompt(template)
-    if captioner.startswith(("http://", "https://")):
-        if per_image > 1 and temperature == 0:
-            raise OpenVisionError("--per-image above 1 gives equal captions at temperature 0; set --temperature 0.7")
-        source = Endpoint(captioner, model, temperature, max_tokens, parallel=batch_size)
-        # While some requests wait to be repeated, the others of a batch go on.
-        batch_size *= _BATCHES_AHEAD
-    else:
-        from openvision.runtime import resolve_device
-
-        source = load_decoder(captioner, resolve_device(device))
-    options = Options(key, per_image, batch_size, seed, on_bad)
-    counts = recaption_shards(shards, source, prompt, output, options, echo)
+    sampling = Sampling(temperature, top_k, max_tokens)
+    source = _captioner(captioner, sampling, model, batch_size, per_minute, device)
+    spoken = None if language == ANY_LANGUAGE else language
+    options = Options(key, per_image, seed, retries, on_bad, spoken, form)
+    counts = recaption_shards(shards, source, prompt, output, options, echo, budget=budget)
     for name, count in sorted(counts.items()):
         echo(f"{name}\t{count}")
+
+
+def _captioner(
+    source: str, sampling: "Sampling", model: str | None, batch_size: int, per_minute: float, device: str
+) -> "AnyCaptioner":
+    from openvision.errors import OpenVisionError
+
+    if source.startswith(("http://", "https://")):
+        from openvision.recaption.endpoint import Endpoint
+        from openvision.recaption.request_queue import Patience
+
+        return Endpoint(source, model, sampling, parallel=batch_size, patience=Patience(per_minute=per_minute))
+    from openvision.recaption.image_text import PREFIX, is_image_text_folder, load_image_text
+    from openvision.runtime import resolve_device
+
+    if model is not None:
+        raise OpenVisionError(f"--model names the model of an endpoint, and {source} is none; leave it out")
+    if source.startswith(PREFIX) or is_image_text_folder(source):
+        return load_image_text(source.removeprefix(PREFIX), resolve_device(device), sampling, batch_size)
+    from openvision.recaption.decoders import load_decoder
+
+    return load_decoder(source, resolve_device(device), sampling, batch_size)

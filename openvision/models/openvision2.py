@@ -4,7 +4,7 @@ No text tower, no contrastive loss, no temperature. In training the decoder read
 otherwise all of them; the tower always encodes the whole image.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Literal
 
@@ -116,9 +116,17 @@ class OpenVision2(nn.Module):
         return self.decoder.logits(self(images, input_ids))
 
     @torch.no_grad()
-    def generate(self, images: Tensor, bos_id: int, eos_id: int, max_length: int | None = None) -> Tensor:
-        """Caption images (B, 3, H, W) greedily -> ids int64 (B, L), without [bos]; L at most `max_length`.
+    def generate(
+        self,
+        images: Tensor,
+        bos_id: int,
+        eos_id: int,
+        max_length: int | None = None,
+        sampler: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Caption images (B, 3, H, W) -> ids int64 (B, L), without [bos]; L at most `max_length`.
 
+        The token with the largest logit is next; a `sampler` changes the logits (B, V) before.
         Keys and values are kept: each token costs one pass of one token. Ends when every caption has its [eos]; what
         stands after an [eos] is [eos]. `max_length` is the decoder's `caption_length` by default and at most.
         """
@@ -131,7 +139,10 @@ class OpenVision2(nn.Module):
         # An accelerator is not waited for: what it computes past the end before the host knows of it is cut off.
         lag = 0 if images.device.type == "cpu" else GENERATION_LAG
         for position in range(length):
-            ids = self.decoder.logits(self.decoder.step(ids, position, caches)).argmax(dim=-1)
+            logits = self.decoder.logits(self.decoder.step(ids, position, caches))
+            if sampler is not None:
+                logits = sampler(logits[:, -1])[:, None]
+            ids = logits.argmax(dim=-1)
             ids = ids.masked_fill(finished, eos_id)
             generated.append(ids)
             finished |= ids == eos_id

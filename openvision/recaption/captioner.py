@@ -1,31 +1,29 @@
-"""What a captioner is to the job, and the captioners that are checkpoints of ours."""
+"""What a captioner is to the job: questions in, answers out, in any order."""
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
-from openvision.encoding import generate_captions, require_decoder
-from openvision.images.decode import to_rgb_image
-from openvision.inference.captioner import Captioner
-from openvision.inference.encoder import Encoder
-from openvision.weights.load import load_checkpoint
+RETRY_TEMPERATURE = 0.7
+"""At least this warm is the second try of a bad caption: a greedy captioner would repeat itself."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One image to caption."""
+    """One caption to write."""
 
+    shard: str
+    key: str
+    number: int
+    """Which of the captions of this image, from 0."""
     image: bytes
     """Encoded, readable."""
     extension: str
     prompt: str
     seed: int
     alt: str = ""
-    retry: bool = False
-    """Whether the first caption was bad: a captioner that was greedy samples now."""
+    retry: int = 0
+    """How often an answer was bad before."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +35,32 @@ class Answer:
     """Whether it ended at the longest length."""
     fault: str | None = None
     """Why the captioner gave none."""
+    tokens_read: int = 0
+    tokens_written: int = 0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a captioner chooses the next token."""
+
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_k: int = 0
+    """Sample among this many of the likeliest tokens, weighted by their probabilities; 0: among all."""
+    max_tokens: int = 128
+    """Longest caption; a decoder of ours stops at its own length before."""
+
+    def temperature_of(self, question: Question) -> float:
+        """That of the first try, or a warmer one."""
+        return max(self.temperature, RETRY_TEMPERATURE) if question.retry else self.temperature
+
+    def __str__(self) -> str:
+        kept = f", top {self.top_k}" if self.top_k else ""
+        return f"temperature {self.temperature:g}{kept}, {self.max_tokens} tokens"
 
 
 class AnyCaptioner(Protocol):
-    """Answers questions in their order; raises OpenVisionError when it cannot go on."""
+    """Answers questions; raises OpenVisionError when it cannot go on."""
 
     @property
     def name(self) -> str:
@@ -48,46 +68,38 @@ class AnyCaptioner(Protocol):
         ...
 
     @property
-    def samples(self) -> bool:
-        """Whether another seed can give another caption."""
+    def varies(self) -> bool:
+        """Whether several captions of an image differ."""
         ...
 
-    def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        """n questions -> n answers."""
+    @property
+    def can_retry(self) -> bool:
+        """Whether a second try can give another caption."""
+        ...
+
+    @property
+    def shards_at_once(self) -> int:
+        """Shards that one worker may hold: 2 where some answers are late, so that the next shard begins meanwhile."""
+        ...
+
+    def answers(self, questions: Iterable[Question | None]) -> Iterator[tuple[Question, Answer]]:
+        """Each question with its answer, in any order, read as there is room for them.
+
+        None among the questions says that there is none before one of the open ones is answered.
+        """
         ...
 
 
-class DecoderCaptioner:
-    """A caption decoder of ours, greedy: OpenVision 2's reads the image, OpenVision 1's the alt-text as well."""
-
-    samples = False
-
-    def __init__(self, model: Captioner | Encoder, source: str) -> None:
-        """Use `model`; raises OpenVisionError for an encoder without a decoder."""
-        self.model = model
-        self._longest = (
-            model.model.config.decoder.caption_length if isinstance(model, Captioner) else require_decoder(model.model)
-        )
-        digest = hashlib.sha256()
-        for tensor in model.model.state_dict().values():
-            digest.update(tensor.float().cpu().numpy().tobytes())
-        # Another checkpoint at the same path is another captioner.
-        self.name = f"{source}, weights {digest.hexdigest()[:16]}"
-
-    def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        """n questions -> n captions, decoded as one batch; prompts and seeds are not read."""
-        images = [to_rgb_image(question.image) for question in questions]
-        if isinstance(self.model, Captioner):
-            texts = self.model.caption(images, batch_size=max(1, len(images)))
-            return [Answer(text, len(self.model.tokenizer.tokens([text])[0]) >= self._longest) for text in texts]
-        alts = [question.alt for question in questions]
-        prepared = self.model.preprocess_all(images)
-        # Every place is written at once, so that none of these captions ends for want of room.
-        return [Answer(text) for text in generate_captions(self.model.model, self.model.tokenizer, prepared, alts)]
-
-
-def load_decoder(source: str, device: torch.device) -> DecoderCaptioner:
-    """The captioner of any source of a model; raises OpenVisionError when it has no caption decoder."""
-    checkpoint = load_checkpoint(source)
-    kind = Encoder if checkpoint.captioner is None else Captioner
-    return DecoderCaptioner(kind.from_checkpoint(checkpoint).to(device), source)
+def in_batches(
+    questions: Iterable[Question | None], size: int, answer: Callable[[Sequence[Question]], Sequence[Answer]]
+) -> Iterator[tuple[Question, Answer]]:
+    """The answers of a captioner that takes `size` questions at a time."""
+    batch: list[Question] = []
+    for question in questions:
+        if question is not None:
+            batch.append(question)
+        if batch and (question is None or len(batch) == size):
+            yield from zip(batch, answer(batch), strict=True)
+            batch = []
+    if batch:
+        yield from zip(batch, answer(batch), strict=True)

@@ -1,48 +1,37 @@
-"""Recaption a folder of shards: one shard after the other, by any number of workers at once.
+"""Recaption a folder of shards, by any number of workers at once.
 
-The output folder holds, for each finished shard, `NAME.captions.tar`, `NAME.recaption.json` (its counts), and, made
-last, a link `NAME.tar` to the shard: so it is a folder of shards for the loader at any time, and a shard without its
-link is not finished. A worker holds a lock on the shard that it captions; the lock ends with its process.
+The output folder holds, for each finished shard, `NAME.recaption.json` (its counts), its captions, and, made last,
+`NAME.tar`: a link to the shard, or a new one. So it is a folder of shards for the loader at any time, and a shard
+without `NAME.tar` is not finished. A worker holds a lock on each shard that it captions; the lock ends with its
+process.
 """
 
 import fcntl
-import hashlib
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO
 
-from openvision.data.recap.index import shard_names, tar_samples
-from openvision.data.recap.write import captions_tar, read_captions
-from openvision.data.shards.index import captions_name, is_key
+from openvision.data.recap.index import shard_names
 from openvision.data.shards.selection import check_flat, flat_name
 from openvision.data.shards.store import LocalStore, open_store
 from openvision.errors import OpenVisionError
-from openvision.files import JsonObject, atomic_write_bytes, atomic_write_text, make_folder, read_json
-from openvision.images.decode import BadSampleError, decode_image
+from openvision.files import JsonObject, atomic_write_text, make_folder, read_json
 from openvision.recaption.captioner import Answer, AnyCaptioner, Question
 from openvision.recaption.prompts import Prompt
-from openvision.recaption.quality import find_fault
-from openvision.untrusted import decode_text
+from openvision.recaption.shard import Options, Origin, ShardWork, is_finished, report_name
 
 MANIFEST = "recaption.json"
+# Seconds between the signs of life that a worker writes into the locks it holds.
+_SIGN = 5.0
 
-
-@dataclass(frozen=True)
-class Options:
-    """How captions are made and kept."""
-
-    key: str = "recaption"
-    """Name of the caption."""
-    per_image: int = 1
-    batch_size: int = 32
-    seed: int = 0
-    on_bad: Literal["drop", "keep"] = "drop"
+Write = Callable[[str], None]
 
 
 def recaption_shards(
@@ -51,43 +40,194 @@ def recaption_shards(
     prompt: Prompt,
     output: Path,
     options: Options,
-    progress: Callable[[str], None],
+    progress: Write,
+    names: Sequence[str] | None = None,
+    budget: int | None = None,
 ) -> Counter[str]:
     """Caption every shard that no other worker has finished or holds; returns the counts of all finished shards.
 
-    `progress` receives a line for each shard. Raises OpenVisionError for remote shards, an output folder of another
-    job, a shard without images, and whatever stops the captioner.
+    `progress` receives a line for each shard; `names` are the shards to look at, by default all. `budget` is how many
+    tokens all workers together may use: no shard begins after them. Raises OpenVisionError for remote shards, an output
+    folder of another job, a shard without images, a budget that is used up, and whatever stops the captioner.
     """
-    store = open_store(shards)
-    if not isinstance(store, LocalStore):
-        raise OpenVisionError(f"{shards} is not a local folder; copy the shards, then recaption the copy")
-    if options.per_image > 1 and not captioner.samples:
-        raise OpenVisionError(f"{captioner.name} gives one caption an image; leave out --per-image")
-    names = shard_names(store)
-    check_flat(names)
+    store = open_local(shards)
+    if options.per_image > 1 and not captioner.varies:
+        raise OpenVisionError(
+            f"{captioner.name} gives equal captions of one image; leave out --per-image or set --temperature 0.7"
+        )
+    every = shard_names(store)
+    check_flat(every)
     if output.resolve() == store.folder.resolve():
         raise OpenVisionError(f"{output} is the folder of the shards; choose another output folder")
     _claim_folder(output, _manifest(store, captioner, prompt, options))
-    for number, name in enumerate(names, start=1):
-        with _lock(output / f".{flat_name(name)}.lock") as held:
-            if not held or _is_finished(output, name):
-                continue
-            counts = _caption_shard(store, name, captioner, prompt, output, options)
-        progress(f"{name} ({number} of {len(names)}): {counts['captions']} captions for {counts['images']} images")
+    origin = Origin(captioner.name, captioner.can_retry, prompt)
+    with _Worker(store, output, origin, options, captioner.shards_at_once, budget, progress) as worker:
+        for question, answer in captioner.answers(worker.questions(every if names is None else names)):
+            worker.take(question, answer)
+    return count_finished(output, every)
+
+
+def open_local(shards: str) -> LocalStore:
+    """The folder of shards; raises OpenVisionError for a remote one."""
+    store = open_store(shards)
+    if not isinstance(store, LocalStore):
+        raise OpenVisionError(f"{shards} is not a local folder; copy the shards, then recaption the copy")
+    return store
+
+
+def count_finished(output: Path, names: Sequence[str]) -> Counter[str]:
+    """Sum of the counts of all finished shards, with `shards` and `shards_missing`."""
     total: Counter[str] = Counter()
     for name in names:
-        if _is_finished(output, name):
-            total += Counter(read_json(output / _report_name(name))["counts"])
+        if is_finished(output, name):
+            total += Counter(read_json(output / report_name(name))["counts"])
             total["shards"] += 1
     total["shards_missing"] = len(names) - total["shards"]
     return total
 
 
+@dataclass(frozen=True)
+class _Held:
+    work: ShardWork
+    lock: IO[str]
+    stack: ExitStack
+
+
+class _Worker:
+    """Takes shards one after the other, a second one while the first only waits for its last answers."""
+
+    def __init__(
+        self,
+        store: LocalStore,
+        output: Path,
+        origin: Origin,
+        options: Options,
+        at_once: int,
+        budget: int | None,
+        progress: Write,
+    ) -> None:
+        self.store, self.output, self.origin, self.options = store, output, origin, options
+        self.at_once, self.budget, self.progress = at_once, budget, progress
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self._held: dict[str, _Held] = {}
+        self._again: deque[Question] = deque()
+        self._signed = 0.0
+
+    def __enter__(self) -> "_Worker":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for name in list(self._held):
+            self._release(name)
+
+    def questions(self, names: Sequence[str]) -> Iterator[Question | None]:
+        """Questions about all shards that are free; None where an answer must come before the next one."""
+        remaining = iter(names)
+        more, broken = True, None
+        while True:
+            while more and len(self._held) < self.at_once:
+                name = next((name for name in remaining if self._hold(name)), None)
+                more = name is not None
+                if name is None:
+                    continue
+                try:
+                    for question in self._held[name].work.questions():
+                        yield question
+                        yield from self._second_tries()
+                except OpenVisionError as error:
+                    # What was asked about the other shards may have cost money: they are finished first.
+                    broken, more = error, False
+                    self._release(name)
+                else:
+                    # Every answer may have come before the shard ended.
+                    self._finish_complete(name)
+            yield from self._second_tries()
+            if self._held:
+                yield None
+            elif broken is not None:
+                raise broken
+            elif not more:
+                return
+
+    def _second_tries(self) -> Iterator[Question]:
+        while self._again:
+            yield self._again.popleft()
+
+    def take(self, question: Question, answer: Answer) -> None:
+        """Keep an answer, and finish its shard after the last one."""
+        held = self._held.get(question.shard)
+        if held is None:
+            # Its shard turned out to be broken.
+            return
+        again = held.work.take(question, answer)
+        if again is not None:
+            self._again.append(again)
+        self._sign()
+        self._finish_complete(question.shard)
+
+    def _finish_complete(self, name: str) -> None:
+        work = self._held[name].work
+        if work.is_complete:
+            work.finish(self.output, self.name)
+            self._release(name)
+            self.progress(f"{name}: {work.counts['captions']} captions for {work.counts['images']} images")
+
+    def _hold(self, name: str) -> bool:
+        """Lock a shard, unless it is finished or another worker holds it."""
+        if is_finished(self.output, name):
+            return False
+        self._check_budget()
+        stack = ExitStack()
+        file = stack.enter_context(_lock(lock_path(self.output, name)))
+        # It may have been finished between the look and the lock.
+        if file is None or is_finished(self.output, name):
+            stack.close()
+            return False
+        self._held[name] = _Held(ShardWork(self.store, name, self.origin, self.options), file, stack)
+        self._signed = 0.0
+        self._sign()
+        return True
+
+    def _release(self, name: str) -> None:
+        held = self._held.pop(name)
+        held.lock.truncate(0)
+        held.stack.close()
+
+    def _sign(self) -> None:
+        """Say in the held locks how far their shards are, for the table of progress."""
+        if time.monotonic() - self._signed < _SIGN:
+            return
+        self._signed = time.monotonic()
+        for held in self._held.values():
+            counts = held.work.counts
+            sign = {"worker": self.name, "captions": counts["captions"], "tokens": _tokens(counts)}
+            held.lock.truncate(0)
+            held.lock.write(json.dumps(sign))
+            held.lock.flush()
+
+    def _check_budget(self) -> None:
+        if self.budget is None:
+            return
+        finished = count_finished(self.output, shard_names(self.store))
+        used = _tokens(finished) + sum(_tokens(held.work.counts) for held in self._held.values())
+        if used >= self.budget:
+            raise OpenVisionError(
+                f"{used:,} of {self.budget:,} tokens are used; raise --budget and run the same command to go on"
+            )
+
+
+def _tokens(counts: Counter[str]) -> int:
+    return counts["tokens_read"] + counts["tokens_written"]
+
+
+def lock_path(output: Path, name: str) -> Path:
+    """The lock of a shard."""
+    return output / f".{flat_name(name)}.lock"
+
+
 def _manifest(store: LocalStore, captioner: AnyCaptioner, prompt: Prompt, options: Options) -> JsonObject:
-    # The size of a batch changes no caption.
-    chosen = {name: value for name, value in asdict(options).items() if name != "batch_size"}
     source = {"shards": str(store.folder.resolve()), "captioner": captioner.name}
-    return {"version": 1, **source, "prompt": prompt.text, "prompt_sha256": prompt.sha256, **chosen}
+    return {"version": 1, **source, "prompt": prompt.text, "prompt_sha256": prompt.sha256, **asdict(options)}
 
 
 def _claim_folder(output: Path, manifest: JsonObject) -> None:
@@ -99,7 +239,8 @@ def _claim_folder(output: Path, manifest: JsonObject) -> None:
     with _lock(output / ".job.lock", wait=True):
         if not (output / MANIFEST).exists():
             atomic_write_text(output / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-        found = read_json(output / MANIFEST)
+        # An option that the folder was written without had its default.
+        found = asdict(Options()) | read_json(output / MANIFEST)
     for name, value in manifest.items():
         if found.get(name) != value:
             raise OpenVisionError(
@@ -109,103 +250,13 @@ def _claim_folder(output: Path, manifest: JsonObject) -> None:
 
 
 @contextmanager
-def _lock(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold a lock that ends with this process; False when another holds it. The file stays: removing it would race."""
+def _lock(path: Path, wait: bool = False) -> Iterator[IO[str] | None]:
+    """Hold a lock that ends with this process; None when another holds it. The file stays: removing it would race."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            yield None
         else:
-            yield True
-
-
-def _is_finished(output: Path, name: str) -> bool:
-    return (output / flat_name(name)).is_symlink()
-
-
-def _report_name(name: str) -> str:
-    return flat_name(name).removesuffix(".tar") + ".recaption.json"
-
-
-def _caption_shard(
-    store: LocalStore, name: str, captioner: AnyCaptioner, prompt: Prompt, output: Path, options: Options
-) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    beside = captions_name(name)
-    texts: dict[str, list[str]] = {}
-    questions = _questions(store, name, prompt, options, counts)
-    while batch := list(islice(questions, options.batch_size)):
-        for key, text in _good_captions(captioner, batch, options, counts):
-            texts.setdefault(key, []).append(text)
-    if not counts["images"]:
-        raise OpenVisionError(f"shard {store.join(name)} holds no image that can be read; remove it from the folder")
-    if not texts and counts["images"] > 1:
-        # A captioner that is set up wrongly must not finish shard after shard without a caption.
-        found = ", ".join(f"{name} {number}" for name, number in sorted(counts.items()) if name.startswith("bad_"))
-        raise OpenVisionError(
-            f"none of {counts['images']} images of shard {store.join(name)} got a usable caption ({found}); correct "
-            "the captioner or the prompt, or keep bad captions with --on-bad keep"
-        )
-    captions = read_captions(store, beside) if store.exists(beside) else {}
-    for key, several in texts.items():
-        captions.setdefault(key, {})[options.key] = several[0] if options.per_image == 1 else several
-    atomic_write_text(output / _report_name(name), json.dumps({"counts": counts}, indent=2) + "\n")
-    ours = flat_name(name)
-    atomic_write_bytes(output / captions_name(ours), captions_tar(captions))
-    link = output / f"{ours}.link"
-    link.unlink(missing_ok=True)
-    link.symlink_to(Path(store.join(name)).resolve())
-    os.replace(link, output / ours)
-    return counts
-
-
-def _questions(
-    store: LocalStore, name: str, prompt: Prompt, options: Options, counts: Counter[str]
-) -> Iterator[tuple[str, Question]]:
-    seen: set[str] = set()
-    for sample in tar_samples(store, name):
-        image = sample.image()
-        try:
-            if not is_key(sample.key) or sample.key in seen:
-                raise BadSampleError("bad_key", "the name is no key, or repeated")
-            decode_image(image)
-        except BadSampleError:
-            counts["unreadable"] += 1
-            continue
-        seen.add(sample.key)
-        counts["images"] += 1
-        alt = decode_text(sample.texts.get("txt", b""))[0].strip()
-        for number in range(options.per_image):
-            seed = _seed(options.seed, name, sample.key, number)
-            yield sample.key, Question(image, sample.extension, prompt.fill(alt), seed, alt)
-
-
-def _seed(*parts: object) -> int:
-    """31 bits that depend on the parts alone: the same whichever worker asks, and when."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "big") >> 1
-
-
-def _good_captions(
-    captioner: AnyCaptioner, batch: list[tuple[str, Question]], options: Options, counts: Counter[str]
-) -> Iterator[tuple[str, str]]:
-    """Ask, ask once more where the caption is bad, and give what is kept, with its key."""
-    answers = captioner.ask([question for _, question in batch])
-    faults = [_fault(question, answer) for (_, question), answer in zip(batch, answers, strict=True)]
-    if captioner.samples and (bad := [i for i, fault in enumerate(faults) if fault]):
-        again = [replace(batch[i][1], seed=_seed(batch[i][1].seed, "again"), retry=True) for i in bad]
-        counts["retried"] += len(bad)
-        for i, question, answer in zip(bad, again, captioner.ask(again), strict=True):
-            answers[i], faults[i] = answer, _fault(question, answer)
-    for (key, _), answer, fault in zip(batch, answers, faults, strict=True):
-        if fault:
-            counts[f"bad_{fault}"] += 1
-        # An empty text is no caption, whatever is kept.
-        if fault is None or (options.on_bad == "keep" and answer.text.strip()):
-            counts["captions"] += 1
-            yield key, answer.text
-
-
-def _fault(question: Question, answer: Answer) -> str | None:
-    return answer.fault or find_fault(answer.text, question.prompt, answer.cut)
+            yield file

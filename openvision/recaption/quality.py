@@ -1,8 +1,13 @@
-"""Faults of captions, found by rules in English: what a captioner writes when it does not describe the image."""
+"""Faults of captions, found by rules: what a captioner writes when it does not describe the image.
+
+The phrases of refusals and boilerplate are English.
+"""
 
 import re
 from collections import Counter
 from itertools import pairwise
+
+from openvision.recaption.language import is_other_language
 
 _REFUSAL = re.compile(
     r"^(i'?m sorry|i am sorry|sorry,|i (can ?not|can't|am unable to)|i'm unable to|as an ai\b|unfortunately, i)"
@@ -16,10 +21,10 @@ _SAME_WORD = 6
 _ECHO = 30
 
 
-def find_fault(caption: str, prompt: str, cut: bool) -> str | None:
-    """Why a caption is bad: empty, refusal, prompt_echo, boilerplate, looping or cut; None for a good one.
+def find_fault(caption: str, prompt: str, cut: bool, language: str | None = None) -> str | None:
+    """Why a caption is bad: empty, refusal, prompt_echo, boilerplate, looping, language or cut; None for a good one.
 
-    `cut` says that the captioner stopped at its longest length.
+    `cut` says that the captioner stopped at its longest length; `language` is the one asked for, None for any.
     """
     text = " ".join(caption.lower().replace("\u2019", "'").split())
     if not re.search(r"\w", text):
@@ -32,6 +37,8 @@ def find_fault(caption: str, prompt: str, cut: bool) -> str | None:
         return "boilerplate"
     if _loops(text.split()):
         return "looping"
+    if language is not None and is_other_language(caption, language):
+        return "language"
     return "cut" if cut else None
 
 

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -14,14 +14,22 @@ from PIL import Image
 
 
 class Server(ThreadingHTTPServer):
-    """`faults` are used up by the next requests for a caption; `captions` replace the next captions."""
+    """`faults` are used up by the next requests for a caption, `captions` by those for an image of this red value."""
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, faults: Iterable[str] = (), captions: Iterable[str] = (), key: str | None = None) -> None:
+    def __init__(
+        self,
+        faults: Iterable[str] = (),
+        captions: Mapping[int, Iterable[str]] | None = None,
+        key: str | None = None,
+        lists: bool = True,
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.faults, self.captions, self.key = deque(faults), deque(captions), key
+        self.faults, self.key = deque(faults), key
+        self.captions = {red: deque(texts) for red, texts in (captions or {}).items()}
+        self.lists = lists
         self.bodies: list[dict] = []
         self.lock = threading.Lock()
 
@@ -54,7 +62,9 @@ class _Handler(BaseHTTPRequestHandler):
         return bool(wrong)
 
     def do_GET(self) -> None:
-        if not self.refused():
+        if not self.server.lists:
+            self.answer(404, {"error": "no such page"})
+        elif not self.refused():
             self.answer(200, {"data": [{"id": "colours"}]})
 
     def do_POST(self) -> None:
@@ -62,7 +72,8 @@ class _Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.bodies.append(body)
             fault = self.server.faults.popleft() if self.server.faults else ""
-            caption = self.server.captions.popleft() if self.server.captions and not fault else None
+            told = self.server.captions.get(_colour(body)[0]) if self.server.captions and not fault else None
+            caption = told.popleft() if told else None
         if self.refused():
             return
         if fault == "429":
@@ -80,24 +91,33 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(200, [])
         elif fault == "endless":
             self.answer(200, b" " * 2**21)
-        elif fault == "too_long":
+        elif "too_long" in (fault, caption):
             self.answer(400, {"error": "maximum context length is 512 tokens"})
         elif fault == "echo_key":
             # The key begins before the place where messages are cut, and ends behind it.
             self.answer(400, {"error": "x" * 170 + " " + self.headers["Authorization"]})
+        elif fault == "key":
+            self.answer(401, {"error": "no such key"})
         elif fault == "no_image":
             self.answer(400, {"error": "this model does not support image input"})
         else:
-            if fault == "slow":
-                time.sleep(0.4)
+            time.sleep({"slow": 0.4, "half": 0.5}.get(fault, 0))
             text = _caption(body) if caption is None else caption
-            self.answer(200, {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]})
+            usage = {"prompt_tokens": 10, "completion_tokens": len(text.split())}
+            choice = {"message": {"content": text}, "finish_reason": "stop"}
+            self.answer(200, {"choices": [choice], "usage": usage})
 
 
 def _caption(body: dict) -> str:
+    return f"a plain image of colour {_colour(body)}"
+
+
+def _colour(body: dict) -> tuple[int, ...]:
     url = body["messages"][0]["content"][0]["image_url"]["url"]
     image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
-    return f"a plain image of colour {image.convert('RGB').getpixel((0, 0))}"
+    colour = image.convert("RGB").getpixel((0, 0))
+    assert isinstance(colour, tuple)
+    return colour
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import re
 import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -113,7 +113,7 @@ def write_shard(spec: JoinSpec, store: Store, name: str, places: np.ndarray, row
     joined = _joined(spec, store, name, places, rows, result)
     if spec.mode == "shards":
         assert spec.output is not None
-        _write_new(spec.output, name, joined)
+        write_new_shard(spec.output, name, joined)
     else:
         captions: dict[str, JsonObject] = {sample.key: {**texts} for sample, _, texts in joined}
         if spec.mode == "sidecar":
@@ -249,7 +249,7 @@ def _bad_sidecar(store: Store, name: str, reason: str) -> OpenVisionError:
     return OpenVisionError(f"captions tar {store.join(name)} cannot be read: {reason}; remove the file")
 
 
-def _write_new(output: Path, name: str, joined: Iterator[tuple[TarSample, JsonObject, dict[str, str]]]) -> None:
+def write_new_shard(output: Path, name: str, joined: Iterable[tuple[TarSample, JsonObject, JsonObject]]) -> None:
     """Write the joined samples as shard `name` of the folder `output`; no shard without a joined sample."""
     name = flat_name(name)
     stem = name.removesuffix(".tar")

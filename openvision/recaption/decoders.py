@@ -1,0 +1,78 @@
+"""Checkpoints of ours as captioners: OpenVision 2's decoder reads the image, OpenVision 1's the alt-text as well."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from openvision.encoding import batch_memory, evaluating, generate_captions, require_decoder
+from openvision.images.decode import to_rgb_image
+from openvision.inference.captioner import Captioner
+from openvision.inference.encoder import Encoder
+from openvision.recaption.captioner import Answer, Question, Sampling, in_batches
+from openvision.recaption.sampling import Sampler
+from openvision.runtime import send
+from openvision.weights.load import load_checkpoint
+
+
+class DecoderCaptioner:
+    """A caption decoder of ours; prompts are not read."""
+
+    shards_at_once = 1
+
+    def __init__(self, model: Captioner | Encoder, source: str, sampling: Sampling, batch_size: int = 32) -> None:
+        """Use `model`; raises OpenVisionError for an encoder without a decoder."""
+        self.model, self.sampling, self.batch_size = model, sampling, batch_size
+        self.can_retry = isinstance(model, Captioner)
+        self.varies = self.can_retry and sampling.temperature > 0
+        if isinstance(model, Encoder):
+            require_decoder(model.model)
+        digest = hashlib.sha256()
+        for tensor in model.model.state_dict().values():
+            digest.update(tensor.float().cpu().numpy().tobytes())
+        # Another checkpoint at the same path is another captioner.
+        self.name = f"{source}, weights {digest.hexdigest()[:16]}"
+        if self.can_retry:
+            self.name += f", {sampling}"
+
+    def answers(self, questions: Iterable[Question | None]) -> Iterator[tuple[Question, Answer]]:
+        """Captions, a batch at a time."""
+        return in_batches(questions, self.batch_size, self._answer)
+
+    def _answer(self, questions: Sequence[Question]) -> list[Answer]:
+        images = [to_rgb_image(question.image) for question in questions]
+        prepared = self.model.preprocess_all(images)
+        if isinstance(self.model, Captioner):
+            return self._generate(self.model, prepared, questions)
+        alts = [question.alt for question in questions]
+        # Every place is written at once, so that none of these captions ends for want of room.
+        return [Answer(text) for text in generate_captions(self.model.model, self.model.tokenizer, prepared, alts)]
+
+    def _generate(self, captioner: Captioner, images: Tensor, questions: Sequence[Question]) -> list[Answer]:
+        model, tokenizer = captioner.model, captioner.tokenizer
+        temperatures = [self.sampling.temperature_of(question) for question in questions]
+        sampler = None
+        if any(temperatures):
+            seeds = [question.seed for question in questions]
+            sampler = Sampler(seeds, temperatures, self.sampling.top_k)
+        size = (images.shape[2], images.shape[3])
+        with evaluating(model) as device, batch_memory(device, len(images), size):
+            ids = model.generate(
+                send(images, device), tokenizer.bos_id, tokenizer.eos_id, self.sampling.max_tokens, sampler
+            )
+        answers = []
+        for row in ids.cpu():
+            # [eos] stands on every place behind the end.
+            length = int((row != tokenizer.eos_id).sum())
+            answers.append(
+                Answer(tokenizer.decode(row.numpy()), length == len(row), tokens_written=min(length + 1, len(row)))
+            )
+        return answers
+
+
+def load_decoder(source: str, device: torch.device, sampling: Sampling, batch_size: int) -> DecoderCaptioner:
+    """The captioner of any source of a model; raises OpenVisionError when it has no caption decoder."""
+    checkpoint = load_checkpoint(source)
+    kind = Encoder if checkpoint.captioner is None else Captioner
+    return DecoderCaptioner(kind.from_checkpoint(checkpoint).to(device), source, sampling, batch_size)
