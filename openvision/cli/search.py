@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from openvision.cli.options import DEFAULT_CHECKPOINT, CheckpointOption, Device, Squash
+from openvision.cli.options import (
+    DEFAULT_CHECKPOINT,
+    CheckpointOption,
+    Device,
+    Native,
+    Squash,
+    preprocessing_of,
+)
 from openvision.cli.progress import ProgressLine
 from openvision.terminal import echo
 
@@ -16,6 +23,7 @@ def search(
     top: Annotated[int, typer.Option(help="Number of images to show.", min=1)] = 5,
     checkpoint: CheckpointOption = DEFAULT_CHECKPOINT,
     squash: Squash = False,
+    native: Native = False,
     device: Device = "auto",
 ) -> None:
     """Find the images in a folder that match a text best."""
@@ -26,7 +34,7 @@ def search(
     # Check folder and device before loading the model.
     image_files(folder)
     where = resolve_device(device)
-    encoder = load(checkpoint, preprocessing="squash" if squash else "crop").to(where)
+    encoder = load(checkpoint, preprocessing=preprocessing_of(squash, native)).to(where)
     result = encoder.search_folder(folder, query, top, progress=ProgressLine("images"))
     for path, score in result.hits:
         echo(f"{score:6.3f}  {path}")

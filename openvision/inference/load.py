@@ -26,7 +26,8 @@ def load(
         source: a released name (`openvision.available_models()`), a Hub id, a model folder, or a file of weights in
             this project's, open_clip's or the original JAX layout.
         resolution: pixels, a square or (height, width); may differ from the trained resolution, the default.
-        preprocessing: "crop" as in training, or "squash" as in the released configurations.
+        preprocessing: "crop" as in training, or "squash" as in the released configurations, or "native",
+            which keeps the aspect of each image within the patches of the square.
         vocabulary: vocab.txt of bert-base-uncased, for weights that come without one.
         revision: branch, tag or commit on the Hub.
         offline: read the local cache of the Hub only.

@@ -19,7 +19,8 @@ from torch import Tensor
 from openvision.encoding import encode_images
 from openvision.errors import OpenVisionError
 from openvision.images.decode import IMAGE_SUFFIXES, BadSampleError
-from openvision.images.preprocess import Preprocessing, Size, prepare, to_batch
+from openvision.images.native import prepare_as, rows_by_shape
+from openvision.images.preprocess import Preprocessing, Size, to_batch
 from openvision.models.vision import VisionFeatures, VisionTransformer
 from openvision.weights.load import Checkpoint
 
@@ -93,7 +94,7 @@ class VisionEncoder:
         return self.vision
 
     def prepare(self, image: ImageInput) -> Tensor:
-        """One image -> uint8 (3, height, width): RGB, upright, resized and cropped or squashed.
+        """One image -> uint8 (3, height, width): RGB, upright, resized and cropped or squashed, or of its own shape.
 
         Raises UnreadableImageError for a file that is missing, cannot be decoded or is too elongated to crop,
         OpenVisionError for an array of another shape or dtype.
@@ -101,7 +102,8 @@ class VisionEncoder:
         name = f"image {image}" if isinstance(image, (str, os.PathLike)) else "the image"
         try:
             content = Path(image).read_bytes() if isinstance(image, (str, os.PathLike)) else image
-            return to_batch([prepare(content, self.resolution, self.preprocessing)])[0]
+            patch = self.vision.config.patch_size
+            return to_batch([prepare_as(self.preprocessing, content, self.resolution, patch)])[0]
         except FileNotFoundError:
             raise UnreadableImageError(f"{name} does not exist") from None
         except OSError as error:
@@ -110,11 +112,19 @@ class VisionEncoder:
             raise UnreadableImageError(f"{name} cannot be used: {bad}") from bad
 
     def prepare_all(self, images: Iterable[ImageInput]) -> Tensor:
-        """n images -> uint8 (n, 3, height, width)."""
+        """n images -> uint8 (n, 3, height, width); raises OpenVisionError for native images of several shapes."""
+        prepared = self._prepared(images)
+        if len(shapes := {tuple(image.shape) for image in prepared}) > 1:
+            raise OpenVisionError(
+                f"the images have {len(shapes)} native shapes, and a batch has one; use encode_images, or give images "
+                "of one shape at a time"
+            )
+        return torch.stack(prepared) if prepared else torch.empty(0, 3, *self._sides, dtype=torch.uint8)
+
+    def _prepared(self, images: Iterable[ImageInput]) -> list[Tensor]:
         if isinstance(images, (str, os.PathLike, Image.Image)):
             raise OpenVisionError("expected a list of images, got a single one; put it into a list")
-        prepared = [self.prepare(image) for image in images]
-        return torch.stack(prepared) if prepared else torch.empty(0, 3, *self._sides, dtype=torch.uint8)
+        return [self.prepare(image) for image in images]
 
     def forward_features(
         self, images: Tensor | Iterable[ImageInput], layers: Sequence[int] = (), norm: bool = False
@@ -136,7 +146,14 @@ class VisionEncoder:
 
     def encode_images(self, images: Iterable[ImageInput], batch_size: int = 64) -> Tensor:
         """n images -> unit vectors float32 (n, E)."""
-        return self.encode_prepared(self.prepare_all(images), batch_size)
+        return self.encode_each(self._prepared(images), batch_size)
+
+    def encode_each(self, images: Sequence[Tensor], batch_size: int = 64) -> Tensor:
+        """Images from `prepare`, uint8 (3, H, W) each, of any shapes -> unit vectors float32 (n, E)."""
+        vectors = torch.empty(len(images), self.embed_dim)
+        for rows in rows_by_shape([(image.shape[1], image.shape[2]) for image in images]).values():
+            vectors[rows] = self.encode_prepared(torch.stack([images[row] for row in rows]), batch_size)
+        return vectors
 
 
 def image_files(folder: Path) -> list[Path]:
