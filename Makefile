@@ -10,7 +10,7 @@ ORACLE := .venv-oracle/bin
 ORACLE_PIP := $(ORACLE)/python -m pip install --quiet --disable-pip-version-check
 TORCHVISION ?= torchvision==0.28.0
 
-.PHONY: quickstart quickstart-clip test test-slow test-gpu bench-gpu lint format golden clean
+.PHONY: quickstart quickstart-clip test test-slow test-gpu bench-gpu lint format golden docs clean
 
 quickstart: .venv/.quickstart
 	$(BIN)/openvision quickstart
@@ -44,6 +44,10 @@ lint: .venv/.dev
 BASE ?= HEAD
 golden: .venv/.dev
 	$(BIN)/python benchmarks/golden_losses.py $(BASE)
+
+# The site of the documentation, in build/docs/html: every link is checked, and a warning is an error.
+docs: .venv/.dev
+	$(BIN)/python docs/site/build.py
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from openvision.data.loader import Batch
+from openvision.data.batch import Batch
 from openvision.models.openvision import OpenVision
 from openvision.models.variants import variant
 from openvision.provenance import processor_name
@@ -30,11 +30,11 @@ from openvision.runtime import resolve_precision
 from openvision.training.checkpoint.folders import Progress, checkpoints, read_manifest
 from openvision.training.checkpoint.manager import Checkpoints
 from openvision.training.objective import ImageTextObjective
-from openvision.training.optimizer import build_optimizer
+from openvision.training.optimizer.build import build_optimizer
+from openvision.training.optimizer.update import apply_update, gradient_norm
 from openvision.training.randomness import SampleRandomness
 from openvision.training.setup.parallel import DistributedModel
 from openvision.training.step import forward_backward
-from openvision.training.update import apply_update, gradient_norm
 
 
 def random_batch(model: OpenVision, size: int, resolution: int) -> Batch:

@@ -8,8 +8,8 @@ but the route is read from the source; nothing is imported.
 
 The route runs `openvision train` on the smoke form of recipes/quickstart.toml with each checkout's own package, under
 this interpreter. It counts the package's files with a function that is called between `openvision.cli.main.main` and
-the return of the first `step` of training/optimizer.py: in total, and from the first batch on. Functions that run while
-a module is imported are not counted.
+the return of the first `step` of training/optimizer/adam.py: in total, and from the first batch on. Functions that run
+while a module is imported are not counted.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def note(frame, event, argument):
         # Other threads read batches, which may begin before the first is asked for.
         if state["batch"] or threading.current_thread() is not threading.main_thread():
             step.add(file)
-    elif file == "training/optimizer.py" and code.co_name == "step":
+    elif file == "training/optimizer/adam.py" and code.co_name == "step":
         state["open"] = False
         sys.setprofile(None)
 

@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 
-from openvision.data.loader import Batch
+from openvision.data.batch import Batch
 from openvision.hardware import GIB, model_flops_utilisation
 from openvision.models.flops import training_flops
 from openvision.models.kernels import gpu
@@ -47,13 +47,13 @@ from openvision.runtime import SINGLE_PROCESS
 from openvision.training.checkpoint.folders import Progress
 from openvision.training.guards import DeferredGuard
 from openvision.training.objective import build_objective
-from openvision.training.optimizer import build_optimizer
+from openvision.training.optimizer.build import build_optimizer
+from openvision.training.optimizer.update import apply_update, gradient_norm
 from openvision.training.randomness import SampleRandomness
 from openvision.training.run.throughput import peak_flops, peak_memory
 from openvision.training.setup.compile import prepare_blocks
 from openvision.training.setup.parallel import DistributedModel
 from openvision.training.step import forward_backward
-from openvision.training.update import apply_update, gradient_norm
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 CAPTION_TOKENS = (40, 80)

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 import torchvision_operators as torchvision_operators
 from torch import Tensor
 
-from openvision.data.loader import Batch
+from openvision.data.batch import Batch
 from openvision.errors import require
 from openvision.models.decoder import ParallelCaptionDecoder
 from openvision.models.flops import training_flops
@@ -43,12 +43,12 @@ from openvision.models.vision import normalize
 from openvision.provenance import processor_name
 from openvision.recipe.schema import Loss, Optimizer
 from openvision.training.objective import Embeds, ImageTextObjective, Terms
-from openvision.training.optimizer import build_optimizer
+from openvision.training.optimizer.build import build_optimizer
+from openvision.training.optimizer.update import apply_update, gradient_norm
 from openvision.training.randomness import SampleRandomness
 from openvision.training.setup.compile import Checkpointing, prepare_blocks
 from openvision.training.setup.parallel import DistributedModel
 from openvision.training.step import forward_backward
-from openvision.training.update import apply_update, gradient_norm
 from openvision.weights.export.targets import ExportOptions, export
 from openvision.weights.load import Checkpoint
 

@@ -6,7 +6,6 @@ keeps its traceback.
 
 import errno
 import importlib
-import importlib.metadata
 import re
 from collections.abc import Mapping
 from types import ModuleType
@@ -47,7 +46,10 @@ def _install(extra: str) -> str:
 
 def _torch_version() -> tuple[str, str]:
     """Version of torch, and its build: ("2.13.0", "cpu"); no build for wheels of PyPI."""
-    version, _, build = importlib.metadata.version("torch").partition("+")
+    # Its import costs a tenth of the start of a command.
+    from importlib.metadata import version as installed
+
+    version, _, build = installed("torch").partition("+")
     return version, build
 
 

@@ -1,8 +1,9 @@
 """Every command block of README and docs is run, or checked against `--help`.
 
-The line before a block says what it is: `<!-- run -->` (executed here, on the tiny run), `<!-- slow -->` (executed by
-`make test-slow`), `<!-- run: oracle -->` (by tests/oracle, where timm and open_clip are), `<!-- needs: hub -->`
-or gpu, cluster, dataset (parsed and checked). A block without is an error.
+The line before a block says what it is: `<!-- run -->` (executed here, on the tiny run), `<!-- run: slow -->` (the
+same, by `make test-slow`), `<!-- slow -->` (by `make test-slow`, in a fresh clone), `<!-- run: oracle -->` (by
+tests/oracle, where timm and open_clip are), `<!-- needs: hub -->` or gpu, cluster, dataset (parsed, checked). A block
+without is an error.
 """
 
 import os
@@ -25,7 +26,7 @@ from openvision.data.sources.scenes.make import Options, make_scenes
 from tests.preloaded import Preloaded
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"(?:^<!-- ([^\n]*?) -->\n)?^```(bash|console|sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS = {"hub", "gpu", "cluster", "dataset"}
 
@@ -54,7 +55,7 @@ def with_marker(marker: str) -> list[Block]:
 
 
 def test_every_block_is_marked():
-    known = {"run", "run: oracle", "slow", *(f"needs: {need}" for need in NEEDS)}
+    known = {"run", "run: slow", "run: oracle", "slow", *(f"needs: {need}" for need in NEEDS)}
     assert [str(block) for block in blocks() if block.marker not in known] == []
     assert with_marker("run")
     assert with_marker("slow")
@@ -110,7 +111,7 @@ def test_commands_exist(block):
             check_make(words[1:])
         elif program == "torchrun":
             check_torchrun(words[1:])
-        elif program == "python":
+        elif program == "python" and words[1] not in ("-", "-c"):
             script = Path(words[2].replace(".", "/") + ".py") if words[1] == "-m" else Path(words[1])
             assert (ROOT / script).is_file(), f"{script} does not exist"
 
@@ -136,10 +137,8 @@ def test_links_lead_somewhere(document):
             assert not anchor or anchor in anchors(target), f"{document.name} links to {link}"
 
 
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory, tiny_run, shapes_folder) -> Path:
+def make_workshop(folder: Path, tiny_run: Path, shapes_folder: Path) -> Path:
     """A folder that looks like a checkout after the quickstart, with the tiny run in its place."""
-    folder = tmp_path_factory.mktemp("workshop")
     shutil.copytree(tiny_run, folder / "runs/quickstart")
     # The tiny run was trained on shapes somewhere else; docs measure it on the quickstart's data.
     (folder / "runs/quickstart/data.json").unlink()
@@ -149,6 +148,11 @@ def workshop(tmp_path_factory, tiny_run, shapes_folder) -> Path:
         shutil.copytree(shapes_folder / "train", folder / "runs/openmoji" / split)
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     return folder
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory, tiny_run, shapes_folder) -> Path:
+    return make_workshop(tmp_path_factory.mktemp("workshop"), tiny_run, shapes_folder)
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +176,16 @@ def test_run(document, workshop, programs):
     for block in with_marker("run"):
         if block.document == document:
             execute(block, workshop, programs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", dict.fromkeys(b.document for b in with_marker("run: slow")), ids=lambda d: d.name)
+def test_run_slow(document, tmp_path, tiny_run, shapes_folder, programs):
+    """The whole page in order, in a workshop of its own: blocks that take long stand on those before them."""
+    folder = make_workshop(tmp_path, tiny_run, shapes_folder)
+    for block in blocks():
+        if block.document == document and block.marker in ("run", "run: slow"):
+            execute(block, folder, programs)
 
 
 @pytest.mark.slow

@@ -131,6 +131,8 @@ VARIANTS: dict[str, Variant] = {
         (*_VERSION2, "model.decoder.text_positions=learned"),
         "openvision2",
     ),
+    "muon": Variant("full recipe, Muon", ("optimizer.kind=muon",)),
+    "clip_muon": Variant("plain CLIP, Muon", (*_CLIP, "optimizer.kind=muon")),
     "open_clip": Variant("open_clip: CLIP", program="clip"),
     "open_coca": Variant("open_clip: CoCa", program="coca"),
     "open_clip_captions": Variant("open_clip: CLIP, captions for half", (), "open_clip", "clip", captions=True),

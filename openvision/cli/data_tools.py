@@ -28,6 +28,8 @@ SyntheticKey = Annotated[str, typer.Option(help="Field of a sample's json that h
 
 # Findings printed on the terminal; the file lists all of them.
 _LISTED = 10
+# Beyond any run: positions are 64-bit numbers.
+_LAST_POSITION = 10**15
 # Size of a vocabulary learnt for a preview, and number of texts it is learnt from.
 _LEARNT, _LEARNT_FROM = 8192, 20_000
 
@@ -118,38 +120,64 @@ def preview(
     count: Annotated[int, typer.Option(help="Samples to show.", min=1)] = 64,
     views: Annotated[int, typer.Option(help="Views of each sample: that of the run, then later epochs.", min=1)] = 4,
     stage: Annotated[int, typer.Option(help="Stage of the recipe, from 0.", min=0)] = 0,
-    position: Annotated[int, typer.Option(help="Position of the first sample within the stage.", min=0)] = 0,
+    position: Annotated[
+        int, typer.Option(help="Position of the first sample within the stage.", min=0, max=_LAST_POSITION)
+    ] = 0,
 ) -> None:
     """Write an HTML page of model inputs: augmented crops, and decoded token ids."""
     from openvision.data.tools.preview import build_preview
     from openvision.recipe.schema import load_recipe
+    from openvision.training.setup.start import shape_of
 
-    loaded = load_recipe(recipe) if recipe else None
-    dataset = _open(shards, loaded.data.synthetic_key if loaded else "synthetic")
+    loaded = load_recipe(recipe, fill=shape_of) if recipe else None
+    keys = (loaded.data.synthetic_key, loaded.data.alt_key) if loaded else ("synthetic",)
+    dataset = _open(shards, *keys)
+    options, order = _preview_options(loaded, stage, position, count, len(dataset))
     words, origin = _preview_tokenizer(loaded, tokenizer, dataset)
-    facts = {"shards": shards, "samples": f"{len(dataset):,}", "vocabulary": origin}
+    facts = {"shards": shards, "samples": f"{len(dataset):,}", "order": order, "vocabulary": origin}
     if loaded:
         facts = {"recipe": f"{loaded.name}, stage {stage}", **facts}
-    options = replace(_preview_options(loaded, stage, position), count=count, views=views)
+    options = replace(options, views=views)
     shown = build_preview(dataset, words, options, output, facts)
     for reason, count in sorted((dataset.left_out + shown.rejected).items()):
         echo(f"left out, {reason}: {count}")
     echo(f"{len(shown.cards)} samples: {output}")
 
 
-def _preview_options(recipe: "Recipe | None", stage: int, position: int) -> "PreviewOptions":
+def _preview_options(
+    recipe: "Recipe | None", stage: int, position: int, count: int, samples: int
+) -> "tuple[PreviewOptions, str]":
+    """What a page of `count` samples shows, and how its order relates to that of the run."""
+    from openvision.data.distinct import Grid
     from openvision.data.loader import InputSpec
     from openvision.data.tools.preview import PreviewOptions
     from openvision.errors import OpenVisionError
+    from openvision.training.setup.data import ordering_of
 
     if recipe is None:
-        return PreviewOptions(position=position)
+        return PreviewOptions(position=position, count=count), "of seed 0; that of a run follows from its --recipe"
     if stage >= len(recipe.stages):
         raise OpenVisionError(f"recipe {recipe.name} has the stages 0 to {len(recipe.stages) - 1}, no stage {stage}")
-    begin = sum(earlier.steps * earlier.batch_size for earlier in recipe.stages[:stage])
-    resolution = recipe.stages[stage].resolution
-    inputs = InputSpec(resolution, recipe.context_length, recipe.caption_length, recipe.augment)
-    return PreviewOptions(inputs, seed=recipe.seed, position=begin + position)
+    lengths = [one.steps * one.batch_size for one in recipe.stages]
+    if position >= lengths[stage]:
+        raise OpenVisionError(
+            f"stage {stage} of recipe {recipe.name} has the positions 0 to {lengths[stage] - 1}, no position {position}"
+        )
+    chosen, begin = recipe.stages[stage], sum(lengths[:stage])
+    grid, order = Grid(chosen.batch_size, begin) if recipe.is_contrastive else None, "that of the run"
+    if not isinstance(recipe.data.train, str):
+        grid, order = None, "of these shards alone; the run mixes its sources"
+    elif grid is not None and samples < chosen.batch_size:
+        grid, order = None, f"without batches; a run refuses fewer images than a batch of {chosen.batch_size}"
+    options = PreviewOptions(
+        InputSpec(chosen.resolution, recipe.context_length, recipe.caption_length, recipe.augment),
+        ordering_of(recipe.data),
+        grid,
+        recipe.seed,
+        begin + position,
+        min(count, lengths[stage] - position),
+    )
+    return options, order
 
 
 def _preview_tokenizer(recipe: "Recipe | None", path: Path | None, dataset: "ShardDataset") -> "tuple[Tokenizer, str]":
@@ -255,10 +283,10 @@ def _report_made(made: "MakeResult", out: Path) -> None:
     echo(f"samples: {counts}: {out}")
 
 
-def _open(shards: str, synthetic_key: str) -> "ShardDataset":
+def _open(shards: str, synthetic_key: str, alt_key: str = "txt") -> "ShardDataset":
     from openvision.data.shards.dataset import ShardDataset
 
-    return ShardDataset(shards, synthetic_key=synthetic_key)
+    return ShardDataset(shards, synthetic_key, alt_key)
 
 
 def _load_tokenizer(path: Path) -> "Tokenizer":

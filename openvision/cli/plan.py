@@ -30,6 +30,7 @@ def plan(
     from openvision.planning.plan import make_plan
     from openvision.planning.stage import CAPTION_TOKENS, Assumptions
     from openvision.recipe.schema import load_recipe
+    from openvision.training.setup.start import shape_of
 
     which = device_named(device)
     assumptions = Assumptions(
@@ -40,7 +41,7 @@ def plan(
         caption_tokens=CAPTION_TOKENS if caption_tokens is None else caption_tokens,
         dataset_samples=pairs or DATASET_SAMPLES,
     )
-    made = make_plan(load_recipe(recipe, overrides), assumptions)
+    made = make_plan(load_recipe(recipe, overrides, fill=shape_of), assumptions)
     if json:
         import json as json_module
 

@@ -51,10 +51,11 @@ def quickstart(
     from openvision.evaluation.suites.held_out import measure_run
     from openvision.recipe.schema import load_recipe
     from openvision.runtime import resolve_device, resolve_precision
+    from openvision.training.setup.start import shape_of
     from openvision.training.trainer import launch
 
     console = Console()
-    loaded = load_recipe(file, with_device(overrides, device))
+    loaded = load_recipe(file, with_device(overrides, device), fill=shape_of)
     # A device that is not there is an error before anything is drawn.
     resolve_precision(loaded.run.precision, resolve_device(loaded.run.device))
     console.print(f"[bold]1/4[/] drawing images ({source.value}) with alt-texts and captions")

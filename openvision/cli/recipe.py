@@ -1,7 +1,7 @@
 """`openvision recipe show`, `diff` and `validate`: inspect recipes without running them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -9,6 +9,9 @@ from rich.table import Table
 from openvision.cli.options import Overrides, RecipeFile
 from openvision.errors import OpenVisionError
 from openvision.terminal import Console, echo
+
+if TYPE_CHECKING:
+    from openvision.recipe.schema import Recipe
 
 app = typer.Typer(help="Show, compare and validate recipes.", no_args_is_help=True)
 
@@ -21,9 +24,8 @@ def show(
 ) -> None:
     """Print a recipe as TOML with all defaults, and list the values that are not as published."""
     from openvision.recipe.view import show_recipe
-    from openvision.training.setup.evaluators import complete_evaluators
 
-    echo(show_recipe(recipe, overrides, smoke, complete_evaluators), nl=False)
+    echo(show_recipe(recipe, overrides, smoke, _as_trained), nl=False)
 
 
 @app.command()
@@ -33,9 +35,8 @@ def diff(
 ) -> None:
     """Print the values that differ between two recipes, defaults included; "-" stands for a missing key."""
     from openvision.recipe.view import diff_recipes
-    from openvision.training.setup.evaluators import complete_evaluators
 
-    differences = diff_recipes(first, second, complete_evaluators)
+    differences = diff_recipes(first, second, _as_trained)
     if not differences:
         echo("no differences, except perhaps name and description")
         return
@@ -53,14 +54,22 @@ def validate(
 ) -> None:
     """Validate recipes and build their models on the meta device; reports every invalid one."""
     from openvision.recipe.view import check_recipe
-    from openvision.training.setup.evaluators import complete_evaluators
 
     invalid = 0
     for path in recipes:
         try:
-            echo(f"{path}: {check_recipe(path, complete_evaluators)}")
+            echo(f"{path}: {check_recipe(path, _as_trained)}")
         except OpenVisionError as error:
             invalid += 1
             echo(f"openvision: {error}", err=True)
     if invalid:
         raise OpenVisionError(f"{invalid} of {len(recipes)} recipes are invalid; see above")
+
+
+def _as_trained(path: Path, overrides: list[str] | None) -> "Recipe":
+    """A recipe as training takes it: the shape comes from its start where it has no [model], evaluators are checked."""
+    from openvision.recipe.schema import load_recipe
+    from openvision.training.setup.evaluators import complete_evaluators
+    from openvision.training.setup.start import shape_of
+
+    return complete_evaluators(load_recipe(path, overrides, fill=shape_of), f"recipe {path}")

@@ -23,6 +23,7 @@ import torch
 from absl import flags
 from torch import Tensor
 
+from openvision.data.batch import ArrayBatch, Batch, Reject, from_arrays, to_arrays
 from openvision.data.distinct import DistinctOrder, Grid
 from openvision.data.mixture import Mixture, Ordering, Stream
 from openvision.data.order import Interleaved
@@ -67,11 +68,13 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How batches are read. Apart from `ordering` and `distinct`, nothing here changes what is in them."""
+    """How batches are read. Apart from `ordering`, `distinct` and `grid`, nothing here changes what is in them."""
 
     ordering: Ordering = field(default_factory=Ordering)
     distinct: bool = True
     """No image is in a global batch twice, as a contrastive loss needs it; otherwise one may where an epoch ends."""
+    grid: Grid | None = None
+    """The batches in which no image is twice; by default those that are read."""
     threads: int = 1
     """Decoding threads in each worker."""
     workers: int = 0
@@ -82,50 +85,6 @@ class LoaderOptions:
     """Largest share of rejected samples, 0 to 1."""
     rejects_file: Path | None = None
     """File that lists rejected samples, one JSON object a line."""
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A sample that was skipped."""
-
-    key: str
-    reason: str
-    detail: str
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B samples as a training step takes them."""
-
-    images: Tensor
-    """uint8 (B, 3, H, W); with `shapes` (B, 3, P), the pixels of each image first in its row."""
-    alt_ids: Tensor
-    """int64 (B, context_length), the alt-text; (B, 0) without a text tower."""
-    sentence_ids: Tensor
-    """int64 (B, context_length), one sentence of the synthetic caption; (B, 0) without a text tower."""
-    labels: Tensor
-    """int64 (B, caption_length), the whole synthetic caption, shifted; (B, 0) without a decoder."""
-    label_mask: Tensor
-    """bool (B, caption_length), True where a label counts."""
-    positions: Tensor
-    """int64 (B,), positions in the global stream; they key all further randomness of a sample."""
-    keys: list[str]
-    rejects: tuple[Reject, ...]
-    """Samples skipped while this batch was built."""
-    texts_cut: int
-    """Alt-texts and sentences truncated to the context length."""
-    captions_missing: int
-    """Samples without a synthetic caption, whose alt-text takes its place (spec section 4)."""
-    remarks: tuple[tuple[str, str], ...] = ()
-    """Reason and key of samples that are used although their texts are odd: `not_utf8`, `null_in_list`,
-    `unknown_words` (no word of a text is in the vocabulary)."""
-    shapes: Tensor | None = None
-    """Height and width of each image, int64 (B, 2), on the CPU; None when all are alike."""
-
-    @property
-    def rejected(self) -> Counter[str]:
-        """Skipped samples by reason."""
-        return Counter(reject.reason for reject in self.rejects)
 
 
 class Loader:
@@ -173,7 +132,7 @@ class Loader:
         self._builder = _BatchBuilder(self._mixture, tokenizer, inputs, batch_size, seed, start, self.options)
         self._iterator = iter(self._batches())
 
-    def _batches(self) -> "grain.IterDataset[Batch | _ArrayBatch]":
+    def _batches(self) -> "grain.IterDataset[Batch | ArrayBatch]":
         threads, workers = self.options.threads, self.options.workers
         read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         batches = grain.MapDataset.range(_ENDLESS).map(self._builder).to_iter_dataset(read)
@@ -197,7 +156,7 @@ class Loader:
                 "a loader worker was lost, usually because memory ran out; set run.loader_workers lower, then run the "
                 f"same command ({error})"
             ) from error
-        batch = item if isinstance(item, Batch) else _from_arrays(item)
+        batch = item if isinstance(item, Batch) else from_arrays(item)
         self.position += self.batch_size
         self._count_rejects(batch.rejects)
         self.texts_cut += batch.texts_cut
@@ -284,26 +243,6 @@ def _reasons(rejects: Iterable[Reject]) -> str:
     return _counts(Counter(reject.reason for reject in rejects))
 
 
-# Workers send batches as arrays, and Grain puts large ones into shared memory. Tensors would go as descriptors that die
-# with the worker that made them, and a loader with batches in flight could not be closed.
-_ArrayBatch = tuple[dict[str, np.ndarray], list[str], tuple[Reject, ...], int, int, tuple[tuple[str, str], ...]]
-_TENSORS = ("images", "alt_ids", "sentence_ids", "labels", "label_mask", "positions")
-
-
-def _to_arrays(batch: Batch) -> _ArrayBatch:
-    names = _TENSORS if batch.shapes is None else (*_TENSORS, "shapes")
-    arrays: dict[str, np.ndarray] = {name: getattr(batch, name).numpy() for name in names}
-    return arrays, batch.keys, batch.rejects, batch.texts_cut, batch.captions_missing, batch.remarks
-
-
-def _from_arrays(sent: _ArrayBatch) -> Batch:
-    arrays, keys, rejects, texts_cut, captions_missing, remarks = sent
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return Batch(
-        **tensors, keys=keys, rejects=rejects, texts_cut=texts_cut, captions_missing=captions_missing, remarks=remarks
-    )
-
-
 @dataclass(frozen=True)
 class _Replacement:
     """A sample for a row whose candidates are all bad, and what was rejected on the way to it."""
@@ -335,14 +274,15 @@ class _BatchBuilder:
         self.as_arrays = options.workers > 0
         self.stream: Stream | DistinctOrder = mixture.stream(seed, options.ordering)
         if options.distinct:
-            self.stream = mixture.distinct_stream(seed, options.ordering, Grid(batch_size, start))
+            grid = options.grid or Grid(batch_size, start)
+            self.stream = mixture.distinct_stream(seed, options.ordering, grid)
         self._last_resort: tuple[tuple[int, int], dict[int, _Replacement]] | None = None
         self._caches = [_ImageCache(source) for source in mixture.sources]
 
-    def __call__(self, number: int) -> Batch | _ArrayBatch:
+    def __call__(self, number: int) -> Batch | ArrayBatch:
         begin = self.first + number * self.batch_size
         batch = self._build(range(begin, begin + self.local_batch_size))
-        return _to_arrays(batch) if self.as_arrays else batch
+        return to_arrays(batch) if self.as_arrays else batch
 
     def _build(self, positions: range) -> Batch:
         rejects: list[Reject] = []

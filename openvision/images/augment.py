@@ -36,7 +36,9 @@ class Augment(BaseModel):
     jitter: Annotated[float, Field(ge=0)] = 0.4
     """Strength: brightness, contrast and saturation by 0.8 of it, hue by 0.2 of it."""
     jitter_probability: Probability = 0.8
+    """Share of samples whose colours are changed."""
     grayscale_probability: Probability = 0.2
+    """Share of samples that become grey."""
 
     @model_validator(mode="after")
     def _check_ranges(self) -> "Augment":

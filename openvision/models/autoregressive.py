@@ -49,7 +49,9 @@ class AutoregressiveDecoderConfig:
     vocab_size: int = 32000
     caption_length: int = 127
     image_attention: ImageAttention = "prefix"
+    """"prefix": image tokens see each other in full; "causal": only those before them."""
     text_positions: TextPositions = "none"
+    """Positions of the caption's tokens; with "none" causal attention alone tells them apart."""
 
     def __post_init__(self) -> None:
         check_transformer(self.width, self.depth, self.mlp_dim, self.heads)

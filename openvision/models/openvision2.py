@@ -39,6 +39,7 @@ class OpenVision2Config:
     vision: VisionConfig
     decoder: AutoregressiveDecoderConfig
     keep_ratio: float = 0.35
+    """Share of the patch tokens that the decoder reads in training, drawn for each sample."""
     kind: Literal["openvision2"] = KIND
     """Distinguishes this model from version 1 in recipes and in `config.json`."""
 

@@ -28,14 +28,18 @@ class LearningRates(Section):
     llm: PositiveFloat | None = None
     """Language model, or its LoRA matrices."""
     encoder: PositiveFloat | None = None
+    """Vision tower."""
 
 
 class Lora(Section):
     """LoRA of the language model's linear layers; merged into the weights at the end of the stage."""
 
     rank: PositiveInt = 16
+    """Inner dimension of the low-rank matrices."""
     alpha: PositiveInt = 32
+    """The update is scaled by alpha / rank."""
     dropout: Fraction = 0.0
+    """Share of inputs of the low-rank matrices that is dropped."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Names of linear layers of the language model."""
 
@@ -46,7 +50,9 @@ class HubData(Section):
     name: str
     """Hub id, or a folder written by `save_to_disk`."""
     config: str | None = None
+    """Configuration of the data set, where it has several."""
     split: str = "train"
+    """Split to train on."""
 
 
 class VlmStage(Section):
@@ -71,12 +77,17 @@ class VlmStage(Section):
     micro_batch: PositiveInt | None = None
     """Overrides run.micro_batch for this stage."""
     learning_rate: LearningRates
+    """Peak learning rate of each module that is trained."""
     warmup_ratio: Fraction = 0.03
+    """Share of the steps with a linear warm-up."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay."""
     max_length: PositiveInt = 2048
     """Tokens of a sample, visual tokens included; longer samples are truncated."""
     lora: Lora | None = None
+    """Train low-rank matrices instead of the weights of the language model."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "VlmStage":
@@ -107,6 +118,7 @@ class VlmRun(Section):
     batching: Literal["random", "length", "packed"] = "length"
     """length: samples of similar length share a batch; packed: one row without padding, for flash attention."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
     fsdp: bool = False
     """Shard parameters, gradients and optimizer state over the processes of torchrun."""
     cache_features: Literal["auto", "always", "never"] = "auto"
@@ -116,7 +128,9 @@ class VlmRun(Section):
     bad_samples: Literal["stop", "skip"] = "stop"
     """Stop at an unusable sample, or skip and count it; missing images are always skipped and counted."""
     loader_workers: Annotated[int, Field(ge=0)] = 0
+    """Worker processes that decode images; 0 decodes in the training process."""
     log_every: PositiveInt = 10
+    """Optimizer steps between log lines."""
     checkpoint_every: PositiveInt = 500
     """Optimizer steps between checkpoints."""
 
@@ -127,6 +141,7 @@ class VlmRecipe(Section):
     name: str
     description: str = ""
     framework: Framework
+    """How images become tokens: one square, or tiles."""
     seed: Annotated[int, Field(ge=0)] = 42
     image_first: bool = True
     """Move `<image>` to the start of its question, as LLaVA does."""

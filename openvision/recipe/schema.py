@@ -115,7 +115,9 @@ class Loss(Section):
     """Weights of the contrastive and the caption loss, and the texts to contrast with (spec section 5)."""
 
     contrastive: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the contrastive loss, the mean over the kinds of text."""
     caption: Annotated[float, Field(ge=0)] = 2.0
+    """Weight of the caption loss; 0 without a decoder."""
     texts: tuple[Literal["alt", "sentence"], ...] = ("alt", "sentence")
     """Texts contrasted with the image, each in a loss of its own; "alt" must come first. Empty with OpenVision 2."""
     equal_texts: Literal["negatives", "positives"] = "negatives"
@@ -132,10 +134,16 @@ class Loss(Section):
 class Optimizer(Section):
     """AdamW, with weight decay on matrices only (spec section 5)."""
 
+    kind: Literal["adam", "muon"] = "adam"
+    """"adam" as published; "muon" makes updates of matrices inside blocks orthogonal and leaves the rest to Adam."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
+    """Decay of the first and of the second moment."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.2
+    """Decoupled, multiplied by the learning rate; biases, norms, embeddings and the logit scale do not decay."""
     first_moment: Literal["bfloat16", "float32"] = "bfloat16"
+    """Dtype in which the first moment is stored between updates."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Maximum gradient norm; None, as published, does not clip."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -162,11 +170,15 @@ class Stage(Section):
     """A training stage at one resolution. Parameters carry over from the stage before, optimizer state does not."""
 
     resolution: PositiveInt
+    """Side of the training images."""
     samples: Count
+    """Length of the stage: samples seen, repetitions counted."""
     batch_size: BatchCount
+    """Samples of an update, over all processes."""
     base_learning_rate: Annotated[float, Field(gt=0)]
     """Peak learning rate per 256 samples of batch."""
     warmup_samples: Annotated[int, Field(ge=0, le=10**15)] = 0
+    """Linear warm-up at the start of the stage; a cosine to 0 follows."""
     micro_batches: BatchCount = 1
     """Number of micro-batches that a batch is computed in; gradient caching keeps the loss that of the whole batch."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -286,6 +298,7 @@ class EvaluatorTable(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     kind: str
+    """Which evaluator, e.g. "zero_shot" or "knn"."""
     name: str = ""
     """Prefix of its metrics; `kind` by default."""
     every: Count | None = None

@@ -1,6 +1,7 @@
 """Show, compare and check recipes: `openvision recipe show`, `diff` and `validate`."""
 
 import json
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,13 +18,8 @@ from openvision.text.tokenizer import Tokenizer
 # Differences in these keys are not reported.
 _NAMES = ("name", "description")
 
-Complete = Callable[[Recipe, str], Recipe]
-"""Checks the evaluators of a recipe and fills in their defaults; the string names the recipe in errors."""
-
-
-def keep(recipe: Recipe, source: str) -> Recipe:
-    """Leave the evaluators of a recipe as they are written."""
-    return recipe
+Load = Callable[[Path, list[str] | None], Recipe]
+"""Reads a recipe file with overrides; the command line gives one that also completes it as training does."""
 
 
 def values_of(recipe: Recipe) -> JsonObject:
@@ -31,28 +27,28 @@ def values_of(recipe: Recipe) -> JsonObject:
     return flatten(recipe.model_dump(mode="json", exclude_none=True))
 
 
-def show_recipe(path: Path, overrides: list[str] | None = None, smoke: bool = False, complete: Complete = keep) -> str:
+def show_recipe(path: Path, overrides: list[str] | None = None, smoke: bool = False, load: Load = load_recipe) -> str:
     """The resolved recipe as valid TOML with remarks; comments below it list the stages in updates and all remarks.
 
     A remark is dropped when `overrides` or the smoke form change its value.
     """
-    written = load_recipe(path)
-    recipe = complete(load_recipe(path, overrides), f"recipe {path}")
+    recipe = load(path, overrides)
     if smoke:
         recipe = smoke_recipe(recipe)
-    before, after = values_of(written), values_of(recipe)
+    text = read_recipe_text(path)
+    written, values = flatten(tomllib.loads(text)), values_of(recipe)
     kept = {
         remark.place: remark.text
-        for remark in remarks(read_recipe_text(path))
-        if _below(before, remark.place) == _below(after, remark.place)
+        for remark in remarks(text)
+        if all(values.get(key) == value for key, value in _below(written, remark.place).items())
     }
     lines = [f"{line}  # {kept[place]}" if place in kept else line for place, line in places(dump_recipe(recipe))]
     return "\n".join([*lines, "", *_stages(recipe.stages), "#", *_sources(kept)]) + "\n"
 
 
-def diff_recipes(first: Path, second: Path, complete: Complete = keep) -> list[tuple[str, str, str]]:
+def diff_recipes(first: Path, second: Path, load: Load = load_recipe) -> list[tuple[str, str, str]]:
     """(key, first value, second value) for every resolved value that differs; "-" stands for a missing one."""
-    left, right = (values_of(complete(load_recipe(path), f"recipe {path}")) for path in (first, second))
+    left, right = (values_of(load(path, None)) for path in (first, second))
     keys = [*left, *(key for key in right if key not in left)]
     return [
         (key, _written(left, key), _written(right, key))
@@ -61,12 +57,12 @@ def diff_recipes(first: Path, second: Path, complete: Complete = keep) -> list[t
     ]
 
 
-def check_recipe(path: Path, complete: Complete = keep) -> str:
+def check_recipe(path: Path, load: Load = load_recipe) -> str:
     """Validate a recipe and its smoke form, build its model on the meta device; returns a summary in one line.
 
     Raises OpenVisionError for the first problem. A tokenizer file that exists is checked against the model too.
     """
-    recipe = complete(load_recipe(path), f"recipe {path}")
+    recipe = load(path, None)
     smoke_recipe(recipe)
     with torch.device("meta"):
         model = build_model(recipe.model)

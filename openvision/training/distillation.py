@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openvision.data.loader import Batch
+from openvision.data.batch import Batch
 from openvision.errors import OpenVisionError
 from openvision.models.layers import Block, LayerNorm
 from openvision.models.openvision import OpenVisionOutput

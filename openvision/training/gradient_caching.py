@@ -17,7 +17,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from openvision.data.loader import Batch
+from openvision.data.batch import Batch
 from openvision.images.native import rows_by_shape, unpack
 from openvision.runtime import autocast
 from openvision.training.objective import Embeds, Losses, Objective, Terms, weighted_losses

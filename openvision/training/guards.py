@@ -20,8 +20,8 @@ from openvision.recipe.schema import Guards
 from openvision.runtime import HostCopy, Processes
 from openvision.training.checkpoint.folders import Progress
 from openvision.training.objective import Losses
-from openvision.training.optimizer import Adam
-from openvision.training.update import global_norm
+from openvision.training.optimizer.adam import Adam
+from openvision.training.optimizer.update import global_norm
 
 # The median absolute deviation of a normal distribution is its standard deviation divided by this.
 _NORMAL = 1.4826

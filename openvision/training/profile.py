@@ -22,12 +22,12 @@ from openvision.planning.remedy import step_memory
 from openvision.recipe.schema import Recipe
 from openvision.runtime import Processes, resolve_device
 from openvision.training.objective import Objective
-from openvision.training.optimizer import learning_rate
+from openvision.training.optimizer.build import learning_rate
+from openvision.training.optimizer.update import apply_update, gradient_norm
 from openvision.training.randomness import SampleRandomness
 from openvision.training.setup.data import DeviceBatches, open_loader
 from openvision.training.setup.parts import set_up_run
 from openvision.training.step import forward_backward
-from openvision.training.update import apply_update, gradient_norm
 
 P = ParamSpec("P")
 T = TypeVar("T")

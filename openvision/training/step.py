@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from openvision.data.loader import Batch
+from openvision.data.batch import Batch
 from openvision.files import JsonObject
 from openvision.models.flops import training_flops
 from openvision.objectives.gather import all_sum
@@ -22,7 +22,8 @@ from openvision.training.distillation import DistilledObjective
 from openvision.training.gradient_caching import cached_backward, sort_by_shape
 from openvision.training.guards import DeferredGuard, Spike, find_spike, raise_not_finite
 from openvision.training.objective import Losses, Objective, weighted_losses
-from openvision.training.optimizer import learning_rate
+from openvision.training.optimizer.build import learning_rate
+from openvision.training.optimizer.update import apply_update, gradient_norm
 from openvision.training.randomness import SampleRandomness, stochastic_depth
 from openvision.training.run.log import NoLog, RunLog
 from openvision.training.run.signals import StopRequest
@@ -31,7 +32,6 @@ from openvision.training.run.watchdog import Watchdog
 from openvision.training.setup.data import DeviceBatches
 from openvision.training.setup.parallel import DistributedModel
 from openvision.training.setup.parts import RunParts
-from openvision.training.update import apply_update, gradient_norm
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from openvision.errors import OpenVisionError, require
 _SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".npz", ".gguf"})
 # Where the commands of this project write by default.
 _RUNS = "runs"
+_SECONDS_TO_ANSWER = 10.0
 
 
 def is_path(source: str | Path) -> bool:
@@ -26,18 +27,24 @@ def is_path(source: str | Path) -> bool:
 def fetch(repository: str, files: tuple[str, ...], revision: str | None = None, offline: bool = False) -> Path:
     """Download the first of `files` that the repository has; returns its local path.
 
-    `revision` pins a branch, tag or commit; `offline` reads the local cache only, as does HF_HUB_OFFLINE=1. Needs the
-    extra `hub`. Raises OpenVisionError when none of the files is available.
+    `revision` pins a branch, tag or commit; `offline` reads the local cache only, as does HF_HUB_OFFLINE=1, and as is
+    done when the Hub does not answer within ten seconds. Needs the extra `hub`. Raises OpenVisionError when none of
+    the files is available.
     """
     hub = require("huggingface_hub", extra="hub")
     missing = require("huggingface_hub.errors", extra="hub").EntryNotFoundError
     cached_only = require("huggingface_hub.errors", extra="hub").LocalEntryNotFoundError
+    unreachable = None if offline else _unreachable(repository, files[0], revision)
     problem: Exception | None = None
     for name in files:
         try:
-            return Path(hub.hf_hub_download(repository, name, revision=revision, local_files_only=offline))
+            return Path(
+                hub.hf_hub_download(
+                    repository, name, revision=revision, local_files_only=offline or unreachable is not None
+                )
+            )
         except cached_only as error:
-            problem = error
+            problem = unreachable or error
         except missing:
             continue
         except Exception as error:  # Network, access rights or an unknown repository; the Hub's message says which.
@@ -47,17 +54,40 @@ def fetch(repository: str, files: tuple[str, ...], revision: str | None = None, 
 
 
 def fetch_folder(repository: str, folder: str, revision: str | None = None, offline: bool = False) -> Path:
-    """Download one folder of a repository, e.g. `jax_orbax_weight`; returns its local path."""
+    """Download one folder of a repository, e.g. `jax_orbax_weight`; returns its local path. As `fetch`."""
     hub = require("huggingface_hub", extra="hub")
+    unreachable = None if offline else _unreachable(repository, folder, revision)
     try:
         root = hub.snapshot_download(
-            repository, revision=revision, local_files_only=offline, allow_patterns=[f"{folder}/**"]
+            repository,
+            revision=revision,
+            local_files_only=offline or unreachable is not None,
+            allow_patterns=[f"{folder}/**"],
         )
     except Exception as error:
-        raise _error(repository, (folder,), revision, error) from error
+        raise _error(repository, (folder,), revision, unreachable or error) from error
     if not (Path(root) / folder).is_dir():
         raise OpenVisionError(f"{repository} on the Hub has no folder {folder}")
     return Path(root) / folder
+
+
+def _unreachable(repository: str, file: str, revision: str | None) -> OpenVisionError | None:
+    """Why the Hub does not answer; None when it does, be it with an error.
+
+    One request without the retries of a download, which take half a minute for every file.
+    """
+    hub = require("huggingface_hub", extra="hub")
+    answered = require("huggingface_hub.errors", extra="hub").HfHubHTTPError
+    try:
+        hub.get_hf_file_metadata(hub.hf_hub_url(repository, file, revision=revision), timeout=_SECONDS_TO_ANSWER)
+    except answered:
+        return None
+    except (ValueError, TypeError):
+        # A name that is no Hub id: the download says so.
+        return None
+    except Exception as error:
+        return OpenVisionError(f"the Hub does not answer ({error})")
+    return None
 
 
 def _error(repository: str, files: tuple[str, ...], revision: str | None, problem: Exception | None) -> OpenVisionError:

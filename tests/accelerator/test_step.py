@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from openvision.recipe.schema import Recipe, parse_recipe
 from openvision.training.guards import DeferredGuard
 from openvision.training.objective import build_objective
-from openvision.training.optimizer import build_optimizer
+from openvision.training.optimizer.build import build_optimizer
 from openvision.training.run.log import NoLog, RunLog
 from openvision.training.run.signals import StopRequest
 from openvision.training.run.throughput import Meter
@@ -31,6 +31,7 @@ VARIANTS: dict[str, dict[str, dict]] = {
     "everything": {},
     "plain": {"optimizer": {}, "guards": {}, "run": {}, "stage": {"drop_path": 0.0}},
     "spikes logged": {"guards": {"spikes": "log"}},
+    "muon": {"optimizer": {"clip_norm": 1.0, "ema": 0.9, "kind": "muon"}},
     "full checkpointing": {"run": {"activation_checkpointing": "full"}},
     "float32 moments": {"optimizer": {"clip_norm": 1.0, "ema": 0.9, "first_moment": "float32"}},
 }
@@ -131,7 +132,7 @@ def test_a_logged_step_waits_for_its_losses_norms_and_equal_texts_only(shapes_fo
         "training/guards.py, HostCopy": 1,
         "training/objective.py, HostCopy": 1,
         "training/step.py, HostCopy": 1,
-        "training/update.py, HostCopy": 1,
+        "training/optimizer/update.py, HostCopy": 1,
     }
 
 

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from openvision.data.batch import Batch
 from openvision.data.distinct import DistinctOrder, Grid
-from openvision.data.loader import Batch, InputSpec, Loader, LoaderOptions
+from openvision.data.loader import InputSpec, Loader, LoaderOptions
 from openvision.data.mixture import Mixture, Ordering
 from openvision.data.order import Interleaved, Order
 from openvision.data.shards.dataset import Sample, ShardDataset, ShardWriter

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openvision.models.kernels import dispatch, gpu
-from openvision.training.optimizer import Adam
+from openvision.training.optimizer.adam import Adam
 
 # Samples, heads, queries, keys, width of a head: full blocks, one token more, long and short remainders.
 SELF = [

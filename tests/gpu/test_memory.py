@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from openvision.data.loader import Batch
+from openvision.data.batch import Batch
 from openvision.models.openvision2 import ModelConfig, build_model
 from openvision.planning.memory import FIXED, Setting, peak_bytes
 from openvision.planning.parameters import count_parameters
@@ -17,14 +17,14 @@ from openvision.runtime import Processes
 from openvision.training.checkpoint.folders import Progress
 from openvision.training.guards import DeferredGuard
 from openvision.training.objective import build_objective
-from openvision.training.optimizer import build_optimizer
+from openvision.training.optimizer.build import build_optimizer
+from openvision.training.optimizer.update import apply_update, gradient_norm
 from openvision.training.randomness import SampleRandomness
 from openvision.training.run.throughput import peak_memory
 from openvision.training.setup.compile import Checkpointing, prepare_blocks
 from openvision.training.setup.initialize import materialise
 from openvision.training.setup.parallel import DistributedModel
 from openvision.training.step import forward_backward
-from openvision.training.update import apply_update, gradient_norm
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 RESOLUTION = 224

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from openvision.recipe.schema import Recipe
 from openvision.runtime import resolve_precision
-from openvision.training.optimizer import Adam
-from openvision.training.update import gradient_norm
+from openvision.training.optimizer.adam import Adam
+from openvision.training.optimizer.update import gradient_norm
 from tests.gpu.runs import KINDS, Taken, recipe_of, take_steps
 
 STEPS = 4

@@ -9,7 +9,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from openvision.cli.main import app
-from openvision.data.loader import Batch, InputSpec, Loader, LoaderOptions
+from openvision.data.batch import Batch
+from openvision.data.loader import InputSpec, Loader, LoaderOptions
 from openvision.data.recap.index import tar_samples
 from openvision.data.shards.dataset import ShardDataset
 from openvision.data.shards.index import split_member_name

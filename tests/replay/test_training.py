@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from openvision.data.loader import Batch, InputSpec, Loader, LoaderOptions
+from openvision.data.batch import Batch
+from openvision.data.loader import InputSpec, Loader, LoaderOptions
 from openvision.data.shards.dataset import ShardDataset, ShardWriter
 from openvision.errors import OpenVisionError
 from openvision.models.openvision2 import build_model

@@ -5,16 +5,16 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from openvision.data.loader import Batch
+from openvision.data.batch import Batch
 from openvision.recipe.schema import Parallel, Recipe, parse_recipe
 from openvision.runtime import Processes, full_tensor, join_processes
 from openvision.training.distillation import distilled, load_teachers
 from openvision.training.objective import build_objective
-from openvision.training.optimizer import build_optimizer
+from openvision.training.optimizer.build import build_optimizer
+from openvision.training.optimizer.update import apply_update, gradient_norm
 from openvision.training.randomness import SampleRandomness
 from openvision.training.setup.model import build_distributed_model
 from openvision.training.step import forward_backward
-from openvision.training.update import apply_update, gradient_norm
 
 GLOBAL = 16
 TOWER = {"width": 32, "depth": 2, "mlp_dim": 64, "heads": 2}
@@ -44,7 +44,7 @@ MODELS["distilled"] = {
         {"source": "any", "library": "untrained", "name": "grids", "pooled": 0, "patches": 1.0, "resolution": 28},
     ],
 }
-CASES = [(name, micro_batches) for name in MODELS for micro_batches in (1, 2)]
+CASES = [(name, micro_batches) for name in MODELS for micro_batches in (2, 1)]
 
 
 def recipe_of(name: str, parallel: dict[str, Any]) -> Recipe:
@@ -73,7 +73,7 @@ def batch_of(processes: Processes, context: int) -> Batch:
 
 
 def run(out: str, parallel: dict[str, Any]) -> None:
-    """Write the initial parameters, the losses and the gradients of every case."""
+    """Write the initial parameters, losses and gradients of every case, and what Muon makes of these."""
     torch.set_num_threads(1)
     written: dict[str, torch.Tensor] = {}
     with join_processes(Parallel(**parallel).start_timeout_seconds, Parallel(**parallel).replicate) as processes:
@@ -102,5 +102,13 @@ def run(out: str, parallel: dict[str, Any]) -> None:
                     continue
                 assert tensor.grad is not None, parameter
                 written[f"{name}/{micro_batches}/gradient/{parameter}"] = full_tensor(tensor.grad).clone()
+            if micro_batches == 1:
+                # The last of the model's cases: its parameters change here.
+                muon = build_optimizer(model.module, recipe.optimizer.model_copy(update={"kind": "muon"}))
+                norms = apply_update(muon, 1e-2, gradient_norm(muon), measure=True)
+                assert norms is not None
+                written[f"{name}/muon/norm"] = torch.tensor(norms.values()["update_norm"])
+                for parameter, value in model.full_state_dict().items():
+                    written[f"{name}/muon/parameter/{parameter}"] = value.clone()
         if processes.is_main:
             save_file(written, out)

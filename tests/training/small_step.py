@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from openvision.data.loader import Batch
+from openvision.data.batch import Batch
 from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import OpenVision2
 from openvision.recipe.schema import Recipe, parse_recipe

@@ -13,8 +13,8 @@ from openvision.runtime import SINGLE_PROCESS, Processes
 from openvision.training.checkpoint.folders import Progress
 from openvision.training.guards import DeferredGuard
 from openvision.training.objective import Losses
-from openvision.training.optimizer import Adam
-from openvision.training.update import apply_update, gradient_norm
+from openvision.training.optimizer.adam import Adam
+from openvision.training.optimizer.update import apply_update, gradient_norm
 
 
 def losses_of(value: float) -> Losses:

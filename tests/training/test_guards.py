@@ -10,7 +10,7 @@ from openvision.runtime import SINGLE_PROCESS
 from openvision.training.checkpoint.folders import Progress
 from openvision.training.guards import find_spike, raise_not_finite, require_finite_parameters
 from openvision.training.objective import Losses
-from openvision.training.optimizer import Adam
+from openvision.training.optimizer.adam import Adam
 
 
 def losses_of(value: float) -> Losses:

@@ -11,8 +11,9 @@ from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.text import TextConfig
 from openvision.models.vision import VisionConfig
 from openvision.recipe.schema import Optimizer
-from openvision.training import optimizer as optimizer_module
-from openvision.training.optimizer import Adam, build_optimizer, tiles
+from openvision.training.optimizer import adam as optimizer_module
+from openvision.training.optimizer.adam import Adam, tiles
+from openvision.training.optimizer.build import build_optimizer
 
 
 def bfloat16(x: np.ndarray | float) -> np.ndarray:

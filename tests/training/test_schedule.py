@@ -3,7 +3,7 @@
 import math
 
 from openvision.recipe.schema import Stage
-from openvision.training import optimizer
+from openvision.training.optimizer import build
 
 IMAGENET = 1_281_167
 PRETRAIN = Stage(
@@ -16,7 +16,7 @@ PRETRAIN = Stage(
 
 
 def learning_rate(stage: Stage, step: int) -> float:
-    return optimizer.learning_rate(step, stage.steps, stage.warmup_steps, stage.peak_learning_rate)
+    return build.learning_rate(step, stage.steps, stage.warmup_steps, stage.peak_learning_rate)
 
 
 def test_published_step_counts_and_peak():

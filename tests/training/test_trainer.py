@@ -86,6 +86,18 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     assert comparable(run) == comparable(tiny_run)
 
 
+def test_an_interrupted_run_with_muon_goes_on_bit_for_bit(tiny_recipe, shapes_folder, tmp_path):
+    optimizer = tiny_recipe.optimizer.model_copy(update={"kind": "muon"})
+    recipe = tiny_recipe.model_copy(update={"optimizer": optimizer})
+    Trainer(recipe, shapes_folder, tmp_path / "whole").run()
+    trainer = Trainer(recipe, shapes_folder, tmp_path / "parts")
+    trainer.stop.ask()
+    with pytest.raises(Interrupted):
+        trainer.run()
+    Trainer(recipe, shapes_folder, tmp_path / "parts").run()
+    assert_same_weights(tmp_path / "parts", tmp_path / "whole")
+
+
 def test_kill_9_and_the_same_command_goes_on(tiny_recipe, shapes_folder, tiny_run, tmp_path):
     recipe, run = tmp_path / "recipe.toml", tmp_path / "run"
     recipe.write_text(dump_recipe(tiny_recipe))

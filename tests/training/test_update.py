@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from openvision.training.optimizer import Adam, with_gradient
-from openvision.training.update import AVERAGE, apply_update, averaged_parameters, gradient_norm
+from openvision.training.optimizer.adam import Adam, with_gradient
+from openvision.training.optimizer.update import AVERAGE, apply_update, averaged_parameters, gradient_norm
 
 
 def trained(steps: int = 3) -> tuple[list[torch.Tensor], Adam]:

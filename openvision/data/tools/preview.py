@@ -18,7 +18,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from openvision.data.loader import Batch, InputSpec, Loader, LoaderOptions
+from openvision.data.batch import Batch
+from openvision.data.distinct import Grid
+from openvision.data.loader import InputSpec, Loader, LoaderOptions
+from openvision.data.mixture import Ordering
 from openvision.data.shards.dataset import Sample, ShardDataset, ShardWriter
 from openvision.errors import OpenVisionError, require
 from openvision.files import atomic_write_text
@@ -37,6 +40,9 @@ class PreviewOptions:
     """What to show: the inputs of a run from `position` on."""
 
     inputs: InputSpec = field(default_factory=InputSpec)
+    ordering: Ordering = field(default_factory=Ordering)
+    grid: Grid | None = None
+    """Batches of the run if none may hold an image twice: at the end of an epoch they change the order."""
     seed: int = 0
     position: int = 0
     """Position of the first sample in the run."""
@@ -104,7 +110,8 @@ def build_preview(
 def collect(dataset: ShardDataset, tokenizer: Tokenizer, options: PreviewOptions) -> Preview:
     """The samples of the run from `options.position` on, with their views."""
     count = min(options.count, len(dataset))
-    with _loader(dataset, tokenizer, options, count, options.position) as stream:
+    order = LoaderOptions(options.ordering, distinct=options.grid is not None, grid=options.grid)
+    with _loader(dataset, tokenizer, options, count, options.position, order) as stream:
         batch = next(stream)
         starts = [stream.sample_at(options.position + row)[1] for row in range(count)]
     indices = [_index_of(dataset, key, start) for key, start in zip(batch.keys, starts, strict=True)]
@@ -120,11 +127,14 @@ def collect(dataset: ShardDataset, tokenizer: Tokenizer, options: PreviewOptions
 
 
 def _loader(
-    dataset: ShardDataset, tokenizer: Tokenizer, options: PreviewOptions, batch_size: int, start: int
+    dataset: ShardDataset,
+    tokenizer: Tokenizer,
+    options: PreviewOptions,
+    batch_size: int,
+    start: int,
+    order: LoaderOptions,
 ) -> Loader:
     inputs = replace(options.inputs, context_length=options.context_length)
-    # The batches of the run are not known here: at the end of an epoch it may read a few samples in another order.
-    order = LoaderOptions(distinct=False)
     return Loader(dataset, tokenizer, inputs, batch_size=batch_size, seed=options.seed, start=start, options=order)
 
 
@@ -143,7 +153,8 @@ def _later_views(samples: dict[int, Sample], tokenizer: Tokenizer, options: Prev
         _write_samples(samples, folder)
         # Beyond all positions shown, so that no first view is repeated.
         start = len(samples) * (1 + options.position // len(samples) + 1)
-        with _loader(ShardDataset(folder), tokenizer, options, len(samples), start) as stream:
+        order = LoaderOptions(distinct=False)
+        with _loader(ShardDataset(folder), tokenizer, options, len(samples), start, order) as stream:
             for batch in islice(stream, options.views - 1):
                 for row, key in enumerate(batch.keys):
                     index = int(key)

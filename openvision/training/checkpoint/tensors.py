@@ -28,7 +28,7 @@ from torch.futures import Future
 
 from openvision.errors import OpenVisionError
 from openvision.training.checkpoint.folders import State
-from openvision.training.update import AVERAGE
+from openvision.training.optimizer.update import AVERAGE
 
 # Target size of a file: on resume the processes share the files to hash.
 FILE_BYTES = 2**28

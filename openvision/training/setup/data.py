@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
+from openvision.data.batch import Batch
 from openvision.data.distinct import Grid
-from openvision.data.loader import Batch, InputSpec, Loader, LoaderOptions
+from openvision.data.loader import InputSpec, Loader, LoaderOptions
 from openvision.data.mixture import Mixture, Ordering
 from openvision.data.order import Interleaved
 from openvision.data.shards.dataset import ShardDataset

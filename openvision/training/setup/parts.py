@@ -27,7 +27,9 @@ from openvision.training.checkpoint.folders import Progress, checkpoints
 from openvision.training.checkpoint.manager import Checkpoints
 from openvision.training.distillation import distilled, load_teachers
 from openvision.training.objective import Objective, build_objective
-from openvision.training.optimizer import Adam, build_optimizer
+from openvision.training.optimizer.adam import Adam
+from openvision.training.optimizer.build import build_optimizer
+from openvision.training.optimizer.update import averaged_parameters
 from openvision.training.run.folder import (
     claim_data,
     claim_recipe,
@@ -46,7 +48,6 @@ from openvision.training.setup.data import (
 from openvision.training.setup.evaluators import build_evaluators, complete_evaluators
 from openvision.training.setup.model import build_distributed_model, full_model
 from openvision.training.setup.parallel import DistributedModel
-from openvision.training.update import averaged_parameters
 
 
 @dataclass(frozen=True)

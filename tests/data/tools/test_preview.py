@@ -10,10 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from openvision.cli.main import app
-from openvision.data.loader import InputSpec, Loader
+from openvision.data.distinct import Grid
+from openvision.data.loader import InputSpec, Loader, LoaderOptions
 from openvision.data.shards.dataset import ShardDataset, ShardWriter
 from openvision.data.tools.preview import Preview, PreviewOptions, collect, render
-from openvision.recipe.schema import dump_recipe
+from openvision.recipe.schema import Recipe, Source, dump_recipe
 from openvision.text.tokenizer import Tokenizer
 from tests.conftest import draw
 
@@ -41,6 +42,19 @@ def test_the_first_view_is_that_of_the_run(dataset, tokenizer):
         assert batch.keys == [card.sample.key]
         assert np.array_equal(view.pixels, batch.images[0].permute(1, 2, 0).numpy())
         assert view.sentence.read == tokenizer.decode(batch.sentence_ids[0].numpy())
+
+
+def test_the_order_is_that_of_the_batches_of_the_run(dataset, tokenizer):
+    def keys(distinct: bool) -> list[str]:
+        order = LoaderOptions(distinct=distinct)
+        with Loader(dataset, tokenizer, INPUTS, batch_size=7, seed=3, options=order) as stream:
+            return [key for batch in itertools.islice(stream, 20) for key in batch.keys]
+
+    # Where an epoch of 16 ends inside a batch of 7, samples that the batch holds change places with later ones.
+    of_run, plain = keys(distinct=True), keys(distinct=False)
+    first = next(place for place in range(len(plain)) if plain[place] != of_run[place])
+    shown = collect(dataset, tokenizer, replace(OPTIONS, grid=Grid(7), position=first, count=4, views=1))
+    assert [card.sample.key for card in shown.cards] == list(dict.fromkeys(of_run[first : first + 4]))
 
 
 def test_further_views_are_of_the_same_sample_and_differ(dataset, tokenizer):
@@ -127,6 +141,38 @@ def test_the_command_shows_the_stage_of_a_recipe(tiny_recipe, shapes_folder, tmp
     assert content.count("<article") == 3
     result = CliRunner().invoke(app, [*arguments, "--recipe", str(recipe), "--stage", "2"])
     assert "no stage 2" in str(result.exception)
+    result = CliRunner().invoke(app, [*arguments, "--recipe", str(recipe), "--position", "64"])
+    assert "has the positions 0 to 63, no position 64" in str(result.exception)
+    CliRunner().invoke(app, [*arguments, "--recipe", str(recipe), "--position", "63"])
+    assert page.read_text().count("<article") == 1
+
+
+def test_a_page_says_how_its_order_relates_to_that_of_the_run(tiny_recipe, shapes_folder, tmp_path):
+    page, path = tmp_path / "page.html", tmp_path / "tiny.toml"
+    arguments = ["data", "preview", str(shapes_folder / "train"), "-o", str(page), "--count", "2", "--views", "1"]
+
+    def order_with(recipe: Recipe) -> str:
+        path.write_text(dump_recipe(recipe))
+        result = CliRunner().invoke(app, [*arguments, "--recipe", str(path)])
+        assert result.exit_code == 0, result.exception
+        found = re.search(r"<span>order</span> (.*?)</li>", page.read_text())
+        assert found is not None
+        return found[1]
+
+    assert order_with(tiny_recipe) == "that of the run"
+    large = tuple(stage.model_copy(update={"batch_size": 32}) for stage in tiny_recipe.stages)
+    assert "a run refuses fewer images than a batch of 32" in order_with(
+        tiny_recipe.model_copy(update={"stages": large})
+    )
+    sources = (Source(folder="train"), Source(folder="validation"))
+    mixed = tiny_recipe.data.model_copy(update={"train": sources})
+    assert "the run mixes its sources" in order_with(tiny_recipe.model_copy(update={"data": mixed}))
+
+
+def test_a_position_beyond_any_run_is_refused(shapes_folder, tmp_path):
+    arguments = ["data", "preview", str(shapes_folder / "train"), "-o", str(tmp_path / "page.html"), "--count", "1"]
+    assert CliRunner().invoke(app, [*arguments, "--position", str(10**15), "--views", "1"]).exit_code == 0
+    assert CliRunner().invoke(app, [*arguments, "--position", str(10**15 + 1)]).exit_code == 2
 
 
 def test_the_command_without_a_recipe_learns_a_vocabulary_and_says_so(shapes_folder, tmp_path):

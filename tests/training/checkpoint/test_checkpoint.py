@@ -31,8 +31,8 @@ from openvision.training.checkpoint.folders import (
 )
 from openvision.training.checkpoint.manager import Checkpoints
 from openvision.training.checkpoint.tensors import gather_state
-from openvision.training.optimizer import Adam
-from openvision.training.update import apply_update, gradient_norm
+from openvision.training.optimizer.adam import Adam
+from openvision.training.optimizer.update import apply_update, gradient_norm
 
 
 def pair(seed: int = 0, steps: int = 2, ema: float | None = None) -> tuple[nn.Module, Adam]:

@@ -98,5 +98,5 @@ def test_one_clear_sentence_when_the_recipe_is_parsed(changes, message, content)
 def test_what_is_shown_has_the_defaults_and_is_the_recipe_again(content, tmp_path):
     path, copy = tmp_path / "r.toml", tmp_path / "copy.toml"
     path.write_text(dump_recipe(parse_recipe(content, "r")))
-    copy.write_text(show_recipe(path, complete=complete_evaluators))
+    copy.write_text(show_recipe(path, load=lambda file, _: complete_evaluators(load_recipe(file), "r")))
     assert load_recipe(copy) == complete_evaluators(load_recipe(path), "r")

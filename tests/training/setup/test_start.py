@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
+from typer.testing import CliRunner
 
+from openvision.cli.main import app
 from openvision.data.shards.dataset import ShardWriter
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
@@ -195,6 +197,34 @@ def test_the_shape_comes_along_to_a_recipe_without_a_model(tiny_recipe, tiny_run
     save_folder(tmp_path / "tower", theirs.vision, None, "", {})
     with pytest.raises(OpenVisionError, match="is a vision tower alone, so the recipe must describe the model"):
         shape_of({"start": str(tmp_path / "tower")})
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["recipe", "show"], "[model.vision]"),
+        (["recipe", "validate"], "parameters"),
+        (["recipe", "diff"], "no differences"),
+        (["plan", "--device", "cpu"], "parameters"),
+    ],
+)
+def test_every_command_about_recipes_takes_the_shape_from_the_start(command, says, tiny_recipe, tiny_run, tmp_path):
+    content = tiny_recipe.model_dump(mode="json", exclude_none=True) | {"start": str(tiny_run)}
+    del content["model"], content["data"]["vocab_size"]
+    path = tmp_path / "recipe.toml"
+    path.write_text(tomli_w.dumps(content))
+    result = CliRunner().invoke(app, [*command, str(path), *([str(path)] if command[1] == "diff" else [])])
+    assert result.exit_code == 0, result.exception
+    assert says in result.output
+
+
+def test_a_start_named_on_the_command_line_brings_its_shape_too(tiny_recipe, tiny_run, tmp_path):
+    content = tiny_recipe.model_dump(mode="json", exclude_none=True)
+    del content["model"]
+    path = tmp_path / "recipe.toml"
+    path.write_text(tomli_w.dumps(content))
+    result = CliRunner().invoke(app, ["recipe", "show", str(path), "--set", f"start={tiny_run}"])
+    assert "[model.vision]" in result.output
 
 
 def test_a_recipe_without_start_needs_a_vocabulary(tiny_recipe):

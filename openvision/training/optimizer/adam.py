@@ -1,4 +1,4 @@
-"""Adam and the learning-rate schedule of the original (spec section 5).
+"""Adam of the original (spec section 5).
 
 - Decoupled weight decay on matrices only: every kernel (patch convolution, attention, MLP, heads, decoder projections)
   decays; biases, norms, embeddings, positions, class token, queries and logit scale do not.
@@ -7,16 +7,14 @@
   ones are cut into tiles that stay in the cache between the dozen operations on them; no number changes by it.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from openvision.models.kernels.gpu import HAS_TRITON
-from openvision.recipe.schema import Optimizer as OptimizerRecipe
 from openvision.runtime import local_tensor, sum_over_shards
 
 # Elements of a tile on a CPU, few enough to stay near its caches; elsewhere few enough for the copies that a selected
@@ -27,13 +25,6 @@ TILE_ELSEWHERE = 2**26
 VECTOR = 64
 
 
-def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> float:
-    """Learning rate of the update after `step` of `steps` updates: linear warm-up from 0 to `peak`, cosine to 0."""
-    progress = min(max((step - warmup_steps) / (steps - warmup_steps), 0.0), 1.0)
-    ramp = min(1.0, step / warmup_steps) if warmup_steps else 1.0
-    return peak * ramp * 0.5 * (1 + math.cos(math.pi * progress))
-
-
 class ParameterGroup(TypedDict):
     """Parameters that are updated alike."""
 
@@ -42,6 +33,8 @@ class ParameterGroup(TypedDict):
     betas: tuple[float, float]
     eps: float
     weight_decay: float
+    parts: NotRequired[int]
+    """Muon alone: see there."""
 
 
 class Adam(torch.optim.Optimizer):
@@ -77,25 +70,33 @@ class Adam(torch.optim.Optimizer):
         squares: list[Tensor] = []
         for group in self.param_groups:
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for parameter in trained:
-                self._count(parameter)
-            tile = TILE_ON_CPU if trained and trained[0].device.type == "cpu" else TILE_ELSEWHERE
-            fused = selected is not None and _has_kernel([local_tensor(each) for each in trained])
-            for count, alike in groupby(trained, key=lambda parameter: self.state[parameter]["step"]):
-                rows = map(self._flat, alike)
-                if selected is not None and fused:
-                    squares.append(self._fused_update(group, count, rows, selected))
-                    continue
-                for tensors in tiles(rows, tile):
-                    if selected is None:
-                        squares += self._update(group, count, *tensors)
-                    else:
-                        squares += self._selected_update(group, count, tensors, selected)
+            squares += self._update_group(group, trained, selected)
         if selected is not None:
             self._left_out = self._updates_left_out(selected.device) + ~selected
         self.update_norm = None
         if squares and self.measure:
             self.update_norm = sum_over_shards(torch.stack(squares).sum(), with_gradient(self)).sqrt()
+
+    def _update_group(
+        self, group: ParameterGroup, trained: list[nn.Parameter], selected: Tensor | None
+    ) -> list[Tensor]:
+        """Update the parameters of a group that have a gradient; returns squared norms, if they are measured."""
+        squares: list[Tensor] = []
+        for parameter in trained:
+            self._count(parameter)
+        tile = TILE_ON_CPU if trained and trained[0].device.type == "cpu" else TILE_ELSEWHERE
+        fused = selected is not None and _has_kernel([local_tensor(each) for each in trained])
+        for count, alike in groupby(trained, key=lambda parameter: self.state[parameter]["step"]):
+            rows = map(self._flat, alike)
+            if selected is not None and fused:
+                squares.append(self._fused_update(group, count, rows, selected))
+                continue
+            for tensors in tiles(rows, tile):
+                if selected is None:
+                    squares += self._update(group, count, *tensors)
+                else:
+                    squares += self._selected_update(group, count, tensors, selected)
+        return squares
 
     def settle(self, left_out: int) -> None:
         """Take `left_out` updates, all that were since the last call, out of the counts."""
@@ -124,7 +125,7 @@ class Adam(torch.optim.Optimizer):
         self, group: ParameterGroup, count: int, rows: Iterable[list[Tensor]], selected: Tensor
     ) -> Tensor:
         """The `count`-th update as one pass over memory; returns its squared norm."""
-        from openvision.training import triton_adam
+        from openvision.training.optimizer import triton_adam
 
         parameters, gradients, first, second = (list(column) for column in zip(*rows, strict=True))
         made = count - self._updates_left_out(selected.device)
@@ -208,18 +209,3 @@ def with_gradient(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     """The parameters of an optimizer that have a gradient, group by group."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return [parameter for parameter in parameters if parameter.grad is not None]
-
-
-def is_decayed(module: nn.Module, name: str) -> bool:
-    """Whether weight decay applies to the parameter `name` of `module`: weights of linear maps and convolutions."""
-    return name == "weight" and isinstance(module, (nn.Linear, nn.Conv2d))
-
-
-def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> Adam:
-    """Adam over all parameters of `model`, in two groups: decayed and not."""
-    decayed, spared = [], []
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            (decayed if is_decayed(module, name) else spared).append(parameter)
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return Adam(groups, recipe.betas, recipe.eps, getattr(torch, recipe.first_moment))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from openvision.runtime import HostCopy, is_sharded, local_tensor
-from openvision.training.optimizer import Adam, with_gradient
+from openvision.training.optimizer.adam import Adam, with_gradient
 
 AVERAGE = "average"
 """Name of the averaged parameter in the optimizer's state."""
