@@ -91,8 +91,10 @@ def main() -> None:
     torch.set_num_threads(1)
     for seed in arguments.seeds:
         for arm in arguments.arms:
-            begin, _ = train(arm, arguments.teacher, arguments.data, seed, SPEED_STEPS)
-            steps = max(SPEED_STEPS, int(arguments.seconds / begin * SPEED_STEPS))
+            few, many = (
+                train(arm, arguments.teacher, arguments.data, seed, n)[0] for n in (SPEED_STEPS, 4 * SPEED_STEPS)
+            )
+            steps = max(SPEED_STEPS, int(arguments.seconds / (many - few) * 3 * SPEED_STEPS))
             seconds, numbers = train(arm, arguments.teacher, arguments.data, seed, steps)
             row = {"arm": arm, "seed": seed, "samples": steps * BATCH, "cpu_seconds": round(seconds, 1), **numbers}
             append_lines(arguments.out, json_text(row) + "\n")

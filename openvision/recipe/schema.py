@@ -310,6 +310,20 @@ class EvaluatorTable(BaseModel):
         return self.name or self.kind
 
 
+class WarmStart(Section):
+    """Table [warm_start]: how weights of another shape are taken from `start`, and which towers stay as they are."""
+
+    patches: Literal["resample"] | None = None
+    """"resample" allows another patch size: filters are resampled by the pseudo-inverse."""
+    layers: Literal["even", "first"] | None = None
+    """Allows another depth: blocks of the start in even distances, or its first ones."""
+    vocabulary: Literal["by_entry"] | None = None
+    """"by_entry" allows the recipe's own vocabulary: rows of entries that both have are copied, others fresh."""
+    frozen: tuple[Literal["vision", "text"], ...] = ()
+    """Towers that are not trained, but for their projection into the shared space: locked-image and locked-text
+    tuning."""
+
+
 class TeacherTable(Section):
     """A table `[[teacher]]`: a frozen encoder that the student is distilled from, and what of it."""
 
@@ -358,6 +372,8 @@ class Recipe(Section):
     start: str | None = None
     """Pretrained weights: released name, Hub id, run, model folder or file. They bring their tokenizer, and their shape
     to a recipe without [model]. Missing towers are initialised randomly."""
+    warm_start: WarmStart | None = None
+    """How weights of another shape are taken from `start`."""
     model: Annotated[
         Annotated[OpenVisionConfig, Tag("openvision")] | Annotated[OpenVision2Config, Tag("openvision2")],
         Discriminator(_kind),
@@ -413,6 +429,19 @@ class Recipe(Section):
         title, slash, _ = (self.run.checkpoint_best or "").partition("/")
         if slash and title not in titles:
             raise ValueError(f"run.checkpoint_best {self.run.checkpoint_best!r}: no evaluator is named {title!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _warm(self) -> "Recipe":
+        warm = self.warm_start
+        if warm is None:
+            return self
+        if self.start is None and (warm.patches or warm.layers or warm.vocabulary):
+            raise ValueError("warm_start says how weights are taken from `start`; give start, or leave the table out")
+        if warm.vocabulary and self.data.vocab_size is None and self.data.tokenizer is None:
+            raise ValueError("warm_start.vocabulary takes another vocabulary: give data.vocab_size or data.tokenizer")
+        if "text" in warm.frozen and self.model.text is None:
+            raise ValueError("warm_start.frozen names a text tower, which the model does not have")
         return self
 
     def shapes_of(self, stage: Stage) -> NativeShapes | None:
