@@ -7,7 +7,14 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from openvision.cli.options import DEFAULT_CHECKPOINT, CheckpointOption, Device, Squash
+from openvision.cli.options import (
+    DEFAULT_CHECKPOINT,
+    CheckpointOption,
+    Device,
+    Native,
+    Squash,
+    preprocessing_of,
+)
 from openvision.terminal import Console
 
 
@@ -16,6 +23,7 @@ def classify(
     labels: Annotated[str, typer.Option(help='Labels, separated by commas: "a cat,a dog".')],
     checkpoint: CheckpointOption = DEFAULT_CHECKPOINT,
     squash: Squash = False,
+    native: Native = False,
     device: Device = "auto",
 ) -> None:
     """Classify an image zero-shot: probabilities of your labels."""
@@ -24,7 +32,7 @@ def classify(
     from openvision.runtime import resolve_device
 
     chosen, where = distinct_labels(labels.split(",")), resolve_device(device)
-    encoder = load(checkpoint, preprocessing="squash" if squash else "crop").to(where)
+    encoder = load(checkpoint, preprocessing=preprocessing_of(squash, native)).to(where)
     console = Console()
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(justify="right", no_wrap=True)

@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from openvision.cli.options import DEFAULT_CHECKPOINT, CheckpointOption, Device, Offline, Resolution, Revision, Squash
+from openvision.cli.options import (
+    DEFAULT_CHECKPOINT,
+    CheckpointOption,
+    Device,
+    Native,
+    Offline,
+    Resolution,
+    Revision,
+    Squash,
+    preprocessing_of,
+)
 from openvision.cli.progress import ProgressLine
 from openvision.errors import OpenVisionError
 from openvision.terminal import echo
@@ -31,6 +41,7 @@ def encode(
     device: Device = "auto",
     resolution: Resolution = None,
     squash: Squash = False,
+    native: Native = False,
     revision: Revision = None,
     offline: Offline = False,
 ) -> None:
@@ -49,7 +60,7 @@ def encode(
         checkpoint,
         device=device,
         resolution=resolution,
-        preprocessing="squash" if squash else "crop",
+        preprocessing=preprocessing_of(squash, native),
         revision=revision,
         offline=offline,
     )

@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from openvision.cli.options import MODEL_HELP, Device, Offline, Resolution, Revision, Squash, Vocabulary
+from openvision.cli.options import (
+    MODEL_HELP,
+    Device,
+    Native,
+    Offline,
+    Resolution,
+    Revision,
+    Squash,
+    Vocabulary,
+    preprocessing_of,
+)
 from openvision.cli.progress import ProgressLine
 from openvision.errors import OpenVisionError
 from openvision.files import atomic_write_text
@@ -45,6 +55,7 @@ def evaluate(
     csv: Annotated[Path | None, typer.Option(help="Also write a table with the columns of open_clip.")] = None,
     resolution: Resolution = None,
     squash: Squash = False,
+    native: Native = False,
     batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 64,
     threads: Annotated[int, typer.Option(help="Decoding threads.", min=1)] = 2,
     device: Device = "auto",
@@ -80,7 +91,7 @@ def evaluate(
         chosen,
         folder,
         into,
-        Settings(resolution, "squash" if squash else "crop", batch_size, threads, str(where), bfloat16),
+        Settings(resolution, preprocessing_of(squash, native), batch_size, threads, str(where), bfloat16),
         Request(vocabulary=vocabulary, revision=revision, offline=offline),
         skip_missing,
         say=typer.echo,

@@ -1,9 +1,14 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from openvision.errors import OpenVisionError
+
+if TYPE_CHECKING:
+    from openvision.images.preprocess import Preprocessing
 
 MODEL_HELP = "Run, model folder, released name, Hub id, or weights file (.safetensors, .bin, .npz)."
 
@@ -27,6 +32,9 @@ Resolution = Annotated[int | None, typer.Option(help="Image size in pixels; by d
 Squash = Annotated[
     bool, typer.Option("--squash", help="Resize to a square, as the released configurations do, instead of cropping.")
 ]
+Native = Annotated[
+    bool, typer.Option("--native", help="Keep the aspect of each image, within the patches of the square.")
+]
 
 RecipeFile = Annotated[Path, typer.Argument(help="Recipe file, e.g. recipes/quickstart.toml.")]
 Overrides = Annotated[
@@ -46,6 +54,13 @@ DeviceOverride = Annotated[
 def with_device(overrides: list[str] | None, device: str | None) -> list[str] | None:
     """The overrides of a recipe with that of `run.device`, if `--device` was given."""
     return overrides if device is None else [*(overrides or []), f'run.device="{device}"']
+
+
+def preprocessing_of(squash: bool, native: bool) -> "Preprocessing":
+    """What --squash and --native ask for; raises OpenVisionError for both."""
+    if squash and native:
+        raise OpenVisionError("--squash changes the aspect and --native keeps it; give one of them")
+    return "squash" if squash else "native" if native else "crop"
 
 
 DEFAULT_CHECKPOINT = "runs/quickstart"

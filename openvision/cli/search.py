@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openvision.cli.options import DEFAULT_CHECKPOINT, CheckpointOption, Device, Squash
+from openvision.cli.options import (
+    DEFAULT_CHECKPOINT,
+    CheckpointOption,
+    Device,
+    Native,
+    Squash,
+    preprocessing_of,
+)
 from openvision.cli.progress import ProgressLine
 from openvision.errors import OpenVisionError
 from openvision.terminal import echo
@@ -25,6 +32,7 @@ def search(
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every vector, whatever was indexed.")] = False,
     checkpoint: CheckpointOption = DEFAULT_CHECKPOINT,
     squash: Squash = False,
+    native: Native = False,
     device: Device = "auto",
 ) -> None:
     """Find the images that match a text, or another image, best."""
@@ -32,7 +40,7 @@ def search(
 
     if (query is None) == (image is None):
         raise OpenVisionError('give either a text, e.g. "a red car", or an image with --image')
-    how: Preprocessing = "squash" if squash else "crop"
+    how = preprocessing_of(squash, native)
     if is_vector_folder(folder):
         _search_vectors(folder, query, image, top, exact, checkpoint, device)
     elif query is None:

@@ -22,7 +22,7 @@ class Batch:
     """B samples as a training step takes them."""
 
     images: Tensor
-    """uint8 (B, 3, H, W)."""
+    """uint8 (B, 3, H, W); with `shapes` (B, 3, P), the pixels of each image first in its row."""
     alt_ids: Tensor
     """int64 (B, context_length), the alt-text; (B, 0) without a text tower."""
     sentence_ids: Tensor
@@ -43,6 +43,8 @@ class Batch:
     remarks: tuple[tuple[str, str], ...] = ()
     """Reason and key of samples that are used although their texts are odd: `not_utf8`, `null_in_list`,
     `unknown_words` (no word of a text is in the vocabulary)."""
+    shapes: Tensor | None = None
+    """Height and width of each image, int64 (B, 2), on the CPU; None when all are alike."""
 
     @property
     def rejected(self) -> Counter[str]:
@@ -58,7 +60,8 @@ _TENSORS = ("images", "alt_ids", "sentence_ids", "labels", "label_mask", "positi
 
 def to_arrays(batch: Batch) -> ArrayBatch:
     """A batch as a worker sends it."""
-    arrays: dict[str, np.ndarray] = {name: getattr(batch, name).numpy() for name in _TENSORS}
+    names = _TENSORS if batch.shapes is None else (*_TENSORS, "shapes")
+    arrays: dict[str, np.ndarray] = {name: getattr(batch, name).numpy() for name in names}
     return arrays, batch.keys, batch.rejects, batch.texts_cut, batch.captions_missing, batch.remarks
 
 

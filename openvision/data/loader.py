@@ -33,6 +33,7 @@ from openvision.errors import OpenVisionError
 from openvision.files import PatientLines, read_json_lines
 from openvision.images.augment import Augment, Jitter, apply_jitter, draw_jitter, random_crop
 from openvision.images.decode import BadSampleError, Pixels, SourceImage, open_image
+from openvision.images.native import NativeShapes, pack, rows_by_shape
 from openvision.images.preprocess import to_batch
 from openvision.text.captions import Captions, sample_captions
 from openvision.text.tokenizer import Tokenizer
@@ -61,6 +62,8 @@ class InputSpec:
     caption_length: int | None = 128
     """Positions of the caption decoder's target; None without a decoder."""
     augment: Augment = field(default_factory=Augment)
+    native: NativeShapes | None = None
+    """Shapes that images keep their aspect in; None resizes to squares of `resolution`."""
 
 
 @dataclass(frozen=True)
@@ -303,8 +306,9 @@ class _BatchBuilder:
         labels, mask = self._encode_targets([caption.full for caption in captions])
         odd = self.tokenizer.only_unknown(alt_ids.numpy()) | self.tokenizer.only_unknown(sentence_ids.numpy())
         remarks += [("unknown_words", keys[row]) for row in np.flatnonzero(odd)]
+        pixels, shapes = self._pixels(images, jitters)
         return Batch(
-            images=apply_jitter(to_batch(images), jitters),
+            images=pixels,
             alt_ids=alt_ids,
             sentence_ids=sentence_ids,
             labels=labels,
@@ -315,7 +319,23 @@ class _BatchBuilder:
             texts_cut=alts_cut + sentences_cut,
             captions_missing=missing,
             remarks=tuple(remarks),
+            shapes=shapes,
         )
+
+    def _pixels(self, images: list[np.ndarray], jitters: list[Jitter]) -> tuple[Tensor, Tensor | None]:
+        """Images with their colours changed, and their shapes where these may differ."""
+        if self.inputs.native is None:
+            return apply_jitter(to_batch(images), jitters), None
+        changed: dict[int, Tensor] = {}
+        for rows in rows_by_shape([image.shape[:2] for image in images]).values():
+            alike = apply_jitter(to_batch([images[row] for row in rows]), [jitters[row] for row in rows])
+            changed |= dict(zip(rows, alike, strict=True))
+        return pack([changed[row] for row in range(len(images))], self.inputs.native.pixels)
+
+    def _crop(self, image: SourceImage, rng: np.random.Generator) -> np.ndarray:
+        if self.inputs.native is not None:
+            return self.inputs.native.random_crop(image, rng, self.inputs.augment)
+        return random_crop(image, rng, self.inputs.resolution, self.inputs.augment)
 
     def _generator(self, position: int) -> np.random.Generator:
         # Counter-based: the numbers of any position without drawing those before it.
@@ -345,7 +365,7 @@ class _BatchBuilder:
         for index in candidates:
             try:
                 sample, image = self._caches[source][index]
-                return index, sample, random_crop(image, rng, self.inputs.resolution, self.inputs.augment)
+                return index, sample, self._crop(image, rng)
             except BadSampleError as error:
                 rejects.append(Reject(self.mixture.key(source, index), error.reason, str(error)))
         return None

@@ -108,9 +108,14 @@ def random_resized_box(rng: np.random.Generator, height: int, width: int, augmen
 
 def random_crop(image: SourceImage, rng: np.random.Generator, size: int, augment: Augment) -> np.ndarray:
     """A random crop of an image, resized to (size, size, 3), uint8."""
-    draw = random_crop_box if augment.crop_sampling == "original" else random_resized_box
-    box = draw(rng, image.height, image.width, augment)
+    box = random_box(rng, image, augment)
     return resize(image.crop(box, size), size, size)
+
+
+def random_box(rng: np.random.Generator, image: SourceImage, augment: Augment) -> Box:
+    """The crop that `augment.crop_sampling` draws."""
+    draw = random_crop_box if augment.crop_sampling == "original" else random_resized_box
+    return draw(rng, image.height, image.width, augment)
 
 
 def draw_jitter(rng: np.random.Generator, augment: Augment) -> Jitter:

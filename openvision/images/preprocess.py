@@ -20,7 +20,9 @@ ImageInput = bytes | Image.Image | NDArray[np.uint8]
 """An encoded image, a Pillow image, or RGB uint8 (H, W, 3)."""
 Size = int | tuple[int, int]
 """Pixels of a square, or (height, width)."""
-Preprocessing = Literal["crop", "squash"]
+Square = Literal["crop", "squash"]
+Preprocessing = Literal[Square, "native"]
+"""How images are brought to the size of a model; with "native" they keep their aspect (native.py)."""
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -47,7 +49,7 @@ def truncated(pixels: Tensor) -> Tensor:
     return pixels.to(torch.int16).to(torch.uint8)
 
 
-def prepare(image: ImageInput, size: Size, mode: Preprocessing = "crop") -> NDArray[np.uint8]:
+def prepare(image: ImageInput, size: Size, mode: Square = "crop") -> NDArray[np.uint8]:
     """Bytes of an image file, a Pillow image or RGB uint8 (H, W, 3) -> uint8 (height, width, 3) of `size`.
 
     "crop" scales until `size` is covered and takes the centre: what models were trained and evaluated with.

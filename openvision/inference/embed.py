@@ -28,6 +28,7 @@ from openvision.encoding import evaluating
 from openvision.errors import OpenVisionError, require
 from openvision.files import atomic_write_bytes, atomic_write_text, make_folder
 from openvision.images.decode import BadSampleError, decode_image
+from openvision.images.native import rows_by_shape
 from openvision.inference.vision import ImageInput, UnreadableImageError, VisionEncoder, image_files
 from openvision.untrusted import one_line
 
@@ -170,7 +171,7 @@ def encode_rows(
         good = [(row, image) for row, image in batch if isinstance(image, Tensor)]
         skipped |= {images.keys[row]: str(reason) for row, reason in batch if not isinstance(reason, Tensor)}
         if good:
-            features.append(_vectors(encoder, torch.stack([image for _, image in good])))
+            features.append(_vectors(encoder, [image for _, image in good]))
             kept += [row for row, _ in good]
         if progress:
             progress(batch[-1][0] + 1, len(images.keys))
@@ -205,11 +206,14 @@ def _prepared(
             yield [future.result() for future in ahead]
 
 
-def _vectors(encoder: VisionEncoder, images: Tensor) -> Tensor:
+def _vectors(encoder: VisionEncoder, images: list[Tensor]) -> Tensor:
     if encoder.vision.head is not None:
-        return encoder.encode_prepared(images, len(images))
+        return encoder.encode_each(images, len(images))
+    vectors = torch.empty(len(images), encoder.width)
     with evaluating(encoder.vision):
-        return encoder.forward_features(images).pooled.float().cpu()
+        for rows in rows_by_shape([(image.shape[1], image.shape[2]) for image in images]).values():
+            vectors[rows] = encoder.forward_features(torch.stack([images[row] for row in rows])).pooled.float().cpu()
+    return vectors
 
 
 def _result(files: list[Path], images: Images) -> EmbedResult:

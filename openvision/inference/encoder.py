@@ -174,7 +174,7 @@ class Encoder(VisionEncoder):
                 except UnreadableImageError as error:
                     skipped.append((path, str(error)))
             if images:
-                found.append(self.encode_prepared(torch.stack(images), batch_size) @ text)
+                found.append(self.encode_each(images, batch_size) @ text)
             if progress is not None:
                 done = len(paths) + len(skipped)
                 progress(done, done / len(files))

@@ -36,7 +36,8 @@ def load(
         device: "auto" (CUDA, else MPS, else CPU), "cpu", "cuda", "cuda:1", "mps", or a torch.device.
         dtype: of the weights, e.g. torch.bfloat16; None keeps float32. Embeddings are float32 on the CPU either way.
         resolution: pixels, a square or (height, width); may differ from the trained resolution, the default.
-        preprocessing: "crop" as in training, or "squash" as in the released configurations.
+        preprocessing: "crop" as in training, or "squash" as in the released configurations, or "native",
+            which keeps the aspect of each image within the patches of the square.
         vocabulary: vocab.txt of bert-base-uncased, for weights that come without one.
         revision: branch, tag or commit on the Hub.
         offline: read the local cache of the Hub only.

@@ -19,7 +19,8 @@ from torch import Tensor
 from openvision.encoding import encode_images, evaluating
 from openvision.errors import OpenVisionError
 from openvision.images.decode import IMAGE_SUFFIXES, BadSampleError
-from openvision.images.preprocess import Preprocessing, Size, prepare, to_batch
+from openvision.images.native import prepare_as, rows_by_shape
+from openvision.images.preprocess import Preprocessing, Size, to_batch
 from openvision.models.layers import unit
 from openvision.models.vision import VisionFeatures, VisionTransformer
 from openvision.weights.load import Checkpoint
@@ -99,7 +100,7 @@ class VisionEncoder:
         return self.vision
 
     def preprocess(self, image: ImageInput) -> Tensor:
-        """One image -> uint8 (3, height, width): RGB, upright, resized and cropped or squashed.
+        """One image -> uint8 (3, height, width): RGB, upright, resized and cropped or squashed, or of its own shape.
 
         The transform of a data set: `torch.stack` of its results is a batch for `model`, which normalises it.
         Raises UnreadableImageError for a file that is missing, cannot be decoded or is too elongated to crop,
@@ -108,7 +109,8 @@ class VisionEncoder:
         name = f"image {image}" if isinstance(image, (str, os.PathLike)) else "the image"
         try:
             content = Path(image).read_bytes() if isinstance(image, (str, os.PathLike)) else image
-            return to_batch([prepare(content, self.resolution, self.preprocessing)])[0]
+            patch = self.vision.config.patch_size
+            return to_batch([prepare_as(self.preprocessing, content, self.resolution, patch)])[0]
         except FileNotFoundError:
             raise UnreadableImageError(f"{name} does not exist") from None
         except OSError as error:
@@ -117,11 +119,19 @@ class VisionEncoder:
             raise UnreadableImageError(f"{name} cannot be used: {bad}") from bad
 
     def preprocess_all(self, images: Iterable[ImageInput]) -> Tensor:
-        """n images -> uint8 (n, 3, height, width)."""
+        """n images -> uint8 (n, 3, height, width); raises OpenVisionError for native images of several shapes."""
+        prepared = self._prepared(images)
+        if len(shapes := {tuple(image.shape) for image in prepared}) > 1:
+            raise OpenVisionError(
+                f"the images have {len(shapes)} native shapes, and a batch has one; use encode_images, or give images "
+                "of one shape at a time"
+            )
+        return torch.stack(prepared) if prepared else torch.empty(0, 3, *self._sides, dtype=torch.uint8)
+
+    def _prepared(self, images: Iterable[ImageInput]) -> list[Tensor]:
         if isinstance(images, (str, os.PathLike, Image.Image)):
             raise OpenVisionError("expected a list of images, got a single one; put it into a list")
-        prepared = [self.preprocess(image) for image in images]
-        return torch.stack(prepared) if prepared else torch.empty(0, 3, *self._sides, dtype=torch.uint8)
+        return [self.preprocess(image) for image in images]
 
     def forward_features(
         self, images: Tensor | Iterable[ImageInput], layers: Sequence[int] = (), norm: bool = False
@@ -143,15 +153,29 @@ class VisionEncoder:
 
     def encode_images(self, images: Iterable[ImageInput], batch_size: int = 64) -> Tensor:
         """n images -> unit vectors float32 (n, E)."""
-        return self.encode_prepared(self.preprocess_all(images), batch_size)
+        return self.encode_each(self._prepared(images), batch_size)
+
+    def encode_each(self, images: Sequence[Tensor], batch_size: int = 64) -> Tensor:
+        """Images from `preprocess`, uint8 (3, H, W) each, of any shapes -> unit vectors float32 (n, E)."""
+        vectors = torch.empty(len(images), self.embed_dim)
+        for rows in rows_by_shape([(image.shape[1], image.shape[2]) for image in images]).values():
+            vectors[rows] = self.encode_prepared(torch.stack([images[row] for row in rows]), batch_size)
+        return vectors
 
     def encode_unit(self, images: Iterable[ImageInput], batch_size: int = 64) -> Tensor:
         """`encode_images`; a tower without a head gives its pooled vectors at unit length, float32 (n, D)."""
         if self.vision.head is not None:
             return self.encode_images(images, batch_size)
         with evaluating(self.vision):
-            parts = [self.forward_features(part).pooled for part in self.preprocess_all(images).split(batch_size)]
-            return unit(torch.cat(parts).float()).cpu()
+            prepared = self._prepared(images)
+            vectors = torch.empty(len(prepared), self.width)
+            for rows in rows_by_shape([(image.shape[1], image.shape[2]) for image in prepared]).values():
+                for start in range(0, len(rows), batch_size):
+                    some = rows[start : start + batch_size]
+                    vectors[some] = (
+                        self.forward_features(torch.stack([prepared[row] for row in some])).pooled.float().cpu()
+                    )
+            return unit(vectors)
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -27,6 +27,7 @@ from openvision.data.shards.selection import SEPARATOR
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, read_text
 from openvision.images.augment import Augment
+from openvision.images.native import ASPECTS, NativeShapes
 from openvision.models.bounds import MAX_VOCABULARY, check_patches
 from openvision.models.openvision import OpenVisionConfig
 from openvision.models.openvision2 import OpenVision2Config
@@ -149,6 +150,22 @@ class Optimizer(Section):
     """Decay of the exponential moving average of the parameters, which is then evaluated and exported; None is off."""
 
 
+class Native(Section):
+    """`native` of a stage: images keep their aspect and have a budget of patches (images/native.py)."""
+
+    max_tokens: Count
+    """Patches of an image, at most: those of a square of the stage's resolution."""
+    buckets: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], Field(min_length=1)] = ASPECTS
+    """Width over height of the shapes that images are sorted into; 1.0, the square, must be among them."""
+
+    @field_validator("buckets")
+    @classmethod
+    def _with_square(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if 1.0 not in value:
+            raise ValueError("it must contain 1.0, the square that a trained model is used at")
+        return value
+
+
 class Stage(Section):
     """A training stage at one resolution. Parameters carry over from the stage before, optimizer state does not."""
 
@@ -166,6 +183,8 @@ class Stage(Section):
     """Number of micro-batches that a batch is computed in; gradient caching keeps the loss that of the whole batch."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Stochastic depth of the vision tower: rate at its last block, growing linearly from 0 at its first."""
+    native: Native | None = None
+    """Images keep their aspect; None crops squares of `resolution`."""
 
     @property
     def steps(self) -> int:
@@ -291,6 +310,20 @@ class EvaluatorTable(BaseModel):
         return self.name or self.kind
 
 
+class WarmStart(Section):
+    """Table [warm_start]: how weights of another shape are taken from `start`, and which towers stay as they are."""
+
+    patches: Literal["resample"] | None = None
+    """"resample" allows another patch size: filters are resampled by the pseudo-inverse."""
+    layers: Literal["even", "first"] | None = None
+    """Allows another depth: blocks of the start in even distances, or its first ones."""
+    vocabulary: Literal["by_entry"] | None = None
+    """"by_entry" allows the recipe's own vocabulary: rows of entries that both have are copied, others fresh."""
+    frozen: tuple[Literal["vision", "text"], ...] = ()
+    """Towers that are not trained, but for their projection into the shared space: locked-image and locked-text
+    tuning."""
+
+
 class TeacherTable(Section):
     """A table `[[teacher]]`: a frozen encoder that the student is distilled from, and what of it."""
 
@@ -339,6 +372,8 @@ class Recipe(Section):
     start: str | None = None
     """Pretrained weights: released name, Hub id, run, model folder or file. They bring their tokenizer, and their shape
     to a recipe without [model]. Missing towers are initialised randomly."""
+    warm_start: WarmStart | None = None
+    """How weights of another shape are taken from `start`."""
     model: Annotated[
         Annotated[OpenVisionConfig, Tag("openvision")] | Annotated[OpenVision2Config, Tag("openvision2")],
         Discriminator(_kind),
@@ -397,6 +432,42 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _warm(self) -> "Recipe":
+        warm = self.warm_start
+        if warm is None:
+            return self
+        if self.start is None and (warm.patches or warm.layers or warm.vocabulary):
+            raise ValueError("warm_start says how weights are taken from `start`; give start, or leave the table out")
+        if warm.vocabulary and self.data.vocab_size is None and self.data.tokenizer is None:
+            raise ValueError("warm_start.vocabulary takes another vocabulary: give data.vocab_size or data.tokenizer")
+        if "text" in warm.frozen and self.model.text is None:
+            raise ValueError("warm_start.frozen names a text tower, which the model does not have")
+        return self
+
+    def shapes_of(self, stage: Stage) -> NativeShapes | None:
+        """The shapes of a stage's images; None for squares."""
+        if stage.native is None:
+            return None
+        return NativeShapes(self.model.vision.patch_size, stage.native.max_tokens, stage.native.buckets)
+
+    def _check_native(self, index: int, stage: Stage, native: Native) -> None:
+        """Raise ValueError for a native stage whose square is not that of its resolution."""
+        place, patch = f"stages.{index}", self.model.vision.patch_size
+        if stage.resolution % patch or native.max_tokens != (stage.resolution // patch) ** 2:
+            side = max(1, round(stage.resolution / patch))
+            raise ValueError(
+                f"{place}.native.max_tokens {native.max_tokens} must be the patches of a square of {place}.resolution: "
+                f"write resolution = {side * patch} and max_tokens = {side**2}"
+            )
+        if self.teacher:
+            raise ValueError(f"{place}.native: teachers read squares; distil in stages without native")
+        if self.parallel.mode == "fsdp":
+            raise ValueError(
+                f"{place}.native: processes that shard parameters must take the same micro-batches, and shapes differ; "
+                'use parallel.mode = "ddp"'
+            )
+
+    @model_validator(mode="after")
     def _teachers(self) -> "Recipe":
         titles = [one.title for one in self.teacher or ()]
         if doubled := next((title for title in titles if titles.count(title) > 1), None):
@@ -427,6 +498,8 @@ class Recipe(Section):
                 check_patches(stage.resolution, self.model.vision.patch_size)
             except ValueError as error:
                 raise ValueError(str(error).replace("image_size", f"stages.{index}.resolution", 1)) from None
+            if stage.native is not None:
+                self._check_native(index, stage, stage.native)
         if self.stages[-1].resolution != self.model.vision.image_size:
             raise ValueError(
                 f"model.vision.image_size {self.model.vision.image_size} must be the resolution of the last stage, "

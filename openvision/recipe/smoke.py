@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from openvision.data.shards.dataset import ALT_MEMBER, ShardWriter
 from openvision.files import atomic_folder
 from openvision.models.openvision2 import ModelConfig
-from openvision.recipe.schema import Data, Parallel, Recipe, Run, Stage, TeacherTable
+from openvision.recipe.schema import Data, Parallel, Recipe, Run, Stage, TeacherTable, WarmStart
 
 BATCH = 2
 # Updates of the first stage: one of warm-up, and one with the moments of an update before it. Later stages take one.
@@ -37,6 +37,7 @@ def smoke_recipe(recipe: Recipe) -> Recipe:
         update={
             "name": f"{recipe.name}-smoke",
             "start": None,
+            "warm_start": _without_start(recipe.warm_start),
             "model": _shallow(recipe.model),
             "data": _own_data(recipe),
             "stages": tuple(_short(stage, index) for index, stage in enumerate(recipe.stages)),
@@ -105,6 +106,11 @@ def _short(stage: Stage, index: int) -> Stage:
         "micro_batches": min(stage.micro_batches, BATCH),
     }
     return stage.model_copy(update=changes)
+
+
+def _without_start(warm: WarmStart | None) -> WarmStart | None:
+    """Towers stay frozen; there are no weights to be taken."""
+    return warm and WarmStart(frozen=warm.frozen)
 
 
 def _untrained(teachers: tuple[TeacherTable, ...] | None) -> tuple[TeacherTable, ...] | None:

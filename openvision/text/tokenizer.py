@@ -154,6 +154,10 @@ class Tokenizer:
         """Number of entries in the vocabulary."""
         return self._backend.get_vocab_size()
 
+    def vocabulary(self) -> dict[str, int]:
+        """Entry -> id."""
+        return self._backend.get_vocab()
+
     def vocabulary_sha256(self) -> str:
         """SHA-256 of the vocabulary as text, one entry a line."""
         vocabulary = self._backend.get_vocab()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from openvision.data.batch import Batch
+from openvision.images.native import rows_by_shape, unpack
 from openvision.runtime import autocast
 from openvision.training.objective import Embeds, Losses, Objective, Terms, weighted_losses
 from openvision.training.randomness import SampleRandomness, stochastic_depth
@@ -35,6 +36,8 @@ def cached_backward(
 ) -> Losses:
     """Add the gradient of the batch to the parameters, computed in `micro_batches`, a divisor of the batch size.
 
+    Images of several shapes must be sorted (`sort_by_shape`): as each micro-batch has one shape, there may be more.
+
     Sums over target tokens are divided by `target_tokens`. Returns the losses of the whole batch, without a gradient.
     """
     device = batch.images.device.type
@@ -42,7 +45,7 @@ def cached_backward(
     embeds = _embed(objective, micro, precision)
     with autocast(device, precision):
         terms = objective.coupled(embeds, batch)
-    gradients = _embedding_gradients(objective, embeds, terms, micro_batches)
+    gradients = _embedding_gradients(objective, embeds, terms, [len(rows.images) for rows, _ in micro])
     separate: Terms = {}
     for (rows, drawn), gradient in zip(micro, gradients, strict=True):
         with stochastic_depth(objective.vision_blocks, drawn):
@@ -55,11 +58,38 @@ def cached_backward(
 
 
 def split(batch: Batch, randomness: SampleRandomness, micro_batches: int) -> Iterator[MicroBatch]:
-    """The batch in micro-batches of equal size."""
-    size = len(batch.images) // micro_batches
-    for start in range(0, size * micro_batches, size):
-        rows = slice(start, start + size)
-        yield replace(batch, **_rows(batch, rows), keys=batch.keys[rows]), randomness.rows(rows)
+    """The batch in micro-batches of equal size; those of sorted shapes end where a shape does."""
+    samples = len(batch.images)
+    size = samples // micro_batches
+    if batch.shapes is None:
+        for start in range(0, size * micro_batches, size):
+            rows = slice(start, start + size)
+            yield _take(batch, rows), randomness.rows(rows)
+        return
+    begin = 0
+    for shape, alike in rows_by_shape(_shapes(batch)).items():
+        end = begin + len(alike)
+        for start in range(begin, end, max(1, size)):
+            rows = slice(start, min(start + max(1, size), end))
+            taken = _take(batch, rows)
+            yield replace(taken, images=unpack(taken.images, shape), shapes=None), randomness.rows(rows)
+        begin = end
+
+
+def sort_by_shape(batch: Batch, randomness: SampleRandomness) -> MicroBatch:
+    """The batch with images of a shape side by side; one whose images are all alike has no `shapes` any more."""
+    groups = rows_by_shape(_shapes(batch))
+    if len(groups) == 1:
+        return replace(batch, images=unpack(batch.images, next(iter(groups))), shapes=None), randomness
+    order = [row for rows in groups.values() for row in rows]
+    sorted_keys = [batch.keys[row] for row in order]
+    rows = torch.tensor(order)
+    return replace(batch, **_rows(batch, rows), keys=sorted_keys), randomness.rows(rows.numpy())
+
+
+def _shapes(batch: Batch) -> list[tuple[int, int]]:
+    assert batch.shapes is not None
+    return [(height, width) for height, width in batch.shapes.tolist()]
 
 
 def _embed(objective: Objective, micro: list[MicroBatch], precision: torch.dtype) -> Embeds:
@@ -77,24 +107,28 @@ def _embed(objective: Objective, micro: list[MicroBatch], precision: torch.dtype
 
 
 def _embedding_gradients(
-    objective: Objective, embeds: Embeds, terms: Terms, micro_batches: int
+    objective: Objective, embeds: Embeds, terms: Terms, sizes: list[int]
 ) -> list[tuple[Tensor, ...]]:
-    """Gradients of each micro-batch's embeddings; that of the logit scale is added to its parameter."""
+    """Gradients of the embeddings of micro-batches of `sizes`; that of the logit scale is added to its parameter."""
     weighted = [weight * terms[name] for name, weight in objective.weights.items() if name in terms]
     if not weighted:
-        return [() for _ in range(micro_batches)]
+        return [() for _ in sizes]
     torch.autograd.backward(weighted)
-    split_gradients = (embed.grad.chunk(micro_batches, dim=-2) for embed in embeds if embed.grad is not None)
+    split_gradients = (embed.grad.split(sizes, dim=-2) for embed in embeds if embed.grad is not None)
     return list(zip(*split_gradients, strict=True))
 
 
-def _rows(batch: Batch, rows: slice) -> dict[str, Tensor | tuple[Tensor, ...]]:
+def _take(batch: Batch, rows: slice) -> Batch:
+    return replace(batch, **_rows(batch, rows), keys=batch.keys[rows])
+
+
+def _rows(batch: Batch, rows: slice | Tensor) -> dict[str, Tensor | tuple[Tensor, ...]]:
     """The rows of all fields that are tensors or tuples of them."""
     found: dict[str, Tensor | tuple[Tensor, ...]] = {}
     for field in fields(batch):
         value = getattr(batch, field.name)
         if isinstance(value, Tensor):
-            found[field.name] = value[rows]
+            found[field.name] = value[rows if isinstance(rows, slice) else rows.to(value.device)]
         elif isinstance(value, tuple) and value and all(isinstance(one, Tensor) for one in value):
-            found[field.name] = tuple(one[rows] for one in value)
+            found[field.name] = tuple(one[rows if isinstance(rows, slice) else rows.to(one.device)] for one in value)
     return found

@@ -30,7 +30,7 @@ class SampleRandomness:
     drop_path: float = 0.0
     """Probability of dropping the branches of the last block; it grows linearly from 0 at the first block."""
 
-    def rows(self, rows: slice) -> "SampleRandomness":
+    def rows(self, rows: "slice | NDArray[np.int64]") -> "SampleRandomness":
         """The randomness of some of the samples."""
         return replace(self, positions=self.positions[rows])
 

@@ -19,7 +19,7 @@ from openvision.recipe.schema import Stage
 from openvision.runtime import HostCopy, autocast
 from openvision.training.checkpoint.folders import Progress
 from openvision.training.distillation import DistilledObjective
-from openvision.training.gradient_caching import cached_backward
+from openvision.training.gradient_caching import cached_backward, sort_by_shape
 from openvision.training.guards import DeferredGuard, Spike, find_spike, raise_not_finite
 from openvision.training.objective import Losses, Objective, weighted_losses
 from openvision.training.optimizer.build import learning_rate
@@ -193,7 +193,12 @@ def forward_backward(
     target_tokens = batch.label_mask.sum()
     if processes.group is not None:
         target_tokens = all_sum(target_tokens, processes.group) / processes.size
-    if micro_batches > 1:
+    cached = micro_batches > 1
+    if batch.shapes is not None:
+        batch, randomness = sort_by_shape(batch, randomness)
+        # Every process averages its gradients at the end, or every one on the way: their shapes may differ.
+        cached = cached or batch.shapes is not None or processes.group is not None
+    if cached:
         with model.no_sync():
             losses = cached_backward(objective, batch, randomness, micro_batches, precision, target_tokens)
     else:
@@ -203,7 +208,7 @@ def forward_backward(
                 losses = weighted_losses(objective.weights, objective.coupled(embeds, batch) | terms)
             losses.total.backward()
     if processes.group is not None:
-        model.finish_gradients(synced=micro_batches == 1)
+        model.finish_gradients(synced=not cached)
     return losses
 
 

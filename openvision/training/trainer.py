@@ -159,7 +159,8 @@ class Trainer:
             )
             self.log.evaluation({**position, "split": "evaluators"}, numbers)
         if split is not None:
-            measured = validate(model, parts.tokenizer, split, stage.resolution, self.processes)
+            native = stage.native is not None
+            measured = validate(model, parts.tokenizer, split, stage.resolution, self.processes, native)
             self.log.evaluation({**position, "split": "validation"}, measured)
             if self.processes.is_main:
                 self.log.say(f"step {self.progress.step}: {headline(measured)}")

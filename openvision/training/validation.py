@@ -26,6 +26,7 @@ def validate(
     dataset: ShardDataset,
     resolution: int,
     processes: Processes = SINGLE_PROCESS,
+    native: bool = False,
 ) -> dict[str, float]:
     """Numbers of the validation shards by name, the same in every process; all processes must call it.
 
@@ -33,13 +34,14 @@ def validate(
     `alt_` for alt-texts and `sentence_` for first sentences of synthetic captions; `category_top1` over groups. Shares
     are 0 to 1. Counts: `pictures`, `candidates`, `categories`, `rejected`. Without a text tower `caption_loss`, nats.
 
-    `model` holds all parameters and is left in the mode it came in.
+    `model` holds all parameters and is left in the mode it came in. `native` keeps the aspect of images.
     """
     evaluated = EvaluatedModel(
         model.vision,
         model,
         tokenizer,
         resolution,
+        "native" if native else "crop",
         batch_size=256 if processes.device.type == "cpu" else BATCH_BESIDE_TRAINING,
         processes=processes,
         reject_budget=1.0,

@@ -32,7 +32,7 @@ ALL = sorted(
         *RECIPES.glob("*.toml"),
         *(
             path
-            for folder in ("openvision", "openvision2", "clips", "distill")
+            for folder in ("openvision", "openvision2", "clips", "distill", "beyond")
             for path in (RECIPES / folder).glob("*.toml")
         ),
     ]

@@ -19,7 +19,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 FAST = ("openvision/ti16", "openvision/s16", "openvision2/l14")
 SLOW = sorted(
     name
-    for folder in ("", "openvision", "openvision2", "clips", "distill")
+    for folder in ("", "openvision", "openvision2", "clips", "distill", "beyond")
     for path in (RECIPES / folder).glob("*.toml")
     if (name := f"{folder}/{path.stem}".lstrip("/")) not in FAST
 )

@@ -20,7 +20,8 @@ from openvision.encoding import batch_memory, check_features, encode_texts, eval
 from openvision.errors import OpenVisionError
 from openvision.evaluation.data.images import ImageSet
 from openvision.images.decode import BadSampleError
-from openvision.images.preprocess import Preprocessing, prepare, resize
+from openvision.images.native import prepare_as, rows_by_shape
+from openvision.images.preprocess import Preprocessing, resize
 from openvision.models.layers import unit
 from openvision.models.protocols import ContrastiveModel, Model
 from openvision.models.vision import VisionTransformer
@@ -64,6 +65,7 @@ class EvaluatedModel:
     resolution: int | None = None
     """Pixels; the tower's own by default."""
     preprocessing: Preprocessing = "crop"
+    """With "native" images keep their aspect, and a batch has one shape."""
     batch_size: int = 64
     threads: int = 2
     processes: Processes = field(default_factory=Processes)
@@ -262,14 +264,16 @@ def _shrink(batch: Tensor) -> Tensor:
 def prepared_batches(
     images: ImageSet, rows: Sequence[int], model: EvaluatedModel, batch_size: int
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-    """Batches of uint8 (b, 3, R, R) and the places of their images in `rows`; bad images are left out.
+    """Batches of uint8 (b, 3, R, R), or of one native shape, and the places of their images in `rows`.
+
+    Bad images are left out.
 
     While the caller works on a batch, threads prepare the next two.
     """
 
     def load(row: int) -> NDArray[np.uint8] | None:
         try:
-            return prepare(images.load(row), model.pixels, model.preprocessing)
+            return prepare_as(model.preprocessing, images.load(row), model.pixels, model.vision.config.patch_size)
         except BadSampleError:
             return None
 
@@ -286,6 +290,6 @@ def prepared_batches(
 def _batch(start: int, futures: list[Future[NDArray[np.uint8] | None]]) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
     loaded = [(start + index, future.result()) for index, future in enumerate(futures)]
     good = [(place, image) for place, image in loaded if image is not None]
-    if good:
-        images = torch.from_numpy(np.stack([image for _, image in good])).permute(0, 3, 1, 2).contiguous()
-        yield np.array([place for place, _ in good], dtype=np.int64), images
+    for rows in rows_by_shape([image.shape[:2] for _, image in good]).values():
+        images = torch.from_numpy(np.stack([good[row][1] for row in rows])).permute(0, 3, 1, 2).contiguous()
+        yield np.array([good[row][0] for row in rows], dtype=np.int64), images

@@ -72,6 +72,8 @@ class PatchProbe(TrainedEvaluator):
 
     def measure(self, model: EvaluatedModel, root: str | Path) -> Measured:
         """Learn from patches of `train`, answer for those of `data`."""
+        if model.preprocessing == "native":
+            raise OpenVisionError("patch_probe compares patches of one grid: measure it without --native")
         return self._measure_drawn(model, root) if self.mask is None else self._measure_masks(model, root)
 
     def _measure_drawn(self, model: EvaluatedModel, root: str | Path) -> Measured:

@@ -406,7 +406,9 @@ class _Examples:
 
     def _prepared(self, images: ImageSet, rows: Sequence[int]) -> torch.Tensor:
         """uint8 (n, 3, R, R) of images that can be decoded."""
-        return to_batch([prepare(images.load(row), self.model.pixels, self.model.preprocessing) for row in rows])
+        # Pictures of a gallery are squares, those of a model of native shapes too.
+        mode = "squash" if self.model.preprocessing == "squash" else "crop"
+        return to_batch([prepare(images.load(row), self.model.pixels, mode) for row in rows])
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

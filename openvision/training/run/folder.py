@@ -198,7 +198,7 @@ def claim_tokenizer(
         return Tokenizer.load(folder)
     tokenizer = Tokenizer.load(Path(settings.tokenizer)) if settings.tokenizer is not None else None
     if recipe.start is not None:
-        theirs = tokenizer_of_start(recipe.start, recipe.model, tokenizer)
+        theirs = tokenizer_of_start(recipe.start, recipe.model, tokenizer, recipe.warm_start)
         if theirs is not None and tokenizer is None:
             unread = f"; data.vocab_size {settings.vocab_size} is not used" if settings.vocab_size else ""
             say(f"start {recipe.start}: its tokenizer of {theirs.vocab_size} entries comes along{unread}")

@@ -66,7 +66,9 @@ def open_loader(
     return Loader(
         dataset,
         tokenizer,
-        InputSpec(stage.resolution, recipe.context_length, recipe.caption_length, recipe.augment),
+        InputSpec(
+            stage.resolution, recipe.context_length, recipe.caption_length, recipe.augment, recipe.shapes_of(stage)
+        ),
         batch_size=stage.batch_size,
         seed=recipe.seed,
         start=start,

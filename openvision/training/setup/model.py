@@ -1,14 +1,15 @@
 """The model of a run: built, initialised, warm-started from given weights, distributed over the processes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import ModelConfig, OpenVision2, build_model
-from openvision.recipe.schema import Parallel, Run
+from openvision.recipe.schema import Parallel, Run, WarmStart
 from openvision.runtime import Processes
+from openvision.text.tokenizer import Tokenizer
 from openvision.training.distillation import HEADS, Taught, TeacherHeads
 from openvision.training.setup.compile import prepare_blocks
 from openvision.training.setup.initialize import broadcast_parameters, initialise, materialise
@@ -25,14 +26,17 @@ def build_distributed_model(
     start: str | None = None,
     say: Callable[[str], None] = lambda _: None,
     taught: Sequence[Taught] = (),
+    warm: WarmStart | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> DistributedModel:
     """A model on the processes of a run with its initial parameters, those of `start` where it has them.
 
     `say` is told what was copied from there. With `taught` it has projections to the widths of these teachers.
+    `warm` says which towers are frozen and how the weights of `start` are taken; `tokenizer` is the run's.
     """
     with torch.device("meta"):
         model = _in_training(config, taught)
-    for parameter in model.untrained_parameters():
+    for parameter in [*model.untrained_parameters(), *frozen_parameters(model, warm)]:
         # DDP waits for the gradient of everything that may have one.
         parameter.requires_grad_(False)
     prepare_blocks(model, run.activation_checkpointing, run.compile)
@@ -42,10 +46,10 @@ def build_distributed_model(
         if processes.is_main:
             with torch.device("meta"):
                 full = _in_training(config, taught)
-            fill(full, seed, start, say)
+            fill(full, seed, start, say, warm, tokenizer)
         broadcast_parameters(full, model, processes)
     else:
-        fill(model, seed, start, say)
+        fill(model, seed, start, say, warm, tokenizer)
         model.to(processes.device)
     return distribute(model, processes)
 
@@ -57,12 +61,29 @@ def _in_training(config: ModelConfig, taught: Sequence[Taught]) -> OpenVision | 
     return model
 
 
-def fill(model: OpenVision | OpenVision2, seed: int, start: str | None, say: Callable[[str], None]) -> None:
+def fill(
+    model: OpenVision | OpenVision2,
+    seed: int,
+    start: str | None,
+    say: Callable[[str], None],
+    warm: WarmStart | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> None:
     """Give a model on the meta device its initial parameters, on the CPU."""
     materialise(model, torch.device("cpu"))
     initialise(model, seed)
     if start is not None:
-        say(describe_start(model, start, start_from(model, start)))
+        notes: list[str] = []
+        taken = start_from(model, start, warm, tokenizer, notes.append)
+        say(describe_start(model, start, taken, notes))
+
+
+def frozen_parameters(model: OpenVision | OpenVision2, warm: WarmStart | None) -> Iterator[nn.Parameter]:
+    """Parameters of frozen towers; the projection into the shared space is trained all the same."""
+    for tower in warm.frozen if warm is not None else ():
+        for name, parameter in getattr(model, tower).named_parameters():
+            if not name.startswith("head."):
+                yield parameter
 
 
 def full_model(config: ModelConfig, state: dict[str, Tensor]) -> OpenVision | OpenVision2:

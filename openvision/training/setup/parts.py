@@ -142,7 +142,16 @@ def set_up_run(
     taught = load_teachers(recipe.teacher or ())
     started += [one.teacher.to(processes.device).describe() for one in taught]
     model = build_distributed_model(
-        recipe.model, recipe.run, recipe.parallel, processes, recipe.seed, start, started.append, taught
+        recipe.model,
+        recipe.run,
+        recipe.parallel,
+        processes,
+        recipe.seed,
+        start,
+        started.append,
+        taught,
+        recipe.warm_start,
+        tokenizer,
     )
     optimizer = build_optimizer(model.module, recipe.optimizer)
     store = Checkpoints(

@@ -1,19 +1,32 @@
 """Warm start: what a run takes from the weights that its recipe names as `start`.
 
 Towers that both models have are copied. Token ids mean nothing without their vocabulary, so a text tower or a decoder
-comes with its tokenizer; the shape comes along when the recipe has no [model].
+comes with its tokenizer; the shape comes along when the recipe has no [model]. Into another patch size, depth or
+vocabulary they are taken as [warm_start] says (adapt.py).
 """
 
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
 from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import ModelConfig, OpenVision2
+from openvision.recipe.schema import WarmStart
 from openvision.text.tokenizer import Tokenizer
+from openvision.training.setup.adapt import (
+    DECODER_ROWS,
+    PATCHES,
+    TEXT_ROWS,
+    chosen_layers,
+    resample_patches,
+    shared_entries,
+    with_entries,
+    with_layers,
+)
 from openvision.weights.load import Request, load_checkpoint
 
 _TOWERS = ("vision", "text", "decoder")
@@ -45,14 +58,25 @@ def shape_of(data: JsonObject) -> None:
     data["model"] = {key: value for key, value in shape.items() if value is not None}
 
 
-def tokenizer_of_start(source: str, config: ModelConfig, named: Tokenizer | None) -> Tokenizer | None:
+def tokenizer_of_start(
+    source: str, config: ModelConfig, named: Tokenizer | None, warm: WarmStart | None = None
+) -> Tokenizer | None:
     """The tokenizer that a run of a model takes from its start; None when no tower with ids comes from there.
+
+    None as well when `warm` says that the recipe has a vocabulary of its own.
 
     `named` is that of the recipe's `data.tokenizer`. Raises OpenVisionError when the towers were trained with another
     vocabulary, or with an unknown one and none is named.
     """
     loaded = load_checkpoint(source, Request(image_size=config.vision.image_size))
     if not (loaded.captioner if config.text is None else loaded.model):
+        return None
+    if warm is not None and warm.vocabulary is not None:
+        if loaded.tokenizer is None:
+            raise OpenVisionError(
+                f"start = {source!r} comes without its vocabulary, in which no entry of another one can be found; "
+                "leave warm_start.vocabulary out and name its vocabulary as data.tokenizer"
+            )
         return None
     if loaded.tokenizer is None:
         if named is None:
@@ -65,28 +89,43 @@ def tokenizer_of_start(source: str, config: ModelConfig, named: Tokenizer | None
         raise OpenVisionError(
             f"start = {source!r} was trained with another vocabulary ({loaded.tokenizer.vocab_size} entries) than "
             f"data.tokenizer ({named.vocab_size}), so the same ids would be other words; leave data.tokenizer out to "
-            f"take that of the weights, or start from the images alone: openvision convert {source} --vision-only"
+            'take that of the weights, set warm_start.vocabulary = "by_entry" to copy what both have, or start from '
+            f"the images alone: openvision convert {source} --vision-only"
         )
     return loaded.tokenizer
 
 
-def start_from(model: OpenVision | OpenVision2, source: str) -> list[str]:
+def start_from(
+    model: OpenVision | OpenVision2,
+    source: str,
+    warm: WarmStart | None = None,
+    tokenizer: Tokenizer | None = None,
+    note: Callable[[str], None] = lambda _: None,
+) -> list[str]:
     """Copy into `model`, in place, every tower that the checkpoint `source` and the model have in common.
 
-    Returns the names of the towers taken: "vision", "text", "decoder", and "logit_scale". A model of version 1 may
-    start from a vision tower alone, one of version 2 from any vision tower. A JAX tree, which does not contain its
-    resolution, takes the recipe's: no parameter depends on it. Raises OpenVisionError when a tower has another shape.
+    `warm` allows other shapes, and `note` is told what was changed for them; `tokenizer` is the model's, for another
+    vocabulary. Returns the names of the towers taken: "vision", "text", "decoder", and "logit_scale". A model of
+    version 1 may start from a vision tower alone, one of version 2 from any vision tower. A JAX tree, which does not
+    contain its resolution, takes the recipe's: no parameter depends on it. Raises OpenVisionError when a tower has
+    another shape.
     """
     loaded = load_checkpoint(source, Request(image_size=model.vision.config.image_size))
     given = loaded.model if isinstance(model, OpenVision) else loaded.captioner
-    _copy(model.vision, loaded.vision, "vision", source)
+    shared = None
+    if warm is not None and warm.vocabulary is not None and given is not None:
+        assert tokenizer is not None
+        assert loaded.tokenizer is not None
+        shared = shared_entries(tokenizer, loaded.tokenizer)
+    how = _Changes(source, warm or WarmStart(), shared, note)
+    how.copy(model.vision, loaded.vision, "vision")
     taken = ["vision"]
     if given is None:
         return taken
     for name in ("text", "decoder"):
         ours, theirs = getattr(model, name, None), getattr(given, name, None)
         if ours is not None and theirs is not None:
-            _copy(ours, theirs, name, source)
+            how.copy(ours, theirs, name)
             taken.append(name)
     if isinstance(model, OpenVision) and loaded.model is not None:
         model.logit_scale.data.copy_(loaded.model.logit_scale.detach())
@@ -94,35 +133,83 @@ def start_from(model: OpenVision | OpenVision2, source: str) -> list[str]:
     return taken
 
 
-def describe_start(model: OpenVision | OpenVision2, source: str, taken: list[str]) -> str:
-    """One line: which towers came from `source`, and which are random."""
+def describe_start(model: OpenVision | OpenVision2, source: str, taken: list[str], notes: Sequence[str] = ()) -> str:
+    """One line: which towers came from `source`, what was changed of them, and which are random."""
     fresh = [name for name in _TOWERS if getattr(model, name, None) is not None and name not in taken]
     rest = f"; initialised at random: {', '.join(fresh)}" if fresh else ""
-    return f"start {source}: copied {', '.join(taken)}{rest}"
+    changed = f" ({'; '.join(notes)})" if notes else ""
+    return f"start {source}: copied {', '.join(taken)}{changed}{rest}"
 
 
-def _copy(ours: nn.Module, theirs: nn.Module, name: str, source: str) -> None:
-    mine, given = dict(ours.named_parameters()), dict(theirs.named_parameters())
-    # A head belongs to contrastive models: a vision tower may be taken without it, or keep its own.
-    names = [key for key in mine if key in given or not key.startswith("head.")]
-    wrong = [key for key in names if key not in given or mine[key].shape != given[key].shape]
-    deeper = [key for key in given if key not in mine and not key.startswith("head.")]
-    if wrong or deeper:
-        raise OpenVisionError(
-            f"start = {source!r}: its {name} tower has another shape than the recipe's model.{name} "
-            f"({_difference(ours, theirs) or (wrong or deeper)[0]}); copy the shape from the recipe of that model, or "
-            "leave [model] out to take it over"
-        )
-    # No parameter's shape shows the number of heads.
-    wanted, found = (tower.config.heads for tower in (ours, theirs))  # pyright: ignore[reportAttributeAccessIssue]
-    if wanted != found:
-        raise OpenVisionError(
-            f"start = {source!r}: its {name} tower has {found} heads, the recipe's model.{name} has {wanted}; copy the "
-            "shape from the recipe of that model, or leave [model] out to take it over"
-        )
-    with torch.no_grad():
-        for key in names:
-            mine[key].copy_(given[key])
+@dataclass(frozen=True)
+class _Changes:
+    """How the towers of one checkpoint are taken."""
+
+    source: str
+    warm: WarmStart
+    shared: tuple[Tensor, Tensor] | None
+    """Ids of the entries that both vocabularies have; None for the same vocabulary."""
+    note: Callable[[str], None]
+
+    def copy(self, ours: nn.Module, theirs: nn.Module, name: str) -> None:
+        """Copy a tower, in place, in the shape of `ours`."""
+        mine, given = dict(ours.named_parameters()), dict(theirs.named_parameters())
+        fitted = self._fitted(ours, theirs, name, mine, given)
+        depth = len(getattr(ours, "blocks", ()))
+        beyond = {
+            key for key in mine if key.startswith("blocks.") and key not in fitted and self.warm.layers == "first"
+        }
+        if beyond:
+            self.note(f"{name}: blocks beyond the start's are initialised at random, of {depth}")
+        # A head belongs to contrastive models: a vision tower may be taken without it, or keep its own.
+        names = [key for key in mine if key not in beyond and (key in fitted or not key.startswith("head."))]
+        wrong = [key for key in names if key not in fitted or mine[key].shape != fitted[key].shape]
+        deeper = [key for key in fitted if key not in mine and not key.startswith("head.")]
+        if wrong or deeper:
+            raise OpenVisionError(
+                f"start = {self.source!r}: its {name} tower has another shape than the recipe's model.{name} "
+                f"({_difference(ours, theirs) or (wrong or deeper)[0]}); copy the shape from the recipe of that model, "
+                f"or leave [model] out to take it over{self._remedy(ours, theirs)}"
+            )
+        # No parameter's shape shows the number of heads.
+        wanted, found = (tower.config.heads for tower in (ours, theirs))  # pyright: ignore[reportAttributeAccessIssue]
+        if wanted != found:
+            raise OpenVisionError(
+                f"start = {self.source!r}: its {name} tower has {found} heads, the recipe's model.{name} has {wanted}; "
+                "copy the shape from the recipe of that model, or leave [model] out to take it over"
+            )
+        with torch.no_grad():
+            for key in names:
+                mine[key].copy_(fitted[key])
+
+    def _fitted(
+        self, ours: nn.Module, theirs: nn.Module, name: str, mine: Mapping[str, Tensor], given: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The given parameters in the depth, patch size and vocabulary of ours, where `warm` allows it."""
+        fitted = dict(given)
+        wanted, found = len(getattr(ours, "blocks", ())), len(getattr(theirs, "blocks", ()))
+        if self.warm.layers is not None and wanted != found:
+            layers = chosen_layers(wanted, found, self.warm.layers)
+            fitted = with_layers(fitted, layers)
+            self.note(f"{name}: {wanted} blocks are blocks {', '.join(map(str, layers))} of {found}")
+        if self.warm.patches is not None and PATCHES in fitted and mine[PATCHES].shape != fitted[PATCHES].shape:
+            before, after = (tensors[PATCHES].shape[-1] for tensors in (fitted, mine))
+            fitted[PATCHES] = resample_patches(fitted[PATCHES], after)
+            self.note(f"{name}: patch filters resampled from {before} to {after} px")
+        if self.shared is not None:
+            for key in {"text": TEXT_ROWS, "decoder": DECODER_ROWS}.get(name, ()):
+                if key in fitted and key in mine and fitted[key].shape[1:] == mine[key].shape[1:]:
+                    fitted[key] = with_entries(mine[key], fitted[key], self.shared)
+                    fresh = len(mine[key]) - len(self.shared[0])
+                    self.note(f"{name}.{key}: {len(self.shared[0])} rows copied by entry, {fresh} fresh")
+        return fitted
+
+    def _remedy(self, ours: nn.Module, theirs: nn.Module) -> str:
+        """What of [warm_start] would help."""
+        wanted, found = (asdict(tower.config) for tower in (ours, theirs))  # pyright: ignore[reportArgumentType]
+        ways = {"depth": 'warm_start.layers = "even"', "patch_size": 'warm_start.patches = "resample"'}
+        needed = [way for key, way in ways.items() if wanted.get(key) != found.get(key)]
+        return f", or set {' and '.join(needed)}" if needed else ""
 
 
 def _difference(ours: nn.Module, theirs: nn.Module) -> str:

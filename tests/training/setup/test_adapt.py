@@ -1,0 +1,139 @@
+"""Weights are taken into another patch size, depth and vocabulary as the recipe says, and frozen towers stay."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from openvision.errors import OpenVisionError
+from openvision.models.openvision import OpenVision, OpenVisionConfig
+from openvision.models.text import TextConfig
+from openvision.models.vision import VisionConfig
+from openvision.recipe.schema import WarmStart, parse_recipe
+from openvision.text.tokenizer import Tokenizer
+from openvision.training.setup.adapt import chosen_layers, resample_patches, shared_entries
+from openvision.training.setup.start import start_from
+from openvision.training.trainer import Trainer
+from openvision.weights.folder import save_folder
+from openvision.weights.load import load_checkpoint
+from tests.conftest import TINY_RECIPE
+
+VISION = VisionConfig(width=32, depth=5, mlp_dim=64, heads=2, patch_size=8, image_size=32)
+V1 = OpenVisionConfig(16, VISION, TextConfig(32, 2, 64, 2, 64, 8))
+
+
+@pytest.fixture
+def start(tmp_path) -> Path:
+    save_folder(tmp_path / "start", OpenVision(V1), Tokenizer.train(["a red bar"], 64), "", {})
+    return tmp_path / "start"
+
+
+def test_larger_patches_see_enlarged_images_as_before():
+    """Filters for patches of 12 px give on enlarged images what those of 8 px gave: enlarging loses nothing."""
+    filters, patches = torch.randn(5, 3, 8, 8), torch.randn(20, 3, 8, 8)
+    larger = F.interpolate(patches, (12, 12), mode="bilinear", antialias=True)
+    before = torch.einsum("dcij,bcij->bd", filters, patches)
+    after = torch.einsum("dcij,bcij->bd", resample_patches(filters, 12), larger)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    assert resample_patches(filters, 8) is filters
+
+
+def test_smaller_patches_are_the_nearest_there_are():
+    filters = torch.randn(5, 3, 8, 8)
+    smaller = resample_patches(filters, 4)
+    assert smaller.shape == (5, 3, 4, 4)
+    units = torch.eye(64).unflatten(1, (1, 8, 8))
+    seen = F.interpolate(units, (4, 4), mode="bilinear", antialias=True).flatten(1)
+    ours = seen @ smaller.flatten(2).transpose(1, 2)
+    least = torch.linalg.lstsq(seen, filters.flatten(2).transpose(1, 2).reshape(5, 64, 3)[0]).solution
+    torch.testing.assert_close(ours[0], seen @ least, rtol=1e-3, atol=1e-3)
+
+
+def test_layers():
+    assert chosen_layers(3, 5, "even") == [0, 2, 4]
+    assert chosen_layers(5, 5, "even") == [0, 1, 2, 3, 4]
+    assert chosen_layers(4, 2, "even") == [0, 0, 1, 1]
+    assert chosen_layers(1, 5, "even") == [0]
+    assert chosen_layers(3, 5, "first") == [0, 1, 2]
+    assert chosen_layers(7, 5, "first") == [0, 1, 2, 3, 4]
+
+
+def test_patch_size_and_depth(start):
+    given = load_checkpoint(start).vision
+    model = OpenVision(replace(V1, vision=replace(VISION, depth=3, patch_size=16, image_size=64)))
+    notes: list[str] = []
+    assert start_from(model, str(start), WarmStart(patches="resample", layers="even"), note=notes.append) == [
+        "vision",
+        "text",
+        "logit_scale",
+    ]
+    assert notes == ["vision: 3 blocks are blocks 0, 2, 4 of 5", "vision: patch filters resampled from 8 to 16 px"]
+    for ours, theirs in zip(model.vision.blocks, (given.blocks[index] for index in (0, 2, 4)), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    torch.testing.assert_close(
+        model.vision.patch_embed.proj.weight, resample_patches(given.patch_embed.proj.weight, 16)
+    )
+    deeper = OpenVision(replace(V1, vision=replace(VISION, depth=6)))
+    last = deeper.vision.get_parameter("blocks.5.mlp.fc1.weight").clone()
+    start_from(deeper, str(start), WarmStart(layers="first"), note=notes.append)
+    assert torch.equal(deeper.vision.get_parameter("blocks.5.mlp.fc1.weight"), last)
+    assert notes[-1] == "vision: blocks beyond the start's are initialised at random, of 6"
+
+
+def test_without_the_table_another_shape_is_refused_with_the_remedy(start):
+    model = OpenVision(replace(V1, vision=replace(VISION, depth=3, patch_size=16, image_size=64)))
+    remedy = 'or set warm_start.layers = "even" and warm_start.patches = "resample"$'
+    with pytest.raises(OpenVisionError, match=remedy):
+        start_from(model, str(start))
+    with pytest.raises(OpenVisionError, match="depth 5, not 3"):
+        start_from(model, str(start), WarmStart(patches="resample"))
+
+
+def run_of(start: Path, warm: dict, **data):
+    recipe = copy.deepcopy(TINY_RECIPE)
+    recipe |= {"name": "warm", "start": str(start), "warm_start": warm, "loss": {"caption": 0, "texts": ["alt"]}}
+    vision, text = ({**V1.to_dict()[name]} for name in ("vision", "text"))
+    recipe["model"] = {"embed_dim": 16, "vision": vision, "text": text | {"vocab_size": 128}}
+    recipe["data"] = {"train": "train", "validation": "validation", **data}
+    recipe["stages"] = [{"resolution": 32, "samples": 16, "batch_size": 8, "base_learning_rate": 0.01}]
+    return parse_recipe(recipe, "warm")
+
+
+def test_another_vocabulary_and_a_frozen_tower(start, shapes_folder, tmp_path):
+    """Locked-image tuning with new words: the image tower is that of the start after training, words both have too."""
+    recipe = run_of(start, {"vocabulary": "by_entry", "frozen": ["vision"]}, vocab_size=128)
+    trainer = Trainer(recipe, shapes_folder, tmp_path / "run")
+    text, given = trainer.parts.model.module.text, load_checkpoint(start)
+    assert text is not None
+    assert given.model is not None
+    assert given.tokenizer is not None
+    ours, theirs = shared_entries(trainer.parts.tokenizer, given.tokenizer)
+    assert 5 < len(ours) < trainer.parts.tokenizer.vocab_size
+    assert torch.equal(text.token_embed.weight[ours], given.model.text.token_embed.weight[theirs])
+
+    assert f"text.token_embed.weight: {len(ours)} rows copied by entry, {128 - len(ours)} fresh" in (
+        (tmp_path / "run" / "sessions.json").read_text()
+    )
+    trainer.run()
+    trained = load_checkpoint(tmp_path / "run").model
+    assert trained is not None
+    for (name, own), before in zip(trained.vision.named_parameters(), given.vision.parameters(), strict=True):
+        assert torch.equal(own, before) == (not name.startswith("head.")), name
+    name = "blocks.0.mlp.fc1.weight"
+    assert not torch.equal(trained.text.get_parameter(name), given.model.text.get_parameter(name))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"start": None}, "says how weights are taken from `start`; give start"),
+        ({"data": {"train": "train"}}, "takes another vocabulary: give data.vocab_size or data.tokenizer"),
+    ],
+)
+def test_tables_that_cannot_be(start, change, message):
+    recipe = run_of(start, {"vocabulary": "by_entry"}, vocab_size=64).model_dump(exclude_none=True)
+    with pytest.raises(OpenVisionError, match=message):
+        parse_recipe({key: value for key, value in (recipe | change).items() if value is not None}, "bad")

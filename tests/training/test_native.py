@@ -1,0 +1,161 @@
+"""Stages of native shapes: mixed shapes in one batch, exactly; squares as they were; bad stages refused."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from openvision.data.loader import InputSpec, Loader, LoaderOptions
+from openvision.data.shards.dataset import ShardDataset, ShardWriter
+from openvision.errors import OpenVisionError
+from openvision.files import read_json_lines
+from openvision.images.native import NativeShapes, pack, unpack
+from openvision.models.openvision2 import build_model
+from openvision.recipe.schema import parse_recipe
+from openvision.text.tokenizer import Tokenizer
+from openvision.training.objective import build_objective, weighted_losses
+from openvision.training.setup.parallel import DistributedModel
+from openvision.training.step import forward_backward
+from openvision.training.trainer import Interrupted, Trainer
+from tests.conftest import TINY_RECIPE
+from tests.images.test_native import encoded
+from tests.training.small_step import batch_of, randomness_of, recipe_of
+
+NATIVE = NativeShapes(patch_size=8, max_tokens=16)
+SIZES = [(32, 32), (16, 64), (64, 16), (32, 32), (16, 64), (24, 40), (32, 32), (64, 16)]
+
+
+def mixed_batch():
+    generator = torch.Generator().manual_seed(1)
+    images = [torch.randint(0, 256, (3, *size), generator=generator).to(torch.uint8) for size in SIZES]
+    packed, shapes = pack(images, NATIVE.pixels)
+    return replace(batch_of(), images=packed, shapes=shapes)
+
+
+@pytest.mark.parametrize("kind", ["openvision", "openvision2"])
+@pytest.mark.parametrize("micro_batches", [1, 4, 8])
+def test_mixed_shapes_are_contrasted_together_exactly(kind, micro_batches):
+    """The gradient is that of one graph over all images, each encoded by itself."""
+    recipe = recipe_of(kind)
+    model = build_model(recipe.model).double().train()
+    objective = build_objective(DistributedModel(model), recipe.loss, bos_id=1)
+    batch, drawn = mixed_batch(), randomness_of()
+    tokens = batch.label_mask.sum()
+    embeds, captions = [], []
+    for row, size in enumerate(SIZES):
+        rows = slice(row, row + 1)
+        own = {
+            name: getattr(batch, name)[rows]
+            for name in ("alt_ids", "sentence_ids", "labels", "label_mask", "positions")
+        }
+        alone = replace(batch, **own, images=unpack(batch.images[rows], size), shapes=None, keys=batch.keys[rows])
+        parts, terms = objective.forward(alone, drawn.rows(rows), tokens)
+        embeds.append(parts)
+        captions.append(terms["caption"])
+    coupled = objective.coupled(tuple(torch.cat(parts, dim=-2) for parts in zip(*embeds, strict=True)), batch)
+    losses = weighted_losses(objective.weights, coupled | {"caption": sum(captions[1:], start=captions[0])})
+    losses.total.backward()
+    wanted = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    found = forward_backward(DistributedModel(model), objective, batch, drawn, micro_batches=micro_batches)
+    torch.testing.assert_close(found.terms["loss"], losses.terms["loss"], rtol=1e-9, atol=1e-9)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-8, atol=1e-9, msg=name)
+
+
+def native_recipe(**changes):
+    recipe = copy.deepcopy(TINY_RECIPE)
+    for stage in recipe["stages"]:
+        stage["native"] = {"max_tokens": (stage["resolution"] // 8) ** 2, "buckets": [0.25, 1.0, 4.0]}
+    return parse_recipe(recipe | changes, "native")
+
+
+def test_on_squares_it_is_the_square_run_bit_for_bit(tiny_run, shapes_folder, tmp_path):
+    Trainer(native_recipe(), shapes_folder, tmp_path / "run").run()
+    ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (tmp_path / "run", tiny_run))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    measured, expected = (
+        [line for line in read_json_lines(run / "metrics.jsonl") if line["kind"] == "eval"]
+        for run in (tmp_path / "run", tiny_run)
+    )
+    assert [line["top1"] for line in measured] == [line["top1"] for line in expected]
+
+
+@pytest.fixture(scope="module")
+def wide_folder(tmp_path_factory):
+    """Sixteen images of four aspects, one of them beyond every bucket."""
+    folder = tmp_path_factory.mktemp("wide")
+    for split in ("train", "validation"):
+        with ShardWriter(folder / split) as writer:
+            for number in range(16):
+                size = [(40, 40), (30, 120), (120, 30), (60, 61)][number % 4] if number != 7 else (10, 200)
+                texts = {"name": f"thing {number}", "category": "thing", "synthetic": f"This is thing {number}."}
+                writer.write(f"image-{number}", encoded(*size, "PNG"), "png", f"a thing {number}", texts)
+    return folder
+
+
+def test_a_run_of_mixed_shapes_resumes_exactly(wide_folder, tmp_path):
+    recipe = native_recipe(data=TINY_RECIPE["data"] | {"reject_budget": 1.0})
+    Trainer(recipe, wide_folder, tmp_path / "whole").run()
+    first = Trainer(recipe, wide_folder, tmp_path / "stopped")
+    first.stop.wanted = True
+    with pytest.raises(Interrupted):
+        first.run()
+    Trainer(recipe, wide_folder, tmp_path / "stopped").run()
+    ours, theirs = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "stopped"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    rejects = read_json_lines(tmp_path / "whole" / "rejects.jsonl")
+    assert {reject["reason"] for reject in rejects} == {"extreme_aspect"}
+    assert "200 x 10 pixels is beyond the largest bucket" in rejects[0]["detail"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_do_not_depend_on_processes_or_workers(wide_folder, workers):
+    data = ShardDataset(wide_folder / "train")
+    tokenizer = Tokenizer.train(["a thing 1 2 3 4 5 6 7 8 9 0"], 60)
+    inputs = InputSpec(32, 8, 8, native=NATIVE)
+
+    def batches(world: int, rank: int, start: int = 0, workers: int = 0):
+        options = LoaderOptions(world_size=world, rank=rank, workers=workers, reject_budget=1.0)
+        with Loader(data, tokenizer, inputs, batch_size=8, seed=3, start=start, options=options) as loader:
+            return [next(loader) for _ in range(2)]
+
+    whole = batches(1, 0)
+    assert whole[0].shapes is not None
+    assert len({tuple(shape) for shape in whole[0].shapes.tolist()}) > 1
+    halves = [batches(2, rank, workers=workers) for rank in (0, 1)]
+    for number in (0, 1):
+        for name in ("images", "shapes", "alt_ids", "positions"):
+            joined = torch.cat([getattr(half[number], name) for half in halves])
+            assert torch.equal(joined, getattr(whole[number], name)), name
+    assert torch.equal(batches(1, 0, start=8)[0].images, whole[1].images)
+
+
+@pytest.mark.parametrize(
+    ("native", "rest", "message"),
+    [
+        ({"max_tokens": 9}, {}, "max_tokens 9 must be the patches of a square.*resolution = 32 and max_tokens = 16"),
+        ({"max_tokens": 16, "buckets": [0.5, 2.0]}, {}, "must contain 1.0, the square"),
+        ({"max_tokens": 16}, {"parallel": {"mode": "fsdp"}}, 'use parallel.mode = "ddp"'),
+        ({"max_tokens": 16}, {"teacher": [{"source": "x"}]}, "teachers read squares"),
+    ],
+)
+def test_stages_that_cannot_be(native, rest, message):
+    recipe = copy.deepcopy(TINY_RECIPE) | rest
+    recipe["stages"][1]["native"] = native
+    with pytest.raises(OpenVisionError, match=message):
+        parse_recipe(recipe, "bad")
+
+
+def test_samples_keep_their_randomness_when_sorted():
+    """The sort keeps each sample with its own randomness."""
+    from openvision.training.gradient_caching import sort_by_shape, split
+
+    batch, drawn = sort_by_shape(mixed_batch(), randomness_of(0.5))
+    micro = list(split(batch, drawn, 2))
+    assert [len(rows.images) for rows, _ in micro] == [2, 1, 3, 2]
+    assert all(np.array_equal(rows.positions.numpy(), own.positions) for rows, own in micro)
+    assert sorted(key for rows, _ in micro for key in rows.keys) == [str(number) for number in range(8)]
