@@ -42,7 +42,7 @@ RENAMED_KEYS: dict[str, str] = {
     "parallel.step_seconds": "parallel.step_timeout_seconds",
 }
 # Numbers of the log that were renamed: name of November 2026 -> the name since.
-RENAMED_METRICS: dict[str, str] = {"temperature": "logit_scale"}
+RENAMED_METRICS: dict[str, str] = {"temperature": "logit_scale", "pictures": "images"}
 
 # Where a run leaves what is compared.
 METRICS = "metrics.jsonl"

@@ -17,7 +17,7 @@ RENAMED_KEYS = {
 }
 """Old recipe key, dotted and without the numbers of tables in an array -> its new name in the same table."""
 
-RENAMED_METRICS = {"temperature": "logit_scale"}
+RENAMED_METRICS = {"temperature": "logit_scale", "pictures": "images"}
 """Old name of a number in metrics.jsonl -> new name."""
 
 

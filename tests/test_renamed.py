@@ -69,7 +69,7 @@ def test_a_run_with_old_names_is_resumed(tiny_recipe, tmp_path):
 
 def test_metrics_are_translated(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    old, new = {"step": 1, "temperature": 14.0}, {"step": 1, "logit_scale": 14.0}
+    old, new = {"step": 1, "temperature": 14.0, "pictures": 9}, {"step": 1, "logit_scale": 14.0, "images": 9}
     assert RENAMED_METRICS["temperature"] == "logit_scale"
     path.write_text(json.dumps(old) + "\n" + json.dumps({**old, "step": 2}) + "\n")
     assert read_metrics(path)[0] == new

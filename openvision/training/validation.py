@@ -32,7 +32,7 @@ def validate(
 
     With a text tower `top1`, `top5` over the images' names; `t2i_r1` ... `i2t_r10` with names as texts, the same with
     `alt_` for alt-texts and `sentence_` for first sentences of synthetic captions; `category_top1` over groups. Shares
-    are 0 to 1. Counts: `pictures`, `candidates`, `categories`, `rejected`. Without a text tower `caption_loss`, nats.
+    are 0 to 1. Counts: `images`, `candidates`, `categories`, `rejected`. Without a text tower `caption_loss`, nats.
 
     `model` holds all parameters and is left in the mode it came in. `native` keeps the aspect of images.
     """
@@ -55,7 +55,7 @@ def validate(
         wanted = ("top1",) if evaluator.title == "groups" else LOGGED
         numbers |= {f"{prefix}{name}": value for name, value in measured.values.items() if name in wanted}
         if evaluator.title == "names":
-            counts = {"pictures": "images", "candidates": "classes", "rejected": "rejected"}
+            counts = {"images": "images", "candidates": "classes", "rejected": "rejected"}
             numbers |= {name: int(measured.facts[fact]) for name, fact in counts.items()}
         elif evaluator.title == "groups":
             numbers["categories"] = int(measured.facts["classes"])

@@ -93,9 +93,9 @@ def test_validation_logs_the_numbers_of_the_evaluators_under_flat_names(subject,
     recalls = {
         f"{prefix}{way}_r{k}" for prefix in ("", "alt_", "sentence_") for way in ("t2i", "i2t") for k in (1, 5, 10)
     }
-    counts = {"pictures", "candidates", "categories", "rejected"}
+    counts = {"images", "candidates", "categories", "rejected"}
     assert numbers.keys() == {"top1", "top5", "category_top1", *recalls, *counts}
-    assert [numbers[name] for name in ("pictures", "candidates", "categories", "rejected")] == [12, 12, 3, 0]
+    assert [numbers[name] for name in ("images", "candidates", "categories", "rejected")] == [12, 12, 3, 0]
     # One name an image: asking for the image's name is asking for the name's image.
     assert numbers["top1"] == numbers["i2t_r1"]
     assert numbers["t2i_r1"] <= numbers["t2i_r5"] <= numbers["t2i_r10"]
@@ -109,7 +109,7 @@ def test_validation_measures_what_the_texts_allow_and_leaves_bad_images_out(subj
     dataset = ShardDataset(tmp_path / "v")
     assert [one.title for one in validation_evaluators(dataset, True)] == ["names", "name retrieval", "alt-texts"]
     numbers = validate(subject.model, subject.tokenizer, dataset, 32)
-    assert (numbers["pictures"], numbers["rejected"]) == (2, 1)
+    assert (numbers["images"], numbers["rejected"]) == (2, 1)
     with ShardWriter(tmp_path / "w") as writer:
         writer.write("only", b"no picture", "png", "nothing", {})
     with pytest.raises(OpenVisionError, match="1 of 1 images"):
