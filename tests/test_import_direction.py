@@ -22,6 +22,7 @@ ALLOWED = {
     "recipe": {"models", "text", "images", "data", "runtime"},
     "evaluation": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
     "inference": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
+    "demo": {"models", "text", "images", "data", "weights", "encoding", "runtime", "inference"},
     "recaption": {"models", "text", "images", "data", "weights", "encoding", "runtime", "inference"},
     "training": {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
@@ -33,7 +34,7 @@ ALLOWED = {
     },
     "cli": {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
-        *("inference", "training", "planning", "multimodal", "recaption"),
+        *("inference", "training", "planning", "multimodal", "recaption", "demo"),
     },
     "errors": set(),
     "hardware": set(),
