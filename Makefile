@@ -8,6 +8,8 @@ PYTEST := $(BIN)/python -m pytest
 # Stock timm and open_clip import torchvision, which must fit the torch above; only tests need them.
 ORACLE := .venv-oracle/bin
 ORACLE_PIP := $(ORACLE)/python -m pip install --quiet --disable-pip-version-check
+# The demo's page in a browser.
+DEMO := .venv-demo/bin
 TORCHVISION ?= torchvision==0.28.0
 
 .PHONY: quickstart quickstart-clip test test-slow test-gpu bench-gpu lint format golden docs clean
@@ -24,8 +26,9 @@ test: .venv/.dev .venv-oracle/.ready
 	OMP_NUM_THREADS=1 $(PYTEST) tests/accelerator -n 2
 	OMP_NUM_THREADS=1 $(ORACLE)/python -m pytest tests/oracle -m "not slow" -n 2
 
-test-slow: .venv/.dev .venv-oracle/.ready .venv/.browser
+test-slow: .venv/.dev .venv-oracle/.ready .venv-demo/.ready .venv/.browser
 	$(PYTEST) -m slow
+	$(DEMO)/python -m pytest tests/demo -m slow
 	$(ORACLE)/python -m pytest tests/oracle -m slow
 
 # On a machine with an NVIDIA GPU; elsewhere every test is skipped.
@@ -54,7 +57,7 @@ format: .venv/.dev
 	$(BIN)/ruff format
 
 clean:
-	rm -rf .venv .venv-oracle .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-oracle .venv-demo .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
 .venv/.torch:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenVision needs Python 3.11 or newer")'
@@ -77,6 +80,13 @@ clean:
 .venv/.browser: | .venv/.dev
 	command -v chromium || command -v chromium-browser || command -v google-chrome || \
 		(apt-get update -qq && apt-get install -y -qq chromium)
+	touch $@
+
+# Gradio wants an older pillow than the tests of pixels run with; Playwright drives the browser above.
+.venv-demo/.ready: pyproject.toml | .venv/.dev
+	$(PYTHON) -m venv .venv-demo
+	$(BIN)/python $(SITE) > "$$($(DEMO)/python $(SITE))/venv.pth"
+	$(DEMO)/python -m pip install --quiet --disable-pip-version-check "gradio>=6" playwright
 	touch $@
 
 # It adds to the packages of .venv, which do not see the added ones: torch, the largest, is installed once.

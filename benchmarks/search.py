@@ -103,6 +103,7 @@ def table(content: dict) -> str:
     """The numbers as Markdown."""
     said = content["measured"]
     head = f"{content['vectors']:,} vectors of width {content['width']}, jittered from {content['images']:,} images"
+    load = f" Other programs used the machine (load {content['load']:.0f})." if content["load"] > 2 else ""
     lists = f"FAISS, {said['probes']} of {said['lists']} lists"
     return f"""{head}
 ({content["date"]}, one core of {content["processor"]}, {content["queries"]} queries):
@@ -112,8 +113,8 @@ def table(content: dict) -> str:
 | exact, numpy | {said["exact_p50_ms"]:.0f} ms | | 1 |
 | {lists} | {said["p50_ms"]:.1f} ms | {said["p95_ms"]:.1f} ms | {said["recall_at_10"]:.3f} |
 
-Building took {said["build_seconds"]:.0f} s on one core, and the index has {said["index_bytes"] / 1e6:.0f} MB. The
-process had at most {said["peak_bytes"] / 1e9:.1f} GB of memory, mapped vectors included.
+Building took {said["build_seconds"]:.0f} s, and the index has {said["index_bytes"] / 1e6:.0f} MB. The process had at
+most {said["peak_bytes"] / 1e9:.1f} GB of memory, mapped vectors included.{load}
 """
 
 
@@ -146,6 +147,8 @@ def main() -> None:
         "vectors": options.vectors,
         "width": features.shape[1],
         "images": len(features),
+        # Of the last fifteen minutes: on a busy machine the slowest queries wait for a core.
+        "load": os.getloadavg()[2],
         "queries": options.queries,
         "measured": measured,
     }

@@ -23,6 +23,7 @@ ALLOWED = {
     "recipe": {"models", "text", "images", "data", "runtime"},
     "evaluation": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
     "inference": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
+    "demo": {"models", "text", "images", "data", "weights", "encoding", "runtime", "inference"},
     "recaption": {
         *("models", "text", "images", "data", "weights", "encoding", "runtime", "inference", "evaluation"),
         "multimodal",
@@ -37,7 +38,7 @@ ALLOWED = {
     },
     "cli": {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
-        *("inference", "training", "planning", "multimodal", "recaption", "teachers", "api"),
+        *("inference", "training", "planning", "multimodal", "recaption", "teachers", "api", "demo"),
     },
     "errors": set(),
     "hardware": set(),

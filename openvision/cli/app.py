@@ -8,6 +8,7 @@ from openvision.cli import (
     classify,
     compare,
     data,
+    demo,
     encode,
     evaluate,
     index,
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 
 app.command(rich_help_panel="Start here")(quickstart.quickstart)
+app.command(rich_help_panel="Start here")(demo.demo)
 app.command(rich_help_panel="Train")(train.train)
 app.command(rich_help_panel="Train")(plan.plan)
 app.command(rich_help_panel="Train")(profile.profile)
