@@ -63,6 +63,7 @@ OPTIONAL = {
     "accelerate",
     "peft",
     "gguf",
+    "ray",
 }
 FORBIDDEN = {"torchvision", "pickle", "marshal", "shelve"}
 # Entries of a folder, `__init__.py` apart. The top is the map of the package, `cli` has a file for each command.
