@@ -52,8 +52,8 @@ def recaption(
     from openvision.errors import OpenVisionError
     from openvision.recaption.captioner import Sampling
     from openvision.recaption.job import recaption_shards
-    from openvision.recaption.language import LANGUAGES
     from openvision.recaption.prompts import load_prompt
+    from openvision.recaption.quality import LANGUAGES
     from openvision.recaption.shard import Options
 
     if language not in (*LANGUAGES, ANY_LANGUAGE):
@@ -126,6 +126,41 @@ def progress(
         whole = found.cost_at_the_end(prices)
         so_far = prices.cost(list(found.workers.values()))
         echo(f"cost\t{so_far:.2f} so far, {'unknown' if whole is None else f'{whole:.2f}'} at the end")
+
+
+def report(
+    output: Annotated[Path, typer.Argument(help="Output folder of `openvision recaption`.")],
+    page: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
+    encoder: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Encoder that compares images with alt-texts and captions.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Samples to read, spread evenly; 0: all.", min=0)] = 10_000,
+    samples: Annotated[int, typer.Option(help="Samples on the page.", min=0)] = 48,
+    placeholder: Annotated[int, typer.Option(help="Images so often alike are placeholders.", min=2)] = 10,
+    numbers: Annotated[Path | None, typer.Option(help="JSON file for the numbers.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Compare new captions with the alt-texts, find duplicates, and write a page of samples."""
+    from openvision.recaption.report import ReportOptions, write_report
+
+    loaded = None
+    if encoder is not None:
+        from openvision.inference.encoder import Encoder
+        from openvision.runtime import resolve_device
+
+        loaded = Encoder.load(encoder).to(resolve_device(device))
+    found = write_report(output, page, ReportOptions(limit or None, samples, placeholder), loaded, numbers)
+    for kind, texts in found["texts"].items():
+        words = texts["words"]
+        length = f", {words['mean']:.1f} words on average" if words else ""
+        echo(f"{kind}\t{texts['texts']} texts, {texts['distinct_words']} distinct words{length}")
+    if similarity := found.get("similarity"):
+        alt, new = similarity["alt"]["mean"], similarity["recaption"]["mean"]
+        echo(f"cosine with the image\talt {alt:.3f}, recaption {new:.3f}")
+    alike = found["near_duplicates"]
+    echo(f"near-duplicates\t{alike['images']} images in {alike['groups']} groups")
+    echo(f"placeholders\t{len(alike['placeholders'])} groups; {len(alike['plain'])} plain images")
+    echo(f"page\t{page}")
 
 
 def _duration(seconds: float) -> str:
