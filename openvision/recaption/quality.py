@@ -1,13 +1,13 @@
 """Faults of captions, found by rules: what a captioner writes when it does not describe the image.
 
-The phrases of refusals and boilerplate are English.
+The phrases of refusals and boilerplate are English. A language is told by the words that are in every sentence of it,
+and by its script: no model, no dependency; a short caption has too few such words for a verdict.
 """
 
 import re
+import unicodedata
 from collections import Counter
 from itertools import pairwise
-
-from openvision.recaption.language import is_other_language
 
 _REFUSAL = re.compile(
     r"^(i'?m sorry|i am sorry|sorry,|i (can ?not|can't|am unable to)|i'm unable to|as an ai\b|unfortunately, i)"
@@ -19,6 +19,23 @@ _BOILERPLATE = re.compile(
 _LOOP_WORDS, _LOOP_TIMES = 4, 4
 _SAME_WORD = 6
 _ECHO = 30
+
+# Frequent words that no other language of the list shares, accents included.
+_WORDS = {
+    "en": "the and with this that there which from are was has its his her their while into over it's an on at of by",
+    "de": "der das und ist mit ein eine einem einen auf dem den nicht sich auch wird sind ein über vor",
+    "fr": "les des est une avec dans sur qui sont aux cette ce ces elle du au leur plusieurs",
+    "es": "el los las una con y está están muy su sobre es del hay esta este que por",
+    "it": "il gli una con della nella che è sono di sullo alla questa nel sul un'immagine",
+    "pt": "os uma com não está são em na do da pela ao muito esta imagem",
+    "nl": "het een van zijn met op er aan voor niet ook naar bij staat",
+}
+_SETS = {language: frozenset(words.split()) for language, words in _WORDS.items()}
+LANGUAGES = tuple(_WORDS)
+# Fewer frequent words than this decide nothing.
+_EVIDENCE = 3
+_FOREIGN_LETTERS = 0.3
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
 def find_fault(caption: str, prompt: str, cut: bool, language: str | None = None) -> str | None:
@@ -50,3 +67,16 @@ def _loops(words: list[str]) -> bool:
             return True
     runs = Counter(tuple(words[i : i + _LOOP_WORDS]) for i in range(len(words) - _LOOP_WORDS + 1))
     return max(runs.values(), default=0) >= _LOOP_TIMES
+
+
+def is_other_language(text: str, expected: str) -> bool:
+    """Whether a caption is clearly not in the language `expected`, one of LANGUAGES."""
+    letters = [character for character in text if character.isalpha()]
+    if letters:
+        foreign = sum(not unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
+        if foreign / len(letters) > _FOREIGN_LETTERS:
+            return True
+    words = [word.lower().replace("’", "'") for word in _WORD.findall(text)]
+    found = {language: sum(word in known for word in words) for language, known in _SETS.items()}
+    own = found.pop(expected)
+    return max(found.values()) >= _EVIDENCE and max(found.values()) > 2 * own
