@@ -30,7 +30,7 @@ from openvision.recipe.view import values_of
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = {"OpenVisionConfig": "recipes/openvision/l14.toml", "OpenVision2Config": "recipes/openvision2/l14.toml"}
-# Sections that say how a run is executed: no paper has them.
+# Sections that no paper has: how a run is executed and watched.
 EXECUTION = ("run", "parallel", "guards", "evaluate")
 
 # Keys that mean the same wherever they occur, and have no text of their own.
@@ -184,7 +184,7 @@ class Published:
 
 def recipe_keys() -> str:
     """Every key of a recipe with type, default, unit, published value and meaning."""
-    first, second = PUBLISHED.values()
+    first, second = PUBLISHED["OpenVisionConfig"], PUBLISHED["OpenVision2Config"]
     parts = [
         "# Keys of a recipe",
         "Written from the schema when the site is built. An unknown key is an error that names the nearest known one; "
@@ -255,11 +255,13 @@ def _fields(model: type) -> Iterator[tuple[str, str, tuple[object, ...]]]:
             yield name, _default(field), tuple(field.metadata)
         return
     for field in dataclasses.fields(typing.cast(typing.Any, model)):
-        yield field.name, "required" if field.default is dataclasses.MISSING else toml_text(field.default), ()
+        made = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        yield field.name, "required" if made is dataclasses.MISSING else toml_text(made), ()
 
 
 def _default(field: FieldInfo) -> str:
-    return "required" if field.default is PydanticUndefined else toml_text(field.default)
+    default = field.get_default(call_default_factory=True, validated_data={})
+    return "required" if default is PydanticUndefined else toml_text(default)
 
 
 def toml_text(value: object) -> str:
@@ -301,6 +303,7 @@ def type_text(annotation: object, metadata: tuple[object, ...] = ()) -> str:
         return " or ".join(f"`{each.value}`" for each in annotation)
     names = {str: "text", Path: "path", float: "number", int: "whole number", bool: "true or false"}
     name = names.get(typing.cast(type, annotation), getattr(annotation, "__name__", str(annotation)))
+    # Bounds that no use comes near only keep out what overflows.
     bounds = [
         f"{word} {getattr(each, attribute):g}"
         for each in _flat(metadata)
@@ -341,7 +344,8 @@ def python_api() -> str:
         "Written from the code when the site is built. `import openvision` is quick: torch is imported when one of "
         "these names is first used.",
     ]
-    for name in (*(f"openvision.{each}" for each in sorted(openvision.__all__)), *FURTHER):
+    further = [name for name in FURTHER if name.rpartition(".")[2] not in openvision.__all__]
+    for name in (*(f"openvision.{each}" for each in sorted(openvision.__all__)), *further):
         module, _, attribute = name.rpartition(".")
         parts += list(_documented(name, getattr(importlib.import_module(module), attribute)))
     return "\n\n".join(parts) + "\n"
