@@ -7,7 +7,7 @@ import typer
 
 from openvision.cli.options import DEFAULT_CHECKPOINT, CheckpointOption, Device, Offline, Resolution, Revision, Squash
 from openvision.cli.progress import ProgressLine
-from openvision.terminal import echo
+from openvision.terminal import counted, echo
 from openvision.untrusted import one_line
 
 
@@ -38,8 +38,8 @@ def encode(
         revision=revision,
         offline=offline,
     ).to(where)
-    line = ProgressLine("images")
+    line = ProgressLine("image")
     result = embed(encoder, source, output, batch_size, threads, progress=lambda done, total: line(done, done / total))
     for name, reason in result.skipped:
         echo(f"skipped: {one_line(name)}: {one_line(reason)}", err=True)
-    echo(f"{result.encoded} images encoded, {len(result.skipped)} skipped: {output}")
+    echo(f"{counted(result.encoded, 'image')} encoded, {len(result.skipped)} skipped: {output}")

@@ -27,7 +27,7 @@ def search(
     image_files(folder)
     where = resolve_device(device)
     encoder = load(checkpoint, preprocessing="squash" if squash else "crop").to(where)
-    result = encoder.search_folder(folder, query, top, progress=ProgressLine("images"))
+    result = encoder.search_folder(folder, query, top, progress=ProgressLine("image"))
     for path, score in result.hits:
         echo(f"{score:6.3f}  {path}")
     for _, reason in result.skipped:
