@@ -23,6 +23,7 @@ ALLOWED = {
     "evaluation": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
     "inference": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
     "demo": {"models", "text", "images", "data", "weights", "encoding", "runtime", "inference"},
+    "doctor": {"images", "runtime"},
     "recaption": {"models", "text", "images", "data", "weights", "encoding", "runtime", "inference"},
     "training": {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
@@ -34,7 +35,7 @@ ALLOWED = {
     },
     "cli": {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
-        *("inference", "training", "planning", "multimodal", "recaption", "demo"),
+        *("inference", "training", "planning", "multimodal", "recaption", "demo", "doctor"),
     },
     "errors": set(),
     "hardware": set(),

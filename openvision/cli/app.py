@@ -9,6 +9,7 @@ from openvision.cli import (
     compare,
     data,
     demo,
+    doctor,
     encode,
     evaluate,
     index,
@@ -36,6 +37,7 @@ app = typer.Typer(
 
 app.command(rich_help_panel="Start here")(quickstart.quickstart)
 app.command(rich_help_panel="Start here")(demo.demo)
+app.command(rich_help_panel="Start here")(doctor.doctor)
 app.command(rich_help_panel="Train")(train.train)
 app.command(rich_help_panel="Train")(plan.plan)
 app.command(rich_help_panel="Train")(profile.profile)
