@@ -35,7 +35,7 @@ ALLOWED = {
     },
     "cli": {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
-        *("inference", "training", "planning", "multimodal", "recaption", "demo", "doctor"),
+        *("inference", "training", "planning", "multimodal", "recaption", "demo", "doctor", "api"),
     },
     "errors": set(),
     "hardware": set(),
