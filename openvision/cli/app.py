@@ -3,6 +3,7 @@
 import typer
 
 from openvision.cli import (
+    bench,
     caption,
     checkpoint,
     classify,
@@ -62,4 +63,5 @@ app.command(rich_help_panel="Checkpoints")(weights.models)
 app.command(rich_help_panel="Checkpoints")(weights.info)
 app.command(rich_help_panel="Checkpoints")(weights.convert)
 app.command(rich_help_panel="Checkpoints")(weights.export)
+app.command(rich_help_panel="Checkpoints")(bench.bench)
 app.command(rich_help_panel="Checkpoints")(weights.verify)
