@@ -24,6 +24,7 @@ ALLOWED = {
     "evaluation": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
     "inference": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
     "demo": {"models", "text", "images", "data", "weights", "encoding", "runtime", "inference"},
+    "doctor": {"images", "runtime"},
     "recaption": {
         *("models", "text", "images", "data", "weights", "encoding", "runtime", "inference", "evaluation"),
         "multimodal",
@@ -38,7 +39,7 @@ ALLOWED = {
     },
     "cli": {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
-        *("inference", "training", "planning", "multimodal", "recaption", "teachers", "api", "demo"),
+        *("inference", "training", "planning", "multimodal", "recaption", "teachers", "api", "demo", "doctor"),
     },
     "errors": set(),
     "hardware": set(),

@@ -3,12 +3,14 @@
 import typer
 
 from openvision.cli import (
+    bench,
     caption,
     checkpoint,
     classify,
     compare,
     data,
     demo,
+    doctor,
     encode,
     evaluate,
     index,
@@ -36,6 +38,7 @@ app = typer.Typer(
 
 app.command(rich_help_panel="Start here")(quickstart.quickstart)
 app.command(rich_help_panel="Start here")(demo.demo)
+app.command(rich_help_panel="Start here")(doctor.doctor)
 app.command(rich_help_panel="Train")(train.train)
 app.command(rich_help_panel="Train")(plan.plan)
 app.command(rich_help_panel="Train")(profile.profile)
@@ -62,4 +65,5 @@ app.command(rich_help_panel="Checkpoints")(weights.models)
 app.command(rich_help_panel="Checkpoints")(weights.info)
 app.command(rich_help_panel="Checkpoints")(weights.convert)
 app.command(rich_help_panel="Checkpoints")(weights.export)
+app.command(rich_help_panel="Checkpoints")(bench.bench)
 app.command(rich_help_panel="Checkpoints")(weights.verify)
