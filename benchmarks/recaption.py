@@ -262,7 +262,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "turns": chosen.turns,
             "decoding": decoding(chosen.turns),
             "around": around(Path(name) / "around", chosen.images),
-            "endpoint": endpoint(Path(name) / "endpoint", chosen.images),
+            # Nothing follows the last answers of a job, which may be late: a longer one says more.
+            "endpoint": [
+                endpoint(Path(name) / f"endpoint{count}", count) for count in (chosen.images, 3 * chosen.images)
+            ],
         }
     atomic_write_text(chosen.output, json.dumps(content, indent=1) + "\n")
 
