@@ -221,6 +221,9 @@ def make(
     holdout: Annotated[float, typer.Option(help="Share of images for validation.", min=0, max=0.99)] = 0.0,
     samples_per_shard: Annotated[int, typer.Option(help="Samples in a shard.", min=1)] = 10_000,
     threads: Annotated[int, typer.Option(help="Threads that read and decode.", min=1)] = 2,
+    without_text: Annotated[
+        bool, typer.Option("--without-text", help="Keep images without a text, to be captioned later.")
+    ] = False,
 ) -> None:
     """Write shards from a table, a folder of images or a Hugging Face dataset."""
     from openvision.data.tools.make import make_shards
@@ -238,6 +241,7 @@ def make(
         description={"source": str(table or folder or dataset)},
         progress=ProgressLine("row"),
         not_taken=not_taken,
+        without_text=without_text,
     )
     if not_taken:
         counts = ", ".join(f"{suffix} {count}" for suffix, count in not_taken.most_common())
