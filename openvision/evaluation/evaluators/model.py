@@ -22,6 +22,7 @@ from openvision.evaluation.data.images import ImageSet
 from openvision.images.decode import BadSampleError
 from openvision.images.preprocess import Preprocessing, prepare, resize
 from openvision.models.layers import unit
+from openvision.models.openvision3 import build_vision
 from openvision.models.protocols import ContrastiveModel, Model
 from openvision.models.vision import VisionTransformer
 from openvision.runtime import HostCopy, Processes, send
@@ -145,7 +146,7 @@ class EvaluatedModel:
         def make() -> EvaluatedModel:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                fresh = VisionTransformer(self.vision.config, None)
+                fresh = build_vision(self.vision.config, None)
             how = (self.pixels, self.preprocessing, self.batch_size, self.threads, self.processes, self.progress)
             return EvaluatedModel(fresh.to(self.device), None, None, *how, self.autocast, self.reject_budget)
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ from openvision.evaluation.suites.old_results import renamed
 from openvision.files import atomic_write_text
 from openvision.images.decode import decode_image
 from openvision.images.preprocess import prepare, resize, to_batch
-from openvision.models.protocols import CaptioningModel
+from openvision.models.protocols import writes_token_by_token
 
 GALLERY = "gallery.json"
 SEED = 0
@@ -354,8 +354,8 @@ class _Examples:
         prepared = self._prepared(images, rows)
         captioning, zero_shot = self.model.captioning, self._zero_shot(evaluator.data)
         guesses = [""] * len(rows)
-        if captioning.text is None:
-            generated = write_captions(cast("CaptioningModel", captioning), self.model.vocabulary, prepared)
+        if writes_token_by_token(captioning):
+            generated = write_captions(captioning, self.model.vocabulary, prepared)
         elif zero_shot is not None:
             answers = zero_shot.answer(self.model, self.root)
             guess = dict(zip(answers.rows.tolist(), answers.predicted.tolist(), strict=True))

@@ -62,7 +62,7 @@ def own_suite(run: Path, data: str | Path) -> Suite:
     dataset = ShardDataset(
         join_folder(data, validation), settings.get("synthetic_key", "synthetic"), settings.get("alt_key", ALT_MEMBER)
     )
-    has_text = recipe_of_run(run).get("model", {}).get("kind", "openvision") == "openvision"
+    has_text = recipe_of_run(run).get("model", {}).get("kind", "openvision") != "openvision2"
     evaluators = validation_evaluators(dataset, has_text)
     train = settings.get("train")
     if has_text and isinstance(train, str):

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from openvision.models.openvision import OpenVision
-from openvision.models.openvision2 import ModelConfig, OpenVision2, build_model
+from openvision.models.openvision2 import AnyModel, ModelConfig, build_model
 from openvision.recipe.schema import Parallel, Run
 from openvision.runtime import Processes
 from openvision.training.setup.compile import prepare_blocks
@@ -48,7 +47,7 @@ def build_distributed_model(
     return distribute(model, processes)
 
 
-def fill(model: OpenVision | OpenVision2, seed: int, start: str | None, say: Callable[[str], None]) -> None:
+def fill(model: AnyModel, seed: int, start: str | None, say: Callable[[str], None]) -> None:
     """Give a model on the meta device its initial parameters, on the CPU."""
     materialise(model, torch.device("cpu"))
     initialise(model, seed)
@@ -56,7 +55,7 @@ def fill(model: OpenVision | OpenVision2, seed: int, start: str | None, say: Cal
         say(describe_start(model, start, start_from(model, start)))
 
 
-def full_model(config: ModelConfig, state: dict[str, Tensor]) -> OpenVision | OpenVision2:
+def full_model(config: ModelConfig, state: dict[str, Tensor]) -> AnyModel:
     """A model that holds `state`, for evaluation and writing; nothing is copied."""
     with torch.device("meta"):
         model = build_model(config)
