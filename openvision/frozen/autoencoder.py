@@ -66,8 +66,13 @@ class Autoencoder(nn.Module):
         return self.network.encode(as_signed(images)).float() * self.config.scale  # pyright: ignore[reportCallIssue]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B, C, h, w) -> images (B, 3, h * f, w * f), float32, about [-1, 1]; gradients flow."""
-        return self.network.decode(latents / self.config.scale).float()  # pyright: ignore[reportCallIssue]
+        """Scaled latents (B, C, h, w) -> images (B, 3, h * f, w * f), about [-1, 1]; gradients flow."""
+        return _wide(self.network.decode(latents / self.config.scale))  # pyright: ignore[reportCallIssue]
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def as_signed(images: Tensor) -> Tensor:

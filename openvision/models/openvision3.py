@@ -296,8 +296,8 @@ class OpenVision3(nn.Module):
         vision = self.vision.forward_features(latents)
         tokens = vision.patch_tokens
         text = self.text.forward_features(torch.cat(texts), token_rows=0)
-        rms = tokens.detach().float().square().mean(dim=(1, 2)).sqrt()
-        noisy = tokens.float()
+        rms = full_precision(tokens.detach()).square().mean(dim=(1, 2)).sqrt()
+        noisy = full_precision(tokens)
         if noise is not None:
             noisy = noisy + noise * (rms[:, None, None] if self.config.reconstruction.noise_relative else 1.0)
         if caption_lengths is None:
