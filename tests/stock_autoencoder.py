@@ -1,4 +1,4 @@
-"""Stock diffusers autoencoders in the layout of FLUX.1's: 16 channels at 1/8, no quant convolutions, an unused shift."""
+"""Stock diffusers autoencoders in the layout of FLUX.1's: 16 channels at 1/8, no quant convolutions."""
 
 from typing import Any
 

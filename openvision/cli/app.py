@@ -3,6 +3,7 @@
 import typer
 
 from openvision.cli import (
+    autoencoder,
     caption,
     checkpoint,
     classify,
@@ -34,6 +35,7 @@ app = typer.Typer(
 
 app.command(rich_help_panel="Start here")(quickstart.quickstart)
 app.command(rich_help_panel="Train")(train.train)
+app.command(rich_help_panel="Train")(autoencoder.autoencoder)
 app.command(rich_help_panel="Train")(plan.plan)
 app.command(rich_help_panel="Train")(profile.profile)
 app.add_typer(recipe.app, name="recipe", rich_help_panel="Train")

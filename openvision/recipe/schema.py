@@ -401,7 +401,9 @@ class Recipe(Section):
             # A weight of 0 measures what is not trained: joint training is compared with its parts.
             pass
         elif self.loss.texts == ("sentence",):
-            raise ValueError('loss.texts ["sentence"] is for OpenVision 3; "alt" must come first')
+            raise ValueError(
+                'loss.texts must be ["alt"] or ["alt", "sentence"]; ["sentence"] alone is for OpenVision 3'
+            )
         elif (self.model.decoder is not None) != (self.loss.caption > 0):
             raise ValueError("loss.caption must be above 0 with a [model.decoder] and 0 without one")
         if self.model.text is None:
