@@ -11,6 +11,7 @@ from openvision.cli import (
     data,
     encode,
     evaluate,
+    generate,
     plan,
     profile,
     quickstart,
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command(rich_help_panel="Start here")(quickstart.quickstart)
 app.command(rich_help_panel="Train")(train.train)
 app.command(rich_help_panel="Train")(autoencoder.autoencoder)
+app.command("train-generator", rich_help_panel="Train")(generate.train_generator)
 app.command(rich_help_panel="Train")(plan.plan)
 app.command(rich_help_panel="Train")(profile.profile)
 app.add_typer(recipe.app, name="recipe", rich_help_panel="Train")
@@ -48,6 +50,7 @@ app.command(rich_help_panel="Use an encoder")(classify.classify)
 app.command(rich_help_panel="Use an encoder")(search.search)
 app.command(rich_help_panel="Use an encoder")(encode.encode)
 app.command(rich_help_panel="Use an encoder")(caption.caption)
+app.command(rich_help_panel="Use an encoder")(generate.generate)
 app.command(rich_help_panel="Use an encoder")(recaption.recaption)
 vlm.app.command("eval")(vlm_eval.evaluate)
 vlm.app.command()(vlm_eval.compare)
