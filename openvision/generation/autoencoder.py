@@ -1,7 +1,8 @@
 """Train our own small autoencoder on the images of shards: L1 on pixels, and a pull of the latents towards 0.
 
-The result is a folder that a recipe names as `model.vision.autoencoder.source`. Its scale is 1 / the deviation of the
-latents of training images, as FLUX.1's was chosen, so that latents reach the encoder with a spread of about 1.
+The result is a folder that a recipe names as `model.vision.autoencoder.source`, with a scale of 1: the deviation of the
+latents of training images is divided out of the weights at the end, so that latents reach the encoder with a spread of
+about 1, as FLUX.1's do after their scale.
 """
 
 from collections.abc import Callable
@@ -87,7 +88,15 @@ def train_autoencoder(
         spread = model.encode(as_signed(_batch(images, rng, sample).to(device))).std().item()
     final = float(np.mean(losses[-50:]))
     facts: dict[str, object] = {**vars(training), "images": len(images), "identity": images.identity, "l1": final}
-    save_conv(folder, model, round(1 / spread, 4), facts)
+    with torch.no_grad():
+        last, first = model.encoder[-1], model.decoder[0]
+        assert isinstance(last, torch.nn.Conv2d)
+        assert isinstance(first, torch.nn.Conv2d)
+        assert last.bias is not None
+        last.weight.div_(spread)
+        last.bias.div_(spread)
+        first.weight.mul_(spread)
+    save_conv(folder, model, 1.0, facts)
     return final
 
 

@@ -170,9 +170,7 @@ def _tokens(
 
 def _read_config(folder: Path) -> JsonObject:
     if not (folder / CONFIG).is_file():
-        raise OpenVisionError(
-            f"{folder} is no generator: it has no {CONFIG}; train one with `openvision train-generator`"
-        )
+        raise OpenVisionError(f"{folder} has no {CONFIG}: give a folder that `openvision train-generator` wrote")
     content = read_json(folder / CONFIG)
     if not {"generator", "encoder"} <= content.keys():
         raise OpenVisionError(f"{folder / CONFIG} does not describe a generator; train one again")

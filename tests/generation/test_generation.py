@@ -10,11 +10,13 @@ from typer.testing import CliRunner
 
 from openvision.cli.app import app
 from openvision.errors import OpenVisionError
-from openvision.frozen.autoencoder import open_autoencoder
+from openvision.evaluation.data.images import ShardImages
+from openvision.frozen.autoencoder import as_signed, open_autoencoder
 from openvision.frozen.config import AutoencoderConfig
 from openvision.generation.autoencoder import AutoencoderTraining, train_autoencoder
 from openvision.generation.generator import Generator, GeneratorConfig, shifted
 from openvision.generation.train_generator import GeneratorTraining, generate_images, train_generator
+from openvision.images.preprocess import prepare, to_batch
 from openvision.models.openvision3 import OpenVision3, OpenVision3Config
 from openvision.text.tokenizer import Tokenizer
 from openvision.weights.folder import save_folder
@@ -43,7 +45,7 @@ def generator(encoder, shapes_folder, tmp_path_factory):
     return folder, losses
 
 
-def test_the_autoencoder_learns_and_says_its_scale(shapes_folder, tmp_path):
+def test_the_autoencoder_learns_and_has_latents_of_unit_spread(shapes_folder, tmp_path):
     losses = []
     training = AutoencoderTraining(resolution=16, steps=25, batch_size=4)
     train_autoencoder(shapes_folder / "train", tmp_path / "ae", training, CPU, lambda _, loss: losses.append(loss))
@@ -52,6 +54,12 @@ def test_the_autoencoder_learns_and_says_its_scale(shapes_folder, tmp_path):
     autoencoder = open_autoencoder(AutoencoderConfig("conv", str(tmp_path / "ae"), scale=written["scale"]))
     latents = autoencoder.encode(torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8))
     assert latents.shape == (4, 16, 2, 2)
+    train = ShardImages(shapes_folder / "train").images()
+    images = to_batch([prepare(train.load(row), 16) for row in range(16)])
+    with torch.no_grad():
+        assert autoencoder.encode(images).std().item() == pytest.approx(1, abs=0.2)
+        decoded = (autoencoder.decode(autoencoder.encode(images)) - as_signed(images)).abs().mean().item()
+    assert decoded == pytest.approx(written["training"]["l1"], rel=0.5)
     assert written["training"]["images"] == 16
     with pytest.raises(OpenVisionError, match="exists; choose another place"):
         train_autoencoder(shapes_folder / "train", tmp_path / "ae", training, CPU)
