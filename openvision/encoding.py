@@ -2,7 +2,7 @@
 
 - Version 1 captions from the image and an alt-text, which for a held-out image is the model's own zero-shot guess. All
   positions are predicted at once, so neighbours may choose the same token: direct repetitions are collapsed.
-- OpenVision 2 captions from the image only, token by token, and reads every patch.
+- OpenVision 2 and 3 caption from the image only, token by token, and read every patch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openvision.errors import OpenVisionError
+from openvision.models.openvision3 import OpenVision3
 from openvision.models.protocols import CaptioningModel, ContrastiveModel, ImageEncoder, Model, Module
 from openvision.runtime import describe_memory, explain_out_of_memory, send
 from openvision.text.tokenizer import Tokenizer
@@ -60,7 +61,7 @@ def encode_images(model: ImageEncoder, images: Tensor, batch_size: int = 256) ->
 
 
 def encode_texts(
-    model: ContrastiveModel, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 256
+    model: ContrastiveModel | OpenVision3, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 256
 ) -> NDArray[np.float32]:
     """n texts -> unit vectors float32 (n, E); raises OpenVisionError on NaN or infinity.
 
@@ -82,7 +83,7 @@ def once(texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
 
 
 def text_encoder(
-    model: ContrastiveModel, tokenizer: Tokenizer, batch_size: int = 256
+    model: ContrastiveModel | OpenVision3, tokenizer: Tokenizer, batch_size: int = 256
 ) -> Callable[[Sequence[str]], NDArray[np.float32]]:
     """`encode_texts` of one model as a function of the texts."""
     return lambda texts: encode_texts(model, tokenizer, texts, batch_size)
@@ -111,9 +112,13 @@ def generate_captions(
 
 
 def write_captions(
-    model: CaptioningModel, tokenizer: Tokenizer, images: Tensor, batch_size: int = 64, max_length: int | None = None
+    model: CaptioningModel | OpenVision3,
+    tokenizer: Tokenizer,
+    images: Tensor,
+    batch_size: int = 64,
+    max_length: int | None = None,
 ) -> list[str]:
-    """Captions of images uint8 (n, 3, H, W) by OpenVision 2, at most `max_length` tokens each."""
+    """Captions of images uint8 (n, 3, H, W) by OpenVision 2 or 3, at most `max_length` tokens each."""
     captions: list[str] = []
     with evaluating(model) as device, batch_memory(device, min(batch_size, len(images)), _size(images)):
         for start in range(0, len(images), batch_size):

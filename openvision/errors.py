@@ -16,7 +16,7 @@ class OpenVisionError(Exception):
 
 
 # Extras whose packages import torchvision, of which every version demands one version of torch.
-_WITH_TORCHVISION = frozenset({"timm", "open-clip"})
+_WITH_TORCHVISION = frozenset({"timm", "open-clip", "lpips", "fid"})
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -11,7 +11,8 @@ FOLDERS = sorted({path.parent for path in MODULES})
 
 # Which parts of the package each part may import, beside itself and what is in COMMON.
 ALLOWED = {
-    "models": {"runtime"},
+    "frozen": set(),
+    "models": {"runtime", "frozen"},
     "objectives": {"runtime"},
     "runtime": set(),
     "text": set(),
@@ -20,8 +21,8 @@ ALLOWED = {
     "weights": {"models", "text", "images"},
     "teachers": {"models", "weights"},
     "encoding": {"models", "text", "images", "runtime"},
-    "recipe": {"models", "text", "images", "data", "runtime"},
-    "evaluation": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
+    "recipe": {"models", "text", "images", "data", "runtime", "frozen"},
+    "evaluation": {"models", "frozen", "text", "images", "data", "weights", "encoding", "runtime"},
     "inference": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
     "demo": {"models", "text", "images", "data", "weights", "encoding", "runtime", "inference"},
     "doctor": {"images", "runtime"},
@@ -31,15 +32,20 @@ ALLOWED = {
     },
     "training": {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
-        *("planning", "teachers"),
+        *("planning", "teachers", "frozen"),
     },
-    "planning": {"models", "objectives", "recipe", "runtime"},
+    "planning": {"models", "objectives", "recipe", "runtime", "frozen"},
+    "generation": {
+        *("models", "text", "images", "data", "weights", "encoding", "runtime", "evaluation", "frozen"),
+    },
     "multimodal": {
         *("models", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation", "training"),
     },
     "cli": {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
-        *("inference", "training", "planning", "multimodal", "recaption", "teachers", "api", "demo", "doctor"),
+        *("inference", "training", "planning", "multimodal", "recaption", "teachers", "api", "demo", "frozen"),
+        "generation",
+        "doctor",
     },
     "errors": set(),
     "hardware": set(),
@@ -72,6 +78,9 @@ OPTIONAL = {
     "faiss",
     "gradio",
     "ray",
+    "diffusers",
+    "lpips",
+    "torch_fidelity",
 }
 FORBIDDEN = {"torchvision", "pickle", "marshal", "shelve"}
 # Entries of a folder, `__init__.py` apart. The top is the map of the package, `cli` has a file for each command.

@@ -3,6 +3,7 @@
 import typer
 
 from openvision.cli import (
+    autoencoder,
     bench,
     caption,
     checkpoint,
@@ -13,6 +14,7 @@ from openvision.cli import (
     doctor,
     encode,
     evaluate,
+    generate,
     index,
     plan,
     profile,
@@ -40,6 +42,8 @@ app.command(rich_help_panel="Start here")(quickstart.quickstart)
 app.command(rich_help_panel="Start here")(demo.demo)
 app.command(rich_help_panel="Start here")(doctor.doctor)
 app.command(rich_help_panel="Train")(train.train)
+app.command(rich_help_panel="Train")(autoencoder.autoencoder)
+app.command("train-generator", rich_help_panel="Train")(generate.train_generator)
 app.command(rich_help_panel="Train")(plan.plan)
 app.command(rich_help_panel="Train")(profile.profile)
 app.add_typer(recipe.app, name="recipe", rich_help_panel="Train")
@@ -53,6 +57,7 @@ app.command(rich_help_panel="Use an encoder")(search.search)
 app.command(rich_help_panel="Use an encoder")(encode.encode)
 app.command(rich_help_panel="Use an encoder")(index.index)
 app.command(rich_help_panel="Use an encoder")(caption.caption)
+app.command(rich_help_panel="Use an encoder")(generate.generate)
 app.command(rich_help_panel="Use an encoder")(recaption.recaption)
 app.command("recaption-progress", rich_help_panel="Use an encoder")(recaption.progress)
 app.command("recaption-report", rich_help_panel="Use an encoder")(recaption.report)

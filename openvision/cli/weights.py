@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
     from openvision.models.autoregressive import AutoregressiveDecoderConfig
     from openvision.models.decoder import DecoderConfig
+    from openvision.models.openvision3 import ReconstructionConfig
     from openvision.models.text import TextConfig
     from openvision.models.vision import VisionConfig
     from openvision.text.tokenizer import Tokenizer
 
-    TowerConfig = VisionConfig | TextConfig | DecoderConfig | AutoregressiveDecoderConfig
+    TowerConfig = VisionConfig | TextConfig | DecoderConfig | AutoregressiveDecoderConfig | ReconstructionConfig
 
 
 def models() -> None:
@@ -59,6 +60,7 @@ def info(
     offline: Offline = False,
 ) -> None:
     """Show the shape, parameters, tokens and provenance of a checkpoint."""
+    from openvision.frozen.autoencoder import describe_autoencoder
     from openvision.weights.load import Request, load_checkpoint
 
     loaded = load_checkpoint(checkpoint, Request(image_size=image_size, revision=revision, offline=offline))
@@ -73,8 +75,13 @@ def info(
         if loaded.model.decoder is not None and config.decoder is not None:
             lines.append(("decoder", _shape(loaded.model.decoder, config.decoder)))
         lines.append(("logit scale", f"{float(loaded.model.logit_scale.detach().exp()):.2f}"))
-    if loaded.captioner is not None:
-        decoder = loaded.captioner.decoder
+    if loaded.unified is not None:
+        unified = loaded.unified
+        lines.append(("autoencoder", describe_autoencoder(unified.config.vision.autoencoder)))
+        lines.append(("text", f"{_shape(unified.text, unified.config.text)}, {unified.config.text.context_length} ids"))
+        lines.append(("reconstruction", _shape(unified.reconstruction, unified.config.reconstruction)))
+    if (writer := loaded.captioner or loaded.unified) is not None:
+        decoder = writer.decoder
         lines.append(("decoder", f"{_shape(decoder, decoder.config)}, {decoder.config.caption_length} ids, causal"))
         lines.append(("vocabulary", _vocabulary(loaded.tokenizer, decoder.config.vocab_size)))
     head = loaded.vision.head

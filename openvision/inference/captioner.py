@@ -1,4 +1,4 @@
-"""`Captioner`: an OpenVision 2 model that captions images.
+"""`Captioner`: an OpenVision 2 or 3 model that captions images.
 
 import openvision
 captioner = openvision.load_captioner("runs/mine/model")
@@ -15,6 +15,7 @@ from openvision.errors import OpenVisionError
 from openvision.images.preprocess import Preprocessing, Size
 from openvision.inference.vision import ImageInput, VisionEncoder
 from openvision.models.openvision2 import OpenVision2
+from openvision.models.openvision3 import OpenVision3
 from openvision.text.tokenizer import Tokenizer
 from openvision.weights.load import Checkpoint
 
@@ -24,7 +25,7 @@ class Captioner(VisionEncoder):
 
     def __init__(
         self,
-        model: OpenVision2,
+        model: OpenVision2 | OpenVision3,
         tokenizer: Tokenizer,
         resolution: Size | None = None,
         preprocessing: Preprocessing = "crop",
@@ -39,12 +40,13 @@ class Captioner(VisionEncoder):
         cls, checkpoint: Checkpoint, resolution: Size | None = None, preprocessing: Preprocessing = "crop"
     ) -> Self:
         """Wrap a checkpoint; raises OpenVisionError when it holds no autoregressive decoder."""
-        if checkpoint.captioner is None or checkpoint.tokenizer is None:
+        model = checkpoint.captioner or checkpoint.unified
+        if model is None or checkpoint.tokenizer is None:
             raise OpenVisionError(
-                f"{checkpoint.source} has no autoregressive caption decoder: the model folder of an OpenVision 2 run "
-                "has one, the released OpenVision 2 checkpoints are vision towers only"
+                f"{checkpoint.source} has no autoregressive caption decoder: the model folder of an OpenVision 2 or 3 "
+                "run has one, the released checkpoints of both are vision towers only"
             )
-        captioner = cls(checkpoint.captioner, checkpoint.tokenizer, resolution, preprocessing)
+        captioner = cls(model, checkpoint.tokenizer, resolution, preprocessing)
         captioner.source = checkpoint.source
         return captioner
 

@@ -21,6 +21,7 @@ from openvision.errors import OpenVisionError
 from openvision.images.preprocess import Preprocessing, Size
 from openvision.inference.vision import ImageInput, UnreadableImageError, VisionEncoder, image_files
 from openvision.models.openvision import OpenVision
+from openvision.models.openvision3 import OpenVision3
 from openvision.text.tokenizer import Tokenizer
 from openvision.weights.folder import save_folder
 from openvision.weights.load import Checkpoint, load_checkpoint
@@ -41,7 +42,7 @@ class Encoder(VisionEncoder):
 
     def __init__(
         self,
-        model: OpenVision,
+        model: OpenVision | OpenVision3,
         tokenizer: Tokenizer | None,
         resolution: Size | None = None,
         preprocessing: Preprocessing = "crop",
@@ -61,13 +62,14 @@ class Encoder(VisionEncoder):
         cls, checkpoint: Checkpoint, resolution: Size | None = None, preprocessing: Preprocessing = "crop"
     ) -> Self:
         """Wrap a checkpoint; raises OpenVisionError when it has no text tower."""
-        if checkpoint.model is None:
+        model = checkpoint.model or checkpoint.unified
+        if model is None:
             captioner = ", or caption with openvision.load_captioner" if checkpoint.captioner is not None else ""
             raise OpenVisionError(
                 f"{checkpoint.source} is a vision tower without a text tower; "
                 f"load it with openvision.load_vision{captioner}, or give a model with both towers"
             )
-        encoder = cls(checkpoint.model, checkpoint.tokenizer, resolution, preprocessing)
+        encoder = cls(model, checkpoint.tokenizer, resolution, preprocessing)
         encoder.source = checkpoint.source
         return encoder
 

@@ -62,9 +62,15 @@ def load_vision(
     revision: str | None = None,
     offline: bool = False,
     image_size: int | None = None,
+    autoencoder: str | os.PathLike[str] | None = None,
 ) -> VisionEncoder:
-    """Load the vision tower of any source of `load`, and of OpenVision 2 checkpoints; arguments as of `load`."""
-    request = Request(vision_only=True, revision=revision, offline=offline, image_size=image_size)
+    """Load the vision tower of any source of `load`, and of OpenVision 2 and 3 checkpoints; arguments as of `load`.
+
+    `autoencoder` is the folder or Hub id of the one that stands before an OpenVision 3 encoder; by default the one that
+    the checkpoint names, opened with the first image.
+    """
+    own = None if autoencoder is None else os.fspath(autoencoder)
+    request = Request(vision_only=True, revision=revision, offline=offline, image_size=image_size, autoencoder=own)
     where = _device(device)
     encoder = VisionEncoder.from_checkpoint(load_checkpoint(os.fspath(source), request), resolution, preprocessing)
     return encoder.to(where, dtype)
@@ -78,7 +84,7 @@ def load_captioner(
     resolution: Size | None = None,
     preprocessing: Preprocessing = "crop",
 ) -> Captioner:
-    """Load an OpenVision 2 model with its caption decoder from the model folder of a run; arguments as of `load`."""
+    """Load an OpenVision 2 or 3 model with its caption decoder from a run's model folder; arguments as of `load`."""
     where = _device(device)
     captioner = Captioner.from_checkpoint(load_checkpoint(os.fspath(source)), resolution, preprocessing)
     return captioner.to(where, dtype)

@@ -72,7 +72,7 @@ def verify(
     expected = released(source).parameters if source in available_models() else None
     count = sum(parameter.numel() for parameter in loaded.vision.parameters())
     answers = None
-    if loaded.model is not None:
+    if loaded.model is not None or loaded.unified is not None:
         answers = tuple(_answers(Encoder.from_checkpoint(loaded)))
     return Verification(loaded.source, count, expected, answers)
 

@@ -15,7 +15,7 @@ is silent:
   text only. Generation keeps keys and values: a token costs one pass of one token.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -27,10 +27,13 @@ from openvision.models.decoder import DecoderBlock
 from openvision.models.kernels.dispatch import attention, compute_dtype, linear_fp32
 from openvision.models.layers import LayerNorm, init_text_block, is_skeleton
 from openvision.models.text import embedding
+from openvision.runtime import HostCopy
 from openvision.untrusted import check_count
 
 ImageAttention = Literal["prefix", "causal"]
 TextPositions = Literal["none", "sincos", "learned"]
+# Tokens that an accelerator may be ahead of the host, which learns whether all captions have ended.
+GENERATION_LAG = 2
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,43 @@ class AutoregressiveCaptionDecoder(nn.Module):
     def step(self, ids: Tensor, position: int, caches: list[LayerCache]) -> Tensor:
         """The id at `position` of each caption, (B, 1), after everything cached -> states (B, 1, D)."""
         return self._normalised(self._extend(self.embed_text(ids, position), caches))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        image_tokens: Tensor,
+        bos_id: int,
+        eos_id: int,
+        max_length: int | None = None,
+        sampler: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Captions of image tokens (B, K, Dv) -> ids int64 (B, L), without [bos]; L at most `max_length`.
+
+        The token with the largest logit is next; a `sampler` changes the logits (B, V) before.
+        Keys and values are kept: each token costs one pass of one token. Ends when every caption has its [eos]; what
+        stands after an [eos] is [eos]. `max_length` is `caption_length` by default and at most.
+        """
+        length = min(max_length or self.config.caption_length, self.config.caption_length)
+        caches = self.prefill(image_tokens, length)
+        ids = torch.full((len(image_tokens), 1), bos_id, device=image_tokens.device)
+        finished = torch.zeros_like(ids, dtype=torch.bool)
+        generated: list[Tensor] = []
+        ended: list[HostCopy] = []
+        # An accelerator is not waited for: what it computes past the end before the host knows of it is cut off.
+        lag = 0 if image_tokens.device.type == "cpu" else GENERATION_LAG
+        for position in range(length):
+            logits = self.logits(self.step(ids, position, caches))
+            if sampler is not None:
+                logits = sampler(logits[:, -1])[:, None]
+            ids = logits.argmax(dim=-1)
+            ids = ids.masked_fill(finished, eos_id)
+            generated.append(ids)
+            finished |= ids == eos_id
+            ended.append(HostCopy(finished.all()))
+            if position >= lag and ended[position - lag].values()[0]:
+                break
+        last = next((place for place, end in enumerate(ended) if end.values()[0]), length)
+        return torch.cat(generated[: last + 1], dim=1)
 
     def _extend(self, x: Tensor, caches: list[LayerCache], causal: bool = False) -> Tensor:
         for block, cache in zip(self._blocks(), caches, strict=True):

@@ -8,17 +8,19 @@ each of forward, but for the patch embedding, since nobody needs the gradient of
 
 from dataclasses import dataclass
 
+from openvision.frozen.cost import autoencoder_cost
 from openvision.models.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.decoder import DecoderConfig
 from openvision.models.openvision import OpenVisionConfig
 from openvision.models.openvision2 import ModelConfig
+from openvision.models.openvision3 import OpenVision3Config, ReconstructionConfig
 from openvision.models.text import TextConfig
 from openvision.models.vision import VisionConfig
 
 BACKWARD_AND_FORWARD = 3
 """Products of training for each of forward: one forward, two backward."""
 
-AnyTower = VisionConfig | TextConfig | DecoderConfig | AutoregressiveDecoderConfig
+AnyTower = VisionConfig | TextConfig | DecoderConfig | AutoregressiveDecoderConfig | ReconstructionConfig
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,12 @@ class TowerFlops:
     """Operations of one tower for one training sample."""
 
     name: str
-    """"vision", "text", "decoder" or "vocabulary" (the decoder's head)."""
+    """"vision", "text", "decoder" or "vocabulary" (the decoder's head); of OpenVision 3 also "reconstruction",
+    "encoding" and "decoding" (the frozen autoencoder)."""
     forward: int
     without_input_gradient: int = 0
-    """Those of forward whose input needs no gradient: one product backward, not two."""
+    """Those of forward whose input, or whose weight, needs no gradient: one product backward, not two. What needs
+    neither counts twice."""
 
     @property
     def training(self) -> int:
@@ -43,13 +47,15 @@ def sample_flops(
     """Operations of one training sample, tower by tower.
 
     Args:
-        config: of OpenVision (version 1, or plain CLIP where it has no decoder) or of OpenVision 2.
+        config: of OpenVision (version 1, or plain CLIP where it has no decoder), of OpenVision 2 or 3.
         resolution: pixels a side.
         texts: texts contrasted with each image; OpenVision 2 has none.
         caption_tokens: mean number of target tokens of a caption, whose logits alone are computed; None is every
             position, as if no caption were short.
     """
     embed = patch_embed_flops(config.vision, resolution)
+    if isinstance(config, OpenVision3Config):
+        return _unified_flops(config, resolution, texts, caption_tokens)
     if config.text is None:
         kept = config.patches_read(patches_of(config.vision, resolution))
         return (
@@ -70,6 +76,36 @@ def sample_flops(
     return tuple(towers)
 
 
+def _unified_flops(
+    config: OpenVision3Config, resolution: int, texts: int, caption_tokens: float | None
+) -> tuple[TowerFlops, ...]:
+    patches = patches_of(config.vision, resolution)
+    frozen = autoencoder_cost(config.vision.autoencoder, resolution)
+    decode = frozen.decode // config.reconstruction.pixels_of
+    return (
+        # Nobody needs a gradient of the images, nor of the autoencoder's weights.
+        TowerFlops("encoding", frozen.encode, 2 * frozen.encode),
+        TowerFlops(
+            "vision",
+            vision_flops(config.vision, resolution, config.embed_dim),
+            patch_embed_flops(config.vision, resolution),
+        ),
+        TowerFlops("text", texts * text_flops(config.text, config.embed_dim)),
+        TowerFlops("decoder", autoregressive_trunk_flops(config.decoder, config.vision, patches)),
+        TowerFlops("vocabulary", head_flops(config.decoder, caption_tokens)),
+        TowerFlops("reconstruction", reconstruction_flops(config, patches)),
+        TowerFlops("decoding", decode, decode),
+    )
+
+
+def reconstruction_flops(config: OpenVision3Config, patches: int) -> int:
+    """Forward operations of the reconstruction decoder for one image."""
+    own, vision = config.reconstruction, config.vision
+    block = patches * _projections(own) + _attention(own.width, patches**2)
+    ends = own.width * (vision.width + vision.input_channels * vision.kernel**2)
+    return own.depth * block + 2 * patches * ends
+
+
 def training_flops(config: ModelConfig, resolution: int, texts: int, caption_tokens: float | None = None) -> int:
     """Operations of one training sample, forward and backward, all towers; arguments as of `sample_flops`."""
     return sum(tower.training for tower in sample_flops(config, resolution, texts, caption_tokens))
@@ -83,7 +119,7 @@ def patches_of(config: VisionConfig, resolution: int) -> int:
 
 def patch_embed_flops(config: VisionConfig, resolution: int) -> int:
     """Forward operations of the patch embedding of one image."""
-    return 2 * 3 * config.patch_size**2 * config.width * patches_of(config, resolution)
+    return 2 * config.input_channels * config.kernel**2 * config.width * patches_of(config, resolution)
 
 
 def vision_flops(config: VisionConfig, resolution: int, embed_dim: int | None, kept: int | None = None) -> int:
@@ -152,7 +188,7 @@ def masked_flops(config: ModelConfig, resolution: int) -> int:
         return 0
     queries = decoder.caption_length
     masked = decoder.depth * (queries**2 - _causal_pairs(queries))
-    if config.text is None and config.decoder.image_attention == "causal":
+    if isinstance(decoder, AutoregressiveDecoderConfig) and decoder.image_attention == "causal":
         kept = config.patches_read(patches_of(config.vision, resolution))
         masked += (decoder.depth - 1) * (kept**2 - _causal_pairs(kept))
     return _attention(decoder.width, masked)

@@ -17,12 +17,10 @@ from openvision.files import JsonObject
 from openvision.models.autoregressive import AutoregressiveCaptionDecoder, AutoregressiveDecoderConfig
 from openvision.models.lengths import states_by_length
 from openvision.models.openvision import OpenVision, OpenVisionConfig
+from openvision.models.openvision3 import OpenVision3, OpenVision3Config
 from openvision.models.vision import VisionConfig, VisionTransformer
-from openvision.runtime import HostCopy
 
 KIND = "openvision2"
-# Tokens that an accelerator may be ahead of the host, which learns whether all captions have ended.
-GENERATION_LAG = 2
 
 
 @dataclass(frozen=True)
@@ -64,11 +62,13 @@ class OpenVision2Config:
         )
 
 
-ModelConfig = OpenVisionConfig | OpenVision2Config
+ModelConfig = OpenVisionConfig | OpenVision2Config | OpenVision3Config
 
 
-def build_model(config: ModelConfig) -> "OpenVision | OpenVision2":
+def build_model(config: ModelConfig) -> "AnyModel":
     """The model of a configuration."""
+    if isinstance(config, OpenVision3Config):
+        return OpenVision3(config)
     return OpenVision(config) if config.text is not None else OpenVision2(config)
 
 
@@ -124,33 +124,11 @@ class OpenVision2(nn.Module):
         max_length: int | None = None,
         sampler: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Caption images (B, 3, H, W) -> ids int64 (B, L), without [bos]; L at most `max_length`.
+        """Caption images (B, 3, H, W) -> ids int64 (B, L), as `AutoregressiveCaptionDecoder.generate`."""
+        return self.decoder.generate(self.vision.patch_tokens(images), bos_id, eos_id, max_length, sampler)
 
-        The token with the largest logit is next; a `sampler` changes the logits (B, V) before.
-        Keys and values are kept: each token costs one pass of one token. Ends when every caption has its [eos]; what
-        stands after an [eos] is [eos]. `max_length` is the decoder's `caption_length` by default and at most.
-        """
-        length = min(max_length or self.config.decoder.caption_length, self.config.decoder.caption_length)
-        caches = self.decoder.prefill(self.vision.patch_tokens(images), length)
-        ids = torch.full((len(images), 1), bos_id, device=images.device)
-        finished = torch.zeros_like(ids, dtype=torch.bool)
-        generated: list[Tensor] = []
-        ended: list[HostCopy] = []
-        # An accelerator is not waited for: what it computes past the end before the host knows of it is cut off.
-        lag = 0 if images.device.type == "cpu" else GENERATION_LAG
-        for position in range(length):
-            logits = self.decoder.logits(self.decoder.step(ids, position, caches))
-            if sampler is not None:
-                logits = sampler(logits[:, -1])[:, None]
-            ids = logits.argmax(dim=-1)
-            ids = ids.masked_fill(finished, eos_id)
-            generated.append(ids)
-            finished |= ids == eos_id
-            ended.append(HostCopy(finished.all()))
-            if position >= lag and ended[position - lag].values()[0]:
-                break
-        last = next((place for place, end in enumerate(ended) if end.values()[0]), length)
-        return torch.cat(generated[: last + 1], dim=1)
+
+AnyModel = OpenVision | OpenVision2 | OpenVision3
 
 
 def kept_patches(patches: int, ratio: float) -> int:

@@ -6,12 +6,13 @@ to the type checker, and so does `config.text is None` of their configurations:
 
     contrastive     `OpenVision` (version 1, and plain CLIP when `decoder` is None)
     captioning      `OpenVision2`
+    both            `OpenVision3`, which has a text tower and captions token by token
 
 A module that wraps a model (to split a batch over processes, for example) is one too when it has these members.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from openvision.models.autoregressive import AutoregressiveCaptionDecoder
 from openvision.models.decoder import ParallelCaptionDecoder
 from openvision.models.openvision import OpenVisionConfig, OpenVisionOutput
 from openvision.models.openvision2 import OpenVision2Config
+from openvision.models.openvision3 import OpenVision3
 from openvision.models.text import TextTransformer
 from openvision.models.vision import VisionTransformer
 
@@ -129,4 +131,9 @@ class CaptioningModel(_Trained, Protocol):
         ...
 
 
-Model = ContrastiveModel | CaptioningModel
+Model = ContrastiveModel | CaptioningModel | OpenVision3
+
+
+def writes_token_by_token(model: Model) -> "TypeGuard[CaptioningModel | OpenVision3]":
+    """Whether the model captions an image from the image alone, token by token."""
+    return isinstance(model.decoder, AutoregressiveCaptionDecoder)

@@ -61,6 +61,16 @@ class VisionConfig:
             )
         check_patches(self.image_size, self.patch_size)
 
+    @property
+    def input_channels(self) -> int:
+        """Channels of what is cut into patches: RGB."""
+        return 3
+
+    @property
+    def kernel(self) -> int:
+        """Side of a patch in what is cut into patches: pixels."""
+        return self.patch_size
+
     def grid(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
         """Rows and columns of patches for an image of the given pixels; what does not fill a patch is dropped."""
         return (height or self.image_size) // self.patch_size, (width or self.image_size) // self.patch_size
@@ -97,13 +107,13 @@ class VisionFeatures:
 class PatchEmbed(nn.Module):
     """Cut images into patches and project them, in float32, without bias."""
 
-    def __init__(self, patch_size: int, width: int) -> None:
+    def __init__(self, patch_size: int, width: int, channels: int = 3) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
+        self.proj = nn.Conv2d(channels, width, patch_size, stride=patch_size, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, N, D), row-major."""
+        """(B, C, H, W) -> (B, N, D), row-major."""
         with torch.autocast(images.device.type, enabled=False):
             # The same numbers as a strided convolution, by one matrix product: faster on CPU, forward and backward.
             weight = full_precision(self.proj.weight.flatten(1))
@@ -121,7 +131,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: VisionConfig, embed_dim: int | None) -> None:
         super().__init__()
         self.config = config
-        self.patch_embed = PatchEmbed(config.patch_size, config.width)
+        self.patch_embed = PatchEmbed(config.kernel, config.width, config.input_channels)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width))
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, config.mlp_dim, gelu="none") for _ in range(config.depth)
@@ -134,7 +144,7 @@ class VisionTransformer(nn.Module):
 
     def init_weights(self) -> None:
         """Initialise every parameter as the original does."""
-        bound = math.sqrt(6 / (3 * self.config.patch_size**2))
+        bound = math.sqrt(6 / (self.config.input_channels * self.config.kernel**2))
         nn.init.uniform_(self.patch_embed.proj.weight, -bound, bound)
         nn.init.normal_(self.cls_token, std=1e-6)
         for block in self.blocks:
@@ -153,18 +163,25 @@ class VisionTransformer(nn.Module):
             self._positions[key] = sincos_position_table(rows, columns, self.config.width).to(device)
         return self._positions[key]
 
+    def inputs(self, images: Tensor) -> Tensor:
+        """What is cut into patches: images (B, 3, H, W), normalised if they are uint8."""
+        return normalize(images) if images.dtype == torch.uint8 else images
+
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches of a batch of images."""
+        return self.config.grid(*images.shape[-2:])
+
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> (B, 1 + N, D), class token first, in the compute dtype.
 
         The one place where pixels are normalised: uint8 images are, floats are taken as normalised already.
         """
-        if images.dtype == torch.uint8:
-            images = normalize(images)
-        height, width = images.shape[-2:]
-        rows, columns = self.config.grid(height, width)
+        inputs = self.inputs(images)
+        rows, columns = (side // self.config.kernel for side in inputs.shape[-2:])
         if not rows or not columns:
+            height, width = images.shape[-2:]
             raise ValueError(f"images of {height} x {width} px are smaller than a patch of {self.config.patch_size} px")
-        patches = self.patch_embed(images) + self.position_table(rows, columns, images.device)
+        patches = self.patch_embed(inputs) + self.position_table(rows, columns, inputs.device)
         # The class token's position row is all zeros: it is added nowhere.
         x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1)
         return x.to(compute_dtype(self.cls_token))
@@ -188,7 +205,7 @@ class VisionTransformer(nn.Module):
             patch_tokens=x[:, 1:],
             class_token=x[:, 0],
             pooled=self.fc_norm(x[:, 1:].mean(dim=1)),
-            grid=self.config.grid(*images.shape[-2:]),
+            grid=self.grid_of(images),
             layers=tuple(kept[index] for index in wanted),
         )
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from openvision.hardware import Device, Range
 from openvision.models.flops import TowerFlops
 from openvision.models.openvision2 import ModelConfig
+from openvision.models.openvision3 import OpenVision3Config
 from openvision.planning.memory import FLOAT, Checkpointing
 from openvision.planning.parameters import Parameters
 
@@ -45,10 +46,13 @@ def stretch(towers: tuple[TowerFlops, ...], config: ModelConfig, checkpointing: 
     """Recomputation: all blocks under full checkpointing, both towers once more under gradient caching."""
     forward = {tower.name: tower.forward for tower in towers}
     training = sum(tower.training for tower in towers)
-    blocks = sum(flops for name, flops in forward.items() if name != "vocabulary")
-    embedded = forward["vision"] + forward["text"] if config.text is not None else 0
+    blocks = sum(flops for name, flops in forward.items() if name not in ("vocabulary", "encoding", "decoding"))
+    embedded = forward["vision"] + forward["text"] + forward.get("encoding", 0) if config.text is not None else 0
+    decoded = 0
+    if isinstance(config, OpenVision3Config) and config.reconstruction.decoded_at_once is not None:
+        decoded = forward["decoding"]
     return Stretch(
-        checkpointing=blocks / training if checkpointing == "full" else 0.0,
+        checkpointing=((blocks if checkpointing == "full" else 0) + decoded) / training,
         accumulation=embedded / training if parts > 1 else 0.0,
     )
 

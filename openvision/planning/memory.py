@@ -10,10 +10,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from openvision.frozen.cost import autoencoder_cost
 from openvision.hardware import Range
 from openvision.models.flops import AnyTower, patches_of
 from openvision.models.kernels.dispatch import EXPLICIT_KEYS_ON_CPU
 from openvision.models.openvision2 import ModelConfig
+from openvision.models.openvision3 import OpenVision3Config
 from openvision.objectives.caption import CHUNK_LOGITS as CAPTION_CHUNK
 from openvision.objectives.caption import CHUNK_LOGITS_ON_ACCELERATOR as CAPTION_CHUNK_ON_GPU
 from openvision.objectives.contrastive import CHUNK_LOGITS as CONTRASTIVE_CHUNK
@@ -113,14 +115,18 @@ def stacks(config: ModelConfig, resolution: int, texts: int) -> list[Stack]:
     patches, decoder = patches_of(config.vision, resolution), config.decoder
     read = prefix = config.patches_read(patches)
     found = [_stack("vision", config.vision, patches + 1, read if config.text is None else patches + 1, patches + 1)]
+    unified = isinstance(config, OpenVision3Config)
     if config.text is not None:
-        length, whole = config.text.context_length, 1 if decoder is not None else 0
+        # The caption decoder of version 1 reads the first text's tokens.
+        length, whole = config.text.context_length, 0 if unified or decoder is None else 1
         last = whole * length + texts - whole
-        prefix += length - 1
+        prefix += 0 if unified else length - 1
         found.append(_stack("text", config.text, texts * length, last, length))
     if decoder is not None:
         tokens = prefix + decoder.caption_length
         found.append(_stack("decoder", decoder, tokens, decoder.caption_length, tokens, tokens))
+    if unified:
+        found.append(_stack("reconstruction", config.reconstruction, patches, patches, patches))
     return found
 
 
@@ -156,7 +162,7 @@ def state_bytes(parameters: Parameters, setting: Setting) -> dict[str, float]:
 def input_bytes(config: ModelConfig, resolution: int) -> int:
     """One sample outside the blocks: pixels as bytes and normalised, patches as the embedding reads them (float32)."""
     pixels = 3 * resolution**2
-    patches = 3 * config.vision.patch_size**2 * patches_of(config.vision, resolution)
+    patches = config.vision.input_channels * config.vision.kernel**2 * patches_of(config.vision, resolution)
     embedded = 2 * FLOAT * config.vision.width * (patches_of(config.vision, resolution) + 1)
     return pixels + FLOAT * (pixels + patches) + embedded
 
@@ -167,10 +173,15 @@ def decoder_edge_bytes(config: ModelConfig, resolution: int) -> int:
     if config.decoder is None:
         return 0
     read = config.patches_read(patches_of(config.vision, resolution)) * config.vision.width
-    if config.text is not None:
+    if config.text is not None and not isinstance(config, OpenVision3Config):
         read += (config.text.context_length - 1) * config.text.width
     states = 4 * config.decoder.caption_length * config.decoder.width
     return FLOAT * (read + states)
+
+
+def decoding_bytes(config: OpenVision3Config, resolution: int, setting: Setting) -> int:
+    """What the autoencoder's decoder keeps of one image until its backward pass."""
+    return setting.item * autoencoder_cost(config.vision.autoencoder, resolution).decoder_activations
 
 
 @dataclass(frozen=True)
@@ -222,6 +233,8 @@ def loss_memory(
 def activation_bytes(config: ModelConfig, resolution: int, texts: int, setting: Setting) -> Range:
     """Activations of one sample that stay until the backward pass, all towers."""
     rest = input_bytes(config, resolution) + decoder_edge_bytes(config, resolution)
+    if isinstance(config, OpenVision3Config) and config.reconstruction.decoded_at_once is None:
+        rest += decoding_bytes(config, resolution, setting) / config.reconstruction.pixels_of
     low, high = (sum(stack.sample_bytes(setting)[end] for stack in stacks(config, resolution, texts)) for end in (0, 1))
     return low + rest, high + rest
 
@@ -241,6 +254,9 @@ def peak_bytes(
     low, high = (micro_batch * value for value in activation_bytes(config, resolution, texts, setting))
     work = micro_batch * max(stack.work_bytes(setting) for stack in stacks(config, resolution, texts))
     loss = loss_memory(config, local_batch, local_batch * setting.devices, texts, micro_batch, setting.gpu).ours
+    if isinstance(config, OpenVision3Config) and (at_once := config.reconstruction.decoded_at_once) is not None:
+        decoded = min(at_once, -(-micro_batch // config.reconstruction.pixels_of))
+        loss += decoded * decoding_bytes(config, resolution, setting)
     fixed = FIXED[setting.gpu]
     # In one batch, gradients replace activations during backward; with micro-batches they are there all along.
     growing = state["gradients"] if micro_batch == local_batch else 0.0

@@ -1,7 +1,8 @@
-"""Checkpoints of ours as captioners: OpenVision 2's decoder reads the image, OpenVision 1's the alt-text as well."""
+"""Checkpoints of ours as captioners: OpenVision 2 and 3 read the image, version 1 the alt-text as well."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from openvision.encoding import batch_memory, evaluating, generate_captions, req
 from openvision.images.decode import to_rgb_image
 from openvision.inference.captioner import Captioner
 from openvision.inference.encoder import Encoder
+from openvision.models.openvision import OpenVision
 from openvision.recaption.captioner import Answer, Question, Sampling, in_batches
 from openvision.recaption.sampling import Sampler
 from openvision.runtime import send
@@ -46,8 +48,10 @@ class DecoderCaptioner:
         if isinstance(self.model, Captioner):
             return self._generate(self.model, prepared, questions)
         alts = [question.alt for question in questions]
+        # A captioner of any other kind writes token by token.
+        model = cast(OpenVision, self.model.model)
         # Every place is written at once, so that none of these captions ends for want of room.
-        return [Answer(text) for text in generate_captions(self.model.model, self.model.tokenizer, prepared, alts)]
+        return [Answer(text) for text in generate_captions(model, self.model.tokenizer, prepared, alts)]
 
     def _generate(self, captioner: Captioner, images: Tensor, questions: Sequence[Question]) -> list[Answer]:
         model, tokenizer = captioner.model, captioner.tokenizer
@@ -74,5 +78,5 @@ class DecoderCaptioner:
 def load_decoder(source: str, device: torch.device, sampling: Sampling, batch_size: int) -> DecoderCaptioner:
     """The captioner of any source of a model; raises OpenVisionError when it has no caption decoder."""
     checkpoint = load_checkpoint(source)
-    kind = Encoder if checkpoint.captioner is None else Captioner
+    kind = Encoder if checkpoint.captioner is None and checkpoint.unified is None else Captioner
     return DecoderCaptioner(kind.from_checkpoint(checkpoint).to(device), source, sampling, batch_size)

@@ -26,17 +26,19 @@ from pydantic import (
 from openvision.data.shards.selection import SEPARATOR
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, read_text
+from openvision.frozen.perceptual import LEAST_PIXELS, Perceptual
 from openvision.images.augment import Augment
 from openvision.images.native import ASPECTS, NativeShapes
 from openvision.models.bounds import MAX_VOCABULARY, check_patches
 from openvision.models.openvision import OpenVisionConfig
 from openvision.models.openvision2 import OpenVision2Config
+from openvision.models.openvision3 import OpenVision3Config
 from openvision.recipe.text import apply_override, describe_problem
 from openvision.renamed import translate_recipe
 from openvision.runtime import DEVICES, KNOWN_DEVICES
 
 # `model.kind` -> its definition in the schema. The default is OpenVision 1; without a decoder that is plain CLIP.
-KINDS = {"openvision": "OpenVisionConfig", "openvision2": "OpenVision2Config"}
+KINDS = {"openvision": "OpenVisionConfig", "openvision2": "OpenVision2Config", "openvision3": "OpenVision3Config"}
 
 # Where a checkout has the recipes, and where setup.py puts them in a wheel.
 _RECIPES, _SHIPPED = "recipes", Path(__file__).parent / "shipped"
@@ -114,6 +116,20 @@ class Data(Section):
         return self
 
 
+class Reconstruction(Section):
+    """Weights of the reconstruction losses of OpenVision 3; 0 measures a term without training it."""
+
+    weight: Annotated[float, Field(ge=0)] = 0.5
+    """Of the whole branch, against contrast and caption."""
+    pixels: Annotated[float, Field(ge=0)] = 1.0
+    latents: Annotated[float, Field(ge=0)] = 0.4
+    """beta: of the latents against the pixels. The perceptual weight, lambda, is `stages.N.perceptual`."""
+    perceptual: Perceptual = "lpips"
+    """Network of the perceptual distance: LPIPS, or the stand-in where its weights are not at hand."""
+    folder: str | None = None
+    """Folder of the weights of LPIPS' backbone."""
+
+
 class Loss(Section):
     """Weights of the contrastive and the caption loss, and the texts to contrast with (spec section 5)."""
 
@@ -126,11 +142,13 @@ class Loss(Section):
     equal_texts: Literal["negatives", "positives"] = "negatives"
     """Texts of a batch that are equal, as with class names: "positives" makes each the right answer for all their
     images (multi-positive softmax), "negatives", as published, for its own image only."""
+    reconstruction: Reconstruction | None = None
+    """OpenVision 3 alone."""
 
     @model_validator(mode="after")
     def _alt_first(self) -> "Loss":
-        if self.texts not in ((), ("alt",), ("alt", "sentence")):
-            raise ValueError('texts must be ["alt"] or ["alt", "sentence"], or [] with OpenVision 2')
+        if self.texts not in ((), ("alt",), ("sentence",), ("alt", "sentence")):
+            raise ValueError('texts must be ["alt"], ["sentence"] or ["alt", "sentence"], or [] with OpenVision 2')
         return self
 
 
@@ -188,6 +206,8 @@ class Stage(Section):
     """Stochastic depth of the vision tower: rate at its last block, growing linearly from 0 at its first."""
     native: Native | None = None
     """Images keep their aspect; None crops squares of `resolution`."""
+    perceptual: Annotated[float, Field(ge=0)] | None = None
+    """lambda of OpenVision 3: weight of the perceptual distance against the pixels; without it none is computed."""
 
     @property
     def steps(self) -> int:
@@ -378,7 +398,9 @@ class Recipe(Section):
     warm_start: WarmStart | None = None
     """How weights of another shape are taken from `start`."""
     model: Annotated[
-        Annotated[OpenVisionConfig, Tag("openvision")] | Annotated[OpenVision2Config, Tag("openvision2")],
+        Annotated[OpenVisionConfig, Tag("openvision")]
+        | Annotated[OpenVision2Config, Tag("openvision2")]
+        | Annotated[OpenVision3Config, Tag("openvision3")],
         Discriminator(_kind),
     ]
     data: Data
@@ -480,11 +502,50 @@ class Recipe(Section):
                 "teacher: a model without a text tower trains no pooled vector that a teacher could shape; distil into "
                 'a model of kind "openvision", with [model.text]'
             )
+        if titles and isinstance(self.model, OpenVision3Config):
+            raise ValueError(
+                "teacher: OpenVision 3 learns from its autoencoder and its texts alone; leave the table out, or distil "
+                'into a model of kind "openvision"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reconstructs(self) -> "Recipe":
+        if not isinstance(self.model, OpenVision3Config):
+            if self.loss.reconstruction is not None or any(stage.perceptual is not None for stage in self.stages):
+                raise ValueError(
+                    "loss.reconstruction and stages.N.perceptual are of OpenVision 3 alone; leave them out, or set "
+                    'model.kind = "openvision3"'
+                )
+            return self
+        if self.loss.reconstruction is None:
+            raise ValueError("loss.reconstruction is missing: OpenVision 3 reconstructs; add [loss.reconstruction]")
+        patch = self.model.vision.patch_size
+        for index, stage in enumerate(self.stages):
+            if stage.resolution % patch:
+                raise ValueError(
+                    f"stages.{index}.resolution {stage.resolution} is no multiple of {patch} px, the patch of "
+                    f"{self.model.vision.kernel} x {self.model.vision.kernel} latents; choose a multiple"
+                )
+            shapes = self.shapes_of(stage)
+            shortest = stage.resolution if shapes is None else shapes.shortest_side
+            if stage.perceptual and shortest < LEAST_PIXELS:
+                raise ValueError(
+                    f"stages.{index} has images of {shortest} px, too small for a perceptual distance, which needs "
+                    f"{LEAST_PIXELS} px; leave stages.{index}.perceptual out"
+                )
         return self
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
-        if (self.model.decoder is not None) != (self.loss.caption > 0):
+        if isinstance(self.model, OpenVision3Config):
+            # A weight of 0 measures what is not trained: joint training is compared with its parts.
+            pass
+        elif self.loss.texts == ("sentence",):
+            raise ValueError(
+                'loss.texts must be ["alt"] or ["alt", "sentence"]; ["sentence"] alone is for OpenVision 3'
+            )
+        elif (self.model.decoder is not None) != (self.loss.caption > 0):
             raise ValueError("loss.caption must be above 0 with a [model.decoder] and 0 without one")
         if self.model.text is None:
             if self.loss.contrastive or self.loss.texts:

@@ -2,9 +2,10 @@
 
 Kept: widths, heads, patch size, resolutions, vocabulary size, text lengths, losses, augmentation, optimizer, number of
 stages. Reduced: the batch (2 images), the updates (two in the first stage, one in each later stage) and, for wide
-towers (B and larger) or many patches (patch 8), the depth of every tower (2 blocks). The data is drawn: coloured shapes
-with alt-text and caption; teachers are small towers of random weights. A small vocabulary is trained on the texts; the
-embeddings keep the size of the recipe.
+towers (B and larger) or many patches (patch 8), the depth of every tower (2 blocks). Replaced: teachers by small towers
+of random weights; the autoencoder and LPIPS of OpenVision 3, whose weights are no part of the project, by pixels and
+EfficientNet-Lite0. The data is drawn: coloured shapes with alt-text and caption. A small vocabulary is trained on the
+texts; the embeddings keep the size of the recipe.
 """
 
 import io
@@ -15,8 +16,10 @@ from PIL import Image, ImageDraw
 
 from openvision.data.shards.dataset import ALT_MEMBER, ShardWriter
 from openvision.files import atomic_folder
+from openvision.frozen.config import AutoencoderConfig
 from openvision.models.openvision2 import ModelConfig
-from openvision.recipe.schema import Data, Parallel, Recipe, Run, Stage, TeacherTable, WarmStart
+from openvision.models.openvision3 import OpenVision3Config
+from openvision.recipe.schema import Data, Parallel, Recipe, Reconstruction, Run, Stage, TeacherTable, WarmStart
 
 BATCH = 2
 # Updates of the first stage: one of warm-up, and one with the moments of an update before it. Later stages take one.
@@ -33,12 +36,17 @@ _SIZE = (120, 96)
 
 def smoke_recipe(recipe: Recipe) -> Recipe:
     """The smoke form of `recipe`, validated; a pure function."""
+    loss = recipe.loss
+    if loss.reconstruction is not None:
+        # What would have to be downloaded is replaced by what a package brings.
+        loss = loss.model_copy(update={"reconstruction": _offline(loss.reconstruction)})
     changed = recipe.model_copy(
         update={
             "name": f"{recipe.name}-smoke",
             "start": None,
             "warm_start": _without_start(recipe.warm_start),
-            "model": _shallow(recipe.model),
+            "model": _without_weights(_shallow(recipe.model)),
+            "loss": loss,
             "data": _own_data(recipe),
             "stages": tuple(_short(stage, index) for index, stage in enumerate(recipe.stages)),
             "teacher": _untrained(recipe.teacher),
@@ -81,10 +89,23 @@ def _shallow(model: ModelConfig) -> ModelConfig:
     if not is_cut(model):
         return model
     shallow = model
-    for name in ("vision", "text", "decoder"):
+    for name in ("vision", "text", "decoder", "reconstruction"):
         if (tower := getattr(model, name, None)) is not None:
             shallow = replace(shallow, **{name: replace(tower, depth=min(tower.depth, DEPTH))})
     return shallow
+
+
+def _without_weights(model: ModelConfig) -> ModelConfig:
+    """OpenVision 3 on pixels: the same tokens without an autoencoder."""
+    if not isinstance(model, OpenVision3Config) or model.vision.autoencoder.kind == "pixels":
+        return model
+    factor = model.vision.autoencoder.factor
+    pixels = AutoencoderConfig("pixels", None, 3 * factor**2, factor, 1.0)
+    return replace(model, vision=replace(model.vision, autoencoder=pixels))
+
+
+def _offline(reconstruction: Reconstruction) -> Reconstruction:
+    return reconstruction.model_copy(update={"perceptual": "efficientnet-lite0", "folder": None})
 
 
 def _own_data(recipe: Recipe) -> Data:

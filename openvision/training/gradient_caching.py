@@ -52,7 +52,7 @@ def cached_backward(
             with autocast(device, precision):
                 own_embeds, own_terms = objective.forward(rows, drawn, target_tokens)
             separate = {name: separate.get(name, 0) + term.detach() for name, term in own_terms.items()}
-            weighted = [objective.weights[name] * term for name, term in own_terms.items()]
+            weighted = [weight * own_terms[name] for name, weight in objective.weights.items() if name in own_terms]
             torch.autograd.backward([*own_embeds, *weighted], [*gradient, *(None for _ in weighted)])
     return weighted_losses(objective.weights, {name: term.detach() for name, term in (terms | separate).items()})
 

@@ -5,7 +5,7 @@ does not (the caption of each sample): that is all gradient caching has to know.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -13,14 +13,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from openvision.data.batch import Batch
+from openvision.frozen.autoencoder import as_signed
+from openvision.frozen.perceptual import open_perceptual
 from openvision.models.autoregressive import teacher_forcing_ids
 from openvision.models.layers import Block
 from openvision.models.openvision import OpenVisionOutput
 from openvision.models.openvision2 import random_patches
+from openvision.models.openvision3 import OpenVision3, OpenVision3Output
 from openvision.models.protocols import CaptioningModel, ContrastiveModel
 from openvision.objectives.caption import caption_loss
 from openvision.objectives.contrastive import contrastive_losses, count_equal, text_groups
-from openvision.recipe.schema import Loss
+from openvision.objectives.reconstruction import latent_loss, pixel_losses
+from openvision.recipe.schema import Loss, Reconstruction, Stage
 from openvision.runtime import HostCopy, send
 from openvision.training.randomness import SampleRandomness
 from openvision.training.setup.parallel import DistributedModel
@@ -86,7 +90,7 @@ class Objective(Protocol):
 class ImageTextObjective:
     """OpenVision 1 and plain CLIP: contrast with each kind of text, and caption where there is a decoder."""
 
-    model: ContrastiveModel
+    model: ContrastiveModel | OpenVision3
     loss: Loss
     call: Callable[..., OpenVisionOutput] | None = None
     """Calls the model in `forward`, e.g. DDP around it; None is the model itself."""
@@ -105,7 +109,7 @@ class ImageTextObjective:
 
     def embed(self, batch: Batch) -> Embeds:
         """Image embeddings (B, E) and text embeddings (K, B, E), unit vectors."""
-        texts = self._texts(batch)
+        texts = self.texts(batch)
         text_embeds = self.model.encode_text(torch.cat(texts)).unflatten(0, (len(texts), -1))
         return self.model.encode_image(batch.images), text_embeds
 
@@ -116,7 +120,7 @@ class ImageTextObjective:
     def output(self, batch: Batch) -> OpenVisionOutput:
         """What the model makes of the batch."""
         call = self.call or self.model
-        return call(batch.images, *self._texts(batch), caption_lengths=_caption_lengths(batch))
+        return call(batch.images, *self.texts(batch), caption_lengths=_caption_lengths(batch))
 
     def terms(self, output: OpenVisionOutput, batch: Batch, target_tokens: Tensor) -> tuple[Embeds, Terms]:
         """What `forward` returns, of the model's output."""
@@ -130,17 +134,18 @@ class ImageTextObjective:
         image_embeds, text_embeds = embeds
         scale = self.model.logit_scale.exp()
         positives = self.loss.equal_texts == "positives"
-        groups = text_groups(torch.stack(self._texts(batch))) if positives else None
+        groups = text_groups(torch.stack(self.texts(batch))) if positives else None
         per_text = contrastive_losses(image_embeds, text_embeds, scale, group=self.group, groups=groups)
         terms = {f"contrastive_{kind}": term for kind, term in zip(self.loss.texts, per_text, strict=True)}
         return terms | {"contrastive": per_text.mean(), "logit_scale": scale}
 
     def equal_texts(self, batch: Batch) -> Terms:
         """The kinds of text that are contrasted."""
-        groups = text_groups(torch.stack(self._texts(batch)))
+        groups = text_groups(torch.stack(self.texts(batch)))
         return {kind: count_equal(own, self.group) for kind, own in zip(self.loss.texts, groups, strict=True)}
 
-    def _texts(self, batch: Batch) -> list[Tensor]:
+    def texts(self, batch: Batch) -> list[Tensor]:
+        """Ids (B, context_length) of each kind of text that is contrasted."""
         ids: dict[Text, Tensor] = {"alt": batch.alt_ids, "sentence": batch.sentence_ids}
         return [ids[kind] for kind in self.loss.texts]
 
@@ -189,9 +194,106 @@ class CaptionObjective:
         return {}
 
 
+@dataclass(frozen=True)
+class UnifiedObjective:
+    """OpenVision 3: contrast, caption token by token, and reconstruct from noisy tokens."""
+
+    model: OpenVision3
+    loss: Loss
+    bos_id: int
+    call: Callable[..., OpenVision3Output] | None = None
+    """As in ImageTextObjective."""
+    group: dist.ProcessGroup | None = None
+    """As in ImageTextObjective."""
+    perceptual: float = 0.0
+    """lambda of the stage; at 0 the perceptual network is never opened."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Both terms of understanding, and those of reconstruction times the weight of the branch."""
+        branch = self._reconstruction
+        weights = {"contrastive": self.loss.contrastive, "caption": self.loss.caption}
+        weights |= {"pixels": branch.weight * branch.pixels, "latents": branch.weight * branch.latents}
+        return weights | ({"perceptual": branch.weight * self.perceptual} if self.perceptual else {})
+
+    @property
+    def vision_blocks(self) -> Sequence[Block]:
+        """Those of the vision tower."""
+        return _vision_blocks(self.model)
+
+    def embed(self, batch: Batch) -> Embeds:
+        """Image embeddings (B, E) and text embeddings (K, B, E), unit vectors."""
+        return self._contrast.embed(batch)
+
+    def forward(self, batch: Batch, randomness: SampleRandomness, target_tokens: Tensor) -> tuple[Embeds, Terms]:
+        """Embeddings, the caption loss and the reconstruction losses; `token_rms` is what the noise compares with."""
+        branch, device = self.model.config.reconstruction, batch.images.device
+        rows, columns = self.model.vision.grid_of(batch.images)
+        noise = None
+        if branch.noise:
+            noise = randomness.token_noise(rows * columns, self.model.config.vision.width, branch.noise, device)
+        call = self.call or self.model
+        output = call(
+            batch.images,
+            *self._contrast.texts(batch),
+            input_ids=teacher_forcing_ids(batch.labels, self.bos_id),
+            noise=noise,
+            caption_lengths=_caption_lengths(batch),
+        )
+        terms = {
+            "caption": _caption(output.caption_states, batch, self.model.decoder.head.weight, target_tokens),
+            "latents": randomness.share * latent_loss(output.latents, output.predicted),
+            "token_rms": randomness.share * output.token_rms.mean(),
+            **self._pixels(batch, randomness, output.predicted),
+        }
+        return (output.image_embeds, output.text_embeds), terms
+
+    def coupled(self, embeds: Embeds, batch: Batch) -> Terms:
+        """As in ImageTextObjective."""
+        return self._contrast.coupled(embeds, batch)
+
+    def equal_texts(self, batch: Batch) -> Terms:
+        """As in ImageTextObjective."""
+        return self._contrast.equal_texts(batch)
+
+    def _pixels(self, batch: Batch, randomness: SampleRandomness, predicted: Tensor) -> Terms:
+        """Pixel and perceptual loss, of the samples whose position `pixels_of` divides."""
+        config = self.model.config.reconstruction
+        images, autoencoder = batch.images, self.model.vision.autoencoder(batch.images.device)
+        samples = len(images)
+        if config.pixels_of > 1:
+            chosen = send(torch.from_numpy((randomness.positions % config.pixels_of == 0).nonzero()[0]), images.device)
+            images, predicted = images[chosen], predicted[chosen]
+        distance = None
+        if self.perceptual:
+            distance = open_perceptual(self._reconstruction.perceptual, self._reconstruction.folder).to(images.device)
+        sums = pixel_losses(autoencoder.decode, as_signed(images), predicted, distance, config.decoded_at_once)
+        # The expected number of samples, not that of this micro-batch: its sums add up to those of the batch.
+        pixels, perceptual = (randomness.share * sums * config.pixels_of / samples).unbind()
+        return {"pixels": pixels} | ({"perceptual": perceptual} if self.perceptual else {})
+
+    @property
+    def _reconstruction(self) -> Reconstruction:
+        assert self.loss.reconstruction is not None
+        return self.loss.reconstruction
+
+    @property
+    def _contrast(self) -> ImageTextObjective:
+        return ImageTextObjective(self.model, self.loss, None, self.group)
+
+
+def of_stage(objective: Objective, stage: Stage) -> Objective:
+    """The objective as a stage has it: the weight of the perceptual distance may differ between stages."""
+    if isinstance(objective, UnifiedObjective):
+        return replace(objective, perceptual=stage.perceptual or 0.0)
+    return objective
+
+
 def build_objective(model: DistributedModel, loss: Loss, bos_id: int) -> Objective:
     """The objective of a model; `bos_id` is the tokenizer's."""
     module = model.module
+    if isinstance(module, OpenVision3):
+        return UnifiedObjective(module, loss, bos_id, model.ddp, model.processes.group)
     if module.text is None:
         return CaptionObjective(module, loss, bos_id, model.ddp)
     return ImageTextObjective(module, loss, model.ddp, model.processes.group)
@@ -203,7 +305,7 @@ def weighted_losses(weights: Mapping[str, float], terms: Terms) -> Losses:
     return Losses(sum(weighted[1:], start=weighted[0]), terms)
 
 
-def _vision_blocks(model: ContrastiveModel | CaptioningModel) -> list[Block]:
+def _vision_blocks(model: ContrastiveModel | CaptioningModel | OpenVision3) -> list[Block]:
     return list(model.vision.blocks)  # pyright: ignore[reportReturnType]
 
 

@@ -21,7 +21,7 @@ from openvision.training.checkpoint.folders import Progress
 from openvision.training.distillation import DistilledObjective
 from openvision.training.gradient_caching import cached_backward, joint_backward, sort_by_shape
 from openvision.training.guards import DeferredGuard, Spike, find_spike, raise_not_finite
-from openvision.training.objective import Losses, Objective, weighted_losses
+from openvision.training.objective import Losses, Objective, of_stage, weighted_losses
 from openvision.training.optimizer.build import learning_rate
 from openvision.training.optimizer.update import apply_update, gradient_norm
 from openvision.training.randomness import SampleRandomness, stochastic_depth
@@ -64,6 +64,7 @@ class Step:
         self._learning_rate = partial(
             learning_rate, steps=stage.steps, warmup_steps=stage.warmup_steps, peak=stage.peak_learning_rate
         )
+        self._objective = of_stage(self.run.objective, stage)
         self._told_of_equal_texts = False
 
     def __call__(self, checkpoint_at: float | None = None) -> Agreed:
@@ -84,7 +85,7 @@ class Step:
         self._beat("forward, backward and update")
         run.optimizer.zero_grad(set_to_none=True)
         randomness = SampleRandomness(run.recipe.seed, batch.positions.numpy(), stage.drop_path)
-        losses = forward_backward(run.model, run.objective, batch, randomness, run.precision, stage.micro_batches)
+        losses = forward_backward(run.model, self._objective, batch, randomness, run.precision, stage.micro_batches)
         norm = gradient_norm(run.optimizer)
 
         agreed = self._agree(losses, norm, checkpoint_at)

@@ -1,13 +1,16 @@
 """Model folders: weights, shape, tokenizer and provenance.
 
 model.safetensors   every parameter, float32
-config.json         shape: `OpenVisionConfig`, `OpenVision2Config` (its `kind` says so), or a vision tower alone
+config.json         shape: `OpenVisionConfig`, `OpenVision2Config` or `OpenVision3Config` (its `kind` says so), or a
+                    vision tower alone
 tokenizer.json      the WordPiece tokenizer it was trained with (where there is a text tower or a decoder)
 recipe.toml         the resolved recipe of the run (where it was trained here)
+autoencoder/        the frozen autoencoder of OpenVision 3, where `openvision autoencoder` trained it
 provenance.json     commit, data manifest, versions, seed, samples seen, or the source of a conversion
 """
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,7 +21,8 @@ from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_folder, read_json
 from openvision.models.bounds import MAX_WIDTH
 from openvision.models.openvision import OpenVision, OpenVisionConfig
-from openvision.models.openvision2 import KIND, ModelConfig, OpenVision2, OpenVision2Config, build_model
+from openvision.models.openvision2 import KIND, AnyModel, ModelConfig, OpenVision2Config, build_model
+from openvision.models.openvision3 import KIND3, OpenVision3, OpenVision3Config, build_vision, vision_config
 from openvision.models.vision import VisionConfig, VisionTransformer
 from openvision.text.tokenizer import Tokenizer
 from openvision.untrusted import check_count
@@ -27,12 +31,14 @@ from openvision.weights.tensors import read_tensors
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+AUTOENCODER = "autoencoder"
+"""Folder of the autoencoder of an OpenVision 3 model in a model folder, where it is the project's own."""
 _VISION = "vision."
 
 
 def save_folder(
     folder: Path,
-    model: OpenVision | OpenVision2 | VisionTransformer,
+    model: AnyModel | VisionTransformer,
     tokenizer: Tokenizer | None,
     recipe_toml: str,
     provenance: JsonObject,
@@ -42,6 +48,7 @@ def save_folder(
         prefix, config = _named(model)
         state = {f"{prefix}{name}": tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
+        _keep_autoencoder(config, temporary)
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         if recipe_toml:
             (temporary / "recipe.toml").write_text(recipe_toml)
@@ -50,12 +57,23 @@ def save_folder(
             tokenizer.save(temporary)
 
 
-def _named(model: OpenVision | OpenVision2 | VisionTransformer) -> tuple[str, JsonObject]:
+def _named(model: AnyModel | VisionTransformer) -> tuple[str, JsonObject]:
     """Prefix of the tensor names, and the content of config.json."""
     if not isinstance(model, VisionTransformer):
         return "", model.config.to_dict()
     embed_dim = model.head.out_features if model.head is not None else None
     return _VISION, {"embed_dim": embed_dim, "vision": asdict(model.config)}
+
+
+def _keep_autoencoder(config: JsonObject, folder: Path) -> None:
+    """Copy an autoencoder of our own, which nobody else has, into a model folder, and say so in its `config`."""
+    settings = config["vision"].get("autoencoder")
+    if settings and settings["kind"] == "conv":
+        source = Path(settings["source"]).expanduser()
+        (folder / AUTOENCODER).mkdir()
+        for name in (CONFIG, WEIGHTS):
+            shutil.copyfile(source / name, folder / AUTOENCODER / name)
+        settings["source"] = AUTOENCODER
 
 
 def load_folder(folder: Path) -> tuple[OpenVision, Tokenizer, JsonObject]:
@@ -69,10 +87,12 @@ def load_folder(folder: Path) -> tuple[OpenVision, Tokenizer, JsonObject]:
             f"{folder} has an OpenVision 2 model, which has no text tower: images cannot be compared with texts; "
             "load its vision tower with openvision.load_vision, or caption with openvision.load_captioner"
         )
+    if isinstance(model, OpenVision3):
+        raise OpenVisionError(f"{folder} has an OpenVision 3 model; this needs one of version 1")
     return model, tokenizer, provenance
 
 
-def load_any_folder(folder: Path) -> tuple[OpenVision | OpenVision2, Tokenizer, JsonObject]:
+def load_any_folder(folder: Path) -> tuple[AnyModel, Tokenizer, JsonObject]:
     """`load_folder` for models of either version; raises OpenVisionError for a vision tower alone."""
     config = read_config(folder)
     if isinstance(config, tuple):
@@ -93,7 +113,7 @@ def load_vision_folder(folder: Path) -> VisionTransformer:
     else:
         vision, embed_dim = config.vision, config.embed_dim
     with torch.device("meta"):
-        tower = VisionTransformer(vision, embed_dim)
+        tower = build_vision(vision, embed_dim)
     state = read_tensors(folder / WEIGHTS)
     own = {name.removeprefix(_VISION): tensor for name, tensor in state.items() if name.startswith(_VISION)}
     assign_strictly(tower, own, str(folder / WEIGHTS))
@@ -107,12 +127,17 @@ def read_config(folder: Path) -> ModelConfig | tuple[VisionConfig, int | None]:
         raise OpenVisionError(f"{folder} is not a model folder: it has no {CONFIG}; train one with `make quickstart`")
     content = read_json(path)
     try:
+        settings = content.get("vision", {}).get("autoencoder")
+        if settings and settings["source"] == AUTOENCODER:
+            settings["source"] = str(folder / AUTOENCODER)
         if content.get("kind") == KIND:
             return OpenVision2Config.from_dict(content)
+        if content.get("kind") == KIND3:
+            return OpenVision3Config.from_dict(content)
         if "text" in content or "vision" not in content:
             return OpenVisionConfig.from_dict(content)
         width = content["embed_dim"]
-        return VisionConfig(**content["vision"]), None if width is None else check_count(
+        return vision_config(content["vision"]), None if width is None else check_count(
             "embed_dim", width, 1, MAX_WIDTH
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -21,7 +21,8 @@ import torch
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, check_file, read_json
 from openvision.models.openvision import OpenVision
-from openvision.models.openvision2 import OpenVision2
+from openvision.models.openvision2 import AnyModel, OpenVision2
+from openvision.models.openvision3 import LatentVisionConfig, OpenVision3, build_vision
 from openvision.models.vision import VisionConfig, VisionTransformer
 from openvision.text.tokenizer import FILE_NAME, Tokenizer
 from openvision.weights import folder as own
@@ -49,6 +50,13 @@ class Checkpoint:
     provenance: JsonObject
     captioner: OpenVision2 | None = None
     """The OpenVision 2 model, which has no text tower; `model` is None then."""
+    unified: OpenVision3 | None = None
+    """The OpenVision 3 model; `model` and `captioner` are None then."""
+
+    @property
+    def any_model(self) -> AnyModel | None:
+        """The whole model, of whichever version; None for a vision tower alone."""
+        return self.model or self.captioner or self.unified
 
 
 @dataclass(frozen=True)
@@ -67,11 +75,30 @@ class Request:
     """From the Hub: branch, tag or commit."""
     offline: bool = False
     """From the Hub: use the local cache only."""
+    autoencoder: str | None = None
+    """Folder or Hub id of the autoencoder of an OpenVision 3 encoder, instead of the one it names."""
 
 
 def load_checkpoint(source: str | Path, request: Request | None = None) -> Checkpoint:
     """Load `source`; raises OpenVisionError that names what is wrong and the remedy."""
     request = request or Request()
+    loaded = _load(source, request)
+    if request.autoencoder is not None:
+        _replace_autoencoder(loaded, request.autoencoder)
+    return loaded
+
+
+def _replace_autoencoder(loaded: Checkpoint, source: str) -> None:
+    config = loaded.vision.config
+    if not isinstance(config, LatentVisionConfig):
+        raise OpenVisionError(f"{loaded.source} sees pixels and has no autoencoder; leave the autoencoder out")
+    config = replace(config, autoencoder=replace(config.autoencoder, source=source))
+    loaded.vision.config = config
+    if loaded.unified is not None:
+        loaded.unified.config = replace(loaded.unified.config, vision=config)
+
+
+def _load(source: str | Path, request: Request) -> Checkpoint:
     path = Path(source).expanduser()
     if path.is_dir():
         return _from_folder(path, request)
@@ -122,6 +149,8 @@ def _own_folder(path: Path, request: Request) -> Checkpoint:
     if request.vision_only or isinstance(own.read_config(path), tuple):
         return Checkpoint(own.load_vision_folder(path), None, None, str(path), own.read_provenance(path))
     model, tokenizer, provenance = own.load_any_folder(path)
+    if isinstance(model, OpenVision3):
+        return Checkpoint(model.vision, None, tokenizer, str(path), provenance, unified=model)
     if model.text is None:
         return Checkpoint(model.vision, None, tokenizer, str(path), provenance, model)
     return Checkpoint(model.vision, model, tokenizer, str(path), provenance)
@@ -194,7 +223,7 @@ def _vision_checkpoint(config: VisionConfig, state: dict[str, torch.Tensor], sou
     """A vision tower from tensors named `vision.*`; any other name among them is listed as extra."""
     head = state.get("vision.head.weight")
     with torch.device("meta"):
-        tower = VisionTransformer(config, len(head) if head is not None else None)
+        tower = build_vision(config, len(head) if head is not None else None)
     assign_strictly(tower, {name.removeprefix("vision."): tensor for name, tensor in state.items()}, source)
     return Checkpoint(tower.eval(), None, None, source, {"converted_from": source})
 

@@ -7,6 +7,7 @@ and dropped: a file with learned positions is not an OpenVision model, whatever 
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
 from openvision.models.layers import LAYER_NORM_EPS, sincos_position_table
 from openvision.models.openvision import OpenVisionConfig
+from openvision.models.openvision3 import DEMO_AUTOENCODER, LatentVisionConfig
 from openvision.models.text import TextConfig
 from openvision.models.variants import known_heads
 from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionConfig
@@ -170,13 +172,16 @@ def infer_vision_config(state: Mapping[str, Tensor], source: str) -> VisionConfi
     except KeyError as error:
         raise OpenVisionError(f"{source} holds no vision tower in open_clip's layout: {error} is missing") from None
     depth = _depth(state, "visual.transformer")
-    return VisionConfig(
-        width=width,
-        depth=depth,
-        mlp_dim=hidden,
-        heads=_heads(width, depth, source),
-        patch_size=patch,
-        image_size=math.isqrt(positions) * patch,
+    return _on_pixels_or_latents(
+        state,
+        VisionConfig(
+            width=width,
+            depth=depth,
+            mlp_dim=hidden,
+            heads=_heads(width, depth, source),
+            patch_size=patch,
+            image_size=math.isqrt(positions) * patch,
+        ),
     )
 
 
@@ -238,15 +243,29 @@ def config_from_open_clip(content: JsonObject, state: Mapping[str, Tensor]) -> O
 def vision_config_from_open_clip(content: JsonObject, state: Mapping[str, Tensor]) -> VisionConfig:
     """The vision tower's part of `config_from_open_clip`."""
     vision = content.get("model_cfg", content)["vision_cfg"]
-    width = vision["width"]
-    return VisionConfig(
-        width=width,
-        depth=vision["layers"],
-        mlp_dim=with_prefix(state)["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
-        heads=width // vision.get("head_width", 64),
-        patch_size=vision["patch_size"],
-        image_size=vision["image_size"],
+    width, named = vision["width"], with_prefix(state)
+    return _on_pixels_or_latents(
+        named,
+        VisionConfig(
+            width=width,
+            depth=vision["layers"],
+            mlp_dim=named["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+            heads=width // vision.get("head_width", 64),
+            patch_size=vision["patch_size"],
+            image_size=vision["image_size"],
+        ),
     )
+
+
+def _on_pixels_or_latents(state: Mapping[str, Tensor], config: VisionConfig) -> VisionConfig:
+    """The shape as it is, or, where the patches have the channels of latents, in pixels before the autoencoder."""
+    channels = state["visual.conv1.weight"].shape[1]
+    if channels == config.input_channels:
+        return config
+    # OpenVision 3's files count patches and sides in latents.
+    autoencoder = replace(DEMO_AUTOENCODER, channels=channels)
+    sides = {name: getattr(config, name) * autoencoder.factor for name in ("patch_size", "image_size")}
+    return LatentVisionConfig(**{**vars(config), **sides}, autoencoder=autoencoder)
 
 
 def config_to_open_clip(config: OpenVisionConfig) -> JsonObject:

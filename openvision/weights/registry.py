@@ -1,6 +1,6 @@
 """Registry of the released OpenVision checkpoints: name, shape, Hub repository and reported accuracy.
 
-v1 models have both towers (the caption decoder is only in the JAX tree); OpenVision 2 models are vision towers.
+v1 models have both towers (the caption decoder is only in the JAX tree); OpenVision 2 and 3 models are vision towers.
 """
 
 import difflib
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from openvision.errors import OpenVisionError
 from openvision.models.openvision import OpenVisionConfig
+from openvision.models.openvision3 import DEMO_AUTOENCODER, LatentVisionConfig
 from openvision.models.variants import SIZES, released_variants
 from openvision.models.vision import VisionConfig
 
@@ -25,6 +26,8 @@ _IMAGENET = {
     ("so400m", 14): {84: 76.2, 224: 79.7, 384: 79.9},
     ("huge", 14): {84: 77.4, 224: 80.4},
 }
+# Sides of the latents that OpenVision 3 was released for: 32 are 256 px, 28 are 224 px.
+_OPENVISION3 = {"base": (32, 28), "large": (32,)}
 _OPENVISION2 = {"large": (224, 336), "so400m": (384,), "huge": (224, 336, 448), "giant": (224,)}
 
 
@@ -35,9 +38,10 @@ class Released:
     name: str
     vision: VisionConfig
     embed_dim: int | None
-    """Width of the embedding; None for OpenVision 2, whose tower has no trained head."""
+    """Width of the embedding; None for OpenVision 2, whose tower has no trained head. OpenVision 3's files may come
+    without the head."""
     full: OpenVisionConfig | None
-    """Shape of both towers and the decoder; None for OpenVision 2."""
+    """Shape of both towers and the decoder; None for OpenVision 2 and 3."""
     repository: str
     """Hub id."""
     imagenet_top1: float | None
@@ -59,7 +63,8 @@ def vision_parameters(config: VisionConfig, embed_dim: int | None) -> int:
     """Number of parameters of a vision tower, computed from its shape."""
     width, hidden = config.width, config.mlp_dim
     block = 4 * width * width + 2 * width * hidden + 4 * width + (hidden + width) + 4 * width
-    return 3 * config.patch_size**2 * width + width + config.depth * block + 2 * width + width * (embed_dim or 0)
+    patches = config.input_channels * config.kernel**2 * width
+    return patches + width + config.depth * block + 2 * width + width * (embed_dim or 0)
 
 
 def _v1() -> list[Released]:
@@ -90,7 +95,22 @@ def _v2() -> list[Released]:
     return entries
 
 
-_ENTRIES = {entry.name: entry for entry in (*_v1(), *_v2())}
+def _v3() -> list[Released]:
+    entries = []
+    for size, latents in _OPENVISION3.items():
+        for side in latents:
+            name = f"openvision3-vit-{size}-patch2-{side}"
+            vision = LatentVisionConfig(
+                **SIZES[size].vision.sizes(),
+                patch_size=2 * DEMO_AUTOENCODER.factor,
+                image_size=side * DEMO_AUTOENCODER.factor,
+                autoencoder=DEMO_AUTOENCODER,
+            )
+            entries.append(Released(name, vision, SIZES[size].embed_dim, None, f"{ORGANISATION}/{name}", None))
+    return entries
+
+
+_ENTRIES = {entry.name: entry for entry in (*_v1(), *_v2(), *_v3())}
 
 
 def available_models() -> list[str]:

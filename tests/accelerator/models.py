@@ -1,4 +1,4 @@
-"""The three kinds of model, small."""
+"""Every kind of model, small."""
 
 TOWER = {"width": 32, "depth": 2, "mlp_dim": 48, "heads": 2}
 DECODER = {**TOWER, "vocab_size": 400, "caption_length": 24}
@@ -8,5 +8,15 @@ CLIP = {"embed_dim": 16, "vision": VISION, "text": {**TOWER, "vocab_size": 400, 
 MODELS: dict[str, tuple[dict, dict]] = {
     "openvision": ({**CLIP, "decoder": DECODER}, {}),
     "clip": (CLIP, {"caption": 0, "texts": ["alt"]}),
+    "openvision3": (
+        {
+            **CLIP,
+            "kind": "openvision3",
+            "vision": {**VISION, "autoencoder": {"kind": "pixels", "channels": 48, "factor": 4, "scale": 1.0}},
+            "decoder": DECODER,
+            "reconstruction": {**TOWER, "pixels_of": 2, "decoded_at_once": 2},
+        },
+        {"caption": 1, "texts": ["sentence"], "reconstruction": {}},
+    ),
     "openvision2": ({"kind": "openvision2", "vision": VISION, "decoder": DECODER}, {"contrastive": 0, "texts": []}),
 }

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
+from openvision.models.openvision3 import OpenVision3Config
 from openvision.recipe.schema import Recipe, parse_recipe
 from openvision.training.guards import DeferredGuard
 from openvision.training.objective import build_objective
@@ -91,15 +92,16 @@ def expected_copies(recipe: Recipe) -> Counter[str]:
     """Every copy to the device in a step; all are made by `runtime.send`."""
     (stage,), model = recipe.stages, recipe.model
     micro, forwards = stage.micro_batches, 1 if stage.micro_batches == 1 else 2
+    unified = isinstance(model, OpenVision3Config)
     copies = {
         # Images, ids of both texts, labels.
         "training/setup/data.py, sent": 4,
         # Places of the caption's targets, and what each counts.
         "objectives/caption.py, sent": 2 * micro if model.decoder is not None else 0,
-        # Patches to read.
-        "training/objective.py, sent": micro if model.text is None else 0,
-        # Scales of dropped branches, in every forward pass.
-        "training/randomness.py, sent": micro * forwards if stage.drop_path else 0,
+        # Patches to read, or the samples whose pixels are compared.
+        "training/objective.py, sent": micro if model.text is None or unified else 0,
+        # Scales of dropped branches, in every forward pass, and where the noise on tokens begins.
+        "training/randomness.py, sent": (micro * forwards if stage.drop_path else 0) + (micro if unified else 0),
     }
     return +Counter(copies)
 

@@ -8,6 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from openvision.frozen.config import AutoencoderConfig
+from openvision.frozen.cost import autoencoder_cost
+from openvision.models.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.flops import (
     autoregressive_trunk_flops,
     contrastive_flops,
@@ -23,7 +26,8 @@ from openvision.models.flops import (
 )
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.openvision2 import ModelConfig, OpenVision2, OpenVision2Config
-from openvision.models.text import TextTransformer
+from openvision.models.openvision3 import LatentVisionConfig, OpenVision3, OpenVision3Config, ReconstructionConfig
+from openvision.models.text import TextConfig, TextTransformer
 from openvision.models.variants import SIZES, variant, variant2
 from tests.planning.conftest import count
 
@@ -145,3 +149,29 @@ def test_logits_of_valid_tokens_only():
 def test_contrastive_logits(meta):
     features = torch.empty(32, 16)
     assert count(lambda: features @ features.T) == 32 * contrastive_flops(16, batch=32, texts=1)
+
+
+@pytest.mark.parametrize("pixels_of", [1, 2])
+def test_training_of_openvision3(meta, pixels_of):
+    pixels = AutoencoderConfig("pixels", None, 192, 8, 1.0)
+    config = OpenVision3Config(
+        embed_dim=64,
+        vision=LatentVisionConfig(96, 3, 192, 3, 16, 64, pixels),
+        text=TextConfig(96, 2, 192, 3, 500, 12),
+        decoder=AutoregressiveDecoderConfig(96, 2, 192, 3, 500, 20),
+        reconstruction=ReconstructionConfig(128, 2, 256, 4, pixels_of=pixels_of),
+    )
+    model = OpenVision3(config)
+    text, ids = torch.zeros(2, 12, dtype=torch.long), torch.zeros(2, 20, dtype=torch.long)
+
+    def step() -> None:
+        output = model(torch.empty(2, 3, 64, 64), text, input_ids=ids)
+        loss = output.image_embeds.sum() + output.text_embeds.sum() + output.predicted.sum()
+        (loss + model.decoder.logits(output.caption_states).sum()).backward()
+
+    assert count(step) == 2 * (training_flops(config, 64, texts=1) + 3 * masked_flops(config, 64))
+    # The autoencoder: forward before the tower, forward and the gradient of its input behind the decoder.
+    vision = replace(config.vision, autoencoder=AutoencoderConfig("conv", "x", 16, 8, 1.0))
+    with_one = {t.name: t.training for t in sample_flops(replace(config, vision=vision), 64, texts=1)}
+    cost = autoencoder_cost(vision.autoencoder, 64)
+    assert (with_one["encoding"], with_one["decoding"]) == (cost.encode, 2 * (cost.decode // pixels_of))

@@ -53,7 +53,7 @@ V2 = RECIPES / "openvision2" / "l14.toml"
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.kind=openvision3", r"model\.kind is 'openvision3'; choose one of openvision, openvision2"),
+        ("model.kind=openvision4", r"model\.kind is 'openvision4'; choose one of openvision, openvision2"),
         ("model.kepp_ratio=0.5", r"unknown key model\.kepp_ratio \(did you mean keep_ratio\?\)"),
         ("model.decoder.text_position=none2", r"unknown key model\.decoder\.text_position \(did you mean"),
         (

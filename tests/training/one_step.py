@@ -36,6 +36,17 @@ MODELS: dict[str, dict[str, Any]] = {
         },
         "loss": {"contrastive": 0, "caption": 2, "texts": []},
     },
+    "openvision3": {
+        "model": {
+            "kind": "openvision3",
+            "embed_dim": 16,
+            "vision": {**VISION, "autoencoder": {"kind": "pixels", "channels": 48, "factor": 4, "scale": 1.0}},
+            "text": {**TOWER, "vocab_size": 64, "context_length": 12},
+            "decoder": {**TOWER, "vocab_size": 64, "caption_length": 10},
+            "reconstruction": {**TOWER, "pixels_of": 2, "decoded_at_once": 2},
+        },
+        "loss": {"caption": 1, "texts": ["sentence"], "reconstruction": {}},
+    },
 }
 MODELS["distilled"] = {
     **MODELS["openvision"],

@@ -4,8 +4,7 @@ import numpy as np
 import torch
 
 from openvision.data.batch import Batch
-from openvision.models.openvision import OpenVision
-from openvision.models.openvision2 import OpenVision2
+from openvision.models.openvision2 import AnyModel
 from openvision.recipe.schema import Recipe, parse_recipe
 from openvision.training.objective import build_objective
 from openvision.training.randomness import SampleRandomness
@@ -23,10 +22,16 @@ def recipe_of(kind: str) -> Recipe:
     data = {"train": "train", "vocab_size": 40}
     v2 = {"kind": "openvision2", "vision": vision, "decoder": decoder, "keep_ratio": 0.5}
     clip = {"embed_dim": 16, "vision": vision, "text": text}
+    # Patches of 8 px are 2 x 2 places of pixels rearranged 4 x 4.
+    autoencoder = {"kind": "pixels", "channels": 48, "factor": 4, "scale": 1.0}
+    branch = {"width": 24, "depth": 2, "mlp_dim": 32, "heads": 2, "pixels_of": 2, "decoded_at_once": 3}
+    v3 = {"kind": "openvision3", "embed_dim": 16, "text": text, "decoder": decoder, "reconstruction": branch}
+    v3["vision"] = vision | {"autoencoder": autoencoder}
     model, loss = {
         "openvision": (clip | {"decoder": decoder}, {}),
         "clip": (clip, {"caption": 0, "texts": ["alt"]}),
         "openvision2": (v2, {"contrastive": 0, "texts": []}),
+        "openvision3": (v3, {"texts": ["sentence"], "caption": 1, "reconstruction": {"latents": 0.4}}),
     }[kind]
     return parse_recipe({"name": kind, "model": model, "loss": loss, "data": data, "stages": [stage]}, kind)
 
@@ -54,7 +59,7 @@ def batch_of(seed: int = 0) -> Batch:
 
 
 def run(
-    model: OpenVision | OpenVision2,
+    model: AnyModel,
     recipe: Recipe,
     micro_batches: int,
     randomness: SampleRandomness,

@@ -40,6 +40,7 @@ _BUILT_IN = {
     "few_shot": "openvision.evaluation.evaluators.probes:FewShot",
     "patch_probe": "openvision.evaluation.evaluators.patch_probe:PatchProbe",
     "caption_loss": "openvision.evaluation.evaluators.caption_loss:CaptionLoss",
+    "reconstruction": "openvision.evaluation.evaluators.reconstruction:Reconstruction",
     "baselines": "openvision.evaluation.evaluators.baselines:Baselines",
     "attribute_probe": "openvision.evaluation.evaluators.attributes:AttributeProbe",
 }

@@ -19,7 +19,7 @@ from openvision.evaluation.data.images import ImageSet, ShardImages
 from openvision.evaluation.evaluators.base import Evaluator, Measured
 from openvision.evaluation.evaluators.model import EvaluatedModel, prepared_batches
 from openvision.models.autoregressive import teacher_forcing_ids
-from openvision.models.protocols import ContrastiveModel, Model
+from openvision.models.protocols import ContrastiveModel, Model, writes_token_by_token
 from openvision.runtime import HostCopy, send
 from openvision.text.tokenizer import Tokenizer
 
@@ -98,7 +98,7 @@ class CaptionLoss(Evaluator):
 
 def caption_logits(model: Model, tokenizer: Tokenizer, images: Tensor, labels: Tensor, alts: list[str]) -> Tensor:
     """Logits (B, Q, V) of the target tokens `labels` (B, Q) for normalised images (B, 3, H, W)."""
-    if model.text is None:
+    if writes_token_by_token(model):
         return model.caption_logits(images, teacher_forcing_ids(labels, tokenizer.bos_id))
     contrastive = cast("ContrastiveModel", model)
     ids = torch.from_numpy(tokenizer.encode(alts, contrastive.config.text.context_length))

@@ -24,6 +24,11 @@ WHEN_OUT_OF_MEMORY = (
     "`openvision eval`"
 )
 
+_DISTANCES = (
+    *("ece", "caption_perplexity", "l1", "latents_l1", "lpips", "rfid"),
+    *("distance_efficientnet_lite0", "fd_efficientnet_lite0"),
+)
+
 __all__ = ["WHEN_OUT_OF_MEMORY", "check_evaluators", "due", "less_is_better", "measure_in_training"]
 
 
@@ -82,6 +87,6 @@ def measure_in_training(
 
 
 def less_is_better(metric: str) -> bool:
-    """Whether a smaller number is the better one: losses, perplexities, calibration errors, median ranks."""
+    """Whether a smaller number is the better one: losses, distances, perplexities, calibration errors, median ranks."""
     last = metric.rpartition("/")[2]
-    return "loss" in last or last in ("ece", "caption_perplexity") or last.endswith("_median")
+    return "loss" in last or last in _DISTANCES or last.endswith("_median")

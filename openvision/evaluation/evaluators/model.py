@@ -23,6 +23,7 @@ from openvision.images.decode import BadSampleError
 from openvision.images.native import prepare_as, rows_by_shape
 from openvision.images.preprocess import Preprocessing, resize
 from openvision.models.layers import unit
+from openvision.models.openvision3 import build_vision
 from openvision.models.protocols import ContrastiveModel, Model
 from openvision.models.vision import VisionTransformer
 from openvision.runtime import HostCopy, Processes, send
@@ -147,7 +148,7 @@ class EvaluatedModel:
         def make() -> EvaluatedModel:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                fresh = VisionTransformer(self.vision.config, None)
+                fresh = build_vision(self.vision.config, None)
             how = (self.pixels, self.preprocessing, self.batch_size, self.threads, self.processes, self.progress)
             return EvaluatedModel(fresh.to(self.device), None, None, *how, self.autocast, self.reject_budget)
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from openvision.data.shards.store import join_folder
-from openvision.encoding import generate_captions, write_captions
+from openvision.encoding import evaluating, generate_captions, write_captions
 from openvision.errors import OpenVisionError
 from openvision.evaluation.data.images import ImageSet, Labelled, ShardImages, texts_of
 from openvision.evaluation.data.options import open_captioned, open_images, open_labelled
@@ -29,6 +29,7 @@ from openvision.evaluation.evaluators.baselines import Baselines
 from openvision.evaluation.evaluators.caption_loss import CaptionLoss
 from openvision.evaluation.evaluators.model import EvaluatedModel
 from openvision.evaluation.evaluators.probes import Knn
+from openvision.evaluation.evaluators.reconstruction import Reconstruction, require_openvision3
 from openvision.evaluation.evaluators.retrieval import Retrieval
 from openvision.evaluation.evaluators.zero_shot import Answers, ZeroShot
 from openvision.evaluation.metrics.patches import (
@@ -41,14 +42,16 @@ from openvision.evaluation.metrics.patches import (
 from openvision.evaluation.metrics.ranks import similarity
 from openvision.evaluation.suites.old_results import renamed
 from openvision.files import atomic_write_text
+from openvision.frozen.autoencoder import as_uint8
 from openvision.images.decode import decode_image
 from openvision.images.preprocess import prepare, resize, to_batch
-from openvision.models.protocols import CaptioningModel
+from openvision.models.protocols import writes_token_by_token
 
 GALLERY = "gallery.json"
 SEED = 0
 THUMBNAIL = 96
 CONFUSED, MISTAKES, QUERIES, FOUND, NEIGHBOURS, CAPTIONS, MAPS, FITTED = 6, 8, 8, 5, 6, 8, 12, 48
+RECONSTRUCTED = 12
 # A drawing is smaller as PNG, a photograph as JPEG.
 _PNG_BYTES = 12_000
 
@@ -127,6 +130,7 @@ class Shown(TypedDict, total=False):
     maps: list[Map]
     neighbours: list[Neighbours]
     captions: list[Caption]
+    reconstructions: list[Map]
 
 
 class Gallery(TypedDict):
@@ -216,6 +220,8 @@ class _Examples:
             return self._retrieval(evaluator)
         if isinstance(evaluator, (Knn, Baselines)) and self._shows_neighbours(evaluator):
             return {"neighbours": self._neighbours(evaluator)}
+        if isinstance(evaluator, Reconstruction):
+            return {"reconstructions": self._reconstructions(evaluator)}
         if isinstance(evaluator, CaptionLoss):
             return {"captions": self._captions(evaluator)}
         return {}
@@ -346,6 +352,19 @@ class _Examples:
             shown.append({"image": self._add(images, row), "name": names[row], "nearest": found})
         return shown
 
+    def _reconstructions(self, evaluator: Reconstruction) -> list[Map]:
+        """Images and what an OpenVision 3 model makes of them."""
+        images = open_images(evaluator.data, self.root)
+        rows = self._lot(images, evaluator.data, RECONSTRUCTED, SEED + 4)
+        prepared, unified = self._prepared(images, rows), require_openvision3(self.model)
+        with evaluating(unified) as device:
+            made = as_uint8(unified.reconstruct(prepared.to(device))).cpu()
+        both = [each.permute(0, 2, 3, 1).contiguous().numpy() for each in (prepared, made)]
+        return [
+            {"text": "", "image": self.album.add(true), "map": self.album.add(decoded)}
+            for true, decoded in zip(*both, strict=True)
+        ]
+
     def _captions(self, evaluator: CaptionLoss) -> list[Caption]:
         """Captions that the model writes; version 1 reads its own zero-shot guess, never the true name."""
         shards = ShardImages(join_folder(self.root, evaluator.data))
@@ -354,8 +373,8 @@ class _Examples:
         prepared = self._prepared(images, rows)
         captioning, zero_shot = self.model.captioning, self._zero_shot(evaluator.data)
         guesses = [""] * len(rows)
-        if captioning.text is None:
-            generated = write_captions(cast("CaptioningModel", captioning), self.model.vocabulary, prepared)
+        if writes_token_by_token(captioning):
+            generated = write_captions(captioning, self.model.vocabulary, prepared)
         elif zero_shot is not None:
             answers = zero_shot.answer(self.model, self.root)
             guess = dict(zip(answers.rows.tolist(), answers.predicted.tolist(), strict=True))

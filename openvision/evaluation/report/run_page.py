@@ -17,6 +17,7 @@ from openvision.evaluation.report.gallery import (
     SEED,
     Caption,
     Gallery,
+    Map,
     Mistake,
     Neighbours,
     Query,
@@ -113,6 +114,7 @@ class Examples:
     mistakes: list[Mistake] = field(default_factory=list)
     neighbours: list[Neighbours] = field(default_factory=list)
     captions: list[Caption] = field(default_factory=list)
+    reconstructions: list[Map] = field(default_factory=list)
 
 
 def _examples(gallery: Gallery, data: str) -> Examples:
@@ -125,6 +127,7 @@ def _examples(gallery: Gallery, data: str) -> Examples:
     for one in shown.values():
         examples.neighbours = one.get("neighbours", examples.neighbours)
         examples.captions = one.get("captions", examples.captions)
+        examples.reconstructions = one.get("reconstructions", examples.reconstructions)
     return examples
 
 
@@ -165,6 +168,7 @@ def _context(
         "examples": examples,
         "queries": asked([result.name], [examples.queries]),
         "patches": side_by_side([gallery["patches"]]),
+        "reconstructions": side_by_side([examples.reconstructions]),
         "images": gallery["images"],
         "resolution": result.content["settings"]["resolution"],
         "intervals": result.content["settings"].get("intervals", "bootstrap"),

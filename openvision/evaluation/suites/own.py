@@ -18,6 +18,7 @@ from openvision.evaluation.data.images import ShardImages
 from openvision.evaluation.evaluators.base import Evaluator, absent
 from openvision.evaluation.evaluators.baselines import Baselines
 from openvision.evaluation.evaluators.caption_loss import CaptionLoss
+from openvision.evaluation.evaluators.reconstruction import Reconstruction
 from openvision.evaluation.evaluators.retrieval import Retrieval
 from openvision.evaluation.evaluators.zero_shot import ZeroShot
 from openvision.evaluation.suites.suite import HELD_OUT, HELD_OUT_SCENES, OWN, Suite, load_suite, title_on
@@ -46,6 +47,9 @@ def suite_of_run(run: Path, data: str | Path | None = None, name: str | None = N
     if name in (None, HELD_OUT):
         generated = (HELD_OUT, HELD_OUT_SCENES)
         there = [one for one in generated if all(absent(each, folder) is None for each in load_suite(one).sets)]
+        if name is None and recipe_of_run(run).get("model", {}).get("kind") == "openvision3":
+            # The generated sets do not ask for reconstructions.
+            return own_suite(run, folder), folder
         own = OWN if name is None and _validation(run) is not None else HELD_OUT
         name = there[0] if there else own
     return (own_suite(run, folder) if name == OWN else load_suite(name)), folder
@@ -62,8 +66,10 @@ def own_suite(run: Path, data: str | Path) -> Suite:
     dataset = ShardDataset(
         join_folder(data, validation), settings.get("synthetic_key", "synthetic"), settings.get("alt_key", ALT_MEMBER)
     )
-    has_text = recipe_of_run(run).get("model", {}).get("kind", "openvision") == "openvision"
+    has_text = recipe_of_run(run).get("model", {}).get("kind", "openvision") != "openvision2"
     evaluators = validation_evaluators(dataset, has_text)
+    if recipe_of_run(run).get("model", {}).get("kind") == "openvision3":
+        evaluators.append(Reconstruction(data=validation))
     train = settings.get("train")
     if has_text and isinstance(train, str):
         label = str(getattr(evaluators[0], "label", ALT_MEMBER))

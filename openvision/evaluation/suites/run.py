@@ -122,7 +122,7 @@ def evaluated(checkpoint: Checkpoint, settings: Settings, progress: Progress | N
     """A checkpoint as evaluators take it, on the device of the settings."""
     whole = whole_model(checkpoint)
     torch_device = torch.device(settings.device)
-    for module in (checkpoint.model, checkpoint.captioner, checkpoint.vision):
+    for module in (checkpoint.any_model, checkpoint.vision):
         if module is not None:
             module.to(torch_device)
     return EvaluatedModel(
@@ -139,8 +139,8 @@ def evaluated(checkpoint: Checkpoint, settings: Settings, progress: Progress | N
 
 
 def whole_model(checkpoint: Checkpoint) -> Model | None:
-    """The model of either kind; None for a vision tower alone."""
-    return checkpoint.model if checkpoint.model is not None else checkpoint.captioner
+    """The model of any kind; None for a vision tower alone."""
+    return checkpoint.any_model
 
 
 def _continued(fresh: Result) -> Result:
@@ -225,7 +225,7 @@ def describe_checkpoint(checkpoint: Checkpoint, name: str) -> CheckpointFacts:
     source = Path(checkpoint.source)
     file = source / "model.safetensors" if source.is_dir() else source
     recipe = source / "recipe.toml" if source.is_dir() else source.parent / "recipe.toml"
-    whole: torch.nn.Module = checkpoint.model or checkpoint.captioner or checkpoint.vision
+    whole: torch.nn.Module = checkpoint.any_model or checkpoint.vision
     return {
         "name": name,
         "source": checkpoint.source,

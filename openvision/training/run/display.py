@@ -52,7 +52,7 @@ class TrainingDisplay:
 
     def log(self, step: int, values: dict[str, float], seconds_left: float) -> None:
         """Show the metrics of a step: losses and throughput beside a bar, all of them in a log line."""
-        terms = [f"{name} {values[name]:.3f}" for name in ("loss", "contrastive", "caption") if name in values]
+        terms = [f"{name} {values[name]:.3f}" for name in _LOSSES if name in values]
         terms.append(f"{values['images_per_second']:.0f} images/s")
         if self._task is not None:
             self._bar.update(self._task, status="  ".join(terms))
@@ -108,6 +108,10 @@ def lasting_output() -> Iterator[None]:
     finally:
         sys.stdout.flush()
         sys.stdout, sys.stderr = before
+
+
+# Losses worth a place in a line; the metrics file has all.
+_LOSSES = ("loss", "contrastive", "caption", "pixels", "latents", "perceptual")
 
 
 def _state(values: dict[str, float]) -> list[str]:

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from openvision.models.openvision import OpenVision
-from openvision.models.openvision2 import ModelConfig, OpenVision2, build_model
+from openvision.models.openvision2 import AnyModel, ModelConfig, build_model
 from openvision.recipe.schema import Parallel, Run, WarmStart
 from openvision.runtime import Processes
 from openvision.text.tokenizer import Tokenizer
@@ -54,7 +53,7 @@ def build_distributed_model(
     return distribute(model, processes)
 
 
-def _in_training(config: ModelConfig, taught: Sequence[Taught]) -> OpenVision | OpenVision2:
+def _in_training(config: ModelConfig, taught: Sequence[Taught]) -> AnyModel:
     model = build_model(config)
     if taught:
         model.add_module(HEADS, TeacherHeads(config.vision.width, taught))
@@ -62,7 +61,7 @@ def _in_training(config: ModelConfig, taught: Sequence[Taught]) -> OpenVision | 
 
 
 def fill(
-    model: OpenVision | OpenVision2,
+    model: AnyModel,
     seed: int,
     start: str | None,
     say: Callable[[str], None],
@@ -78,7 +77,7 @@ def fill(
         say(describe_start(model, start, taken, notes))
 
 
-def frozen_parameters(model: OpenVision | OpenVision2, warm: WarmStart | None) -> Iterator[nn.Parameter]:
+def frozen_parameters(model: AnyModel, warm: WarmStart | None) -> Iterator[nn.Parameter]:
     """Parameters of frozen towers; the projection into the shared space is trained all the same."""
     for tower in warm.frozen if warm is not None else ():
         for name, parameter in getattr(model, tower).named_parameters():
@@ -86,7 +85,7 @@ def frozen_parameters(model: OpenVision | OpenVision2, warm: WarmStart | None) -
                 yield parameter
 
 
-def full_model(config: ModelConfig, state: dict[str, Tensor]) -> OpenVision | OpenVision2:
+def full_model(config: ModelConfig, state: dict[str, Tensor]) -> AnyModel:
     """A model that holds `state`, for evaluation and writing; nothing is copied, projections to teachers left out."""
     with torch.device("meta"):
         model = build_model(config)

@@ -14,8 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from openvision.models.openvision import OpenVision
-from openvision.models.openvision2 import OpenVision2
+from openvision.models.openvision2 import AnyModel
 from openvision.runtime import SINGLE_PROCESS, Processes, full_tensor, is_sharded
 
 
@@ -23,7 +22,7 @@ from openvision.runtime import SINGLE_PROCESS, Processes, full_tensor, is_sharde
 class DistributedModel:
     """A model and how it is distributed over processes."""
 
-    module: OpenVision | OpenVision2
+    module: AnyModel
     """The model itself; under "fsdp" its parameters are DTensors."""
     processes: Processes = SINGLE_PROCESS
     ddp: DistributedDataParallel | None = None
@@ -63,7 +62,7 @@ class DistributedModel:
         return {name: full_tensor(tensor).cpu() for name, tensor in self.module.state_dict().items()}
 
 
-def distribute(model: OpenVision | OpenVision2, processes: Processes) -> DistributedModel:
+def distribute(model: AnyModel, processes: Processes) -> DistributedModel:
     """The model, sharded where it is to be and initialised, as a training step takes it."""
     if processes.group is None:
         return DistributedModel(model, processes)

@@ -11,8 +11,7 @@ from openvision.data.shards.dataset import ShardDataset
 from openvision.errors import OpenVisionError
 from openvision.evaluation.evaluators.base import Evaluator
 from openvision.files import JsonObject, make_folder
-from openvision.models.openvision import OpenVision
-from openvision.models.openvision2 import OpenVision2
+from openvision.models.openvision2 import AnyModel
 from openvision.recipe.schema import Recipe, dump_recipe
 from openvision.runtime import (
     SINGLE_PROCESS,
@@ -74,7 +73,7 @@ class RunParts:
     new: bool
     """Whether this session claimed the folder; only the main process knows."""
 
-    def full_model(self) -> OpenVision | OpenVision2:
+    def full_model(self) -> AnyModel:
         """The model as it is evaluated and written, all parameters in full, averaged ones where the recipe averages.
 
         All processes must call it.

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
 from openvision.models.openvision import OpenVision
-from openvision.models.openvision2 import ModelConfig, OpenVision2
+from openvision.models.openvision2 import AnyModel, ModelConfig
+from openvision.models.openvision3 import OpenVision3
 from openvision.recipe.schema import WarmStart
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.setup.adapt import (
@@ -29,7 +30,7 @@ from openvision.training.setup.adapt import (
 )
 from openvision.weights.load import Request, load_checkpoint
 
-_TOWERS = ("vision", "text", "decoder")
+_TOWERS = ("vision", "text", "decoder", "reconstruction")
 
 
 def shape_of(data: JsonObject) -> None:
@@ -41,7 +42,7 @@ def shape_of(data: JsonObject) -> None:
     if "model" in data or not isinstance(source, str):
         return
     loaded = load_checkpoint(source)
-    model = loaded.model or loaded.captioner
+    model = loaded.model or loaded.captioner or loaded.unified
     if model is None:
         raise OpenVisionError(
             f"start = {source!r} is a vision tower alone, so the recipe must describe the model: add [model], e.g. "
@@ -69,7 +70,7 @@ def tokenizer_of_start(
     vocabulary, or with an unknown one and none is named.
     """
     loaded = load_checkpoint(source, Request(image_size=config.vision.image_size))
-    if not (loaded.captioner if config.text is None else loaded.model):
+    if not (loaded.captioner if config.text is None else loaded.model or loaded.unified):
         return None
     if warm is not None and warm.vocabulary is not None:
         if loaded.tokenizer is None:
@@ -96,7 +97,7 @@ def tokenizer_of_start(
 
 
 def start_from(
-    model: OpenVision | OpenVision2,
+    model: AnyModel,
     source: str,
     warm: WarmStart | None = None,
     tokenizer: Tokenizer | None = None,
@@ -105,13 +106,14 @@ def start_from(
     """Copy into `model`, in place, every tower that the checkpoint `source` and the model have in common.
 
     `warm` allows other shapes, and `note` is told what was changed for them; `tokenizer` is the model's, for another
-    vocabulary. Returns the names of the towers taken: "vision", "text", "decoder", and "logit_scale". A model of
+    vocabulary. Returns the names of the towers taken: "vision", "text", "decoder", "reconstruction", and "logit_scale".
+    A model of
     version 1 may start from a vision tower alone, one of version 2 from any vision tower. A JAX tree, which does not
     contain its resolution, takes the recipe's: no parameter depends on it. Raises OpenVisionError when a tower has
     another shape.
     """
     loaded = load_checkpoint(source, Request(image_size=model.vision.config.image_size))
-    given = loaded.model if isinstance(model, OpenVision) else loaded.captioner
+    given = {OpenVision: loaded.model, OpenVision3: loaded.unified}.get(type(model), loaded.captioner)
     shared = None
     if warm is not None and warm.vocabulary is not None and given is not None:
         assert tokenizer is not None
@@ -122,18 +124,18 @@ def start_from(
     taken = ["vision"]
     if given is None:
         return taken
-    for name in ("text", "decoder"):
+    for name in _TOWERS[1:]:
         ours, theirs = getattr(model, name, None), getattr(given, name, None)
         if ours is not None and theirs is not None:
             how.copy(ours, theirs, name)
             taken.append(name)
-    if isinstance(model, OpenVision) and loaded.model is not None:
-        model.logit_scale.data.copy_(loaded.model.logit_scale.detach())
+    if isinstance(model, (OpenVision, OpenVision3)) and isinstance(given, type(model)):
+        model.logit_scale.data.copy_(given.logit_scale.detach())
         taken.append("logit_scale")
     return taken
 
 
-def describe_start(model: OpenVision | OpenVision2, source: str, taken: list[str], notes: Sequence[str] = ()) -> str:
+def describe_start(model: AnyModel, source: str, taken: list[str], notes: Sequence[str] = ()) -> str:
     """One line: which towers came from `source`, what was changed of them, and which are random."""
     fresh = [name for name in _TOWERS if getattr(model, name, None) is not None and name not in taken]
     rest = f"; initialised at random: {', '.join(fresh)}" if fresh else ""

@@ -9,7 +9,7 @@ from openvision.errors import OpenVisionError
 from openvision.files import atomic_folder
 from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import OpenVision2
-from openvision.models.vision import VisionTransformer
+from openvision.models.openvision3 import LatentVisionConfig, OpenVision3, build_vision
 from openvision.weights.export import onnx, open_clip, timm, transformers
 from openvision.weights.export.bundle import write_bundle
 from openvision.weights.export.card import write_card
@@ -68,6 +68,11 @@ def export(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOpt
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OpenVisionError(f"{folder} exists and is not empty; choose another folder")
+    if isinstance(checkpoint.vision.config, LatentVisionConfig) and target != "safetensors":
+        raise OpenVisionError(
+            f"{checkpoint.source} sees the latents of an autoencoder, for which {target} has no place before the "
+            "encoder; export it with --to safetensors"
+        )
     if options.resolution is not None:
         checkpoint = at_resolution(checkpoint, options.resolution)
     with atomic_folder(folder) as temporary:
@@ -89,10 +94,15 @@ def at_resolution(checkpoint: Checkpoint, resolution: int) -> Checkpoint:
             captioner = OpenVision2(replace(checkpoint.captioner.config, vision=vision_config))
         captioner.load_state_dict(checkpoint.captioner.state_dict(), assign=True)
         return replace(checkpoint, captioner=captioner.eval(), vision=captioner.vision)
+    if checkpoint.unified is not None and isinstance(vision_config, LatentVisionConfig):
+        with torch.device("meta"):
+            unified = OpenVision3(replace(checkpoint.unified.config, vision=vision_config))
+        unified.load_state_dict(checkpoint.unified.state_dict(), assign=True)
+        return replace(checkpoint, unified=unified.eval(), vision=unified.vision)
     if checkpoint.model is None:
         with torch.device("meta"):
             head = checkpoint.vision.head
-            tower = VisionTransformer(vision_config, head.out_features if head is not None else None)
+            tower = build_vision(vision_config, head.out_features if head is not None else None)
         tower.load_state_dict(checkpoint.vision.state_dict(), assign=True)
         return replace(checkpoint, vision=tower.eval())
     with torch.device("meta"):
@@ -108,7 +118,7 @@ def _write(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOpt
             write_bundle(checkpoint, folder, options.labels)
     elif target == "safetensors":
         provenance = checkpoint.provenance | {"exported_from": checkpoint.source}
-        model = checkpoint.model or checkpoint.captioner or checkpoint.vision
+        model = checkpoint.any_model or checkpoint.vision
         save_folder(folder, model, checkpoint.tokenizer, "", provenance)
     else:
         writers = {

@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from openvision.cli.main import app
 from openvision.errors import OpenVisionError
+from openvision.frozen.config import AutoencoderConfig
+from openvision.models.openvision3 import LatentVisionConfig, build_vision
 from openvision.models.vision import VisionConfig
 from openvision.multimodal.model.build import BuildOptions, assemble, build
 from openvision.multimodal.model.geometry import Geometry, anyres_pinpoints, check_processor
@@ -18,12 +20,14 @@ from openvision.multimodal.model.llm import TokenizerOptions, load_llm
 from openvision.multimodal.model.towers import load_tower, tower_of
 from openvision.multimodal.model.toy import TEMPLATE, write_toy_llm
 from openvision.weights.folder import save_folder
+from openvision.weights.load import Checkpoint
 from openvision.weights.registry import available_models, released
 from tests.multimodal import tiny
 
 # Tokens of one square by the papers' tables (papers.md section 1.1).
 TOKENS = {
     ("16", 160): 100, ("16", 224): 196, ("16", 384): 576, ("8", 160): 400, ("8", 224): 784, ("8", 384): 2304,
+    ("2", 224): 196, ("2", 256): 256,
     ("14", 84): 36, ("14", 224): 256, ("14", 336): 576, ("14", 384): 729, ("14", 448): 1024,
 }  # fmt: skip
 
@@ -53,7 +57,9 @@ def shapes() -> list[str]:
         return released(name).tokens * released(name).vision.width ** 2
 
     seen, chosen = set(), []
-    for name in sorted(available_models(), key=cost):
+    # OpenVision 3 sees latents, which no stock tower does.
+    on_pixels = [name for name in available_models() if not name.startswith("openvision3-")]
+    for name in sorted(on_pixels, key=cost):
         vision = released(name).vision
         has = {("grid", vision.patch_size, vision.image_size), ("width", vision.width)}
         if not has <= seen:
@@ -78,6 +84,13 @@ def test_every_released_shape_builds_and_runs(llm_folder, name) -> None:
         logits = built.model(**inputs).logits
     assert logits.shape[:2] == inputs["input_ids"].shape
     assert torch.isfinite(logits).all()
+
+
+def test_an_encoder_of_latents_is_refused_in_one_sentence() -> None:
+    config = LatentVisionConfig(32, 2, 48, 2, 16, 32, AutoencoderConfig("pixels", None, 192, 8, 1.0))
+    checkpoint = Checkpoint(build_vision(config, None), None, None, "runs/openvision3", {})
+    with pytest.raises(OpenVisionError, match="sees the latents of an autoencoder"):
+        tower_of(checkpoint)
 
 
 @pytest.mark.parametrize("framework", ["llava-1.5", "llava-next"])
