@@ -122,6 +122,7 @@ class Reconstruction(Section):
     weight: Annotated[float, Field(ge=0)] = 0.5
     """Of the whole branch, against contrast and caption."""
     pixels: Annotated[float, Field(ge=0)] = 1.0
+    """Of the mean absolute error of the pixels."""
     latents: Annotated[float, Field(ge=0)] = 0.4
     """beta: of the latents against the pixels. The perceptual weight, lambda, is `stages.N.perceptual`."""
     perceptual: Perceptual = "lpips"
