@@ -4,6 +4,7 @@ model.safetensors   every parameter, float32
 config.json         shape: `OpenVisionConfig`, `OpenVision2Config` (its `kind` says so), or a vision tower alone
 tokenizer.json      the WordPiece tokenizer it was trained with (where there is a text tower or a decoder)
 recipe.toml         the resolved recipe of the run (where it was trained here)
+README.md           the card of a model that was trained here
 provenance.json     commit, data manifest, versions, seed, samples seen, or the source of a conversion
 """
 
@@ -22,6 +23,7 @@ from openvision.models.openvision2 import KIND, ModelConfig, OpenVision2, OpenVi
 from openvision.models.vision import VisionConfig, VisionTransformer
 from openvision.text.tokenizer import Tokenizer
 from openvision.untrusted import check_count
+from openvision.weights.model_card import front_matter, task_of, training_sections
 from openvision.weights.strict import assign_strictly
 from openvision.weights.tensors import read_tensors
 
@@ -48,6 +50,22 @@ def save_folder(
         (temporary / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
         if tokenizer is not None:
             tokenizer.save(temporary)
+        if recipe_toml:
+            (temporary / "README.md").write_text(_card(model, provenance, temporary))
+
+
+def _card(model: OpenVision | OpenVision2 | VisionTransformer, provenance: JsonObject, folder: Path) -> str:
+    captions = isinstance(model, OpenVision2)
+    load = "load_captioner" if captions else "load"
+    return f"""{front_matter(task_of(isinstance(model, OpenVision), captions))}
+# OpenVision model
+
+```python
+import openvision
+model = openvision.{load}("FOLDER")
+```
+
+{training_sections(provenance, folder)}"""
 
 
 def _named(model: OpenVision | OpenVision2 | VisionTransformer) -> tuple[str, JsonObject]:
