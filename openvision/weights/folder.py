@@ -88,6 +88,11 @@ def _keep_autoencoder(config: JsonObject, folder: Path) -> None:
     settings = config["vision"].get("autoencoder")
     if settings and settings["kind"] == "conv":
         source = Path(settings["source"]).expanduser()
+        if not all((source / name).is_file() for name in (CONFIG, WEIGHTS)):
+            raise OpenVisionError(
+                f"autoencoder {source} is no longer there, and the model cannot be used without it; restore it and run "
+                "the same command"
+            )
         (folder / AUTOENCODER).mkdir()
         for name in (CONFIG, WEIGHTS):
             shutil.copyfile(source / name, folder / AUTOENCODER / name)
