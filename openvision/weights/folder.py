@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_folder, read_json
 from openvision.models.bounds import MAX_WIDTH
-from openvision.models.openvision import OpenVisionConfig
+from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.openvision2 import KIND, AnyModel, ModelConfig, OpenVision2, OpenVision2Config, build_model
 from openvision.models.openvision3 import KIND3, OpenVision3, OpenVision3Config, build_vision, vision_config
 from openvision.models.vision import VisionConfig, VisionTransformer
