@@ -479,6 +479,8 @@ class Recipe(Section):
     def _check_native(self, index: int, stage: Stage, native: Native) -> None:
         """Raise ValueError for a native stage whose square is not that of its resolution."""
         place, patch = f"stages.{index}", self.model.vision.patch_size
+        if isinstance(self.model, OpenVision3Config):
+            raise ValueError(f"{place}.native: OpenVision 3 reads latents of squares; leave native out")
         if stage.resolution % patch or native.max_tokens != (stage.resolution // patch) ** 2:
             side = max(1, round(stage.resolution / patch))
             raise ValueError(
@@ -498,6 +500,8 @@ class Recipe(Section):
         titles = [one.title for one in self.teacher or ()]
         if doubled := next((title for title in titles if titles.count(title) > 1), None):
             raise ValueError(f"teacher: two teachers named {doubled!r}; give each its own name")
+        if titles and isinstance(self.model, OpenVision3Config):
+            raise ValueError('teacher: OpenVision 3 takes none; distil into a model of kind "openvision"')
         if titles and self.model.text is None:
             raise ValueError(
                 "teacher: a model without a text tower trains no pooled vector that a teacher could shape; distil into "
