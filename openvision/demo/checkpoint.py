@@ -13,6 +13,7 @@ from openvision.inference.captioner import Captioner
 from openvision.inference.encoder import Encoder
 from openvision.inference.patch_maps import overlay, patch_pca, shown, text_map
 from openvision.inference.vision import VisionEncoder
+from openvision.models.openvision3 import OpenVision3
 from openvision.weights.load import Request, load_checkpoint
 
 _LARGE = 384
@@ -41,15 +42,18 @@ class DemoCheckpoint:
         return self.encoder.encode_unit([image])[0].numpy()
 
     def caption(self, image: Path, alt: str) -> str:
-        """A caption; version 1 also reads an alt-text, OpenVision 2 does not."""
+        """A caption; version 1 also reads an alt-text, OpenVision 2 and 3 do not."""
         if isinstance(self.encoder, Captioner):
             return self.encoder.caption([image])[0]
         cannot = f"{self.name} cannot caption: it has no caption decoder; give a model that was trained with captions"
         if not isinstance(self.encoder, Encoder) or self.encoder.model.decoder is None:
             raise OpenVisionError(cannot)
+        model, tokenizer = self.encoder.model, self.encoder.tokenizer
+        if isinstance(model, OpenVision3):
+            resolution, preprocessing = self.encoder.resolution, self.encoder.preprocessing
+            return Captioner(model, tokenizer, resolution, preprocessing).caption([image])[0]
         if not alt.strip():
             raise OpenVisionError(f"{self.name} captions from an image and an alt-text; write a few words about it")
-        model, tokenizer = self.encoder.model, self.encoder.tokenizer
         return generate_captions(model, tokenizer, self.encoder.preprocess_all([image]), [alt])[0]
 
     def text_map(self, image: Path, text: str) -> NDArray[np.uint8]:
