@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from openvision.encoding import generate_captions
+from openvision.encoding import generate_captions, write_captions
 from openvision.errors import OpenVisionError
 from openvision.inference.captioner import Captioner
 from openvision.inference.encoder import Encoder
 from openvision.inference.patch_maps import overlay, patch_pca, shown, text_map
 from openvision.inference.vision import VisionEncoder
+from openvision.models.openvision3 import OpenVision3
 from openvision.weights.load import Request, load_checkpoint
 
 _LARGE = 384
@@ -41,15 +42,17 @@ class DemoCheckpoint:
         return self.encoder.encode_unit([image])[0].numpy()
 
     def caption(self, image: Path, alt: str) -> str:
-        """A caption; version 1 also reads an alt-text, OpenVision 2 does not."""
+        """A caption; version 1 also reads an alt-text, OpenVision 2 and 3 do not."""
         if isinstance(self.encoder, Captioner):
             return self.encoder.caption([image])[0]
         cannot = f"{self.name} cannot caption: it has no caption decoder; give a model that was trained with captions"
         if not isinstance(self.encoder, Encoder) or self.encoder.model.decoder is None:
             raise OpenVisionError(cannot)
+        model, tokenizer = self.encoder.model, self.encoder.tokenizer
+        if isinstance(model, OpenVision3):
+            return write_captions(model, tokenizer, self.encoder.preprocess_all([image]))[0]
         if not alt.strip():
             raise OpenVisionError(f"{self.name} captions from an image and an alt-text; write a few words about it")
-        model, tokenizer = self.encoder.model, self.encoder.tokenizer
         return generate_captions(model, tokenizer, self.encoder.preprocess_all([image]), [alt])[0]
 
     def text_map(self, image: Path, text: str) -> NDArray[np.uint8]:
@@ -75,7 +78,7 @@ def _enlarged(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def load_demo(source: str, device: torch.device, offline: bool = False) -> DemoCheckpoint:
     """Load any source of `openvision.load`: encoders, captioners and vision towers."""
     found = load_checkpoint(source, Request(offline=offline))
-    if found.model is not None:
+    if found.model is not None or found.unified is not None:
         encoder: VisionEncoder = Encoder.from_checkpoint(found)
     elif found.captioner is not None:
         encoder = Captioner.from_checkpoint(found)
