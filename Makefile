@@ -12,7 +12,7 @@ ORACLE_PIP := $(ORACLE)/python -m pip install --quiet --disable-pip-version-chec
 DEMO := .venv-demo/bin
 TORCHVISION ?= torchvision==0.28.0
 
-.PHONY: quickstart quickstart-clip test test-slow test-gpu bench-gpu lint format golden docs clean
+.PHONY: quickstart quickstart-clip test test-slow test-gpu bench-gpu lint format golden docs licences dist clean
 
 quickstart: .venv/.quickstart
 	$(BIN)/openvision quickstart
@@ -56,8 +56,26 @@ format: .venv/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# Licences of everything that is installed for development, and a software bill of materials in CycloneDX's format.
+licences: .venv/.dev .venv-licences/.ready
+	mkdir -p build
+	.venv-licences/bin/pip-licenses --python $(BIN)/python --with-urls --format json > build/licences.json
+	.venv-licences/bin/cyclonedx-py environment $(BIN)/python --output-reproducible -o build/sbom.json
+	@echo "build/licences.json, build/sbom.json"
+
+.venv-licences/.ready:
+	$(PYTHON) -m venv .venv-licences
+	.venv-licences/bin/python -m pip install --quiet --disable-pip-version-check pip-licenses cyclonedx-bom
+	touch $@
+
+# A wheel and a source archive in dist/.
+dist: .venv/.dev
+	rm -rf build/lib dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	$(BIN)/python -c 'import setuptools.build_meta as backend; backend.build_sdist("dist")'
+
 clean:
-	rm -rf .venv .venv-oracle .venv-demo .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-oracle .venv-demo .venv-licences dist .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
 .venv/.torch:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "OpenVision needs Python 3.11 or newer")'

@@ -119,7 +119,8 @@ def _name(device: torch.device) -> str:
     if device.type != "cpu":
         return str(device)
     found = torch.cuda.is_available() or torch.backends.mps.is_available()
-    return f"the CPU, {torch.get_num_threads()} threads{'' if found else ', no accelerator found'}"
+    threads = torch.get_num_threads()
+    return f"the CPU, {threads} thread{'' if threads == 1 else 's'}{'' if found else ', no accelerator found'}"
 
 
 # What backends say beside torch.OutOfMemoryError, in lower case.

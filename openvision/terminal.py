@@ -20,6 +20,11 @@ def echo(message: object = "", *, err: bool = False, nl: bool = True) -> None:
     typer.echo(printable(str(message)), err=err, nl=nl)
 
 
+def counted(count: int, noun: str) -> str:
+    """ "1 shard", "2 shards"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 class Console(rich.console.Console):
     """Rich's console; its own colours and cursor movements pass, those within texts do not."""
 

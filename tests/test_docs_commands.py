@@ -50,6 +50,11 @@ def blocks() -> list[Block]:
     ]
 
 
+def name_of(document: Path) -> str:
+    """Path of a document in the repository: two folders have a search.md."""
+    return document.relative_to(ROOT).as_posix()
+
+
 def with_marker(marker: str) -> list[Block]:
     return [block for block in blocks() if block.marker == marker]
 
@@ -127,7 +132,7 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_links_lead_somewhere(document):
     for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
         if "://" not in link:
@@ -171,7 +176,7 @@ def execute(block: Block, folder: Path, programs: Path | None = None) -> None:
     assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("document", dict.fromkeys(b.document for b in with_marker("run")), ids=lambda d: d.name)
+@pytest.mark.parametrize("document", dict.fromkeys(b.document for b in with_marker("run")), ids=name_of)
 def test_run(document, workshop, programs):
     for block in with_marker("run"):
         if block.document == document:
@@ -179,7 +184,7 @@ def test_run(document, workshop, programs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", dict.fromkeys(b.document for b in with_marker("run: slow")), ids=lambda d: d.name)
+@pytest.mark.parametrize("document", dict.fromkeys(b.document for b in with_marker("run: slow")), ids=name_of)
 def test_run_slow(document, tmp_path, tiny_run, shapes_folder, programs):
     """The whole page in order, in a workshop of its own: blocks that take long stand on those before them."""
     folder = make_workshop(tmp_path, tiny_run, shapes_folder)

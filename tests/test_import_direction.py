@@ -25,6 +25,7 @@ ALLOWED = {
     "evaluation": {"models", "frozen", "text", "images", "data", "weights", "encoding", "runtime"},
     "inference": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
     "demo": {"models", "text", "images", "data", "weights", "encoding", "runtime", "inference"},
+    "doctor": {"images", "runtime"},
     "recaption": {
         *("models", "text", "images", "data", "weights", "encoding", "runtime", "inference", "evaluation"),
         "multimodal",
@@ -44,6 +45,7 @@ ALLOWED = {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
         *("inference", "training", "planning", "multimodal", "recaption", "teachers", "api", "demo", "frozen"),
         "generation",
+        "doctor",
     },
     "errors": set(),
     "hardware": set(),

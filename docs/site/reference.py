@@ -70,6 +70,7 @@ FURTHER = (
     "openvision.inference.encoder.SearchResult",
     "openvision.inference.captioner.Captioner",
     "openvision.inference.embed.read_features",
+    "openvision.inference.index.VectorIndex",
     "openvision.models.vision.VisionFeatures",
     "openvision.models.vision.LayerTokens",
     "openvision.weights.load.load_checkpoint",

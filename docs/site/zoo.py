@@ -38,7 +38,8 @@ def tables() -> dict[str, str]:
 
 def released_models() -> str:
     """Every released checkpoint with its shape and what its paper reports."""
-    (reported,) = tomllib.loads(ZERO_SHOT.read_text(encoding="utf-8"))["table"]
+    tables = tomllib.loads(ZERO_SHOT.read_text(encoding="utf-8"))["table"]
+    reported = next(table for table in tables if table["columns"][0] == "imagenet_top1")
     rows = []
     for name in available_models():
         model = released(name)

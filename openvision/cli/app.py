@@ -4,12 +4,14 @@ import typer
 
 from openvision.cli import (
     autoencoder,
+    bench,
     caption,
     checkpoint,
     classify,
     compare,
     data,
     demo,
+    doctor,
     encode,
     evaluate,
     generate,
@@ -38,6 +40,7 @@ app = typer.Typer(
 
 app.command(rich_help_panel="Start here")(quickstart.quickstart)
 app.command(rich_help_panel="Start here")(demo.demo)
+app.command(rich_help_panel="Start here")(doctor.doctor)
 app.command(rich_help_panel="Train")(train.train)
 app.command(rich_help_panel="Train")(autoencoder.autoencoder)
 app.command("train-generator", rich_help_panel="Train")(generate.train_generator)
@@ -67,4 +70,5 @@ app.command(rich_help_panel="Checkpoints")(weights.models)
 app.command(rich_help_panel="Checkpoints")(weights.info)
 app.command(rich_help_panel="Checkpoints")(weights.convert)
 app.command(rich_help_panel="Checkpoints")(weights.export)
+app.command(rich_help_panel="Checkpoints")(bench.bench)
 app.command(rich_help_panel="Checkpoints")(weights.verify)

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from openvision.cli import data_picto, data_recap, data_scenes, data_tools
-from openvision.cli.progress import ProgressLine, counted
-from openvision.terminal import echo
+from openvision.cli.progress import ProgressLine
+from openvision.terminal import counted, echo
 
 app = typer.Typer(help="Make and inspect training data.", no_args_is_help=True)
 data_tools.register(app)
@@ -58,7 +58,7 @@ def index(
     from openvision.data.shards.manifest import index_folder
     from openvision.data.shards.store import open_store
 
-    line = ProgressLine("shards")
+    line = ProgressLine("shard")
     manifest = index_folder(open_store(shards), rebuild, lambda done, total: line(done, done / total))
     for reason, count in sorted(manifest.rejected.items()):
         echo(f"left out, {reason}: {count}")

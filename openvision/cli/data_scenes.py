@@ -39,6 +39,6 @@ def scenes(
 
     alt = AltTexts(alt_nothing, alt_word, alt_one, alt_everything, alt_junk)
     options = Options(train, held_out, size, objects, seed, words, word_size, caption_errors, alt, drawings)
-    line = ProgressLine("scenes")
+    line = ProgressLine("scene")
     make_scenes(folder, options, workers, lambda done, total: line(done, done / total), packages, offline)
     echo(f"shards: {folder}")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openvision.cli.progress import ProgressLine, counted
-from openvision.terminal import echo
+from openvision.cli.progress import ProgressLine
+from openvision.terminal import counted, echo
 from openvision.untrusted import json_text, one_line
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def stats(
     if plots:
         require("matplotlib", extra="report")
     loaded = _load_tokenizer(tokenizer) if tokenizer else None
-    line = ProgressLine("samples")
+    line = ProgressLine("sample")
     found = gather(_open(shards, synthetic_key), loaded, limit, lambda done, total: line(done, done / total))
     summary = found.summary()
     for table in tables(summary):
@@ -85,7 +85,7 @@ def verify(
     from openvision.data.tools.verify import verify, write_findings
 
     loaded = _load_tokenizer(tokenizer) if tokenizer else None
-    result = verify(shards, threads, ProgressLine("samples"), loaded)
+    result = verify(shards, threads, ProgressLine("sample"), loaded)
     if rejects:
         write_findings(result.findings + result.suspicious, rejects)
     _report_findings(result, rejects)
@@ -106,7 +106,7 @@ def _report_findings(result: "VerifyResult", rejects: Path | None) -> None:
         echo(f"{reason}: {count}")
     for reason, count in sorted(Counter(one.reason for one in result.suspicious).items()):
         echo(f"suspicious, {reason}: {count}")
-    verdict = f"{len(result.findings)} findings" if result.findings else "all good"
+    verdict = counted(len(result.findings), "finding") if result.findings else "all good"
     echo(f"{counted(result.samples, 'sample')} in {counted(result.shards, 'shard')}: {verdict}")
     if rejects:
         echo(f"list: {rejects}")
@@ -141,7 +141,7 @@ def preview(
     shown = build_preview(dataset, words, options, output, facts)
     for reason, count in sorted((dataset.left_out + shown.rejected).items()):
         echo(f"left out, {reason}: {count}")
-    echo(f"{len(shown.cards)} samples: {output}")
+    echo(f"{counted(len(shown.cards), 'sample')}: {output}")
 
 
 def _preview_options(
@@ -221,6 +221,9 @@ def make(
     holdout: Annotated[float, typer.Option(help="Share of images for validation.", min=0, max=0.99)] = 0.0,
     samples_per_shard: Annotated[int, typer.Option(help="Samples in a shard.", min=1)] = 10_000,
     threads: Annotated[int, typer.Option(help="Threads that read and decode.", min=1)] = 2,
+    without_text: Annotated[
+        bool, typer.Option("--without-text", help="Keep images without a text, to be captioned later.")
+    ] = False,
 ) -> None:
     """Write shards from a table, a folder of images or a Hugging Face dataset."""
     from openvision.data.tools.make import make_shards
@@ -236,8 +239,9 @@ def make(
         samples_per_shard=samples_per_shard,
         threads=threads,
         description={"source": str(table or folder or dataset)},
-        progress=ProgressLine("rows"),
+        progress=ProgressLine("row"),
         not_taken=not_taken,
+        without_text=without_text,
     )
     if not_taken:
         counts = ", ".join(f"{suffix} {count}" for suffix, count in not_taken.most_common())

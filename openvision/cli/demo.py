@@ -51,7 +51,7 @@ def demo(
     loaded = distinct_names([load_demo(source, where, offline) for source in checkpoints or [DEFAULT_CHECKPOINT]])
     collection = None
     if images is not None:
-        line = ProgressLine("images")
+        line = ProgressLine("image")
         collection = open_collection(images, loaded, lambda done, total: line(done, done / total))
     with serving(loaded, collection, port) as address:
         echo(f"open {address} in a browser; Ctrl-C ends the demo")

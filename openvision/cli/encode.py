@@ -18,7 +18,7 @@ from openvision.cli.options import (
 )
 from openvision.cli.progress import ProgressLine
 from openvision.errors import OpenVisionError
-from openvision.terminal import echo
+from openvision.terminal import counted, echo
 from openvision.untrusted import one_line
 
 
@@ -64,7 +64,7 @@ def encode(
         revision=revision,
         offline=offline,
     )
-    line = ProgressLine("images")
+    line = ProgressLine("image")
 
     def progress(done: int, total: int) -> None:
         line(done, done / total)
@@ -75,4 +75,4 @@ def encode(
         result = encode_folder(encoder, source, output, batch_size, threads, kind=kind or "npy", progress=progress)
     for name, reason in result.skipped:
         echo(f"skipped: {one_line(name)}: {one_line(reason)}", err=True)
-    echo(f"{result.encoded} images encoded, {len(result.skipped)} skipped: {output}")
+    echo(f"{counted(result.encoded, 'image')} encoded, {len(result.skipped)} skipped: {output}")

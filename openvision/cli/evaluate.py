@@ -119,7 +119,7 @@ class _Progress:
 
     def __call__(self, done: int, total: int) -> None:
         if self.line is None or done < self.done:
-            self.line = ProgressLine("images")
+            self.line = ProgressLine("image")
         self.done = done
         if done < total:
             self.line(done, done / total)

@@ -5,17 +5,14 @@ import time
 
 import typer
 
-
-def counted(count: int, noun: str) -> str:
-    """ "1 shard", "2 shards"."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+from openvision.terminal import counted
 
 
 class ProgressLine:
     """Prints the count, the rate and the time left."""
 
     def __init__(self, unit: str) -> None:
-        """`unit` is the plural of the counted things, e.g. "images"."""
+        """`unit` is what is counted, e.g. "image"."""
         self.unit = unit
         self.start = self.said = time.monotonic()
         self.first: tuple[int, float] | None = None
@@ -37,7 +34,7 @@ class ProgressLine:
 
     def _line(self, done: int, share: float | None, seconds: float) -> str:
         assert self.first is not None
-        line = f"{done} {self.unit}  {(done - self.first[0]) / seconds:.0f} {self.unit}/s"
+        line = f"{counted(done, self.unit)}  {(done - self.first[0]) / seconds:.0f} {self.unit}s/s"
         if share is None:
             return line
         gained = share - self.first[1]

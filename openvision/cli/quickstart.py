@@ -80,5 +80,5 @@ def _draw(source: Source, data: Path) -> None:
         return
     from openvision.data.sources.scenes.make import Options, make_scenes
 
-    line = ProgressLine("scenes")
+    line = ProgressLine("scene")
     make_scenes(data, Options(objects=OBJECTS), progress=lambda done, total: line(done, done / total))

@@ -58,7 +58,7 @@ def _search_images(
     # Check the folder before loading the model.
     image_files(folder)
     encoder = load(checkpoint, device=device, preprocessing=preprocessing)
-    result = encoder.search_folder(folder, query, top, progress=ProgressLine("images"))
+    result = encoder.search_folder(folder, query, top, progress=ProgressLine("image"))
     for path, score in result.hits:
         echo(f"{score:6.3f}  {path}")
     for _, reason in result.skipped:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from openvision.terminal import echo
+from openvision.terminal import counted, echo
 
 app = typer.Typer(help="Learn a WordPiece vocabulary; show token ids.", no_args_is_help=True)
 
@@ -32,7 +32,7 @@ def train(
         raise OpenVisionError(f"{source} is neither a folder of shards nor a text file; check the path")
     tokenizer = Tokenizer.train(texts, vocab_size)
     tokenizer.save(make_folder(output))
-    echo(f"{tokenizer.vocab_size} entries from {len(texts)} texts: {output / 'tokenizer.json'}")
+    echo(f"{tokenizer.vocab_size} entries from {counted(len(texts), 'text')}: {output / 'tokenizer.json'}")
 
 
 @app.command()

@@ -70,7 +70,7 @@ def evaluate(
             "dtype": dtype,
             "blind": blind,
         }
-        options = Options(limit, batch_size, ProgressLine("answers"))
+        options = Options(limit, batch_size, ProgressLine("answer"))
         result = run_benchmark(one, folder, lambda: load_answerer(model, where, dtype, blind), identity, out, options)
         _print_metrics(one.title, result)
         _print_reported(one.name, reported)

@@ -151,6 +151,12 @@ def export(
             max=1,
         ),
     ] = None,
+    bundle: Annotated[
+        bool, typer.Option("--bundle", help="With --to onnx: add run.py, which needs numpy, Pillow and onnxruntime.")
+    ] = False,
+    labels: Annotated[
+        str | None, typer.Option(help='With --bundle: labels that run.py tells apart, "a cat,a dog".')
+    ] = None,
     vocabulary: Vocabulary = None,
     image_size: ImageSize = None,
     revision: Revision = None,
@@ -159,6 +165,7 @@ def export(
     """Export an encoder to another library, load it there and compare."""
     from typing import get_args
 
+    from openvision.inference.encoder import distinct_labels
     from openvision.weights.export.onnx import Precision
     from openvision.weights.export.targets import TARGETS, ExportOptions
     from openvision.weights.export.targets import export as run
@@ -170,6 +177,11 @@ def export(
         raise OpenVisionError(f"unknown precision {precision!r}; choose one of {', '.join(get_args(Precision))}")
     if to != "onnx" and images is not None:
         raise OpenVisionError(f"--images compares ONNX graphs, not {to}; leave it out, or export with --to onnx")
+    if bundle and to != "onnx":
+        raise OpenVisionError(f"--bundle goes with ONNX graphs, not {to}; leave it out, or export with --to onnx")
+    if labels is not None and not bundle:
+        raise OpenVisionError("--labels are for the script of a bundle; add --bundle")
+    names = tuple(distinct_labels(labels.split(","))) if labels is not None else ()
     request = Request(vision_only, vocabulary, image_size, revision=revision, offline=offline)
     loaded = load_checkpoint(checkpoint, request)
     options = ExportOptions(
@@ -180,6 +192,8 @@ def export(
         check=check,
         images=_sample(images, resolution or loaded.vision.config.image_size) if images is not None else None,
         least_cosine=least_cosine,
+        bundle=bundle,
+        labels=names,
     )
     for result in run(loaded, to, output, options):
         echo(f"{to}  {result}")

@@ -180,6 +180,8 @@ class Rows:
 
 def _too_few(name: str, length: int, most: int, batch_size: int, sources: int) -> str:
     images = f"{length:,} image{'' if length == 1 else 's'}"
+    if length == 1:
+        return f"{name} holds {images}, and a contrastive loss tells at least two apart; add images"
     if sources == 1:
         return (
             f"{name} holds {images}, fewer than a batch of {batch_size:,}: each would meet itself as a wrong answer of "

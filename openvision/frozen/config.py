@@ -23,9 +23,11 @@ class AutoencoderConfig:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     kind: Kind = "diffusers"
+    """`diffusers.AutoencoderKL`, our own small convolutional one, or "pixels": none, the paper's "without VAE"."""
     source: str | None = None
     """Folder, or Hub id with "diffusers"; none with "pixels"."""
     channels: int = 16
+    """Of the latents."""
     factor: int = 8
     """Pixels a latent, each way."""
     scale: float = FLUX_SCALE

@@ -16,8 +16,8 @@ from PIL import Image
 
 SIDE = 8
 _BITS = 3
-# Mean difference of two thumbnails, of 255.
-_COLOUR = 6.0
+# Mean and largest difference of two thumbnails, of 255: small objects on one background change a few pixels much.
+_COLOUR, _SPOT = 6.0, 40
 # Range of the colours of a plain image's thumbnail, of 255.
 _PLAIN = 4
 
@@ -73,9 +73,10 @@ def _join(bucket: list[int], hashes: NDArray[np.uint64], thumbnails: NDArray[np.
         if firsts:
             near = np.bitwise_count(hashes[firsts] ^ hashes[index]) <= _BITS
             candidates = np.array(firsts)[near]
-            apart = np.abs(thumbnails[candidates].astype(np.int16) - thumbnails[index]).mean(axis=1)
-            if (apart <= _COLOUR).any():
-                one, other = _find(leader, index), _find(leader, int(candidates[apart.argmin()]))
+            apart = np.abs(thumbnails[candidates].astype(np.int16) - thumbnails[index])
+            alike = np.flatnonzero((apart.mean(axis=1) <= _COLOUR) & (apart.max(axis=1) <= _SPOT))
+            if len(alike):
+                one, other = _find(leader, index), _find(leader, int(candidates[alike[0]]))
                 leader[max(one, other)] = min(one, other)
                 continue
         firsts.append(index)

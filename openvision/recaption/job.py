@@ -126,21 +126,22 @@ class _Worker:
         more, broken = True, None
         while True:
             while more and len(self._held) < self.at_once:
-                name = next((name for name in remaining if self._hold(name)), None)
-                more = name is not None
-                if name is None:
-                    continue
+                name = None
                 try:
-                    for question in self._held[name].work.questions():
+                    name = next((name for name in remaining if self._hold(name)), None)
+                    more = name is not None
+                    for question in self._held[name].work.questions() if name is not None else ():
                         yield question
                         yield from self._second_tries()
                 except OpenVisionError as error:
                     # What was asked about the other shards may have cost money: they are finished first.
                     broken, more = error, False
-                    self._release(name)
+                    if name is not None:
+                        self._release(name)
                 else:
                     # Every answer may have come before the shard ended.
-                    self._finish_complete(name)
+                    if name is not None:
+                        self._finish_complete(name)
             yield from self._second_tries()
             if self._held:
                 yield None

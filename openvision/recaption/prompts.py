@@ -32,6 +32,10 @@ class Prompt:
     """Its file, for messages."""
     _compiled: "list[Template]" = field(default_factory=list, compare=False, repr=False)
 
+    def __reduce__(self) -> tuple[type["Prompt"], tuple[str, str]]:
+        # A compiled template does not reach another process.
+        return Prompt, (self.text, self.source)
+
     @property
     def sha256(self) -> str:
         """Identity of the prompt, hexadecimal."""

@@ -40,6 +40,9 @@ from openvision.runtime import DEVICES, KNOWN_DEVICES
 # `model.kind` -> its definition in the schema. The default is OpenVision 1; without a decoder that is plain CLIP.
 KINDS = {"openvision": "OpenVisionConfig", "openvision2": "OpenVision2Config", "openvision3": "OpenVision3Config"}
 
+# Where a checkout has the recipes, and where setup.py puts them in a wheel.
+_RECIPES, _SHIPPED = "recipes", Path(__file__).parent / "shipped"
+
 # The batch that `base_learning_rate` refers to.
 REFERENCE_BATCH = 256
 
@@ -119,6 +122,7 @@ class Reconstruction(Section):
     weight: Annotated[float, Field(ge=0)] = 0.5
     """Of the whole branch, against contrast and caption."""
     pixels: Annotated[float, Field(ge=0)] = 1.0
+    """Of the mean absolute error of the pixels."""
     latents: Annotated[float, Field(ge=0)] = 0.4
     """beta: of the latents against the pixels. The perceptual weight, lambda, is `stages.N.perceptual`."""
     perceptual: Perceptual = "lpips"
@@ -607,9 +611,14 @@ def load_recipe(
 
 
 def read_recipe_text(path: Path) -> str:
-    """Text of a recipe file, comments included; raises OpenVisionError when it cannot be read."""
+    """Text of a recipe file, comments included; raises OpenVisionError when it cannot be read.
+
+    Outside a checkout, recipes/NAME is the one that came with the installed package.
+    """
     if not path.is_symlink() and not path.exists():
-        raise OpenVisionError(f"recipe {path} does not exist; see the folder recipes/")
+        if path.parts[:1] != (_RECIPES,) or not (shipped := _SHIPPED.joinpath(*path.parts[1:])).is_file():
+            raise OpenVisionError(f"recipe {path} does not exist; see the folder recipes/")
+        path = shipped
     try:
         return read_text(path)
     except OpenVisionError as error:

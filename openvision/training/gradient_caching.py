@@ -57,6 +57,28 @@ def cached_backward(
     return weighted_losses(objective.weights, {name: term.detach() for name, term in (terms | separate).items()})
 
 
+def joint_backward(
+    objective: Objective, batch: Batch, randomness: SampleRandomness, precision: torch.dtype, target_tokens: Tensor
+) -> Losses:
+    """Add the gradient of a sorted batch of several shapes, one forward pass a shape and one graph for all of them.
+
+    It saves the second forward pass of `cached_backward` and takes the memory of the whole batch.
+    """
+    device = batch.images.device.type
+    embedded: list[Embeds] = []
+    separate: Terms = {}
+    for rows, drawn in split(batch, randomness, 1):
+        with autocast(device, precision):
+            own_embeds, own_terms = objective.forward(rows, drawn, target_tokens)
+        embedded.append(own_embeds)
+        separate = {name: separate.get(name, 0) + term for name, term in own_terms.items()}
+    embeds = tuple(torch.cat(rows, dim=-2) for rows in zip(*embedded, strict=True))
+    with autocast(device, precision):
+        losses = weighted_losses(objective.weights, objective.coupled(embeds, batch) | separate)
+    losses.total.backward()
+    return losses
+
+
 def split(batch: Batch, randomness: SampleRandomness, micro_batches: int) -> Iterator[MicroBatch]:
     """The batch in micro-batches of equal size; those of sorted shapes end where a shape does."""
     samples = len(batch.images)

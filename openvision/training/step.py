@@ -19,7 +19,7 @@ from openvision.recipe.schema import Stage
 from openvision.runtime import HostCopy, autocast
 from openvision.training.checkpoint.folders import Progress
 from openvision.training.distillation import DistilledObjective
-from openvision.training.gradient_caching import cached_backward, sort_by_shape
+from openvision.training.gradient_caching import cached_backward, joint_backward, sort_by_shape
 from openvision.training.guards import DeferredGuard, Spike, find_spike, raise_not_finite
 from openvision.training.objective import Losses, Objective, of_stage, weighted_losses
 from openvision.training.optimizer.build import learning_rate
@@ -201,7 +201,11 @@ def forward_backward(
         cached = cached or batch.shapes is not None or processes.group is not None
     if cached:
         with model.no_sync():
-            losses = cached_backward(objective, batch, randomness, micro_batches, precision, target_tokens)
+            # Blocks that are recomputed in the backward pass drop what was drawn for the last shape alone.
+            if micro_batches == 1 and batch.shapes is not None and not randomness.drop_path:
+                losses = joint_backward(objective, batch, randomness, precision, target_tokens)
+            else:
+                losses = cached_backward(objective, batch, randomness, micro_batches, precision, target_tokens)
     else:
         with stochastic_depth(objective.vision_blocks, randomness):
             with autocast(batch.images.device.type, precision):

@@ -6,6 +6,7 @@ config.json         shape: `OpenVisionConfig`, `OpenVision2Config` or `OpenVisio
 tokenizer.json      the WordPiece tokenizer it was trained with (where there is a text tower or a decoder)
 recipe.toml         the resolved recipe of the run (where it was trained here)
 autoencoder/        the frozen autoencoder of OpenVision 3, where `openvision autoencoder` trained it
+README.md           the card of a model that was trained here
 provenance.json     commit, data manifest, versions, seed, samples seen, or the source of a conversion
 """
 
@@ -21,11 +22,12 @@ from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_folder, read_json
 from openvision.models.bounds import MAX_WIDTH
 from openvision.models.openvision import OpenVision, OpenVisionConfig
-from openvision.models.openvision2 import KIND, AnyModel, ModelConfig, OpenVision2Config, build_model
+from openvision.models.openvision2 import KIND, AnyModel, ModelConfig, OpenVision2, OpenVision2Config, build_model
 from openvision.models.openvision3 import KIND3, OpenVision3, OpenVision3Config, build_vision, vision_config
 from openvision.models.vision import VisionConfig, VisionTransformer
 from openvision.text.tokenizer import Tokenizer
 from openvision.untrusted import check_count
+from openvision.weights.model_card import front_matter, task_of, training_sections
 from openvision.weights.strict import assign_strictly
 from openvision.weights.tensors import read_tensors
 
@@ -55,6 +57,22 @@ def save_folder(
         (temporary / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
         if tokenizer is not None:
             tokenizer.save(temporary)
+        if recipe_toml:
+            (temporary / "README.md").write_text(_card(model, provenance, temporary))
+
+
+def _card(model: AnyModel | VisionTransformer, provenance: JsonObject, folder: Path) -> str:
+    has_text, captions = getattr(model, "text", None) is not None, isinstance(model, OpenVision2 | OpenVision3)
+    load = "load" if has_text else "load_captioner" if captions else "load_vision"
+    return f"""{front_matter(task_of(has_text, captions))}
+# OpenVision model
+
+```python
+import openvision
+model = openvision.{load}("FOLDER")
+```
+
+{training_sections(provenance, folder)}"""
 
 
 def _named(model: AnyModel | VisionTransformer) -> tuple[str, JsonObject]:
@@ -70,6 +88,11 @@ def _keep_autoencoder(config: JsonObject, folder: Path) -> None:
     settings = config["vision"].get("autoencoder")
     if settings and settings["kind"] == "conv":
         source = Path(settings["source"]).expanduser()
+        if not all((source / name).is_file() for name in (CONFIG, WEIGHTS)):
+            raise OpenVisionError(
+                f"autoencoder {source} is no longer there, and the model cannot be used without it; restore it and run "
+                "the same command"
+            )
         (folder / AUTOENCODER).mkdir()
         for name in (CONFIG, WEIGHTS):
             shutil.copyfile(source / name, folder / AUTOENCODER / name)

@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import pickle
 import re
 import signal
 import socket
@@ -217,6 +218,8 @@ def test_a_budget_ends_the_job_between_shards(shards, tmp_path):
         with pytest.raises(OpenVisionError, match="tokens are used; raise --budget"):
             recaption_shards(*arguments, budget=60)
         done = len(list((tmp_path / "out").glob("0*.recaption.json")))
+        # What was begun when the budget was used up was finished.
+        assert len(server.bodies) == 4 * done
         assert 1 <= done < 3
         assert recaption_shards(*arguments, budget=10_000)["captions"] == SAMPLES
 
@@ -290,6 +293,8 @@ def test_templates_are_jinja_in_a_sandbox(tmp_path):
     prompt = load_prompt(str(path))
     assert prompt.fill("a {{ cat }}", "k", 1) == "Describe it (A {{ CAT }}), way 1, k."
     assert prompt.fill("", "k", 0) == "Describe it, way 0, k."
+    # Workers of a cluster get it.
+    assert pickle.loads(pickle.dumps(prompt)).fill("a", "k", 2) == "Describe it (A), way 2, k."
     # What stands in an alt-text is never part of a template.
     assert load_prompt("v2").fill("{{ 7 * 7 }}").endswith("it as: {{ 7 * 7 }}")
     for text, message in [

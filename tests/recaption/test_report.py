@@ -51,6 +51,12 @@ def test_near_duplicates_survive_scaling_and_compression():
     images += [np.full((20, 20, 3), value, dtype=np.uint8) for value in (10, 90, 200, 90)]
     found = near_duplicates([fingerprint(pixels) for pixels in images])
     assert found == [[7, 60, 61], [30, 62], [64, 66]]
+    # Nor are small objects in the same places of one background.
+    small = [Image.new("RGB", (96, 96), (250, 230, 100)) for _ in range(2)]
+    for image, colours in zip(small, (("red", "blue"), ("black", "gray")), strict=True):
+        for place, colour in enumerate(colours):
+            ImageDraw.Draw(image).ellipse((10 + 50 * place, 40, 22 + 50 * place, 52), fill=colour)
+    assert near_duplicates([fingerprint(np.asarray(image)) for image in small]) == []
     assert [fingerprint(pixels).is_plain for pixels in images[-5:]] == [False, True, True, True, True]
 
 

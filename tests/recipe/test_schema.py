@@ -103,3 +103,20 @@ def test_missing_file_and_broken_toml(tmp_path):
 def test_missing_key():
     with pytest.raises(OpenVisionError, match="key stages is missing"):
         parse_recipe({"name": "x", "model": {}, "data": {"train": "t", "vocab_size": 10}}, "here")
+
+
+def test_outside_a_checkout_the_package_brings_recipes(tmp_path, monkeypatch):
+    from openvision.recipe import schema
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OpenVisionError, match=r"recipe recipes/clip\.toml does not exist"):
+        load_recipe(Path("recipes/clip.toml"))
+    monkeypatch.setattr(schema, "_SHIPPED", RECIPES)
+    assert load_recipe(Path("recipes/clip.toml")) == load_recipe(RECIPES / "clip.toml")
+    # Only names inside the folder of recipes, and a file that is there goes first.
+    with pytest.raises(OpenVisionError, match="does not exist"):
+        load_recipe(Path("clip.toml"))
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/clip.toml").write_text("nonsense")
+    with pytest.raises(OpenVisionError, match="not valid TOML"):
+        load_recipe(Path("recipes/clip.toml"))

@@ -235,6 +235,16 @@ def test_the_other_kinds_have_no_reconstruction(tiny_recipe):
         parse_recipe(table, "wrong")
 
 
+def test_weights_that_a_later_stage_lacks_end_the_run_before_its_first_step(recipe, shapes_folder, tmp_path):
+    table = recipe.model_dump(mode="json", exclude_none=True)
+    table["loss"]["reconstruction"] |= {"perceptual": "lpips", "folder": str(tmp_path)}
+    with pytest.raises(OpenVisionError, match="holds no backbone for LPIPS"):
+        Trainer(parse_recipe(table, "tiny3"), shapes_folder, tmp_path / "run")
+    table["model"]["vision"]["autoencoder"]["source"] = str(tmp_path / "gone")
+    with pytest.raises(OpenVisionError, match="train one with `openvision autoencoder`"):
+        Trainer(parse_recipe(table, "tiny3"), shapes_folder, tmp_path / "run")
+
+
 def test_data_without_captions_is_refused(recipe, shapes_folder, tmp_path):
     table = recipe.model_dump(mode="json", exclude_none=True)
     table["data"]["synthetic_key"] = "captions"

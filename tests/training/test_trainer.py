@@ -52,6 +52,7 @@ def test_a_run_learns_and_records(tiny_run):
     assert [line["step"] for line in evaluations] == [4, 8, 12]
     assert all(0 <= line["top1"] <= line["top5"] <= 1 for line in evaluations)
     assert {p.name for p in (tiny_run / "model").iterdir()} == {
+        "README.md",
         "model.safetensors",
         "config.json",
         "tokenizer.json",

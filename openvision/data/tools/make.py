@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -99,10 +99,12 @@ def make_shards(
     description: JsonObject | None = None,
     progress: Callable[[int], None] | None = None,
     not_taken: Counter[str] | None = None,
+    without_text: bool = False,
 ) -> MakeResult:
     """Write shards into `out`; `progress` receives the number of rows done.
 
-    `not_taken` counts the files that the reader of `rows` leaves out, by suffix.
+    `not_taken` counts the files that the reader of `rows` leaves out, by suffix. `without_text` keeps rows without a
+    text, whose captions are still to be written.
 
     `holdout` is the share of images for validation, `max_side` the longest side in pixels, `description` goes into
     make.json. Raises OpenVisionError, and leaves nothing behind, when `out` exists, no row is usable, or a split would
@@ -113,7 +115,7 @@ def make_shards(
     result = MakeResult()
     with atomic_folder(out) as folder:
         with _SplitWriters(folder, holdout, samples_per_shard) as writers:
-            for number, loaded in enumerate(_loaded(rows, max_side, threads), start=1):
+            for number, loaded in enumerate(_loaded(rows, max_side, threads, without_text), start=1):
                 if isinstance(loaded, BadSampleError):
                     result.reject(loaded)
                 else:
@@ -185,11 +187,13 @@ def _read(image: Path | bytes) -> bytes:
     return image.read_bytes()
 
 
-def _load(row: Row | BadSampleError, max_side: int | None) -> _LoadedRow | BadSampleError:
+def _load(row: Row | BadSampleError, max_side: int | None, without_text: bool) -> _LoadedRow | BadSampleError:
     """A row with its image, or the error that makes it unusable."""
     if isinstance(row, BadSampleError):
         return row
     try:
+        if not row.alts and without_text:
+            row = replace(row, alts=[""])
         if not row.alts:
             raise BadSampleError("empty_text", "the row has no text")
         if not all(map(is_utf8, non_blank(row.synthetic) + row.alts)):
@@ -204,11 +208,13 @@ def _load(row: Row | BadSampleError, max_side: int | None) -> _LoadedRow | BadSa
         return BadSampleError("missing_file", f"{row.place}: the image cannot be read: {error}")
 
 
-def _loaded(rows: Rows, max_side: int | None, threads: int) -> Iterator[_LoadedRow | BadSampleError]:
+def _loaded(
+    rows: Rows, max_side: int | None, threads: int, without_text: bool
+) -> Iterator[_LoadedRow | BadSampleError]:
     """Rows with their images, in order, read and decoded in threads."""
     with ThreadPoolExecutor(threads) as pool:
         while some := list(islice(rows, _ROWS_AT_ONCE)):
-            yield from pool.map(lambda row: _load(row, max_side), some)
+            yield from pool.map(lambda row: _load(row, max_side, without_text), some)
 
 
 def _write(loaded: _LoadedRow, writers: "_SplitWriters", result: MakeResult) -> None:

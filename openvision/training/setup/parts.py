@@ -11,7 +11,10 @@ from openvision.data.shards.dataset import ShardDataset
 from openvision.errors import OpenVisionError
 from openvision.evaluation.evaluators.base import Evaluator
 from openvision.files import JsonObject, make_folder
+from openvision.frozen.autoencoder import open_autoencoder
+from openvision.frozen.perceptual import open_perceptual
 from openvision.models.openvision2 import AnyModel
+from openvision.models.openvision3 import OpenVision3Config
 from openvision.recipe.schema import Recipe, dump_recipe
 from openvision.runtime import (
     SINGLE_PROCESS,
@@ -126,6 +129,9 @@ def set_up_run(
     dataset = open_training_data(recipe.data, data_folder, recipe.reads_synthetic)
     validation = open_validation_data(recipe.data, data_folder)
     check_batches(recipe, dataset)
+    with processes.main_first():
+        # What is downloaded is downloaded once; what is missing ends the run now and not at the stage that needs it.
+        _open_frozen(recipe)
     evaluators = build_evaluators(recipe, data_folder)
     with processes.main_first():
         if processes.is_main:
@@ -202,6 +208,15 @@ def set_up_run(
         record=record,
         new=new,
     )
+
+
+def _open_frozen(recipe: Recipe) -> None:
+    """Open the frozen networks that any stage of OpenVision 3 uses; raises OpenVisionError for what is missing."""
+    if not isinstance(recipe.model, OpenVision3Config) or recipe.loss.reconstruction is None:
+        return
+    open_autoencoder(recipe.model.vision.autoencoder)
+    if any(stage.perceptual for stage in recipe.stages):
+        open_perceptual(recipe.loss.reconstruction.perceptual, recipe.loss.reconstruction.folder)
 
 
 def _counted(count: int, noun: str) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD
 from openvision.weights.export.parity import Parity
 from openvision.weights.load import Checkpoint
+from openvision.weights.model_card import front_matter, task_of, training_sections
 
 _USE = {
     "safetensors": """```python
@@ -150,7 +151,11 @@ def write_card(
         rows=f"| `text.onnx` | `ids` int64 (batch, {length}): {_IDS} | `text_embeds` |\n" if length else "",
     )
     parity = "\n".join(f"- {result}" for result in results) or "Not checked."
-    text = f"""# OpenVision encoder for {target}
+    source = Path(checkpoint.source)
+    sections = training_sections(checkpoint.provenance, source if source.is_dir() else None)
+    task = task_of(checkpoint.model is not None, checkpoint.captioner is not None)
+    text = f"""{front_matter(task)}
+# OpenVision encoder for {target}
 
 Vision tower: width {config.width}, depth {config.depth}, patch {config.patch_size}, {config.image_size} px,
 {rows} x {columns} patch tokens after one class token. Images: RGB, shorter side to {config.image_size} px (bilinear,
@@ -162,5 +167,6 @@ antialiased), centre crop, ImageNet mean and standard deviation.
 ## Compared with the model it was made of
 
 {parity}
-"""
+
+{sections}"""
     (folder / "README.md").write_text(text)

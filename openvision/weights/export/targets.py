@@ -11,6 +11,7 @@ from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import OpenVision2
 from openvision.models.openvision3 import LatentVisionConfig, OpenVision3, build_vision
 from openvision.weights.export import onnx, open_clip, timm, transformers
+from openvision.weights.export.bundle import write_bundle
 from openvision.weights.export.card import write_card
 from openvision.weights.export.parity import Parity, compare, example_images, require_parity
 from openvision.weights.folder import load_vision_folder, save_folder
@@ -45,6 +46,10 @@ class ExportOptions:
     """Prepared images, uint8 (n, 3, R, R), on which ONNX graphs are compared too."""
     least_cosine: float | None = None
     """Smallest cosine that an embedding of lower precision may have with the model's; by default `LEAST_COSINE`."""
+    bundle: bool = False
+    """Beside ONNX graphs, a script that needs no torch."""
+    labels: tuple[str, ...] = ()
+    """Labels that the script of a bundle tells apart."""
 
 
 def export(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOptions | None = None) -> list[Parity]:
@@ -109,6 +114,8 @@ def at_resolution(checkpoint: Checkpoint, resolution: int) -> Checkpoint:
 def _write(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOptions) -> None:
     if target == "onnx":
         onnx.write_onnx(checkpoint, folder, options.precision, options.dynamic_resolution)
+        if options.bundle:
+            write_bundle(checkpoint, folder, options.labels)
     elif target == "safetensors":
         provenance = checkpoint.provenance | {"exported_from": checkpoint.source}
         model = checkpoint.any_model or checkpoint.vision

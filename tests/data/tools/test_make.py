@@ -158,6 +158,16 @@ def many(folder: Path, count: int) -> Path:
     return folder
 
 
+def test_a_folder_without_texts_is_kept_where_that_is_asked_for(images, tmp_path):
+    """For images that are captioned afterwards."""
+    with pytest.raises(OpenVisionError, match="no row can be used"):
+        make_shards(folder_rows(images), tmp_path / "none")
+    made = CliRunner().invoke(app, ["data", "make", str(tmp_path / "out"), "--folder", str(images), "--without-text"])
+    assert made.exit_code == 0, made.output
+    assert {str(sample.alt) for sample in ShardDataset(tmp_path / "out/train")} == {""}
+    assert len(ShardDataset(tmp_path / "out/train")) == 4
+
+
 def test_the_hold_out_is_a_share_of_keys_and_stays(tmp_path):
     folder = many(tmp_path / "images", 60)
     made = make_shards(folder_rows(folder), tmp_path / "out", holdout=0.25)

@@ -1,0 +1,33 @@
+"""`openvision bench`: latency of an exported folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from openvision.cli.options import Device
+from openvision.terminal import echo
+
+
+def bench(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of `openvision export`: ONNX, or weights.")],
+    batch: Annotated[list[int] | None, typer.Option(help="Images per batch; repeatable. 1 and 16 by default.")] = None,
+    runs: Annotated[int, typer.Option(help="Batches that are timed.", min=1)] = 30,
+    threads: Annotated[int | None, typer.Option(help="Threads; a thread a core by default.", min=1)] = None,
+    device: Device = "cpu",
+) -> None:
+    """Time from prepared pixels to the embedding, for one or several exports."""
+    from openvision.errors import OpenVisionError
+    from openvision.inference.latency import measure_latency
+
+    sizes = batch or [1, 16]
+    if min(sizes) < 1:
+        raise OpenVisionError(f"--batch is {min(sizes)}; it must be at least 1")
+    echo("  p50 ms   p95 ms  images/s  batch  folder")
+    for folder in folders:
+        for size in sizes:
+            found = measure_latency(folder, size, runs, threads, device)
+            echo(
+                f"{1000 * found.p50:8.1f} {1000 * found.p95:8.1f} {found.images_per_second:9.0f} {size:6d}  "
+                f"{folder} ({found.runtime}, {found.pixels} px)"
+            )
