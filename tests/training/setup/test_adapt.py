@@ -111,7 +111,7 @@ def test_openvision_3_in_another_depth_and_patch_size(tmp_path):
     model, same_patches = OpenVision3(replace(config, vision=replace(small.vision, depth=2))), WarmStart(layers="even")
     taken = start_from(model, str(tmp_path / "start"), same_patches)
     assert taken == ["vision", "text", "decoder", "reconstruction", "logit_scale"]
-    ours, theirs = (one.reconstruction.blocks[0].mlp.fc1.weight for one in (model, given))
+    ours, theirs = (one.reconstruction.get_parameter("blocks.0.mlp.fc1.weight") for one in (model, given))
     assert torch.equal(ours, theirs)
 
 
