@@ -37,8 +37,8 @@ from openvision.data.batch import Batch
 from openvision.hardware import GIB, model_flops_utilisation
 from openvision.models.flops import training_flops
 from openvision.models.kernels import gpu
-from openvision.models.openvision import OpenVision, OpenVisionConfig
-from openvision.models.openvision2 import ModelConfig, OpenVision2, OpenVision2Config, build_model
+from openvision.models.openvision import OpenVisionConfig
+from openvision.models.openvision2 import AnyModel, ModelConfig, OpenVision2Config, build_model
 from openvision.planning.memory import Setting, peak_bytes
 from openvision.planning.parameters import count_parameters
 from openvision.provenance import processor_name
@@ -183,9 +183,7 @@ def rates(size: int, seconds: float, flops: float | None, device: torch.device) 
     }
 
 
-def build_step(
-    recipe: Recipe, case: Case, device: torch.device
-) -> tuple[OpenVision | OpenVision2, Callable[[Batch], None]]:
+def build_step(recipe: Recipe, case: Case, device: torch.device) -> tuple[AnyModel, Callable[[Batch], None]]:
     """A new model and the computation of the trainer's step on it, in bf16."""
     model = build_model(recipe.model).to(device).train()
     prepare_blocks(model, case.checkpointing, case.compiled and not case.smoke)  # pyright: ignore[reportArgumentType]

@@ -226,7 +226,7 @@ class NaiveObjective(ImageTextObjective):
 
     def forward(self, batch: Batch, randomness: SampleRandomness, target_tokens: Tensor) -> tuple[Embeds, Terms]:
         """As in ImageTextObjective."""
-        output = self.model(normalize(batch.images), *self._texts(batch))
+        output = self.model(normalize(batch.images), *self.texts(batch))
         assert self.model.decoder is not None
         assert output.caption_states is not None
         logits = self.model.decoder.logits(output.caption_states)

@@ -1,4 +1,4 @@
-"""`openvision caption`: caption images with an OpenVision 2 model."""
+"""`openvision caption`: caption images with an OpenVision 2 or 3 model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ def caption(
     resolution: Resolution = None,
     device: Device = "auto",
 ) -> None:
-    """Caption images with a model trained with a recipe of recipes/openvision2."""
+    """Caption images with a model trained with a recipe of recipes/openvision2 or recipes/openvision3."""
     from openvision.inference.load import load_captioner
     from openvision.runtime import resolve_device
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from openvision.encoding import generate_captions
+from openvision.encoding import generate_captions, write_captions
 from openvision.errors import OpenVisionError
 from openvision.inference.captioner import Captioner
 from openvision.inference.encoder import Encoder
@@ -50,8 +50,7 @@ class DemoCheckpoint:
             raise OpenVisionError(cannot)
         model, tokenizer = self.encoder.model, self.encoder.tokenizer
         if isinstance(model, OpenVision3):
-            resolution, preprocessing = self.encoder.resolution, self.encoder.preprocessing
-            return Captioner(model, tokenizer, resolution, preprocessing).caption([image])[0]
+            return write_captions(model, tokenizer, self.encoder.preprocess_all([image]))[0]
         if not alt.strip():
             raise OpenVisionError(f"{self.name} captions from an image and an alt-text; write a few words about it")
         return generate_captions(model, tokenizer, self.encoder.preprocess_all([image]), [alt])[0]
@@ -79,7 +78,7 @@ def _enlarged(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def load_demo(source: str, device: torch.device, offline: bool = False) -> DemoCheckpoint:
     """Load any source of `openvision.load`: encoders, captioners and vision towers."""
     found = load_checkpoint(source, Request(offline=offline))
-    if found.model is not None:
+    if found.model is not None or found.unified is not None:
         encoder: VisionEncoder = Encoder.from_checkpoint(found)
     elif found.captioner is not None:
         encoder = Captioner.from_checkpoint(found)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from openvision.errors import OpenVisionError, require
 from openvision.files import JsonObject, read_json
+from openvision.models.openvision3 import LatentVisionTransformer
 from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionConfig, VisionTransformer
 from openvision.teachers.teacher import Interpolation, Preprocessing, Teacher, three_numbers, to_map
 from openvision.weights.load import Request, load_checkpoint
@@ -22,6 +23,7 @@ _RESAMPLE: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 _LITE = 127 / 255, 128 / 255
 _LITE_SIZE = 224
 # A tower small enough for a smoke test, of another width and grid than any student's.
+_MIDDLE = (0.5, 0.5, 0.5)
 _UNTRAINED = VisionConfig(width=64, depth=2, mlp_dim=128, heads=2, patch_size=14, image_size=56)
 
 
@@ -56,7 +58,10 @@ def _own(tower: VisionTransformer, source: str, resolution: int | None) -> Teach
         return pooled, to_map(features.patch_tokens, *features.grid)
 
     size = resolution or tower.config.image_size
-    return Teacher(source, tower, read, Preprocessing(size, IMAGENET_MEAN, IMAGENET_STD, "bilinear"))
+    # What stands before an encoder of latents takes pixels in [-1, 1].
+    latent = isinstance(tower, LatentVisionTransformer)
+    mean, deviation = (_MIDDLE, _MIDDLE) if latent else (IMAGENET_MEAN, IMAGENET_STD)
+    return Teacher(source, tower, read, Preprocessing(size, mean, deviation, "bilinear"))
 
 
 def _folder(source: str, library: Library) -> Path:

@@ -146,7 +146,7 @@ def test_a_logged_step_waits_for_its_losses_norms_and_equal_texts_only(shapes_fo
         ("openvision.training.objective.contrastive_losses", lambda losses: losses[losses > 0].mean()[None]),
         ("openvision.training.guards.DeferredGuard.select", lambda selected: selected.nonzero().any()),
         ("openvision.training.step.Losses.finite", lambda finite: finite.new_tensor(finite.tolist())),
-        ("openvision.training.update.global_norm", lambda norm: norm.new_full((), float(norm))),
+        ("openvision.training.optimizer.update.global_norm", lambda norm: norm.new_full((), float(norm))),
         ("openvision.training.step.apply_update", lambda norms: norms and bool(norms.update > 0)),
         ("openvision.training.step.Losses.values", lambda values: values | {"one": torch.ones(1).item()}),
     ],

@@ -22,6 +22,7 @@ def both(able) -> list[DemoCheckpoint]:
     """`able`, and a model of other weights without a decoder."""
     assert isinstance(able.encoder, Encoder)
     torch.manual_seed(1)
+    assert isinstance(able.encoder.model, OpenVision)
     plain = OpenVision(replace(able.encoder.model.config, decoder=None))
     return distinct_names([able, DemoCheckpoint(able.name, Encoder(plain, able.encoder.tokenizer))])
 

@@ -8,16 +8,21 @@ import torch
 from typer.testing import CliRunner
 
 from openvision.cli.main import app
-from openvision.demo.checkpoint import DemoCheckpoint
+from openvision.demo.checkpoint import DemoCheckpoint, load_demo
 from openvision.demo.collection import open_collection
 from openvision.demo.serve import check_port
 from openvision.errors import OpenVisionError
 from openvision.inference.captioner import Captioner
+from openvision.inference.load import load_captioner
 from openvision.inference.patch_maps import overlay, patch_pca, shown, text_map
 from openvision.inference.vector_folder import encode_folder
 from openvision.inference.vision import VisionEncoder
 from openvision.models.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
+from openvision.models.openvision3 import OpenVision3, OpenVision3Config
+from openvision.text.tokenizer import Tokenizer
+from openvision.weights.folder import save_folder
+from tests.training.small_step import recipe_of
 
 
 def test_what_a_checkpoint_can_do(both, shapes_images):
@@ -53,6 +58,17 @@ def test_a_captioner_has_no_text_tower(able, shapes_images):
     ):
         with pytest.raises(OpenVisionError, match="two has no text tower, so it cannot"):
             refused()
+
+
+def test_openvision_3_does_everything_and_captions_without_an_alt_text(able, shapes_images, tmp_path):
+    config = recipe_of("openvision3").model
+    assert isinstance(config, OpenVision3Config)
+    torch.manual_seed(0)
+    save_folder(tmp_path / "three", OpenVision3(config), Tokenizer.train(["a red bar"], 40), "", {})
+    one, image = load_demo(str(tmp_path / "three"), torch.device("cpu")), shapes_images / "red-bar.png"
+    assert one.caption(image, "") == load_captioner(tmp_path / "three").caption([image])[0]
+    assert one.classify(image, ["red", "blue"]).keys() == {"red", "blue"}
+    assert one.text_map(image, "red").shape == one.patch_pca(image).shape
 
 
 def test_a_text_map_is_the_cosine_of_projected_patches(able, shapes_images):

@@ -17,6 +17,7 @@ from openvision.encoding import generate_captions
 from openvision.errors import require
 from openvision.evaluation.evaluators.base import parse_evaluators
 from openvision.evaluation.evaluators.in_training import measure_in_training
+from openvision.models.openvision import OpenVision
 from openvision.runtime import Processes
 from openvision.training.trainer import Trainer
 from openvision.weights.export.onnx import VISION_FILE
@@ -91,7 +92,10 @@ def test_captions_of_version_1_are_those_of_the_cpu(trained, images, device):
     folder = trained("openvision")
     cpu, here = openvision.load(folder), openvision.load(folder).to(device)
     alts = ["a red bar"] * len(images)
-    captions = [generate_captions(each.model, cpu.tokenizer, cpu.preprocess_all(images), alts) for each in (cpu, here)]
+    captions = []
+    for each in (cpu, here):
+        assert isinstance(each.model, OpenVision)
+        captions.append(generate_captions(each.model, cpu.tokenizer, cpu.preprocess_all(images), alts))
     assert captions[0] == captions[1]
 
 

@@ -1,6 +1,7 @@
 """Captioners that are models: transformers' image-text models and ours; seeds, batches, and what they refuse."""
 
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from openvision.errors import OpenVisionError
 from openvision.inference.captioner import Captioner
 from openvision.models.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
+from openvision.models.openvision3 import OpenVision3, OpenVision3Config
 from openvision.models.vision import VisionConfig
 from openvision.multimodal.model.generate import Decoding, load_assistant
 from openvision.multimodal.model.generate import Prompt as Spoken
@@ -24,6 +26,7 @@ from openvision.recaption.sampling import Sampler
 from openvision.recaption.shard import Options
 from openvision.text.tokenizer import Tokenizer
 from tests.multimodal import tiny
+from tests.training.small_step import recipe_of
 
 CPU = torch.device("cpu")
 
@@ -141,15 +144,26 @@ def test_what_is_no_image_text_model_is_refused(llm, tmp_path):
         load_image_text(str(tmp_path), CPU, Sampling(), 1)
 
 
-def test_our_decoder_samples_by_seed():
-    torch.manual_seed(0)
+def openvision2() -> OpenVision2:
     shape = {"width": 32, "depth": 1, "mlp_dim": 64, "heads": 2}
     config = OpenVision2Config(
         VisionConfig(**shape, patch_size=8, image_size=24),
         AutoregressiveDecoderConfig(32, 2, 64, 2, vocab_size=120, caption_length=9, text_positions="learned"),
         keep_ratio=0.5,
     )
-    model = Captioner(OpenVision2(config), Tokenizer.train(["a red picture of something green"], 120))
+    return OpenVision2(config)
+
+
+def openvision3() -> OpenVision3:
+    config = recipe_of("openvision3").model
+    assert isinstance(config, OpenVision3Config)
+    return OpenVision3(replace(config, decoder=replace(config.decoder, vocab_size=120, text_positions="learned")))
+
+
+@pytest.mark.parametrize("build", [openvision2, openvision3])
+def test_our_decoder_samples_by_seed(build):
+    torch.manual_seed(0)
+    model = Captioner(build(), Tokenizer.train(["a red picture of something green"], 120))
     greedy, warm = DecoderCaptioner(model, "x", Sampling(), 3), DecoderCaptioner(model, "x", Sampling(1.0, 30), 3)
     assert (greedy.varies, warm.varies) == (False, True)
     assert texts(greedy, questions()) == texts(greedy, questions(seed=9))

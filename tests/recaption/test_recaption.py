@@ -28,6 +28,7 @@ from openvision.errors import OpenVisionError
 from openvision.files import read_json
 from openvision.images.decode import to_rgb_image
 from openvision.models.autoregressive import AutoregressiveDecoderConfig
+from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
 from openvision.models.vision import VisionConfig
 from openvision.recaption.captioner import Sampling
@@ -426,6 +427,7 @@ def test_the_decoder_of_version_1_reads_the_alt_text(shards, tiny_run, tmp_path)
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     encoder = openvision.load(tiny_run)
+    assert isinstance(encoder.model, OpenVision)
     dataset = ShardDataset(shards)
     pictures = encoder.preprocess_all([to_rgb_image(dataset[i].image) for i in range(4)])
     alts = [f"alt {i}" for i in range(4)]

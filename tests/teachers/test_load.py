@@ -9,9 +9,13 @@ import torch.nn.functional as F
 
 from openvision.errors import OpenVisionError
 from openvision.models.layers import unit
+from openvision.models.openvision3 import OpenVision3, OpenVision3Config
 from openvision.models.vision import normalize
 from openvision.teachers.load import load_teacher
+from openvision.text.tokenizer import Tokenizer
+from openvision.weights.folder import save_folder
 from openvision.weights.load import load_checkpoint
+from tests.training.small_step import recipe_of
 
 
 def images(size: int, count: int = 2) -> torch.Tensor:
@@ -28,6 +32,15 @@ def test_our_own_is_the_encoder_itself_and_stays_frozen(tiny_run):
     torch.testing.assert_close(found.patches.flatten(2).transpose(1, 2), expected, atol=1e-4, rtol=1e-4)
     assert not any(parameter.requires_grad for parameter in teacher.module.parameters())
     assert (teacher.pooled_width, teacher.patch_width) == (16, 32)
+
+
+def test_an_encoder_of_latents_reads_pixels_from_minus_one_to_one(tmp_path):
+    config = recipe_of("openvision3").model
+    assert isinstance(config, OpenVision3Config)
+    save_folder(tmp_path / "model", OpenVision3(config), Tokenizer.train(["a red bar"], 40), "", {})
+    teacher = load_teacher(str(tmp_path / "model"))
+    expected = load_checkpoint(tmp_path / "model").vision.encode_image(images(32))
+    torch.testing.assert_close(teacher(images(32)).pooled, expected)
 
 
 def test_it_reads_the_size_it_is_told(tiny_run):

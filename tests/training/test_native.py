@@ -16,7 +16,7 @@ from openvision.images.native import NativeShapes, pack, unpack
 from openvision.models.openvision2 import build_model
 from openvision.recipe.schema import parse_recipe
 from openvision.text.tokenizer import Tokenizer
-from openvision.training.objective import build_objective, weighted_losses
+from openvision.training.objective import Embeds, Terms, build_objective, weighted_losses
 from openvision.training.setup.parallel import DistributedModel
 from openvision.training.step import forward_backward
 from openvision.training.trainer import Interrupted, Trainer
@@ -35,7 +35,7 @@ def mixed_batch():
     return replace(batch_of(), images=packed, shapes=shapes)
 
 
-@pytest.mark.parametrize("kind", ["openvision", "openvision2"])
+@pytest.mark.parametrize("kind", ["openvision", "openvision2", "openvision3"])
 @pytest.mark.parametrize("micro_batches", [1, 4, 8])
 def test_mixed_shapes_are_contrasted_together_exactly(kind, micro_batches):
     """The gradient is that of one graph over all images, each encoded by itself."""
@@ -44,7 +44,8 @@ def test_mixed_shapes_are_contrasted_together_exactly(kind, micro_batches):
     objective = build_objective(DistributedModel(model), recipe.loss, bos_id=1)
     batch, drawn = mixed_batch(), randomness_of()
     tokens = batch.label_mask.sum()
-    embeds, captions = [], []
+    embeds: list[Embeds] = []
+    sums: Terms = {}
     for row, size in enumerate(SIZES):
         rows = slice(row, row + 1)
         own = {
@@ -54,9 +55,9 @@ def test_mixed_shapes_are_contrasted_together_exactly(kind, micro_batches):
         alone = replace(batch, **own, images=unpack(batch.images[rows], size), shapes=None, keys=batch.keys[rows])
         parts, terms = objective.forward(alone, drawn.rows(rows), tokens)
         embeds.append(parts)
-        captions.append(terms["caption"])
+        sums = {name: sums.get(name, 0) + term for name, term in terms.items()}
     coupled = objective.coupled(tuple(torch.cat(parts, dim=-2) for parts in zip(*embeds, strict=True)), batch)
-    losses = weighted_losses(objective.weights, coupled | {"caption": sum(captions[1:], start=captions[0])})
+    losses = weighted_losses(objective.weights, coupled | sums)
     losses.total.backward()
     wanted = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()

@@ -15,7 +15,7 @@ from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
 from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import AnyModel, ModelConfig
-from openvision.models.openvision3 import OpenVision3
+from openvision.models.openvision3 import OpenVision3, OpenVision3Config
 from openvision.recipe.schema import WarmStart
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.setup.adapt import (
@@ -28,7 +28,7 @@ from openvision.training.setup.adapt import (
     with_entries,
     with_layers,
 )
-from openvision.weights.load import Request, load_checkpoint
+from openvision.weights.load import Checkpoint, Request, load_checkpoint
 
 _TOWERS = ("vision", "text", "decoder", "reconstruction")
 
@@ -70,7 +70,7 @@ def tokenizer_of_start(
     vocabulary, or with an unknown one and none is named.
     """
     loaded = load_checkpoint(source, Request(image_size=config.vision.image_size))
-    if not (loaded.captioner if config.text is None else loaded.model or loaded.unified):
+    if _alike(loaded, config) is None:
         return None
     if warm is not None and warm.vocabulary is not None:
         if loaded.tokenizer is None:
@@ -113,7 +113,7 @@ def start_from(
     another shape.
     """
     loaded = load_checkpoint(source, Request(image_size=model.vision.config.image_size))
-    given = {OpenVision: loaded.model, OpenVision3: loaded.unified}.get(type(model), loaded.captioner)
+    given = _alike(loaded, model.config)
     shared = None
     if warm is not None and warm.vocabulary is not None and given is not None:
         assert tokenizer is not None
@@ -133,6 +133,13 @@ def start_from(
         model.logit_scale.data.copy_(given.logit_scale.detach())
         taken.append("logit_scale")
     return taken
+
+
+def _alike(loaded: Checkpoint, config: ModelConfig) -> AnyModel | None:
+    """The whole model of a checkpoint if it is of the kind of `config`: from others only the vision tower is taken."""
+    if isinstance(config, OpenVision3Config):
+        return loaded.unified
+    return loaded.captioner if config.text is None else loaded.model
 
 
 def describe_start(model: AnyModel, source: str, taken: list[str], notes: Sequence[str] = ()) -> str:
@@ -195,8 +202,9 @@ class _Changes:
             fitted = with_layers(fitted, layers)
             self.note(f"{name}: {wanted} blocks are blocks {', '.join(map(str, layers))} of {found}")
         if self.warm.patches is not None and PATCHES in fitted and mine[PATCHES].shape != fitted[PATCHES].shape:
-            before, after = (tensors[PATCHES].shape[-1] for tensors in (fitted, mine))
-            fitted[PATCHES] = resample_patches(fitted[PATCHES], after)
+            fitted[PATCHES] = resample_patches(fitted[PATCHES], mine[PATCHES].shape[-1])
+            # Of latents the filters are smaller than the patch.
+            before, after = (tower.config.patch_size for tower in (theirs, ours))  # pyright: ignore[reportAttributeAccessIssue]
             self.note(f"{name}: patch filters resampled from {before} to {after} px")
         if self.shared is not None:
             for key in {"text": TEXT_ROWS, "decoder": DECODER_ROWS}.get(name, ()):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from openvision.errors import OpenVisionError
 from openvision.models.openvision import OpenVision, OpenVisionConfig
+from openvision.models.openvision3 import OpenVision3, OpenVision3Config
 from openvision.models.text import TextConfig
 from openvision.models.vision import VisionConfig
 from openvision.recipe.schema import WarmStart, parse_recipe
@@ -20,6 +21,7 @@ from openvision.training.trainer import Trainer
 from openvision.weights.folder import save_folder
 from openvision.weights.load import load_checkpoint
 from tests.conftest import TINY_RECIPE
+from tests.training.small_step import recipe_of
 
 VISION = VisionConfig(width=32, depth=5, mlp_dim=64, heads=2, patch_size=8, image_size=32)
 V1 = OpenVisionConfig(16, VISION, TextConfig(32, 2, 64, 2, 64, 8))
@@ -81,6 +83,36 @@ def test_patch_size_and_depth(start):
     start_from(deeper, str(start), WarmStart(layers="first"), note=notes.append)
     assert torch.equal(deeper.vision.get_parameter("blocks.5.mlp.fc1.weight"), last)
     assert notes[-1] == "vision: blocks beyond the start's are initialised at random, of 6"
+
+
+def test_openvision_3_in_another_depth_and_patch_size(tmp_path):
+    """Of latents, patches of 8 px are filters of 2 x 2; the reconstruction decoder is a tower like the others."""
+    small = recipe_of("openvision3").model
+    assert isinstance(small, OpenVision3Config)
+    given = OpenVision3(small)
+    save_folder(tmp_path / "start", given, Tokenizer.train(["a red bar"], 40), "", {})
+    config = replace(
+        small,
+        vision=replace(small.vision, depth=2, patch_size=16),
+        reconstruction=replace(small.reconstruction, depth=1),
+    )
+    model, notes = OpenVision3(config), []
+    with pytest.raises(OpenVisionError, match=r'warm_start.layers = "even" and warm_start.patches = "resample"'):
+        start_from(model, str(tmp_path / "start"))
+    with pytest.raises(OpenVisionError, match="its reconstruction tower has another shape"):
+        start_from(model, str(tmp_path / "start"), WarmStart(patches="resample", layers="even"), note=notes.append)
+    assert notes == [
+        "vision: 2 blocks are blocks 0, 2 of 3",
+        "vision: patch filters resampled from 8 to 16 px",
+        "reconstruction: 1 blocks are blocks 0 of 2",
+    ]
+    filters = given.vision.patch_embed.proj.weight
+    torch.testing.assert_close(model.vision.patch_embed.proj.weight, resample_patches(filters, 4))
+    model, same_patches = OpenVision3(replace(config, vision=replace(small.vision, depth=2))), WarmStart(layers="even")
+    taken = start_from(model, str(tmp_path / "start"), same_patches)
+    assert taken == ["vision", "text", "decoder", "reconstruction", "logit_scale"]
+    ours, theirs = (one.reconstruction.get_parameter("blocks.0.mlp.fc1.weight") for one in (model, given))
+    assert torch.equal(ours, theirs)
 
 
 def test_without_the_table_another_shape_is_refused_with_the_remedy(start):
