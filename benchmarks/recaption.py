@@ -94,7 +94,7 @@ def one_by_one(captioner: DecoderCaptioner, asked: Sequence[Question]) -> None:
     assert isinstance(captioner.model, Captioner)
     model = captioner.model.model
     for question in asked:
-        image = captioner.model.prepare_all([Image.open(io.BytesIO(question.image))])
+        image = captioner.model.preprocess_all([Image.open(io.BytesIO(question.image))])
         ids = torch.tensor([[captioner.model.tokenizer.bos_id]])
         with torch.inference_mode():
             for _ in range(_TOKENS):
