@@ -479,6 +479,8 @@ class Recipe(Section):
     def _check_native(self, index: int, stage: Stage, native: Native) -> None:
         """Raise ValueError for a native stage whose square is not that of its resolution."""
         place, patch = f"stages.{index}", self.model.vision.patch_size
+        if isinstance(self.model, OpenVision3Config):
+            raise ValueError(f"{place}.native: OpenVision 3 reads latents of squares; leave native out")
         if stage.resolution % patch or native.max_tokens != (stage.resolution // patch) ** 2:
             side = max(1, round(stage.resolution / patch))
             raise ValueError(
@@ -498,15 +500,12 @@ class Recipe(Section):
         titles = [one.title for one in self.teacher or ()]
         if doubled := next((title for title in titles if titles.count(title) > 1), None):
             raise ValueError(f"teacher: two teachers named {doubled!r}; give each its own name")
+        if titles and isinstance(self.model, OpenVision3Config):
+            raise ValueError('teacher: OpenVision 3 takes none; distil into a model of kind "openvision"')
         if titles and self.model.text is None:
             raise ValueError(
                 "teacher: a model without a text tower trains no pooled vector that a teacher could shape; distil into "
                 'a model of kind "openvision", with [model.text]'
-            )
-        if titles and isinstance(self.model, OpenVision3Config):
-            raise ValueError(
-                "teacher: OpenVision 3 learns from its autoencoder and its texts alone; leave the table out, or distil "
-                'into a model of kind "openvision"'
             )
         return self
 
@@ -528,11 +527,9 @@ class Recipe(Section):
                     f"stages.{index}.resolution {stage.resolution} is no multiple of {patch} px, the patch of "
                     f"{self.model.vision.kernel} x {self.model.vision.kernel} latents; choose a multiple"
                 )
-            shapes = self.shapes_of(stage)
-            shortest = stage.resolution if shapes is None else shapes.shortest_side
-            if stage.perceptual and shortest < LEAST_PIXELS:
+            if stage.perceptual and stage.resolution < LEAST_PIXELS:
                 raise ValueError(
-                    f"stages.{index} has images of {shortest} px, too small for a perceptual distance, which needs "
+                    f"stages.{index}.resolution {stage.resolution} is too small for a perceptual distance, which needs "
                     f"{LEAST_PIXELS} px; leave stages.{index}.perceptual out"
                 )
         return self
