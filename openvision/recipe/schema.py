@@ -507,11 +507,6 @@ class Recipe(Section):
                 "teacher: a model without a text tower trains no pooled vector that a teacher could shape; distil into "
                 'a model of kind "openvision", with [model.text]'
             )
-        if titles and isinstance(self.model, OpenVision3Config):
-            raise ValueError(
-                "teacher: OpenVision 3 learns from its autoencoder and its texts alone; leave the table out, or distil "
-                'into a model of kind "openvision"'
-            )
         return self
 
     @model_validator(mode="after")
@@ -532,11 +527,9 @@ class Recipe(Section):
                     f"stages.{index}.resolution {stage.resolution} is no multiple of {patch} px, the patch of "
                     f"{self.model.vision.kernel} x {self.model.vision.kernel} latents; choose a multiple"
                 )
-            shapes = self.shapes_of(stage)
-            shortest = stage.resolution if shapes is None else shapes.shortest_side
-            if stage.perceptual and shortest < LEAST_PIXELS:
+            if stage.perceptual and stage.resolution < LEAST_PIXELS:
                 raise ValueError(
-                    f"stages.{index} has images of {shortest} px, too small for a perceptual distance, which needs "
+                    f"stages.{index}.resolution {stage.resolution} is too small for a perceptual distance, which needs "
                     f"{LEAST_PIXELS} px; leave stages.{index}.perceptual out"
                 )
         return self

@@ -211,11 +211,6 @@ def test_the_smoke_form_needs_no_weights_of_others(recipe):
         ({"loss": {"texts": ["sentence"]}}, r"add \[loss.reconstruction\]"),
         ({"stages": [{**RECIPE["stages"][0], "resolution": 40}]}, "resolution 40 is no multiple of 16 px"),
         ({"stages": [{**RECIPE["stages"][1], "resolution": 16}]}, "too small for a perceptual distance"),
-        (
-            {"stages": [{**RECIPE["stages"][1], "native": {"max_tokens": 16, "buckets": [0.0625, 1.0]}}]},
-            "stages.0 has images of 16 px, too small for a perceptual distance",
-        ),
-        ({"teacher": [{"source": "any"}]}, "teacher: OpenVision 3 learns from its autoencoder and its texts alone"),
         ({"model": {"kind": "openvision4"}}, "choose one of openvision, openvision2, openvision3"),
     ],
 )
