@@ -110,6 +110,9 @@ def test_every_line_is_printed_by_terminal(path):
     """`terminal.echo` and `terminal.Console` escape; a progress line rewrites itself and holds no text from outside."""
     if path.name in ("terminal.py", "progress.py") and path.parent in (PACKAGE, PACKAGE / "cli"):
         return
+    if path.name == "edge.py":
+        # The script of a bundle runs where this package is not; its test prints a hostile label.
+        return
     text = path.read_text(encoding="utf-8")
     used = {"print", "typer.echo", "typer.secho", "rich.print", "sys.stdout.write", "sys.stderr.write"}
     assert not used & set(_calls(ast.parse(text))), f"{path}: print with openvision.terminal"

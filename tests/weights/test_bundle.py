@@ -67,9 +67,10 @@ def test_without_labels_it_prints_the_embedding(bundle, edge, tiny_run, tmp_path
 
     folder = shutil.copytree(bundle, tmp_path / "bundle")
     (folder / module.LABELS).unlink()
-    image = tmp_path / "one.png"
+    image = tmp_path / "one\x1b[2J.png"
     Image.new("RGB", (32, 32), "red").save(image)
     done = run(edge, folder / "run.py", image)
+    assert "one\\x1b[2J.png" in done.stdout
     vector = [float(value) for value in done.stdout.split("\t")[1:]]
     assert np.allclose(vector, openvision.load(tiny_run).encode_images([image])[0].numpy(), atol=1e-4)
     assert "give image files" in run(edge, folder / "run.py").stderr

@@ -35,9 +35,10 @@ if __name__ == "__main__":
     for path in sys.argv[1:] or sys.exit("give image files: python run.py IMAGE..."):
         vector = np.asarray(session.run([first], {"images": pixels(path)})[0])[0]
         if stored is None:
-            print(path, *vector, sep="\t")
+            print(repr(path)[1:-1], *vector, sep="\t")
             continue
         logits = CONFIG["logit_scale"] * np.array(stored["vectors"]) @ vector
         shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         for row in np.argsort(-shares)[:5]:
-            print(f"{path}\t{shares[row]:.3f}\t{stored['labels'][row]}")
+            # As a literal: a name must not send control characters to a terminal.
+            print(f"{repr(path)[1:-1]}\t{shares[row]:.3f}\t{repr(stored['labels'][row])[1:-1]}")
