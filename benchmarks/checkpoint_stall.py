@@ -25,7 +25,7 @@ from openvision.data.batch import Batch
 from openvision.models.openvision import OpenVision
 from openvision.models.variants import variant
 from openvision.provenance import processor_name
-from openvision.recipe.schema import Loss, Optimizer
+from openvision.recipe.sections import Loss, Optimizer
 from openvision.runtime import resolve_precision
 from openvision.training.checkpoint.folders import Progress, checkpoints, read_manifest
 from openvision.training.checkpoint.manager import Checkpoints

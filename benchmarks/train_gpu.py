@@ -42,7 +42,8 @@ from openvision.models.openvision2 import AnyModel, ModelConfig, OpenVision2Conf
 from openvision.planning.memory import Setting, peak_bytes
 from openvision.planning.parameters import count_parameters
 from openvision.provenance import processor_name
-from openvision.recipe.schema import Loss, Recipe, dump_recipe, load_recipe
+from openvision.recipe.schema import Recipe, dump_recipe, load_recipe
+from openvision.recipe.sections import Loss
 from openvision.runtime import SINGLE_PROCESS
 from openvision.training.checkpoint.folders import Progress
 from openvision.training.guards import DeferredGuard

@@ -41,7 +41,7 @@ from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.variants import variant
 from openvision.models.vision import normalize
 from openvision.provenance import processor_name
-from openvision.recipe.schema import Loss, Optimizer
+from openvision.recipe.sections import Loss, Optimizer
 from openvision.training.objective import Embeds, ImageTextObjective, Terms
 from openvision.training.optimizer.build import build_optimizer
 from openvision.training.optimizer.update import apply_update, gradient_norm

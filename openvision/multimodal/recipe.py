@@ -14,7 +14,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_v
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
 from openvision.multimodal.model.geometry import Aspect, Framework
-from openvision.recipe.schema import Section, read_recipe_text
+from openvision.recipe.schema import read_recipe_text
+from openvision.recipe.sections import Section
 from openvision.recipe.text import apply_override, describe_problem
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

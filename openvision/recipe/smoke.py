@@ -19,7 +19,8 @@ from openvision.files import atomic_folder
 from openvision.frozen.config import AutoencoderConfig
 from openvision.models.openvision2 import ModelConfig
 from openvision.models.openvision3 import OpenVision3Config
-from openvision.recipe.schema import Data, Parallel, Recipe, Reconstruction, Run, Stage, TeacherTable, WarmStart
+from openvision.recipe.schema import Recipe
+from openvision.recipe.sections import Data, Parallel, Reconstruction, Run, Stage, TeacherTable, WarmStart
 
 BATCH = 2
 # Updates of the first stage: one of warm-up, and one with the moments of an update before it. Later stages take one.

@@ -10,7 +10,8 @@ import torch
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
 from openvision.models.openvision2 import build_model
-from openvision.recipe.schema import Recipe, Stage, dump_recipe, load_recipe, read_recipe_text
+from openvision.recipe.schema import Recipe, dump_recipe, load_recipe, read_recipe_text
+from openvision.recipe.sections import Stage
 from openvision.recipe.smoke import smoke_recipe
 from openvision.recipe.text import flatten, places, remarks
 from openvision.text.tokenizer import Tokenizer

@@ -17,7 +17,7 @@ from openvision.errors import OpenVisionError
 from openvision.models.layers import Block, LayerNorm
 from openvision.models.openvision import OpenVisionOutput
 from openvision.objectives.distillation import cosine_distance, similarity_divergence
-from openvision.recipe.schema import TeacherTable
+from openvision.recipe.sections import TeacherTable
 from openvision.runtime import autocast
 from openvision.teachers.load import load_teacher
 from openvision.teachers.teacher import Teacher

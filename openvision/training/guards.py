@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from openvision.errors import OpenVisionError
-from openvision.recipe.schema import Guards
+from openvision.recipe.sections import Guards
 from openvision.runtime import HostCopy, Processes
 from openvision.training.checkpoint.folders import Progress
 from openvision.training.objective import Losses

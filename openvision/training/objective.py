@@ -24,7 +24,7 @@ from openvision.models.protocols import CaptioningModel, ContrastiveModel
 from openvision.objectives.caption import caption_loss
 from openvision.objectives.contrastive import contrastive_losses, count_equal, text_groups
 from openvision.objectives.reconstruction import latent_loss, pixel_losses
-from openvision.recipe.schema import Loss, Reconstruction, Stage
+from openvision.recipe.sections import Loss, Reconstruction, Stage
 from openvision.runtime import HostCopy, send
 from openvision.training.randomness import SampleRandomness
 from openvision.training.setup.parallel import DistributedModel

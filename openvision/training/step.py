@@ -15,7 +15,7 @@ from openvision.data.batch import Batch
 from openvision.files import JsonObject
 from openvision.models.flops import training_flops
 from openvision.objectives.gather import all_sum
-from openvision.recipe.schema import Stage
+from openvision.recipe.sections import Stage
 from openvision.runtime import HostCopy, autocast
 from openvision.training.checkpoint.folders import Progress
 from openvision.training.distillation import DistilledObjective

@@ -22,7 +22,8 @@ from openvision.evaluation.evaluators.in_training import (
 from openvision.files import make_folder
 from openvision.planning.remedy import step_memory
 from openvision.provenance import describe_run
-from openvision.recipe.schema import Recipe, Stage, dump_recipe
+from openvision.recipe.schema import Recipe, dump_recipe
+from openvision.recipe.sections import Stage
 from openvision.renamed import read_metrics
 from openvision.runtime import SINGLE_PROCESS, Processes, describe_memory, explain_out_of_memory, join_processes
 from openvision.training.guards import DeferredGuard, require_finite_parameters

@@ -73,7 +73,7 @@ from openvision.models.openvision2 import build_model
 from openvision.objectives.caption import caption_loss
 from openvision.objectives.contrastive import contrastive_losses
 from openvision.training.optimizer.build import build_optimizer
-from openvision.recipe.schema import Optimizer
+from openvision.recipe.sections import Optimizer
 from tests.planning.test_memory import CASE, RESOLUTION, forward
 
 batch = int(sys.argv[2])

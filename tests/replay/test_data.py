@@ -22,7 +22,7 @@ from openvision.errors import OpenVisionError
 from openvision.evaluation.data.options import TextOptions, open_captioned
 from openvision.images.decode import BadSampleError, decode_image, has_gray_tail
 from openvision.inference.embed import images_of
-from openvision.recipe.schema import Data, Source
+from openvision.recipe.sections import Data, Source
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.setup.data import describe_unused, open_training_data
 from tests.data.strangers import encoded, good, sample, write_tar

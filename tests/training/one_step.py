@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import save_file
 
 from openvision.data.batch import Batch
-from openvision.recipe.schema import Parallel, Recipe, parse_recipe
+from openvision.recipe.schema import Recipe, parse_recipe
+from openvision.recipe.sections import Parallel
 from openvision.runtime import Processes, full_tensor, join_processes
 from openvision.training.distillation import distilled, load_teachers
 from openvision.training.objective import build_objective

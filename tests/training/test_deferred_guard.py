@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from openvision.errors import OpenVisionError
-from openvision.recipe.schema import Guards
+from openvision.recipe.sections import Guards
 from openvision.runtime import SINGLE_PROCESS, Processes
 from openvision.training.checkpoint.folders import Progress
 from openvision.training.guards import DeferredGuard

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from openvision.errors import OpenVisionError
-from openvision.recipe.schema import Guards
+from openvision.recipe.sections import Guards
 from openvision.runtime import SINGLE_PROCESS
 from openvision.training.checkpoint.folders import Progress
 from openvision.training.guards import find_spike, raise_not_finite, require_finite_parameters

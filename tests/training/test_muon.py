@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.text import TextConfig
 from openvision.models.vision import VisionConfig
-from openvision.recipe.schema import Optimizer
+from openvision.recipe.sections import Optimizer
 from openvision.training.optimizer.adam import Adam
 from openvision.training.optimizer.build import build_optimizer
 from openvision.training.optimizer.muon import MOMENTUM, Muon, newton_schulz, orthogonal

@@ -10,7 +10,7 @@ from torch import nn
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.text import TextConfig
 from openvision.models.vision import VisionConfig
-from openvision.recipe.schema import Optimizer
+from openvision.recipe.sections import Optimizer
 from openvision.training.optimizer import adam as optimizer_module
 from openvision.training.optimizer.adam import Adam, tiles
 from openvision.training.optimizer.build import build_optimizer

@@ -2,7 +2,7 @@
 
 import math
 
-from openvision.recipe.schema import Stage
+from openvision.recipe.sections import Stage
 from openvision.training.optimizer import build
 
 IMAGENET = 1_281_167

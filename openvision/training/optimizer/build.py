@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from openvision.models.layers import Attention, Block
-from openvision.recipe.schema import Optimizer as OptimizerRecipe
+from openvision.recipe.sections import Optimizer as OptimizerRecipe
 from openvision.training.optimizer.adam import Adam
 from openvision.training.optimizer.muon import Muon
 

@@ -25,7 +25,8 @@ from types import TracebackType
 from openvision.data.mixture import Mixture
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_write_text, make_folder, read_json
-from openvision.recipe.schema import STORED, Recipe, Run, dump_recipe, load_recipe
+from openvision.recipe.schema import STORED, Recipe, dump_recipe, load_recipe
+from openvision.recipe.sections import Run
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.setup.evaluators import complete_evaluators
 from openvision.training.setup.start import tokenizer_of_start

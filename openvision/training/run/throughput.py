@@ -11,7 +11,7 @@ import torch
 from openvision.hardware import DEVICES
 from openvision.models.flops import training_flops
 from openvision.models.openvision2 import ModelConfig
-from openvision.recipe.schema import Stage
+from openvision.recipe.sections import Stage
 from openvision.training.checkpoint.folders import Progress
 
 GIB = 2**30

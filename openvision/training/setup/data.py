@@ -14,7 +14,8 @@ from openvision.data.order import Interleaved
 from openvision.data.shards.dataset import ShardDataset
 from openvision.data.shards.store import join_folder
 from openvision.errors import OpenVisionError
-from openvision.recipe.schema import Data, Recipe, Source, Stage
+from openvision.recipe.schema import Recipe
+from openvision.recipe.sections import Data, Source, Stage
 from openvision.runtime import Processes, send
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.checkpoint.folders import Progress

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from openvision.evaluation.evaluators.base import Evaluator, parse_evaluators
 from openvision.evaluation.evaluators.in_training import check_evaluators
-from openvision.recipe.schema import EvaluatorTable, Recipe
+from openvision.recipe.schema import Recipe
+from openvision.recipe.sections import EvaluatorTable
 
 
 def complete_evaluators(recipe: Recipe, source: str) -> Recipe:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from openvision.models.openvision2 import AnyModel, ModelConfig, build_model
-from openvision.recipe.schema import Parallel, Run, WarmStart
+from openvision.recipe.sections import Parallel, Run, WarmStart
 from openvision.runtime import Processes
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.distillation import HEADS, Taught, TeacherHeads

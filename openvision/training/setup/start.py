@@ -16,7 +16,7 @@ from openvision.files import JsonObject
 from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import AnyModel, ModelConfig
 from openvision.models.openvision3 import OpenVision3, OpenVision3Config
-from openvision.recipe.schema import WarmStart
+from openvision.recipe.sections import WarmStart
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.setup.adapt import (
     DECODER_ROWS,

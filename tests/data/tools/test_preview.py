@@ -14,7 +14,8 @@ from openvision.data.distinct import Grid
 from openvision.data.loader import InputSpec, Loader, LoaderOptions
 from openvision.data.shards.dataset import ShardDataset, ShardWriter
 from openvision.data.tools.preview import Preview, PreviewOptions, collect, render
-from openvision.recipe.schema import Recipe, Source, dump_recipe
+from openvision.recipe.schema import Recipe, dump_recipe
+from openvision.recipe.sections import Source
 from openvision.text.tokenizer import Tokenizer
 from tests.conftest import draw
 

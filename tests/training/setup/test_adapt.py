@@ -13,7 +13,8 @@ from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.openvision3 import OpenVision3, OpenVision3Config
 from openvision.models.text import TextConfig
 from openvision.models.vision import VisionConfig
-from openvision.recipe.schema import WarmStart, parse_recipe
+from openvision.recipe.schema import parse_recipe
+from openvision.recipe.sections import WarmStart
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.setup.adapt import chosen_layers, resample_patches, shared_entries
 from openvision.training.setup.start import start_from
