@@ -33,10 +33,10 @@ from openvision.models.vision import VisionConfig
 from openvision.multimodal.model.huggingface import transformers
 from openvision.multimodal.model.toy import toy_tokenizer
 from openvision.provenance import git_state, library_versions, processor_name
-from openvision.recaption.captioner import Answer, Question, Sampling
-from openvision.recaption.decoders import DecoderCaptioner
-from openvision.recaption.endpoint import Endpoint
-from openvision.recaption.image_text import ImageTextCaptioner
+from openvision.recaption.captioners.captioner import Answer, Question, Sampling
+from openvision.recaption.captioners.decoders import DecoderCaptioner
+from openvision.recaption.captioners.endpoint import Endpoint
+from openvision.recaption.captioners.image_text import ImageTextCaptioner
 from openvision.recaption.job import recaption_shards
 from openvision.recaption.prompts import load_prompt
 from openvision.recaption.shard import Options

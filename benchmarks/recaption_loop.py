@@ -28,8 +28,8 @@ from openvision.data.sources.scenes.make import make_scenes
 from openvision.evaluation.suites.run import Settings, evaluated
 from openvision.files import JsonObject, atomic_write_text
 from openvision.provenance import git_state, library_versions, processor_name
-from openvision.recaption.captioner import Sampling
-from openvision.recaption.decoders import load_decoder
+from openvision.recaption.captioners.captioner import Sampling
+from openvision.recaption.captioners.decoders import load_decoder
 from openvision.recaption.job import recaption_shards
 from openvision.recaption.prompts import load_prompt
 from openvision.recaption.shard import Options

@@ -119,7 +119,7 @@ def openvision2() -> Drawing:
     d.patches(450, 90, 120, 6, frozenset({2, 5, 8, 9, 14, 16, 19, 24, 25, 29, 31, 34}))
     d.arrow((392, 150), (444, 150))
     d.words(510, 232, "12 of 36 tokens are kept,", "middle", small=True, ink=PALE)
-    d.words(510, 249, "drawn anew for each sample", "middle", small=True, ink=PALE)
+    d.words(510, 249, "sampled for each image", "middle", small=True, ink=PALE)
     d.box(640, 105, 180, 90, DECODER, "caption decoder", "next token after", "image and caption so far")
     d.arrow((575, 150), (638, 150))
     d.box(870, 105, 160, 90, LOSS, "caption loss", "the only one")

@@ -10,7 +10,7 @@ from openvision.cli.options import Device
 from openvision.terminal import echo
 
 if TYPE_CHECKING:
-    from openvision.recaption.captioner import AnyCaptioner, Sampling
+    from openvision.recaption.captioners.captioner import AnyCaptioner, Sampling
 
 ANY_LANGUAGE = "any"
 
@@ -50,7 +50,7 @@ def recaption(
 ) -> None:
     """Caption the images of shards; start it several times to share the work, and again after a stop."""
     from openvision.errors import OpenVisionError
-    from openvision.recaption.captioner import Sampling
+    from openvision.recaption.captioners.captioner import Sampling
     from openvision.recaption.job import recaption_shards
     from openvision.recaption.prompts import load_prompt
     from openvision.recaption.quality import LANGUAGES
@@ -80,18 +80,18 @@ def _captioner(
     from openvision.errors import OpenVisionError
 
     if source.startswith(("http://", "https://")):
-        from openvision.recaption.endpoint import Endpoint
-        from openvision.recaption.request_queue import Patience
+        from openvision.recaption.captioners.endpoint import Endpoint
+        from openvision.recaption.captioners.request_queue import Patience
 
         return Endpoint(source, model, sampling, parallel=batch_size, patience=Patience(per_minute=per_minute))
-    from openvision.recaption.image_text import PREFIX, is_image_text_folder, load_image_text
+    from openvision.recaption.captioners.image_text import PREFIX, is_image_text_folder, load_image_text
     from openvision.runtime import resolve_device
 
     if model is not None:
         raise OpenVisionError(f"--model names the model of an endpoint, and {source} is none; leave it out")
     if source.startswith(PREFIX) or is_image_text_folder(source):
         return load_image_text(source.removeprefix(PREFIX), resolve_device(device), sampling, batch_size)
-    from openvision.recaption.decoders import load_decoder
+    from openvision.recaption.captioners.decoders import load_decoder
 
     return load_decoder(source, resolve_device(device), sampling, batch_size)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from openvision.data.recap.index import shard_names
 from openvision.errors import OpenVisionError, require
-from openvision.recaption.captioner import AnyCaptioner
+from openvision.recaption.captioners.captioner import AnyCaptioner
 from openvision.recaption.job import count_finished, open_local, recaption_shards
 from openvision.recaption.prompts import Prompt
 from openvision.recaption.shard import Options, is_finished

@@ -23,7 +23,7 @@ from openvision.data.shards.selection import check_flat, flat_name
 from openvision.data.shards.store import LocalStore, open_store
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_write_text, make_folder, read_json
-from openvision.recaption.captioner import Answer, AnyCaptioner, Question
+from openvision.recaption.captioners.captioner import Answer, AnyCaptioner, Question
 from openvision.recaption.prompts import Prompt
 from openvision.recaption.shard import Options, Origin, ShardWork, is_finished, report_name
 

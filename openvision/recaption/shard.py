@@ -18,7 +18,7 @@ from openvision.data.shards.store import LocalStore
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_write_bytes, atomic_write_text
 from openvision.images.decode import BadSampleError, decode_image
-from openvision.recaption.captioner import Answer, Question
+from openvision.recaption.captioners.captioner import Answer, Question
 from openvision.recaption.prompts import Prompt
 from openvision.recaption.quality import find_fault
 from openvision.untrusted import decode_text

@@ -17,12 +17,12 @@ from openvision.models.vision import VisionConfig
 from openvision.multimodal.model.generate import Decoding, load_assistant
 from openvision.multimodal.model.generate import Prompt as Spoken
 from openvision.multimodal.model.toy import write_toy_llm
-from openvision.recaption.captioner import Question, Sampling
-from openvision.recaption.decoders import DecoderCaptioner
-from openvision.recaption.image_text import load_image_text
+from openvision.recaption.captioners.captioner import Question, Sampling
+from openvision.recaption.captioners.decoders import DecoderCaptioner
+from openvision.recaption.captioners.image_text import load_image_text
+from openvision.recaption.captioners.sampling import Sampler
 from openvision.recaption.job import recaption_shards
 from openvision.recaption.prompts import load_prompt
-from openvision.recaption.sampling import Sampler
 from openvision.recaption.shard import Options
 from openvision.text.tokenizer import Tokenizer
 from tests.multimodal import tiny

@@ -31,12 +31,12 @@ from openvision.models.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
 from openvision.models.vision import VisionConfig
-from openvision.recaption.captioner import Sampling
-from openvision.recaption.endpoint import Endpoint
+from openvision.recaption.captioners.captioner import Sampling
+from openvision.recaption.captioners.endpoint import Endpoint
+from openvision.recaption.captioners.request_queue import Patience
 from openvision.recaption.job import recaption_shards
 from openvision.recaption.prompts import BUILT_IN, load_prompt
 from openvision.recaption.quality import find_fault
-from openvision.recaption.request_queue import Patience
 from openvision.recaption.shard import Options
 from openvision.text.tokenizer import Tokenizer
 from openvision.weights.folder import save_folder

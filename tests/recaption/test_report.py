@@ -13,8 +13,8 @@ from openvision.cli.main import app
 from openvision.data.shards.dataset import ShardWriter
 from openvision.errors import OpenVisionError
 from openvision.files import read_json
+from openvision.recaption.captioners.endpoint import Endpoint
 from openvision.recaption.duplicates import fingerprint, near_duplicates
-from openvision.recaption.endpoint import Endpoint
 from openvision.recaption.job import recaption_shards
 from openvision.recaption.prompts import load_prompt
 from openvision.recaption.report import ReportOptions, write_report

@@ -18,7 +18,7 @@ from openvision.data.shards.dataset import ShardDataset, ShardWriter
 from openvision.data.shards.store import LocalStore
 from openvision.errors import OpenVisionError
 from openvision.files import read_json
-from openvision.recaption.endpoint import Endpoint
+from openvision.recaption.captioners.endpoint import Endpoint
 from openvision.recaption.job import lock_path, recaption_shards
 from openvision.recaption.progress import Prices, read_progress
 from openvision.recaption.prompts import load_prompt

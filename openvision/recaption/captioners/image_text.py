@@ -16,8 +16,8 @@ from torch import Tensor
 from openvision.errors import OpenVisionError, require
 from openvision.images.decode import to_rgb_image
 from openvision.multimodal.model.huggingface import quiet
-from openvision.recaption.captioner import Answer, Question, Sampling, in_batches
-from openvision.recaption.sampling import Sampler
+from openvision.recaption.captioners.captioner import Answer, Question, Sampling, in_batches
+from openvision.recaption.captioners.sampling import Sampler
 from openvision.runtime import describe_memory, explain_out_of_memory
 from openvision.untrusted import one_line
 from openvision.weights.hub import is_path

@@ -12,8 +12,8 @@ from openvision.images.decode import to_rgb_image
 from openvision.inference.captioner import Captioner
 from openvision.inference.encoder import Encoder
 from openvision.models.openvision import OpenVision
-from openvision.recaption.captioner import Answer, Question, Sampling, in_batches
-from openvision.recaption.sampling import Sampler
+from openvision.recaption.captioners.captioner import Answer, Question, Sampling, in_batches
+from openvision.recaption.captioners.sampling import Sampler
 from openvision.runtime import send
 from openvision.weights.load import load_checkpoint
 

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
 from openvision.images.decode import to_rgb_image
-from openvision.recaption.captioner import Answer, Question, Sampling
-from openvision.recaption.request_queue import Patience, RequestQueue, TryAgainError
+from openvision.recaption.captioners.captioner import Answer, Question, Sampling
+from openvision.recaption.captioners.request_queue import Patience, RequestQueue, TryAgainError
 from openvision.untrusted import json_text, load_json, one_line
 
 _MIME = {"jpg": "image/jpeg", "jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}

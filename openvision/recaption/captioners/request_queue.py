@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from queue import SimpleQueue
 
-from openvision.recaption.captioner import Answer, Question
+from openvision.recaption.captioners.captioner import Answer, Question
 
 LONGEST_PAUSE = 60.0
 _FIRST_PAUSE = 0.5

@@ -21,7 +21,7 @@ class Sampler:
         self._top_k = top_k
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Draw anew for the next token."""
+        """Logits (B, V) -> float32 (B, V), whose largest is the sampled token."""
         kept = min(self._top_k or logits.shape[-1], logits.shape[-1])
         # In order of likelihood: the noise of a row is the same wherever rounding moves a token of the tail.
         values, tokens = logits.float().topk(kept, dim=-1)
