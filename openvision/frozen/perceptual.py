@@ -7,6 +7,7 @@
   not LPIPS, and a Frechet distance on its features is not FID; neither is ever called so.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -29,16 +30,16 @@ _EPS = 1e-10
 LEAST_PIXELS = 32
 
 
-class PerceptualDistance(nn.Module):
+class PerceptualDistance(nn.Module, ABC):
     """A frozen network that compares images; gradients flow to the images."""
 
     def train(self, mode: bool = True) -> "PerceptualDistance":
         """Stay in evaluation mode."""
         return self
 
+    @abstractmethod
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1], twice -> distances float32 (B,)."""
-        raise NotImplementedError
 
 
 class Lpips(PerceptualDistance):
