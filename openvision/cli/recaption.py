@@ -41,6 +41,9 @@ def recaption(
     ] = "captions",
     per_minute: Annotated[float, typer.Option(help="Most requests a minute; 0: no limit.", min=0)] = 0.0,
     budget: Annotated[int | None, typer.Option(help="Tokens that all workers may use together.", min=1)] = None,
+    part: Annotated[
+        str | None, typer.Option(help="Share of the shards of this worker, e.g. 3/16 for the third of 16.")
+    ] = None,
     device: Device = "auto",
     ray_workers: Annotated[int, typer.Option(help="Processes on a Ray cluster; 0: this process alone.", min=0)] = 0,
     ray_address: Annotated[
@@ -51,13 +54,16 @@ def recaption(
     """Caption the images of shards; start it several times to share the work, and again after a stop."""
     from openvision.errors import OpenVisionError
     from openvision.recaption.captioners.captioner import Sampling
-    from openvision.recaption.job import recaption_shards
+    from openvision.recaption.job import Part, recaption_shards
     from openvision.recaption.prompts import load_prompt
     from openvision.recaption.quality import LANGUAGES
     from openvision.recaption.shard import Options
 
     if language not in (*LANGUAGES, ANY_LANGUAGE):
         raise OpenVisionError(f"--language is {language!r}; choose one of {', '.join(LANGUAGES)} or {ANY_LANGUAGE}")
+    share = None if part is None else Part.parse(part)
+    if share and ray_workers:
+        raise OpenVisionError("--ray-workers shares the shards out by itself; leave out --part")
     prompt = load_prompt(template)
     sampling = Sampling(temperature, top_k, max_tokens)
     load = partial(_captioner, captioner, sampling, model, batch_size, per_minute, device)
@@ -69,7 +75,7 @@ def recaption(
         cluster = Cluster(ray_workers, ray_gpus, address=ray_address)
         counts = recaption_on_ray(shards, load, prompt, output, options, echo, cluster, budget)
     else:
-        counts = recaption_shards(shards, load(), prompt, output, options, echo, budget=budget)
+        counts = recaption_shards(shards, load(), prompt, output, options, echo, budget=budget, part=share)
     for name, count in sorted(counts.items()):
         echo(f"{name}\t{count}")
 

@@ -34,6 +34,27 @@ _SIGN = 5.0
 Write = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of `of` shares of the shards, the same for every worker that lists the same folder."""
+
+    number: int
+    """From 1."""
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """The part that `3/16` names; raises OpenVisionError for anything else."""
+        number, slash, of = text.partition("/")
+        if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+            raise OpenVisionError(f"--part is {text!r:.40}; write the number of this worker and of all, e.g. 3/16")
+        return cls(int(number), int(of))
+
+    def share(self, names: Sequence[str]) -> Sequence[str]:
+        """Every `of`-th name: shards that are near each other take similar time."""
+        return names[self.number - 1 :: self.of]
+
+
 def recaption_shards(
     shards: str,
     captioner: AnyCaptioner,
@@ -43,12 +64,14 @@ def recaption_shards(
     progress: Write,
     names: Sequence[str] | None = None,
     budget: int | None = None,
+    part: Part | None = None,
 ) -> Counter[str]:
     """Caption every shard that no other worker has finished or holds; returns the counts of all finished shards.
 
-    `progress` receives a line for each shard; `names` are the shards to look at, by default all. `budget` is how many
-    tokens all workers together may use: no shard begins after them. Raises OpenVisionError for remote shards, an output
-    folder of another job, a shard without images, a budget that is used up, and whatever stops the captioner.
+    `progress` receives a line for each shard; `names` are the shards to look at, by default all, or those of `part`,
+    which are then all that is counted. `budget` is how many tokens all workers together may use: no shard begins after
+    them. Raises OpenVisionError for remote shards, an output folder of another job, a shard without images, a budget
+    that is used up, and whatever stops the captioner.
     """
     store = open_local(shards)
     if options.per_image > 1 and not captioner.varies:
@@ -61,10 +84,11 @@ def recaption_shards(
         raise OpenVisionError(f"{output} is the folder of the shards; choose another output folder")
     _claim_folder(output, _manifest(store, captioner, prompt, options))
     origin = Origin(captioner.name, captioner.can_retry, prompt)
+    mine = every if part is None else part.share(every)
     with _Worker(store, output, origin, options, captioner.shards_at_once, budget, progress) as worker:
-        for question, answer in captioner.answers(worker.questions(every if names is None else names)):
+        for question, answer in captioner.answers(worker.questions(mine if names is None else names)):
             worker.take(question, answer)
-    return count_finished(output, every)
+    return count_finished(output, mine)
 
 
 def open_local(shards: str) -> LocalStore:
@@ -259,5 +283,9 @@ def _lock(path: Path, wait: bool = False) -> Iterator[IO[str] | None]:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield None
+        except OSError as error:
+            raise OpenVisionError(
+                f"{path.parent} cannot be locked: {error.strerror}; choose an output folder on a file system with flock"
+            ) from error
         else:
             yield file

@@ -1,10 +1,12 @@
 """Several workers on one folder: killed at any moment, watched, and on a local Ray."""
 
+import errno
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -19,7 +21,7 @@ from openvision.data.shards.store import LocalStore
 from openvision.errors import OpenVisionError
 from openvision.files import read_json
 from openvision.recaption.captioners.endpoint import Endpoint
-from openvision.recaption.job import lock_path, recaption_shards
+from openvision.recaption.job import Part, lock_path, recaption_shards
 from openvision.recaption.progress import Prices, read_progress
 from openvision.recaption.prompts import load_prompt
 from openvision.recaption.shard import Options
@@ -121,6 +123,72 @@ def test_progress_over_all_workers(shards, tmp_path):
         assert "time left\t0 min 00 s" in table.output
     with pytest.raises(OpenVisionError, match="holds no recaption job"):
         read_progress(tmp_path)
+
+
+def test_parts_share_the_shards_without_talking(shards, tmp_path):
+    """Workers of an array, one of them started twice at the same time; then a part that has nothing to do."""
+    out = tmp_path / "out"
+    found: dict[int, Counter[str]] = {}
+    with serving(faults=["slow"] * 10) as server:
+
+        def work(worker: int, part: str) -> None:
+            endpoint = Endpoint(server.url, parallel=4)
+            arguments = str(shards), endpoint, load_prompt("v1"), out, Options(), lambda line: None
+            found[worker] = recaption_shards(*arguments, part=Part.parse(part))
+
+        parts = ["1/5", "2/5", "2/5", "3/5", "4/5", "5/5"]
+        workers = [threading.Thread(target=work, args=each) for each in enumerate(parts)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert len({body["seed"] for body in server.bodies}) == len(server.bodies) == SAMPLES
+        work(6, "20/20")
+        assert len(server.bodies) == SAMPLES
+    # 12 shards in five parts; of the two equal workers the last one to end has seen all of theirs finished.
+    assert [found[worker]["shards"] for worker in (0, 3, 4, 5)] == [3, 2, 2, 2]
+    assert max(found[1]["shards"], found[2]["shards"]) == 3
+    assert all(found[worker]["shards_missing"] == 0 for worker in (0, 3, 4, 5))
+    assert found[6] == {"shards_missing": 0}
+    assert len(ShardDataset(out, "recaption")) == SAMPLES
+
+
+def test_a_part_alone_leaves_the_others(shards, tmp_path):
+    out = tmp_path / "out"
+    with serving() as server:
+        command = ["recaption", str(shards), "--captioner", server.url, "-o", str(out)]
+        done = CliRunner().invoke(app, [*command, "--part", "2/5"])
+        assert done.exit_code == 0, done.output
+        assert [path.name for path in sorted(out.glob("0*.tar")) if path.is_symlink()] == [
+            "000001.tar",
+            "000006.tar",
+            "000011.tar",
+        ]
+        assert "shards\t3" in done.output
+        assert "shards_missing\t0" in done.output
+        whole = CliRunner().invoke(app, command)
+        assert f"captions\t{SAMPLES}" in whole.output
+        assert len(server.bodies) == SAMPLES
+
+
+@pytest.mark.parametrize("part", ["0/4", "5/4", "3", "a/b", "-1/4", "1/4/2", ""])
+def test_a_part_that_is_none(part, tmp_path):
+    command = ["recaption", str(tmp_path), "--captioner", "http://localhost:1/v1", "-o", str(tmp_path / "out")]
+    assert "e.g. 3/16" in str(CliRunner().invoke(app, [*command, f"--part={part}"]).exception)
+    both = CliRunner().invoke(app, [*command, "--part", "1/2", "--ray-workers", "2"])
+    assert "leave out --part" in str(both.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_system_without_locks_is_named(shards, tmp_path, monkeypatch):
+    def refuse(*_arguments: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    with serving() as server:
+        endpoint = Endpoint(server.url)
+        monkeypatch.setattr("openvision.recaption.job.fcntl.flock", refuse)
+        with pytest.raises(OpenVisionError, match="out cannot be locked: Function not implemented; choose"):
+            recaption_shards(str(shards), endpoint, load_prompt("v1"), tmp_path / "out", Options(), lambda line: None)
 
 
 def test_the_locks_of_finished_shards_are_empty(shards, tmp_path):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from queue import SimpleQueue
+from typing import Protocol
 
 from openvision.recaption.captioners.captioner import Answer, Question
 
@@ -28,6 +29,30 @@ class TryAgainError(Exception):
         self.pause = pause
 
 
+class Clock(Protocol):
+    """What the queue waits by."""
+
+    def now(self) -> float:
+        """Seconds since some moment."""
+        ...
+
+    def wait(self, changed: threading.Condition, seconds: float | None) -> None:
+        """Wait for `changed`, whose lock is held, at most so long."""
+        ...
+
+
+class SystemClock:
+    """The machine's, which nobody sets."""
+
+    def now(self) -> float:
+        """Seconds since some moment."""
+        return time.monotonic()
+
+    def wait(self, changed: threading.Condition, seconds: float | None) -> None:
+        """Wait for `changed`, at most so long."""
+        changed.wait(seconds)
+
+
 @dataclass(frozen=True)
 class Patience:
     """How often a request is sent, and how fast."""
@@ -37,6 +62,7 @@ class Patience:
     """Most requests a minute; 0: no limit."""
     shorten: Callable[[float], float] = field(default=lambda seconds: seconds, repr=False)
     """What becomes of a pause; tests shorten them."""
+    clock: Clock = field(default_factory=SystemClock, repr=False)
 
     def pause(self, failures: int, asked: float | None) -> float:
         """Seconds to wait after so many failures: doubled each time, or what the other side asked for."""
@@ -110,7 +136,7 @@ class RequestQueue:
                 if request.failures >= self._patience.tries:
                     self._results.put(error)
                     return
-                due = time.monotonic() + self._patience.pause(request.failures, error.pause)
+                due = self._patience.clock.now() + self._patience.pause(request.failures, error.pause)
                 with self._changed:
                     heapq.heappush(self._waiting, (due, request))
                     self._changed.notify()
@@ -120,9 +146,10 @@ class RequestQueue:
 
     def _take(self) -> _Request | None:
         """The oldest request that is ready, waited for; None after the end."""
+        clock = self._patience.clock
         with self._changed:
             while not self._stopped:
-                now = time.monotonic()
+                now = clock.now()
                 while self._waiting and self._waiting[0][0] <= now:
                     heapq.heappush(self._ready, heapq.heappop(self._waiting)[1])
                 if self._ready and now >= self._next_start:
@@ -130,5 +157,5 @@ class RequestQueue:
                         self._next_start = max(now, self._next_start) + 60 / self._patience.per_minute
                     return heapq.heappop(self._ready)
                 ends = [self._next_start] if self._ready else [due for due, _ in self._waiting[:1]]
-                self._changed.wait(ends[0] - now if ends else None)
+                clock.wait(self._changed, ends[0] - now if ends else None)
         return None
