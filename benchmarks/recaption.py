@@ -2,6 +2,7 @@
 captioner, and an endpoint of which a fifth of the requests fails.
 
     .venv/bin/python benchmarks/recaption.py -o benchmarks/results/recaption.json
+    .venv/bin/python benchmarks/recaption.py --parts endpoint --turns 7 -o benchmarks/results/recaption_endpoint.json
 
 Captioners have random weights, so that every caption has its full length. Speeds are captions per second of processor
 time of one thread, rivals in turns; the endpoint is a server on this machine whose answers take half a second, and its
@@ -44,6 +45,7 @@ from openvision.text.tokenizer import Tokenizer
 from tests.recaption.server import serving
 
 _TOKENS, _BATCH = 64, 32
+_PARTS = ("decoding", "around", "endpoint")
 _WORDS = ["a red picture of something green and blue on a table behind the house"]
 
 
@@ -209,8 +211,8 @@ def write_shards(folder: Path, images: int, side: int) -> None:
 class _Faults:
     """A share of 429s and cut connections, for ever; every other answer takes half a second."""
 
-    def __init__(self, share: float) -> None:
-        self.share, self.rng = share, random.Random(0)
+    def __init__(self, share: float, seed: int) -> None:
+        self.share, self.rng = share, random.Random(seed)
 
     def __bool__(self) -> bool:
         return True
@@ -219,17 +221,27 @@ class _Faults:
         return self.rng.choice(["429", "cut"]) if self.rng.random() < self.share else "half"
 
 
-def endpoint(folder: Path, images: int) -> JsonObject:
-    """Images a second of a sound endpoint, and of one that fails for a fifth of the requests."""
+def endpoint(folder: Path, images: int, turns: int) -> JsonObject:
+    """Images a second of a sound endpoint, and of one that fails for a fifth of the requests, in turns."""
     write_shards(folder / "shards", images, 64)
+    found = [endpoint_turn(folder, images, turn) for turn in range(turns)]
+    kept = sorted(one["kept"] for one in found)
     row: JsonObject = {"images": images, "parallel": 16, "answer_seconds": 0.5}
+    row |= {"kept": {"median": kept[turns // 2], "least": kept[0], "most": kept[-1]}, "turns": found}
+    print(row, flush=True)
+    return row
+
+
+def endpoint_turn(folder: Path, images: int, turn: int) -> JsonObject:
+    """One pair of jobs; which requests fail is another lot in every turn."""
+    row: JsonObject = {}
     for share in (0.0, 0.2):
         with serving() as server:
-            server.faults = _Faults(share)  # pyright: ignore[reportAttributeAccessIssue]
+            server.faults = _Faults(share, turn)  # pyright: ignore[reportAttributeAccessIssue]
             captioner = Endpoint(server.url, parallel=16)
             begin = time.perf_counter()
             counts = recaption_shards(
-                *(str(folder / "shards"), captioner, load_prompt("v1"), folder / f"out{share}", Options()),
+                *(str(folder / "shards"), captioner, load_prompt("v1"), folder / f"out{turn}-{share}", Options()),
                 lambda line: None,
             )
             took = time.perf_counter() - begin
@@ -239,7 +251,6 @@ def endpoint(folder: Path, images: int) -> JsonObject:
             "requests": len(server.bodies),
         }
     row["kept"] = round(row["failing_0.2"]["images_per_second"] / row["failing_0"]["images_per_second"], 3)
-    print(row, flush=True)
     return row
 
 
@@ -249,6 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("--parts", nargs="+", choices=_PARTS, default=list(_PARTS))
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="openvision-recaption-") as name:
@@ -260,13 +272,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "batch_size": _BATCH,
             "tokens": _TOKENS,
             "turns": chosen.turns,
-            "decoding": decoding(chosen.turns),
-            "around": around(Path(name) / "around", chosen.images),
+        }
+        measured: dict[str, Callable[[], object]] = {
+            "decoding": lambda: decoding(chosen.turns),
+            "around": lambda: around(Path(name) / "around", chosen.images),
             # Nothing follows the last answers of a job, which may be late: a longer one says more.
-            "endpoint": [
-                endpoint(Path(name) / f"endpoint{count}", count) for count in (chosen.images, 3 * chosen.images)
+            "endpoint": lambda: [
+                endpoint(Path(name) / f"endpoint{count}", count, chosen.turns)
+                for count in (chosen.images, 3 * chosen.images)
             ],
         }
+        content |= {part: measured[part]() for part in chosen.parts}
     atomic_write_text(chosen.output, json.dumps(content, indent=1) + "\n")
 
 

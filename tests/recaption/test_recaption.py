@@ -40,6 +40,7 @@ from openvision.recaption.quality import find_fault
 from openvision.recaption.shard import Options
 from openvision.text.tokenizer import Tokenizer
 from openvision.weights.folder import save_folder
+from tests.recaption.clock import ManualClock
 from tests.recaption.server import serving
 
 SAMPLES = 12
@@ -77,22 +78,6 @@ def recaption(shards, server, output, prompt="v1", pauses=None, parallel=32, sam
     patience = Patience(tries, shorten=shorten)
     endpoint = Endpoint(server.url, sampling=sampling or Sampling(), parallel=parallel, patience=patience)
     return recaption_shards(str(shards), endpoint, load_prompt(prompt), output, Options(**options), ignore)
-
-
-class ManualClock:
-    """Stands still but for those who wait."""
-
-    seconds = 0.0
-
-    def now(self) -> float:
-        return self.seconds
-
-    def wait(self, changed: threading.Condition, seconds: float | None) -> None:
-        if seconds is None:
-            changed.wait()
-        else:
-            # The lock of `changed` is held: nobody else reads the clock.
-            self.seconds += seconds
 
 
 def captions(folder: Path, key: str = "recaption") -> list:

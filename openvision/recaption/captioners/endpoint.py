@@ -175,7 +175,7 @@ class Endpoint:
         said = _shown(data.decode("utf-8", "replace"))
         if status in (408, 409, 425, 429) or status >= 500:
             seconds = float(retry_after) if retry_after and retry_after.isdecimal() else None
-            raise TryAgainError(f"status {status}", seconds)
+            raise TryAgainError(f"status {status}", seconds, is_busy=status in (429, 503))
         if status in (401, 403):
             raise OpenVisionError(f"{self.url} refuses the key (status {status}); set OPENAI_API_KEY")
         if status in (400, 413, 422) and "context" in said.lower():

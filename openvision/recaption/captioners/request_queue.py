@@ -1,7 +1,8 @@
 """Requests in parallel; one that must wait before it is sent again leaves its place to others.
 
 Threads take the oldest request that is ready. No thread sleeps for a request, so that an error ends all at once, and
-as many requests as allowed are at work while others wait.
+as many requests as allowed are at work while others wait. A pause doubles with every failure; but where other requests
+succeed in the meantime, the other side is well, and a cut or garbled one is soon sent again.
 """
 
 import heapq
@@ -17,6 +18,8 @@ from openvision.recaption.captioners.captioner import Answer, Question
 
 LONGEST_PAUSE = 60.0
 _FIRST_PAUSE = 0.5
+# So many failures of a request may be chance; what fails still is waited for longer, whatever the others do.
+_CHANCE = 4
 # Open requests for each one at work: at a fifth of failures that wait three seconds, enough are ready.
 _OPEN = 16
 
@@ -24,9 +27,10 @@ _OPEN = 16
 class TryAgainError(Exception):
     """The same request may succeed later, after `pause` seconds where the other side names them."""
 
-    def __init__(self, reason: str, pause: float | None = None) -> None:
+    def __init__(self, reason: str, pause: float | None = None, is_busy: bool = False) -> None:
+        """`is_busy`: the other side has more requests than it can take."""
         super().__init__(reason)
-        self.pause = pause
+        self.pause, self.is_busy = pause, is_busy
 
 
 class Clock(Protocol):
@@ -88,6 +92,8 @@ class RequestQueue:
         self._changed = threading.Condition()
         self._results: SimpleQueue[tuple[Question, Answer] | BaseException] = SimpleQueue()
         self._stopped = False
+        # Requests that failed since the last one that did not.
+        self._in_a_row = 0
         self._next_start = 0.0
 
     def answers(self, questions: Iterable[Question | None]) -> Iterator[tuple[Question, Answer]]:
@@ -130,14 +136,20 @@ class RequestQueue:
     def _work(self) -> None:
         while (request := self._take()) is not None:
             try:
-                self._results.put((request.question, self._ask(request.question)))
+                answer = self._ask(request.question)
+                with self._changed:
+                    self._in_a_row = 0
+                self._results.put((request.question, answer))
             except TryAgainError as error:
                 request.failures += 1
                 if request.failures >= self._patience.tries:
                     self._results.put(error)
                     return
-                due = self._patience.clock.now() + self._patience.pause(request.failures, error.pause)
                 with self._changed:
+                    self._in_a_row += 1
+                    by_chance = request.failures <= _CHANCE and not error.is_busy
+                    failures = min(request.failures, self._in_a_row) if by_chance else request.failures
+                    due = self._patience.clock.now() + self._patience.pause(failures, error.pause)
                     heapq.heappush(self._waiting, (due, request))
                     self._changed.notify()
             except BaseException as error:
