@@ -1,22 +1,26 @@
 """The loop closed on scenes: an encoder learns from captions that a captioner of ours wrote.
 
     .venv/bin/python benchmarks/recaption_loop.py -o benchmarks/results/recaption_loop.json --seeds 0 1 2 --seconds 180
+        --work runs/recaption_loop
 
 OpenVision 2 is trained on one half of the scenes with their true captions; its decoder recaptions the other half, on
 which three encoders are trained: from the alt-texts alone, with the decoder's captions, and with the true ones. Every
 training has the same processor time. One process of one thread; what else the machine does changes nothing. The
-validation scenes score; nothing was chosen on them here.
+validation scenes score; nothing was chosen on them here. The same command with the same --work resumes after a stop.
 """
 
 import argparse
 import json
 import re
+import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from statistics import mean, stdev
 
 import torch
 from ablations.budget import ENDLESS, Meeting, Speed, measure_speeds, plan_samples
@@ -26,7 +30,7 @@ from openvision.data.shards.dataset import ShardDataset, ShardWriter
 from openvision.data.sources.scenes.make import Options as Scenes
 from openvision.data.sources.scenes.make import make_scenes
 from openvision.evaluation.suites.run import Settings, evaluated
-from openvision.files import JsonObject, atomic_write_text
+from openvision.files import JsonObject, atomic_write_text, read_json
 from openvision.provenance import git_state, library_versions, processor_name
 from openvision.recaption.captioners.captioner import Sampling
 from openvision.recaption.captioners.decoders import load_decoder
@@ -44,7 +48,7 @@ RIVALS = {"alt-texts alone": None, "our decoder's captions": "recaption", "true 
 _TOWER = {"width": 128, "depth": 4, "mlp_dim": 512, "heads": 2, "patch_size": 8, "image_size": 48}
 _TEXT = {"width": 128, "depth": 2, "mlp_dim": 512, "heads": 2, "vocab_size": 1024, "context_length": 24}
 _DECODER = {"width": 96, "depth": 1, "mlp_dim": 384, "heads": 2, "vocab_size": 1024, "caption_length": 72}
-_BATCH, _WARMUP = 64, 0.05
+_BATCH, _WARMUP, _EXAMPLES = 64, 0.05, 12
 _WORD = re.compile(r"\w+")
 
 
@@ -116,15 +120,20 @@ def train(
     return model, {"samples": samples, "seconds": round(time.process_time() - begin, 1), "rate": round(rate, 1)}
 
 
-def recaption(model: Path, root: Path, output: Path) -> tuple[JsonObject, float]:
-    """Recaption the encoders' half; counts of the job, and the F1 of the words of new and true captions."""
+def recaption(model: Path, root: Path, output: Path) -> JsonObject:
+    """Recaption the encoders' half; counts of the job, the F1 of the words of new and true captions, and examples."""
     captioner = load_decoder(str(model), torch.device("cpu"), Sampling(max_tokens=72), 64)
     begin = time.process_time()
     counts = recaption_shards(
         str(root / ENCODERS), captioner, load_prompt("v1"), output, Options(), lambda line: print(line, flush=True)
     )
     took = round(time.process_time() - begin, 1)
-    return {**counts, "seconds": took}, word_f1(ShardDataset(output, "recaption"))
+    dataset = ShardDataset(output, "recaption")
+    examples = [
+        {"recaption": sample.synthetic, "true": sample.meta["synthetic"]}
+        for sample in (dataset[index] for index in range(min(_EXAMPLES, len(dataset))))
+    ]
+    return {"recaption": {**counts, "seconds": took}, "word_f1": word_f1(dataset), "examples": examples}
 
 
 def word_f1(dataset: ShardDataset) -> float:
@@ -139,38 +148,81 @@ def word_f1(dataset: ShardDataset) -> float:
     return round(sum(scores) / len(scores), 4)
 
 
-def run_seed(seed: int, root: Path, work: Path, seconds: float) -> JsonObject:
+def once(path: Path, act: Callable[[], JsonObject]) -> JsonObject:
+    """What `act` returns, from `path` where an earlier start finished it; what a stop left of its folder is removed."""
+    if path.is_file():
+        return read_json(path)
+    shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+    found = act()
+    atomic_write_text(path, json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def run_seed(seed: int, root: Path, work: Path, seconds: float, rates: JsonObject) -> JsonObject:
     """One captioner and three encoders."""
-    rate = measured_rate(CAPTIONER, None, root, work / "rate-captioner", seconds)
-    model, took = train(CAPTIONER, None, root, work / "captioner", seed, seconds, rate)
+    work.mkdir(exist_ok=True)
+
+    def learn(side: str, caption: str | None, folder: Path, rate: float) -> JsonObject:
+        model, took = train(side, caption, root, folder, seed, seconds, rate)
+        return {"model": str(model), **took}
+
+    made = once(work / "captioner.json", lambda: learn(CAPTIONER, None, work / "captioner", rates["captioner"]))
     # The loader reads a folder below the data folder.
     output = root / RECAPTIONED
     output.unlink(missing_ok=True)
-    (work / RECAPTIONED).mkdir()
+    (work / RECAPTIONED).mkdir(exist_ok=True)
     output.symlink_to(work / RECAPTIONED)
-    counts, f1 = recaption(model, root, work / RECAPTIONED)
-    examples = [
-        {"recaption": sample.synthetic, "true": sample.meta["synthetic"]}
-        for sample, _ in zip(ShardDataset(output, "recaption"), range(6), strict=False)
-    ]
-    row: JsonObject = {"seed": seed, "captioner": took, "recaption": counts, "word_f1": f1, "examples": examples}
+    row: JsonObject = {"seed": seed, "captioner": {name: value for name, value in made.items() if name != "model"}}
+    row |= once(work / "captions.json", lambda: recaption(Path(made["model"]), root, work / RECAPTIONED))
     row["encoders"] = {}
-    # Whose captions they are changes nothing about the speed.
-    alone = measured_rate(ENCODERS, None, root, work / "rate-alone", seconds)
-    full = measured_rate(ENCODERS, "synthetic", root, work / "rate-full", seconds)
+
+    def measure(side: str, caption: str | None, folder: Path) -> JsonObject:
+        trained = learn(ENCODERS, caption, folder, rates["full" if caption else "alone"])
+        model = load_checkpoint(trained.pop("model"))
+        found = evaluated(model, Settings(device="cpu", threads=1, bfloat16=False, batch_size=256))
+        return trained | {"validation": validation_numbers(found, root)}
+
     for side, caption in RIVALS.items():
         folder = work / re.sub(r"\W+", "-", side)
-        trained, took = train(side, caption, root, folder, seed, seconds, full if caption else alone)
-        found = evaluated(load_checkpoint(trained), Settings(device="cpu", threads=1, bfloat16=False, batch_size=256))
-        row["encoders"][side] = took | {"validation": validation_numbers(found, root)}
+        row["encoders"][side] = once(folder.with_suffix(".json"), partial(measure, side, caption, folder))
         print(side, json.dumps(row["encoders"][side]), flush=True)
     return row
+
+
+def spread(rows: Sequence[JsonObject]) -> JsonObject:
+    """Mean and standard deviation over the seeds of every number of every side, and of the word F1."""
+
+    def of(values: Sequence[float]) -> JsonObject:
+        return {"mean": round(mean(values), 4), "deviation": round(stdev(values), 4) if len(values) > 1 else None}
+
+    sides = {side: [row["encoders"][side]["validation"] for row in rows] for side in RIVALS}
+    found = {side: {name: of([one[name] for one in every]) for name in every[0]} for side, every in sides.items()}
+    return {"word_f1": of([row["word_f1"] for row in rows]), "encoders": found}
+
+
+def measured_rates(root: Path, folder: Path, seconds: float) -> JsonObject:
+    """Samples a second of the captioner and of encoders; whose captions they learn from changes nothing."""
+    return {
+        "captioner": measured_rate(CAPTIONER, None, root, folder / "captioner", seconds),
+        "alone": measured_rate(ENCODERS, None, root, folder / "alone", seconds),
+        "full": measured_rate(ENCODERS, "synthetic", root, folder / "full", seconds),
+    }
+
+
+def prepare(root: Path, scenes: int, held_out: int) -> JsonObject:
+    """Scenes and the vocabulary of one half."""
+    split_scenes(root, scenes, held_out)
+    texts = [text for sample in ShardDataset(root / CAPTIONER) for text in (str(sample.alt), str(sample.synthetic))]
+    (root / "vocabulary").mkdir(exist_ok=True)
+    Tokenizer.train(texts, _TEXT["vocab_size"]).save(root / "vocabulary")
+    return {"scenes": scenes, "held_out": held_out}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write a row a seed, and the facts of the machine."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--work", type=Path, help="folder that a later start resumes from; default: a temporary one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--seconds", type=float, default=180, help="processor time of each training")
     parser.add_argument("--scenes", type=int, default=8000)
@@ -178,24 +230,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="openvision-loop-") as name:
-        root = Path(name) / "scenes"
-        split_scenes(root, chosen.scenes, chosen.held_out)
-        texts = [text for sample in ShardDataset(root / CAPTIONER) for text in (str(sample.alt), str(sample.synthetic))]
-        (root / "vocabulary").mkdir()
-        Tokenizer.train(texts, _TEXT["vocab_size"]).save(root / "vocabulary")
+        work = chosen.work or Path(name)
+        work.mkdir(parents=True, exist_ok=True)
+        job = {"seconds": chosen.seconds, "scenes": chosen.scenes, "held_out": chosen.held_out}
+        if once(work / "job.json", lambda: job) != job:
+            raise SystemExit(f"{work} belongs to other --seconds or --scenes; choose another --work")
+        root = work / "scenes"
+        once(work / "scenes.json", lambda: prepare(root, chosen.scenes, chosen.held_out))
+        rates = once(work / "rates.json", lambda: measured_rates(root, work / "rates", chosen.seconds))
         rows = []
         for seed in chosen.seeds:
-            rows.append(run_seed(seed, root, Path(name) / f"seed{seed}", chosen.seconds))
+            rows.append(run_seed(seed, root, work / f"seed{seed}", chosen.seconds, rates))
             facts = {
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
                 "machine": processor_name(),
                 "threads": 1,
-                "seconds": chosen.seconds,
-                "scenes": chosen.scenes,
+                **job,
                 "git": git_state(),
                 "libraries": library_versions(),
             }
-            atomic_write_text(chosen.output, json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+            content = {**facts, "summary": spread(rows), "rows": rows}
+            atomic_write_text(chosen.output, json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
