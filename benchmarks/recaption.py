@@ -179,10 +179,10 @@ def decoding(turns: int) -> list[JsonObject]:
 class _Timed(DecoderCaptioner):
     seconds = 0.0
 
-    def _answer(self, asked: Sequence[Question]) -> list[Answer]:
+    def caption(self, questions: Sequence[Question], sampling: Sampling) -> list[Answer]:
         begin = time.process_time()
         try:
-            return super()._answer(asked)
+            return super().caption(questions, sampling)
         finally:
             self.seconds += time.process_time() - begin
 

@@ -23,6 +23,7 @@ from openvision.cli import (
     recipe,
     report,
     search,
+    serve,
     tokenizer,
     train,
     vlm,
@@ -59,6 +60,7 @@ app.command(rich_help_panel="Use an encoder")(index.index)
 app.command(rich_help_panel="Use an encoder")(caption.caption)
 app.command(rich_help_panel="Use an encoder")(generate.generate)
 app.command(rich_help_panel="Use an encoder")(recaption.recaption)
+app.command(rich_help_panel="Use an encoder")(serve.serve)
 app.command("recaption-progress", rich_help_panel="Use an encoder")(recaption.progress)
 app.command("recaption-report", rich_help_panel="Use an encoder")(recaption.report)
 vlm.app.command("eval")(vlm_eval.evaluate)

@@ -10,7 +10,7 @@ from openvision.cli.options import Device
 from openvision.terminal import echo
 
 if TYPE_CHECKING:
-    from openvision.recaption.captioners.captioner import AnyCaptioner, Sampling
+    from openvision.recaption.captioners.captioner import AnyCaptioner, LocalCaptioner, Sampling
 
 ANY_LANGUAGE = "any"
 
@@ -90,11 +90,16 @@ def _captioner(
         from openvision.recaption.captioners.request_queue import Patience
 
         return Endpoint(source, model, sampling, parallel=batch_size, patience=Patience(per_minute=per_minute))
+    if model is not None:
+        raise OpenVisionError(f"--model names the model of an endpoint, and {source} is none; leave it out")
+    return local_captioner(source, sampling, batch_size, device)
+
+
+def local_captioner(source: str, sampling: "Sampling", batch_size: int, device: str) -> "LocalCaptioner":
+    """The captioner that runs in this process: a model of transformers, or a checkpoint with a caption decoder."""
     from openvision.recaption.captioners.image_text import PREFIX, is_image_text_folder, load_image_text
     from openvision.runtime import resolve_device
 
-    if model is not None:
-        raise OpenVisionError(f"--model names the model of an endpoint, and {source} is none; leave it out")
     if source.startswith(PREFIX) or is_image_text_folder(source):
         return load_image_text(source.removeprefix(PREFIX), resolve_device(device), sampling, batch_size)
     from openvision.recaption.captioners.decoders import load_decoder

@@ -1,10 +1,13 @@
-"""An OpenAI-compatible endpoint over real HTTP that misbehaves as told: its captions name the colour of the image."""
+"""An OpenAI-compatible endpoint over real HTTP that misbehaves as told: its captions name the colour of the image, or
+are those of another server behind it."""
 
 import base64
 import io
 import json
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,11 +28,14 @@ class Server(ThreadingHTTPServer):
         captions: Mapping[int, Iterable[str]] | None = None,
         key: str | None = None,
         lists: bool = True,
+        upstream: str | None = None,
     ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.faults, self.key = deque(faults), key
         self.captions = {red: deque(texts) for red, texts in (captions or {}).items()}
         self.lists = lists
+        # The URL of the server that answers what is no fault.
+        self.upstream = upstream
         self.bodies: list[dict] = []
         self.lock = threading.Lock()
 
@@ -55,6 +61,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+    def forward(self, request: urllib.request.Request) -> None:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                self.answer(response.status, response.read())
+        except urllib.error.HTTPError as error:
+            self.answer(error.code, error.read())
+
     def refused(self) -> bool:
         wrong = self.server.key and self.headers["Authorization"] != f"Bearer {self.server.key}"
         if wrong:
@@ -62,7 +75,9 @@ class _Handler(BaseHTTPRequestHandler):
         return bool(wrong)
 
     def do_GET(self) -> None:
-        if not self.server.lists:
+        if self.server.upstream:
+            self.forward(urllib.request.Request(f"{self.server.upstream}/models"))
+        elif not self.server.lists:
             self.answer(404, {"error": "no such page"})
         elif not self.refused():
             self.answer(200, {"data": [{"id": "colours"}]})
@@ -102,6 +117,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(400, {"error": "this model does not support image input"})
         else:
             time.sleep({"slow": 0.4, "half": 0.5}.get(fault, 0))
+            if self.server.upstream:
+                url, data = f"{self.server.upstream}/chat/completions", json.dumps(body).encode()
+                self.forward(urllib.request.Request(url, data, {"Content-Type": "application/json"}))
+                return
             text = _caption(body) if caption is None else caption
             usage = {"prompt_tokens": 10, "completion_tokens": len(text.split())}
             choice = {"message": {"content": text}, "finish_reason": "stop"}

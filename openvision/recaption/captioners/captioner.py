@@ -1,6 +1,6 @@
 """What a captioner is to the job: questions in, answers out, in any order."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -90,16 +90,25 @@ class AnyCaptioner(Protocol):
         ...
 
 
-def in_batches(
-    questions: Iterable[Question | None], size: int, answer: Callable[[Sequence[Question]], Sequence[Answer]]
-) -> Iterator[tuple[Question, Answer]]:
-    """The answers of a captioner that takes `size` questions at a time."""
+class LocalCaptioner(AnyCaptioner, Protocol):
+    """A model in this process, which decodes a batch at a time."""
+
+    sampling: Sampling
+    batch_size: int
+
+    def caption(self, questions: Sequence[Question], sampling: Sampling) -> list[Answer]:
+        """The answer of each question, at most `batch_size`; raises OpenVisionError when memory runs out."""
+        ...
+
+
+def in_batches(captioner: LocalCaptioner, questions: Iterable[Question | None]) -> Iterator[tuple[Question, Answer]]:
+    """The answers of a model in this process."""
     batch: list[Question] = []
     for question in questions:
         if question is not None:
             batch.append(question)
-        if batch and (question is None or len(batch) == size):
-            yield from zip(batch, answer(batch), strict=True)
+        if batch and (question is None or len(batch) == captioner.batch_size):
+            yield from zip(batch, captioner.caption(batch, captioner.sampling), strict=True)
             batch = []
     if batch:
-        yield from zip(batch, answer(batch), strict=True)
+        yield from zip(batch, captioner.caption(batch, captioner.sampling), strict=True)

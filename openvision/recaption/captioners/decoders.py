@@ -40,31 +40,32 @@ class DecoderCaptioner:
 
     def answers(self, questions: Iterable[Question | None]) -> Iterator[tuple[Question, Answer]]:
         """Captions, a batch at a time."""
-        return in_batches(questions, self.batch_size, self._answer)
+        return in_batches(self, questions)
 
-    def _answer(self, questions: Sequence[Question]) -> list[Answer]:
+    def caption(self, questions: Sequence[Question], sampling: Sampling) -> list[Answer]:
+        """One batch; OpenVision 1 reads no `sampling`."""
         images = [to_rgb_image(question.image) for question in questions]
         prepared = self.model.preprocess_all(images)
         if isinstance(self.model, Captioner):
-            return self._generate(self.model, prepared, questions)
+            return self._generate(self.model, prepared, questions, sampling)
         alts = [question.alt for question in questions]
         # A captioner of any other kind writes token by token.
         model = cast(OpenVision, self.model.model)
         # Every place is written at once, so that none of these captions ends for want of room.
         return [Answer(text) for text in generate_captions(model, self.model.tokenizer, prepared, alts)]
 
-    def _generate(self, captioner: Captioner, images: Tensor, questions: Sequence[Question]) -> list[Answer]:
+    def _generate(
+        self, captioner: Captioner, images: Tensor, questions: Sequence[Question], sampling: Sampling
+    ) -> list[Answer]:
         model, tokenizer = captioner.model, captioner.tokenizer
-        temperatures = [self.sampling.temperature_of(question) for question in questions]
+        temperatures = [sampling.temperature_of(question) for question in questions]
         sampler = None
         if any(temperatures):
             seeds = [question.seed for question in questions]
-            sampler = Sampler(seeds, temperatures, self.sampling.top_k)
+            sampler = Sampler(seeds, temperatures, sampling.top_k)
         size = (images.shape[2], images.shape[3])
         with evaluating(model) as device, batch_memory(device, len(images), size):
-            ids = model.generate(
-                send(images, device), tokenizer.bos_id, tokenizer.eos_id, self.sampling.max_tokens, sampler
-            )
+            ids = model.generate(send(images, device), tokenizer.bos_id, tokenizer.eos_id, sampling.max_tokens, sampler)
         answers = []
         for row in ids.cpu():
             # [eos] stands on every place behind the end.

@@ -48,6 +48,9 @@ class ImageTextCaptioner:
         self.model, self.processor, self.sampling, self.batch_size = model, processor, sampling, batch_size
         self.name = f"{name}, {sampling}"
         self.varies = sampling.temperature > 0
+        # Of an encoder-decoder, the prompt and the caption have a context each.
+        text = model.config.get_text_config()
+        self._context = None if model.config.is_encoder_decoder else getattr(text, "max_position_embeddings", None)
         # A batch ends at the same place: the first new token of every row.
         processor.tokenizer.padding_side = "left"
         if processor.tokenizer.pad_token_id is None:
@@ -55,20 +58,32 @@ class ImageTextCaptioner:
 
     def answers(self, questions: Iterable[Question | None]) -> Iterator[tuple[Question, Answer]]:
         """Captions, a batch at a time."""
-        return in_batches(questions, self.batch_size, self._answer)
+        return in_batches(self, questions)
 
-    def _answer(self, questions: Sequence[Question]) -> list[Answer]:
+    def caption(self, questions: Sequence[Question], sampling: Sampling) -> list[Answer]:
+        """One batch; what exceeds the context of the model gets no caption."""
         inputs = self._prepare(questions)
+        read = inputs["attention_mask"].sum(dim=1).tolist() if "attention_mask" in inputs else [0] * len(questions)
+        fits = [self._context is None or length + sampling.max_tokens <= self._context for length in read]
+        if not all(fits):
+            short = [question for question, is_short in zip(questions, fits, strict=True) if is_short]
+            answers = iter(self.caption(short, sampling) if short else [])
+            return [next(answers) if is_short else Answer("", fault="too_long") for is_short in fits]
+        return self._generate(inputs, questions, sampling, read)
+
+    def _generate(
+        self, inputs: dict[str, Tensor], questions: Sequence[Question], sampling: Sampling, read: Sequence[int]
+    ) -> list[Answer]:
         begin = 0 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        temperatures = [self.sampling.temperature_of(question) for question in questions]
+        temperatures = [sampling.temperature_of(question) for question in questions]
         processors = []
         if any(temperatures):
-            sampler = Sampler([question.seed for question in questions], temperatures, self.sampling.top_k)
+            sampler = Sampler([question.seed for question in questions], temperatures, sampling.top_k)
             processors.append(partial(_process, sampler))
         with torch.inference_mode(), explain_out_of_memory(partial(self._no_room, len(questions))):
             ids = self.model.generate(
                 **inputs,
-                max_new_tokens=self.sampling.max_tokens,
+                max_new_tokens=sampling.max_tokens,
                 # The sampler draws; taking the largest is left.
                 do_sample=False,
                 num_beams=1,
@@ -77,7 +92,6 @@ class ImageTextCaptioner:
             )
         ends = self._end_ids()
         texts = self.processor.batch_decode(ids[:, begin:], skip_special_tokens=True)
-        read = inputs["attention_mask"].sum(dim=1).tolist() if "attention_mask" in inputs else [0] * len(questions)
         answers = []
         for text, row, tokens_read in zip(texts, ids[:, begin:].tolist(), read, strict=True):
             length = next((place for place, token in enumerate(row) if token in ends), None)

@@ -18,7 +18,7 @@ from openvision.recaption.captioners.captioner import Answer, Question
 
 LONGEST_PAUSE = 60.0
 _FIRST_PAUSE = 0.5
-# So many failures of a request may be chance; what fails still is waited for longer, whatever the others do.
+# So many failures of a request may be chance; what fails still waits longer, whatever the others do.
 _CHANCE = 4
 # Open requests for each one at work: at a fifth of failures that wait three seconds, enough are ready.
 _OPEN = 16
@@ -147,8 +147,9 @@ class RequestQueue:
                     return
                 with self._changed:
                     self._in_a_row += 1
-                    by_chance = request.failures <= _CHANCE and not error.is_busy
-                    failures = min(request.failures, self._in_a_row) if by_chance else request.failures
+                    failures = request.failures
+                    if not error.is_busy:
+                        failures = max(min(failures, self._in_a_row), failures - _CHANCE + 1)
                     due = self._patience.clock.now() + self._patience.pause(failures, error.pause)
                     heapq.heappush(self._waiting, (due, request))
                     self._changed.notify()

@@ -1,0 +1,1 @@
+"""A captioner behind OpenAI's protocol: `openvision serve`. May import what `recaption` may."""
