@@ -16,7 +16,7 @@ ANY_LANGUAGE = "any"
 
 
 def recaption(
-    shards: Annotated[str, typer.Argument(help="Folder of shards, which is not changed.")],
+    shards: Annotated[str, typer.Argument(help="Folder of shards, which is not changed; a URL with --as shards.")],
     captioner: Annotated[
         str,
         typer.Option(

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openvision.data.recap.index import shard_names
+from openvision.data.shards.store import join_folder
 from openvision.errors import OpenVisionError, require
 from openvision.recaption.captioners.captioner import AnyCaptioner
-from openvision.recaption.job import count_finished, open_local, recaption_shards
+from openvision.recaption.job import count_finished, open_shards, recaption_shards
 from openvision.recaption.prompts import Prompt
 from openvision.recaption.shard import Options, is_finished
 
@@ -77,13 +78,13 @@ def recaption_on_ray(
     """
     ray = require("ray", extra="ray")
     require("ray.data", extra="ray")
-    names = shard_names(open_local(shards))
+    names = shard_names(open_shards(shards, options))
     waiting = [{"shard": name} for name in names if not is_finished(output, name)]
     if not waiting:
         # Nothing to do but to see that it is this job that is done.
         return recaption_shards(shards, load(), prompt, output, options, progress, names=[])
     # Relative paths mean another folder in the working directory of an actor.
-    job = _Job(str(Path(shards).resolve()), load, prompt, output.resolve(), options, budget)
+    job = _Job(str(join_folder(Path.cwd(), shards)), load, prompt, output.resolve(), options, budget)
     started = not ray.is_initialized()
     if started:
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")

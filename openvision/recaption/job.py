@@ -17,10 +17,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlsplit
 
 from openvision.data.recap.index import shard_names
 from openvision.data.shards.selection import check_flat, flat_name
-from openvision.data.shards.store import LocalStore, open_store
+from openvision.data.shards.store import LocalStore, Store, open_store
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_write_text, make_folder, read_json
 from openvision.recaption.captioners.captioner import Answer, AnyCaptioner, Question
@@ -70,17 +71,17 @@ def recaption_shards(
 
     `progress` receives a line for each shard; `names` are the shards to look at, by default all, or those of `part`,
     which are then all that is counted. `budget` is how many tokens all workers together may use: no shard begins after
-    them. Raises OpenVisionError for remote shards, an output folder of another job, a shard without images, a budget
-    that is used up, and whatever stops the captioner.
+    them. Raises OpenVisionError for remote shards that are to be linked to, an output folder of another job, a shard
+    without images, a budget that is used up, and whatever stops the captioner.
     """
-    store = open_local(shards)
+    store = open_shards(shards, options)
     if options.per_image > 1 and not captioner.varies:
         raise OpenVisionError(
             f"{captioner.name} gives equal captions of one image; leave out --per-image or set --temperature 0.7"
         )
     every = shard_names(store)
     check_flat(every)
-    if output.resolve() == store.folder.resolve():
+    if isinstance(store, LocalStore) and output.resolve() == store.folder.resolve():
         raise OpenVisionError(f"{output} is the folder of the shards; choose another output folder")
     _claim_folder(output, _manifest(store, captioner, prompt, options))
     origin = Origin(captioner.name, captioner.can_retry, prompt)
@@ -91,11 +92,16 @@ def recaption_shards(
     return count_finished(output, mine)
 
 
-def open_local(shards: str) -> LocalStore:
-    """The folder of shards; raises OpenVisionError for a remote one."""
+def open_shards(shards: str, options: Options) -> Store:
+    """The folder or URL of shards; raises OpenVisionError for a remote one to whose shards links are to be made."""
+    if "@" in urlsplit(shards).netloc:
+        # It would stand in the manifest.
+        raise OpenVisionError("the URL of the shards has a user name, which would be stored; use the environment")
     store = open_store(shards)
-    if not isinstance(store, LocalStore):
-        raise OpenVisionError(f"{shards} is not a local folder; copy the shards, then recaption the copy")
+    if options.form == "captions" and not isinstance(store, LocalStore):
+        raise OpenVisionError(
+            f"{shards} is not a local folder, so no link can lead there; write new shards with --as shards"
+        )
     return store
 
 
@@ -122,7 +128,7 @@ class _Worker:
 
     def __init__(
         self,
-        store: LocalStore,
+        store: Store,
         output: Path,
         origin: Origin,
         options: Options,
@@ -250,8 +256,9 @@ def lock_path(output: Path, name: str) -> Path:
     return output / f".{flat_name(name)}.lock"
 
 
-def _manifest(store: LocalStore, captioner: AnyCaptioner, prompt: Prompt, options: Options) -> JsonObject:
-    source = {"shards": str(store.folder.resolve()), "captioner": captioner.name}
+def _manifest(store: Store, captioner: AnyCaptioner, prompt: Prompt, options: Options) -> JsonObject:
+    place = str(store.folder.resolve()) if isinstance(store, LocalStore) else store.name
+    source = {"shards": place, "captioner": captioner.name}
     return {"version": 1, **source, "prompt": prompt.text, "prompt_sha256": prompt.sha256, **asdict(options)}
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from openvision.data.recap.index import shard_names
+from openvision.data.shards.store import open_store
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, read_json
-from openvision.recaption.job import MANIFEST, lock_path, open_local
+from openvision.recaption.job import MANIFEST, lock_path
 from openvision.recaption.shard import is_finished, report_name
 
 # A worker signs its locks every few seconds; a shard takes longer than this only where the captioner hangs.
@@ -98,7 +99,7 @@ def read_progress(output: Path) -> Progress:
     """Progress of the job in `output`; raises OpenVisionError when it holds none."""
     if not (output / MANIFEST).is_file():
         raise OpenVisionError(f"{output} holds no recaption job; name the output folder of `openvision recaption`")
-    names = shard_names(open_local(str(read_json(output / MANIFEST)["shards"])))
+    names = shard_names(open_store(str(read_json(output / MANIFEST)["shards"])))
     workers: dict[str, WorkerProgress] = {}
     for name in names:
         if is_finished(output, name):

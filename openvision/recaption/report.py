@@ -15,6 +15,7 @@ from PIL import Image
 
 from openvision.data.recap.index import shard_names
 from openvision.data.shards.dataset import Sample, ShardDataset
+from openvision.data.shards.store import open_store
 from openvision.data.tools.stats import TextCounts, even_sample, spread
 from openvision.errors import OpenVisionError, require
 from openvision.evaluation.report.gallery import Album, draw
@@ -23,7 +24,7 @@ from openvision.files import JsonObject, atomic_write_text, read_json
 from openvision.images.decode import BadSampleError, decode_image
 from openvision.inference.encoder import Encoder
 from openvision.recaption.duplicates import Fingerprint, fingerprint, near_duplicates
-from openvision.recaption.job import MANIFEST, count_finished, open_local
+from openvision.recaption.job import MANIFEST, count_finished
 from openvision.text.captions import non_blank
 from openvision.untrusted import json_text
 
@@ -124,7 +125,7 @@ def write_report(
     if not (output / MANIFEST).is_file():
         raise OpenVisionError(f"{output} holds no recaption job; name the output folder of `openvision recaption`")
     manifest = read_json(output / MANIFEST)
-    counts = count_finished(output, shard_names(open_local(str(manifest["shards"]))))
+    counts = count_finished(output, shard_names(open_store(str(manifest["shards"]))))
     if not counts["shards"]:
         raise OpenVisionError(f"{output} holds no finished shard yet; run `openvision recaption` first")
     dataset = ShardDataset(output, str(manifest["key"]))

@@ -14,7 +14,7 @@ from openvision.data.recap.index import TarSample, tar_samples
 from openvision.data.recap.write import captions_tar, read_captions, write_new_shard
 from openvision.data.shards.index import captions_name, is_key
 from openvision.data.shards.selection import flat_name
-from openvision.data.shards.store import LocalStore
+from openvision.data.shards.store import Store
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_write_bytes, atomic_write_text
 from openvision.images.decode import BadSampleError, decode_image
@@ -60,7 +60,7 @@ class _Caption:
 class ShardWork:
     """The captions of one shard."""
 
-    def __init__(self, store: LocalStore, name: str, origin: Origin, options: Options) -> None:
+    def __init__(self, store: Store, name: str, origin: Origin, options: Options) -> None:
         self.store, self.name, self.origin, self.options = store, name, origin, options
         self.counts: Counter[str] = Counter()
         self._captions: dict[str, dict[int, _Caption]] = {}

@@ -22,7 +22,7 @@ import openvision
 from openvision.cli.main import app
 from openvision.data.recap.write import captions_tar, read_captions
 from openvision.data.shards.dataset import ShardDataset, ShardWriter
-from openvision.data.shards.store import LocalStore
+from openvision.data.shards.store import LocalStore, RemoteStore
 from openvision.encoding import generate_captions
 from openvision.errors import OpenVisionError
 from openvision.files import read_json
@@ -35,6 +35,7 @@ from openvision.recaption.captioners.captioner import Sampling
 from openvision.recaption.captioners.endpoint import Endpoint
 from openvision.recaption.captioners.request_queue import Patience
 from openvision.recaption.job import recaption_shards
+from openvision.recaption.progress import read_progress
 from openvision.recaption.prompts import BUILT_IN, load_prompt
 from openvision.recaption.quality import find_fault
 from openvision.recaption.shard import Options
@@ -252,6 +253,26 @@ def test_new_shards_hold_images_texts_and_captions(shards, tmp_path):
     # What was not captioned stays a sample; older captions stay beside the new one.
     assert [new[i].synthetic for i in range(SAMPLES)] == [None, *(expected(i) for i in range(1, SAMPLES))]
     assert (new[1].meta["synthetic"], new[1].meta["other"]) == ("old", "kept")
+
+
+def test_shards_behind_a_url_become_new_shards(shards, tmp_path):
+    url = "memory://recaption/shards"
+    remote = RemoteStore(url)
+    for path in shards.glob("*.tar"):
+        remote.write(path.name, path.read_bytes())
+    with serving() as server:
+        with pytest.raises(OpenVisionError, match=r"memory://recaption/shards is not a local folder.*--as shards"):
+            recaption(url, server, tmp_path / "out")
+        with pytest.raises(OpenVisionError, match="has a user name") as caught:
+            recaption("https://me:secret@host/shards", server, tmp_path / "out")
+        assert "secret" not in str(caught.value)
+        assert not (tmp_path / "out").exists()
+        counts = recaption(url, server, tmp_path / "out", form="shards")
+        assert len(server.bodies) == SAMPLES
+    assert (counts["captions"], counts["shards_missing"]) == (SAMPLES, 0)
+    assert captions(tmp_path / "out") == [expected(number) for number in range(SAMPLES)]
+    assert read_json(tmp_path / "out/recaption.json")["shards"] == url
+    assert read_progress(tmp_path / "out").finished == 3
 
 
 @pytest.mark.parametrize(
