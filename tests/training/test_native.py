@@ -35,7 +35,7 @@ def mixed_batch():
     return replace(batch_of(), images=packed, shapes=shapes)
 
 
-@pytest.mark.parametrize("kind", ["openvision", "openvision2", "openvision3"])
+@pytest.mark.parametrize("kind", ["openvision", "openvision2", "openvision3", "genlip"])
 @pytest.mark.parametrize("micro_batches", [1, 4, 8])
 def test_mixed_shapes_are_contrasted_together_exactly(kind, micro_batches):
     """The gradient is that of one graph over all images, each encoded by itself."""
