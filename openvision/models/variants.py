@@ -104,7 +104,7 @@ def variant_genlip(size: str, image_size: int) -> GenLipConfig:
     tower = GENLIP_SIZES[size]
     width = tower.width if size == "so400m" else 1024
     return GenLipConfig(
-        vision=GenLipVisionConfig(**tower.sizes(), patch_size=16, image_size=image_size),
+        vision=GenLipVisionConfig(tower.width, tower.depth, tower.mlp_dim, tower.heads, 16, image_size),
         decoder=GenLipTextConfig(width),
     )
 
