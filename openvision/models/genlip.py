@@ -429,8 +429,10 @@ class GenLip(nn.Module):
         key = (max(grid), device)
         if key not in self._places:
             vision = self.config.vision
-            positions = (max(grid) + torch.arange(self.config.decoder.caption_length)).expand(AXES, -1)
-            self._places[key] = rotary_table(positions, vision.width // vision.heads, vision.rope_theta).to(device)
+            with torch.inference_mode(False):
+                positions = (max(grid) + torch.arange(self.config.decoder.caption_length)).expand(AXES, -1)
+                table = rotary_table(positions, vision.width // vision.heads, vision.rope_theta)
+                self._places[key] = table.to(device)
         return self._places[key]
 
 

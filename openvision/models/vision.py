@@ -164,7 +164,9 @@ class VisionTransformer(nn.Module):
             return self._make_positions(rows, columns).to(device)
         key = (rows, columns, device)
         if key not in self._positions:
-            self._positions[key] = self._make_positions(rows, columns).to(device)
+            # Rotary ones are needed in a backward pass, for which nothing made in inference mode can be kept.
+            with torch.inference_mode(False):
+                self._positions[key] = self._make_positions(rows, columns).to(device)
         return self._positions[key]
 
     def _make_positions(self, rows: int, columns: int) -> Tensor:

@@ -166,6 +166,15 @@ def test_features_are_the_hidden_states_of_the_patches():
     assert torch.equal(other.vision.forward_features(images, layers=[-1]).layers[0].patch_tokens, last)
 
 
+def test_a_model_that_was_used_in_inference_mode_can_be_trained():
+    model, inputs = GenLip(CONFIG), batch()
+    with torch.inference_mode():
+        expected = model.caption_logits(*inputs)
+    found = model.caption_logits(*inputs)
+    found.sum().backward()
+    torch.testing.assert_close(found.detach(), expected.clone())
+
+
 def test_the_order_of_the_patches_matters():
     """Without the rotation the mean over patches could not tell an image from its mirror image."""
     tower = GenLip(CONFIG).eval().vision
