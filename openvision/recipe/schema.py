@@ -156,8 +156,6 @@ class Recipe(Section):
     def _check_native(self, index: int, stage: Stage, native: Native) -> None:
         """Raise ValueError for a native stage whose square is not that of its resolution."""
         place, patch = f"stages.{index}", self.model.vision.patch_size
-        if isinstance(self.model, OpenVision3Config):
-            raise ValueError(f"{place}.native: OpenVision 3 reads latents of squares; leave native out")
         if stage.resolution % patch or native.max_tokens != (stage.resolution // patch) ** 2:
             side = max(1, round(stage.resolution / patch))
             raise ValueError(
@@ -204,10 +202,15 @@ class Recipe(Section):
                     f"stages.{index}.resolution {stage.resolution} is no multiple of {patch} px, the patch of "
                     f"{self.model.vision.kernel} x {self.model.vision.kernel} latents; choose a multiple"
                 )
-            if stage.perceptual and stage.resolution < LEAST_PIXELS:
+            shapes = self.shapes_of(stage)
+            least = stage.resolution if shapes is None else shapes.shortest_side
+            if stage.perceptual and least < LEAST_PIXELS:
+                what = f"stages.{index}.resolution {stage.resolution}"
+                if shapes is not None:
+                    what = f"a side of {least} px of stages.{index}.native"
                 raise ValueError(
-                    f"stages.{index}.resolution {stage.resolution} is too small for a perceptual distance, which needs "
-                    f"{LEAST_PIXELS} px; leave stages.{index}.perceptual out"
+                    f"{what} is too small for a perceptual distance, which needs {LEAST_PIXELS} px; "
+                    f"leave stages.{index}.perceptual out"
                 )
         return self
 
