@@ -2,7 +2,7 @@
 
 - Version 1 captions from the image and an alt-text, which for a held-out image is the model's own zero-shot guess. All
   positions are predicted at once, so neighbours may choose the same token: direct repetitions are collapsed.
-- OpenVision 2 and 3 caption from the image only, token by token, and read every patch.
+- OpenVision 2, 3 and GenLIP caption from the image only, token by token, and read every patch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -61,6 +61,7 @@ def info(
 ) -> None:
     """Show the shape, parameters, tokens and provenance of a checkpoint."""
     from openvision.frozen.autoencoder import describe_autoencoder
+    from openvision.models.genlip import GenLipTextConfig
     from openvision.weights.load import Request, load_checkpoint
 
     loaded = load_checkpoint(checkpoint, Request(image_size=image_size, revision=revision, offline=offline))
@@ -82,7 +83,10 @@ def info(
         lines.append(("reconstruction", _shape(unified.reconstruction, unified.config.reconstruction)))
     if (writer := loaded.captioner or loaded.unified) is not None:
         decoder = writer.decoder
-        lines.append(("decoder", f"{_shape(decoder, decoder.config)}, {decoder.config.caption_length} ids, causal"))
+        if isinstance(decoder.config, GenLipTextConfig):
+            lines.append(("captions", f"by the same transformer, {decoder.config.caption_length} ids, causal"))
+        else:
+            lines.append(("decoder", f"{_shape(decoder, decoder.config)}, {decoder.config.caption_length} ids, causal"))
         lines.append(("vocabulary", _vocabulary(loaded.tokenizer, decoder.config.vocab_size)))
     head = loaded.vision.head
     lines.append(("embedding", f"{head.out_features} dimensions" if head is not None else "none: no trained head"))

@@ -44,6 +44,11 @@ class NativeShapes:
         """Pixels of the largest shape."""
         return max(rows * columns for _, rows, columns in self._buckets) * self.patch_size**2
 
+    @property
+    def shortest_side(self) -> int:
+        """Pixels of the shortest side of any shape."""
+        return min(min(rows, columns) for _, rows, columns in self._buckets) * self.patch_size
+
     def shape_of(self, height: int, width: int) -> tuple[int, int]:
         """Height and width in pixels that an image of the given size is resized to.
 

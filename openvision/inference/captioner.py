@@ -1,4 +1,4 @@
-"""`Captioner`: an OpenVision 2 or 3 model that captions images.
+"""`Captioner`: an OpenVision 2 or 3 or GenLIP model that captions images.
 
 import openvision
 captioner = openvision.load_captioner("runs/mine/model")
@@ -14,6 +14,7 @@ from openvision.encoding import write_captions
 from openvision.errors import OpenVisionError
 from openvision.images.preprocess import Preprocessing, Size
 from openvision.inference.vision import ImageInput, VisionEncoder
+from openvision.models.genlip import GenLip
 from openvision.models.openvision2 import OpenVision2
 from openvision.models.openvision3 import OpenVision3
 from openvision.text.tokenizer import Tokenizer
@@ -25,7 +26,7 @@ class Captioner(VisionEncoder):
 
     def __init__(
         self,
-        model: OpenVision2 | OpenVision3,
+        model: OpenVision2 | OpenVision3 | GenLip,
         tokenizer: Tokenizer,
         resolution: Size | None = None,
         preprocessing: Preprocessing = "crop",
@@ -44,7 +45,7 @@ class Captioner(VisionEncoder):
         if model is None or checkpoint.tokenizer is None:
             raise OpenVisionError(
                 f"{checkpoint.source} has no autoregressive caption decoder: the model folder of an OpenVision 2 or 3 "
-                "run has one, the released checkpoints of both are vision towers only"
+                "or GenLIP run has one, the released checkpoints are vision towers only"
             )
         captioner = cls(model, checkpoint.tokenizer, resolution, preprocessing)
         captioner.source = checkpoint.source

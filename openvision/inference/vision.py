@@ -87,7 +87,7 @@ class VisionEncoder:
         """Width of an image embedding; raises OpenVisionError without a projection head."""
         if self.vision.head is None:
             raise OpenVisionError(
-                "this vision tower has no projection head (OpenVision 2 trains none); use forward_features"
+                "this vision tower has no projection head (captioning alone trains none); use forward_features"
             )
         return self.vision.head.out_features
 
@@ -142,7 +142,7 @@ class VisionEncoder:
         Gradients flow; wrap the call in `torch.inference_mode()` when none are needed.
         """
         batch = images if isinstance(images, Tensor) else self.preprocess_all(images)
-        return self.vision.forward_features(batch.to(self.vision.cls_token.device), layers=layers, norm=norm)
+        return self.vision.forward_features(batch.to(self.vision.fc_norm.weight.device), layers=layers, norm=norm)
 
     def encode_prepared(self, images: Tensor, batch_size: int = 64) -> Tensor:
         """Images from `preprocess`, uint8 (n, 3, H, W) -> unit vectors float32 (n, E)."""

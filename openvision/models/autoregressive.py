@@ -102,14 +102,55 @@ class LayerCache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
+def empty_caches(x: Tensor, heads: int, depth: int, room: int) -> list[LayerCache]:
+    """Caches of `depth` blocks for tokens like `x` (B, L, D), with room for so many more."""
+    batch, length, width = x.shape
+    shape = (batch, heads, length + room, width // heads)
+    return [LayerCache(x.new_empty(shape), x.new_empty(shape)) for _ in range(depth)]
+
+
+def write_tokens(
+    logits_of: Callable[[Tensor, int], Tensor],
+    first: Tensor,
+    eos_id: int,
+    length: int,
+    sampler: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Captions token by token -> ids int64 (B, L), without the `first` ones, (B, 1); L at most `length`.
+
+    `logits_of(ids, position)` reads the ids (B, 1) at a position and gives the logits (B, 1, V) of the next. The token
+    with the largest logit is next; a `sampler` changes the logits (B, V) before. Ends when every caption has its [eos];
+    what stands after an [eos] is [eos].
+    """
+    ids = first
+    finished = torch.zeros_like(ids, dtype=torch.bool)
+    generated: list[Tensor] = []
+    ended: list[HostCopy] = []
+    # An accelerator is not waited for: what it computes past the end before the host knows of it is cut off.
+    lag = 0 if first.device.type == "cpu" else GENERATION_LAG
+    for position in range(length):
+        logits = logits_of(ids, position)
+        if sampler is not None:
+            logits = sampler(logits[:, -1])[:, None]
+        ids = logits.argmax(dim=-1)
+        ids = ids.masked_fill(finished, eos_id)
+        generated.append(ids)
+        finished |= ids == eos_id
+        ended.append(HostCopy(finished.all()))
+        if position >= lag and ended[position - lag].values()[0]:
+            break
+    last = next((place for place, end in enumerate(ended) if end.values()[0]), length)
+    return torch.cat(generated[: last + 1], dim=1)
+
+
 class AutoregressiveBlock(DecoderBlock):
     """A block over image tokens and text kept as two tensors, or over whatever comes next of a cached sequence."""
 
-    def extend(self, x: Tensor, cache: LayerCache, causal: bool = False) -> Tensor:
+    def extend(self, x: Tensor, cache: LayerCache, causal: bool = False, places: Tensor | None = None) -> Tensor:
         """The next L tokens (B, L, D) of a sequence -> (B, L, D); if `causal` none sees those behind itself."""
-        q, k, v = self.attn.split_heads(self.attn.qkv(self.norm1(x)), 3)
+        q, k, v, gate = self._heads(x, places)
         keys, values = cache.append(k, v)
-        return self._finish(x, attention(q, keys, values, causal))
+        return self._finish(x, attention(q, keys, values, causal), gate)
 
 
 class AutoregressiveCaptionDecoder(nn.Module):
@@ -176,8 +217,7 @@ class AutoregressiveCaptionDecoder(nn.Module):
     def prefill(self, image_tokens: Tensor, room: int) -> list[LayerCache]:
         """Read image tokens (B, K, Dv); the caches of all blocks, with room for that many ids of text."""
         x = self.embed_images(image_tokens)
-        shape = (len(x), self.config.heads, x.shape[1] + room, self.config.width // self.config.heads)
-        caches = [LayerCache(x.new_empty(shape), x.new_empty(shape)) for _ in self.blocks]
+        caches = empty_caches(x, self.config.heads, self.config.depth, room)
         self._extend(x, caches, self._causal_images)
         return caches
 
@@ -196,31 +236,14 @@ class AutoregressiveCaptionDecoder(nn.Module):
     ) -> Tensor:
         """Captions of image tokens (B, K, Dv) -> ids int64 (B, L), without [bos]; L at most `max_length`.
 
-        The token with the largest logit is next; a `sampler` changes the logits (B, V) before.
-        Keys and values are kept: each token costs one pass of one token. Ends when every caption has its [eos]; what
-        stands after an [eos] is [eos]. `max_length` is `caption_length` by default and at most.
+        `max_length` is `caption_length` by default and at most; see `write_tokens`.
         """
         length = min(max_length or self.config.caption_length, self.config.caption_length)
         caches = self.prefill(image_tokens, length)
-        ids = torch.full((len(image_tokens), 1), bos_id, device=image_tokens.device)
-        finished = torch.zeros_like(ids, dtype=torch.bool)
-        generated: list[Tensor] = []
-        ended: list[HostCopy] = []
-        # An accelerator is not waited for: what it computes past the end before the host knows of it is cut off.
-        lag = 0 if image_tokens.device.type == "cpu" else GENERATION_LAG
-        for position in range(length):
-            logits = self.logits(self.step(ids, position, caches))
-            if sampler is not None:
-                logits = sampler(logits[:, -1])[:, None]
-            ids = logits.argmax(dim=-1)
-            ids = ids.masked_fill(finished, eos_id)
-            generated.append(ids)
-            finished |= ids == eos_id
-            ended.append(HostCopy(finished.all()))
-            if position >= lag and ended[position - lag].values()[0]:
-                break
-        last = next((place for place, end in enumerate(ended) if end.values()[0]), length)
-        return torch.cat(generated[: last + 1], dim=1)
+        first = torch.full((len(image_tokens), 1), bos_id, device=image_tokens.device)
+        return write_tokens(
+            lambda ids, position: self.logits(self.step(ids, position, caches)), first, eos_id, length, sampler
+        )
 
     def _extend(self, x: Tensor, caches: list[LayerCache], causal: bool = False) -> Tensor:
         for block, cache in zip(self._blocks(), caches, strict=True):

@@ -41,38 +41,63 @@ class DecoderConfig:
         check_count("caption_length", self.caption_length, MIN_CAPTION, MAX_LENGTH)
 
 
+Heads = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""Queries, keys and values (B, h, L, d), and the gate of what attention returns (B, L, D), where there is one."""
+
+
 class DecoderBlock(Block):
     """A pre-norm block over a prefix and queries kept as two tensors."""
 
     def __init__(self, width: int, heads: int, mlp_dim: int) -> None:
         super().__init__(width, heads, mlp_dim, gelu="tanh")
 
-    def forward_prefix(self, prefix: Tensor, queries: Tensor, causal_prefix: bool = False) -> tuple[Tensor, Tensor]:
+    def forward_prefix(
+        self,
+        prefix: Tensor,
+        queries: Tensor,
+        causal_prefix: bool = False,
+        prefix_places: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """(B, P, D) and (B, Q, D) -> the same shapes; queries see the prefix and the queries up to themselves.
 
-        The prefix sees all of itself or, if `causal_prefix`, what comes before.
+        The prefix sees all of itself or, if `causal_prefix`, what comes before. Blocks with rotary positions are given
+        those of the prefix, (2, P, d), and of the queries, (2, Q, d).
         """
-        qp, kp, vp = self.attn.split_heads(self.attn.qkv(self.norm1(prefix)), 3)
-        qq, kq, vq = self.attn.split_heads(self.attn.qkv(self.norm1(queries)), 3)
+        qp, kp, vp, gate_p = self._heads(prefix, prefix_places)
+        qq, kq, vq, gate_q = self._heads(queries, places)
         seen_by_prefix = attention(qp, kp, vp, causal_prefix)
-        prefix = self._finish(prefix, seen_by_prefix)
-        return prefix, self._finish(queries, self._attend_queries(qq, kp, vp, kq, vq))
+        prefix = self._finish(prefix, seen_by_prefix, gate_p)
+        return prefix, self._finish(queries, _attend_queries(qq, kp, vp, kq, vq), gate_q)
 
-    def forward_queries(self, prefix: Tensor, queries: Tensor) -> Tensor:
+    def forward_queries(
+        self, prefix: Tensor, queries: Tensor, prefix_places: Tensor | None = None, places: Tensor | None = None
+    ) -> Tensor:
         """The queries' half of `forward_prefix`, without computing what becomes of the prefix."""
-        width = prefix.shape[-1]
+        kp, vp = self._keys(prefix, prefix_places)
+        qq, kq, vq, gate = self._heads(queries, places)
+        return self._finish(queries, _attend_queries(qq, kp, vp, kq, vq), gate)
+
+    def _heads(self, x: Tensor, places: Tensor | None) -> Heads:
+        """Queries, keys and values of tokens (B, L, D) and, in blocks that have it, the gate of their attention."""
+        q, k, v = self.attn.split_heads(self.attn.qkv(self.norm1(x)), 3)
+        return q, k, v, None
+
+    def _keys(self, x: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Keys and values of tokens (B, L, D), without their queries."""
+        width = x.shape[-1]
         weight, bias = self.attn.qkv.weight[width:], self.attn.qkv.bias[width:]
-        kp, vp = self.attn.split_heads(F.linear(self.norm1(prefix), weight, bias), 2)
-        qq, kq, vq = self.attn.split_heads(self.attn.qkv(self.norm1(queries)), 3)
-        return self._finish(queries, self._attend_queries(qq, kp, vp, kq, vq))
+        keys, values = self.attn.split_heads(F.linear(self.norm1(x), weight, bias), 2)
+        return keys, values
 
-    def _attend_queries(self, qq: Tensor, kp: Tensor, vp: Tensor, kq: Tensor, vq: Tensor) -> Tensor:
-        keys, values = torch.cat([kp, kq], dim=2), torch.cat([vp, vq], dim=2)
-        return attention(qq, keys, values, causal=True)
-
-    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
+    def _finish(self, x: Tensor, attended: Tensor, gate: Tensor | None) -> Tensor:
         x = x + self.attn.project(attended)
         return x + self.feed_forward(x)
+
+
+def _attend_queries(qq: Tensor, kp: Tensor, vp: Tensor, kq: Tensor, vq: Tensor) -> Tensor:
+    keys, values = torch.cat([kp, kq], dim=2), torch.cat([vp, vq], dim=2)
+    return attention(qq, keys, values, causal=True)
 
 
 class ParallelCaptionDecoder(nn.Module):
@@ -109,8 +134,6 @@ class ParallelCaptionDecoder(nn.Module):
         State i predicts token i + 1 of the caption through `logits`. With `lengths`, int64 (B,) on the CPU, only that
         many states of each caption are promised (see lengths.py); the others may be zeros.
         """
-        if lengths is None:
-            return self._states(image_tokens, text_tokens, len(self.queries))
         return states_by_length(
             lengths, len(self.queries), lambda rows, reach: self._states(image_tokens[rows], text_tokens[rows], reach)
         )

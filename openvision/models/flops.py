@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from openvision.frozen.cost import autoencoder_cost
 from openvision.models.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.decoder import DecoderConfig
+from openvision.models.genlip import GenLipConfig, GenLipTextConfig, GenLipVisionConfig
 from openvision.models.openvision import OpenVisionConfig
 from openvision.models.openvision2 import ModelConfig
 from openvision.models.openvision3 import OpenVision3Config, ReconstructionConfig
@@ -47,7 +48,7 @@ def sample_flops(
     """Operations of one training sample, tower by tower.
 
     Args:
-        config: of OpenVision (version 1, or plain CLIP where it has no decoder), of OpenVision 2 or 3.
+        config: of OpenVision (version 1, or plain CLIP where it has no decoder), of OpenVision 2 or 3, of GenLIP.
         resolution: pixels a side.
         texts: texts contrasted with each image; OpenVision 2 has none.
         caption_tokens: mean number of target tokens of a caption, whose logits alone are computed; None is every
@@ -56,6 +57,8 @@ def sample_flops(
     embed = patch_embed_flops(config.vision, resolution)
     if isinstance(config, OpenVision3Config):
         return _unified_flops(config, resolution, texts, caption_tokens)
+    if isinstance(config, GenLipConfig):
+        return _one_transformer_flops(config, resolution, caption_tokens)
     if config.text is None:
         kept = config.patches_read(patches_of(config.vision, resolution))
         return (
@@ -98,6 +101,26 @@ def _unified_flops(
     )
 
 
+def _one_transformer_flops(
+    config: GenLipConfig, resolution: int, caption_tokens: float | None
+) -> tuple[TowerFlops, ...]:
+    """GenLIP: "vision" is what the patches cost, "decoder" what the caption's ids cost in the same blocks."""
+    vision, ends = config.vision, config.decoder
+    patches, ids = patches_of(vision, resolution), ends.caption_length
+    embed = patch_embed_flops(vision, resolution)
+    block = patches * _projections(vision) + _attention(vision.width, patches**2)
+    # Of the patches the last block makes keys and values.
+    last = patches * 4 * vision.width**2
+    seen_by_ids = _attention(vision.width, ids * patches + _causal_pairs(ids))
+    # Into the transformer's width and out of it.
+    ends_flops = 4 * ids * vision.width * ends.width if vision.width != ends.width else 0
+    return (
+        TowerFlops("vision", embed + (vision.depth - 1) * block + last, embed),
+        TowerFlops("decoder", vision.depth * (ids * _projections(vision) + seen_by_ids) + ends_flops),
+        TowerFlops("vocabulary", head_flops(ends, caption_tokens)),
+    )
+
+
 def reconstruction_flops(config: OpenVision3Config, patches: int) -> int:
     """Forward operations of the reconstruction decoder for one image."""
     own, vision = config.reconstruction, config.vision
@@ -128,7 +151,7 @@ def vision_flops(config: VisionConfig, resolution: int, embed_dim: int | None, k
     `kept` is the number of patch tokens that are read afterwards, where that is all the last block computes
     (OpenVision 2 in training).
     """
-    tokens = patches_of(config, resolution) + 1
+    tokens = patches_of(config, resolution) + (0 if isinstance(config, GenLipVisionConfig) else 1)
     block = tokens * _projections(config) + _attention(config.width, tokens**2)
     last = block if kept is None else _last_block(config, tokens, kept)
     return (
@@ -175,7 +198,9 @@ def autoregressive_trunk_flops(config: AutoregressiveDecoderConfig, vision: Visi
     return inputs + _two_call_blocks(config, kept, config.caption_length, pairs)
 
 
-def head_flops(config: DecoderConfig | AutoregressiveDecoderConfig, caption_tokens: float | None) -> int:
+def head_flops(
+    config: DecoderConfig | AutoregressiveDecoderConfig | GenLipTextConfig, caption_tokens: float | None
+) -> int:
     """Forward operations of the logits of `caption_tokens` tokens; None is every position."""
     tokens = config.caption_length if caption_tokens is None else min(caption_tokens, config.caption_length)
     return round(2 * config.width * config.vocab_size * tokens)
@@ -187,11 +212,12 @@ def masked_flops(config: ModelConfig, resolution: int) -> int:
     if decoder is None:
         return 0
     queries = decoder.caption_length
-    masked = decoder.depth * (queries**2 - _causal_pairs(queries))
+    blocks = config.vision if isinstance(decoder, GenLipTextConfig) else decoder
+    masked = blocks.depth * (queries**2 - _causal_pairs(queries))
     if isinstance(decoder, AutoregressiveDecoderConfig) and decoder.image_attention == "causal":
         kept = config.patches_read(patches_of(config.vision, resolution))
         masked += (decoder.depth - 1) * (kept**2 - _causal_pairs(kept))
-    return _attention(decoder.width, masked)
+    return _attention(blocks.width, masked)
 
 
 def contrastive_flops(embed_dim: int, batch: int, texts: int) -> int:
@@ -200,8 +226,11 @@ def contrastive_flops(embed_dim: int, batch: int, texts: int) -> int:
 
 
 def _projections(config: AnyTower) -> int:
-    """Operations of one token through the matrices of one block: q, k, v, out and the MLP."""
-    return 2 * (4 * config.width**2 + 2 * config.width * config.mlp_dim)
+    """Operations of one token through the matrices of one block: q, k, v, out and the MLP, and GenLIP's gates."""
+    attention, hidden = 4, 2
+    if isinstance(config, GenLipVisionConfig):
+        attention, hidden = 5 if config.gated else 4, 3
+    return 2 * (attention * config.width**2 + hidden * config.width * config.mlp_dim)
 
 
 def _attention(width: int, query_key_pairs: int) -> int:

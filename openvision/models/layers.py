@@ -85,14 +85,17 @@ class Block(nn.Module):
         self.norm1 = LayerNorm(width)
         self.attn = Attention(width, heads)
         self.norm2 = LayerNorm(width)
-        self.mlp = Mlp(width, mlp_dim, gelu)
+        self.mlp = self._make_mlp(width, mlp_dim, gelu)
         self.recompute_mlp = False
         """Whether training on a CPU recomputes norm and GELU of the MLP in the backward pass to save memory."""
         self.branch_scale: Tensor | None = None
         """Factors (2, B) of both residual branches of each sample, set by the trainer for stochastic depth."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
+    def _make_mlp(self, width: int, mlp_dim: int, gelu: Gelu) -> Mlp:
+        return Mlp(width, mlp_dim, gelu)
+
+    def forward(self, x: Tensor, places: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D). Blocks with rotary positions are given `places`, others none."""
         x = x + self._scaled(self.attn(self.norm1(x)), 0)
         return x + self._scaled(self.feed_forward(x), 1)
 

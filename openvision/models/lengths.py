@@ -15,11 +15,16 @@ GROUPS = 4
 SMALLEST_GROUP = 4
 
 
-def states_by_length(lengths: Tensor, positions: int, states_of: Callable[[Tensor, int], Tensor]) -> Tensor:
+def states_by_length(
+    lengths: Tensor | None, positions: int, states_of: Callable[[Tensor | slice, int], Tensor]
+) -> Tensor:
     """States (B, positions, D) of captions with `lengths` int64 (B,), zeros where a whole group has ended.
 
-    `states_of(rows, reach)` computes the first `reach` states of the captions `rows`, int64 (b,) -> (b, reach, D).
+    `states_of(rows, reach)` computes the first `reach` states of the captions `rows`, int64 (b,) or a slice ->
+    (b, reach, D). Without `lengths` it is called once, for all of every caption.
     """
+    if lengths is None:
+        return states_of(slice(None), positions)
     order = lengths.argsort(stable=True)
     groups = order.chunk(max(1, min(GROUPS, len(order) // SMALLEST_GROUP)))
     parts = []

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from openvision.files import JsonObject
 from openvision.models.autoregressive import AutoregressiveCaptionDecoder, AutoregressiveDecoderConfig
+from openvision.models.genlip import GenLip, GenLipConfig
 from openvision.models.lengths import states_by_length
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.openvision3 import OpenVision3, OpenVision3Config
@@ -62,13 +63,15 @@ class OpenVision2Config:
         )
 
 
-ModelConfig = OpenVisionConfig | OpenVision2Config | OpenVision3Config
+ModelConfig = OpenVisionConfig | OpenVision2Config | OpenVision3Config | GenLipConfig
 
 
 def build_model(config: ModelConfig) -> "AnyModel":
     """The model of a configuration."""
     if isinstance(config, OpenVision3Config):
         return OpenVision3(config)
+    if isinstance(config, GenLipConfig):
+        return GenLip(config)
     return OpenVision(config) if config.text is not None else OpenVision2(config)
 
 
@@ -103,8 +106,6 @@ class OpenVision2(nn.Module):
         Given `caption_lengths`, int64 (B,) on the CPU, states past the end of a caption may be zeros.
         """
         tokens = self.vision.patch_tokens(images, keep)
-        if caption_lengths is None:
-            return self.decoder(tokens, input_ids)
         return states_by_length(
             caption_lengths,
             input_ids.shape[1],
@@ -128,7 +129,7 @@ class OpenVision2(nn.Module):
         return self.decoder.generate(self.vision.patch_tokens(images), bos_id, eos_id, max_length, sampler)
 
 
-AnyModel = OpenVision | OpenVision2 | OpenVision3
+AnyModel = OpenVision | OpenVision2 | OpenVision3 | GenLip
 
 
 def kept_patches(patches: int, ratio: float) -> int:

@@ -23,7 +23,8 @@ from openvision.frozen.autoencoder import Autoencoder, open_autoencoder
 from openvision.frozen.config import AutoencoderConfig
 from openvision.models.autoregressive import AutoregressiveCaptionDecoder, AutoregressiveDecoderConfig
 from openvision.models.bounds import MAX_WIDTH, check_transformer
-from openvision.models.kernels.dispatch import compute_dtype, full_precision
+from openvision.models.genlip import GenLipTower, GenLipVisionConfig
+from openvision.models.kernels.dispatch import compute_dtype, full_precision, linear_fp32
 from openvision.models.layers import (
     Block,
     LayerNorm,
@@ -74,13 +75,17 @@ class LatentVisionConfig(VisionConfig):
 
 def vision_config(data: JsonObject) -> VisionConfig:
     """The shape of a vision tower as `asdict` wrote it; raises TypeError, KeyError or ValueError."""
+    if "rope_theta" in data:
+        return GenLipVisionConfig(**data)
     if "autoencoder" not in data:
         return VisionConfig(**data)
     return LatentVisionConfig(**{**data, "autoencoder": AutoencoderConfig(**data["autoencoder"])})
 
 
 def build_vision(config: VisionConfig, embed_dim: int | None) -> VisionTransformer:
-    """The vision tower of a configuration, on pixels or on latents."""
+    """The vision tower of a configuration, on pixels or on latents; GenLIP's has no head, whatever `embed_dim`."""
+    if isinstance(config, GenLipVisionConfig):
+        return GenLipTower(config)
     tower = LatentVisionTransformer if isinstance(config, LatentVisionConfig) else VisionTransformer
     return tower(config, embed_dim)
 
@@ -169,11 +174,11 @@ class ReconstructionDecoder(nn.Module):
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Patch tokens (B, N, D) of a grid -> latents float32 (B, C, rows * patch, columns * patch)."""
-        x = _linear_fp32(tokens, self.proj) + self._table(*grid, tokens.device)
+        x = linear_fp32(tokens, self.proj.weight, self.proj.bias) + self._table(*grid, tokens.device)
         x = x.to(compute_dtype(self.proj.weight))
         for block in self.blocks:
             x = block(x)
-        x = _linear_fp32(self.norm(x.to(self.norm.weight.dtype)), self.head)
+        x = linear_fp32(self.norm(x.to(self.norm.weight.dtype)), self.head.weight, self.head.bias)
         return F.pixel_shuffle(x.transpose(1, 2).unflatten(2, grid), self.patch)
 
     def _table(self, rows: int, columns: int, device: torch.device) -> Tensor:
@@ -181,11 +186,6 @@ class ReconstructionDecoder(nn.Module):
         if key not in self._positions:
             self._positions[key] = sincos_position_table(rows, columns, self.config.width).to(device)
         return self._positions[key]
-
-
-def _linear_fp32(x: Tensor, linear: nn.Linear) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
-        return F.linear(full_precision(x), full_precision(linear.weight), full_precision(linear.bias))
 
 
 @dataclass(frozen=True)
@@ -300,14 +300,11 @@ class OpenVision3(nn.Module):
         noisy = full_precision(tokens)
         if noise is not None:
             noisy = noisy + noise * (rms[:, None, None] if self.config.reconstruction.noise_relative else 1.0)
-        if caption_lengths is None:
-            states = self.decoder(tokens, input_ids)
-        else:
-            states = states_by_length(
-                caption_lengths,
-                input_ids.shape[1],
-                lambda rows, reach: self.decoder(tokens[rows], input_ids[rows, :reach]),
-            )
+        states = states_by_length(
+            caption_lengths,
+            input_ids.shape[1],
+            lambda rows, reach: self.decoder(tokens[rows], input_ids[rows, :reach]),
+        )
         return OpenVision3Output(
             image_embeds=unit(self.vision.project(vision.pooled)),
             text_embeds=unit(self.text.project(text.pooled)).unflatten(0, (len(texts), len(images))),

@@ -5,7 +5,7 @@ contrastive model has a text tower, a captioning model has none. `model.text is 
 to the type checker, and so does `config.text is None` of their configurations:
 
     contrastive     `OpenVision` (version 1, and plain CLIP when `decoder` is None)
-    captioning      `OpenVision2`
+    captioning      `OpenVision2`, and `GenLip`, whose captions go through the vision tower
     both            `OpenVision3`, which has a text tower and captions token by token
 
 A module that wraps a model (to split a batch over processes, for example) is one too when it has these members.
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from openvision.models.autoregressive import AutoregressiveCaptionDecoder
 from openvision.models.decoder import ParallelCaptionDecoder
+from openvision.models.genlip import GenLipConfig, LanguageEnds
 from openvision.models.openvision import OpenVisionConfig, OpenVisionOutput
 from openvision.models.openvision2 import OpenVision2Config
 from openvision.models.openvision3 import OpenVision3
@@ -102,7 +103,7 @@ class CaptioningModel(_Trained, Protocol):
     """A model that captions images token by token and has no text tower."""
 
     @property
-    def config(self) -> OpenVision2Config:
+    def config(self) -> OpenVision2Config | GenLipConfig:
         """Its shape."""
         ...
 
@@ -112,8 +113,8 @@ class CaptioningModel(_Trained, Protocol):
         ...
 
     @property
-    def decoder(self) -> AutoregressiveCaptionDecoder:
-        """The caption decoder."""
+    def decoder(self) -> AutoregressiveCaptionDecoder | LanguageEnds:
+        """The caption decoder, or what captions need beside the tower."""
         ...
 
     def caption_logits(self, images: Tensor, input_ids: Tensor) -> Tensor:
@@ -136,4 +137,4 @@ Model = ContrastiveModel | CaptioningModel | OpenVision3
 
 def writes_token_by_token(model: Model) -> "TypeGuard[CaptioningModel | OpenVision3]":
     """Whether the model captions an image from the image alone, token by token."""
-    return isinstance(model.decoder, AutoregressiveCaptionDecoder)
+    return isinstance(model.decoder, AutoregressiveCaptionDecoder | LanguageEnds)

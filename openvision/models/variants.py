@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from openvision.models.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.decoder import DecoderConfig
+from openvision.models.genlip import GenLipConfig, GenLipTextConfig, GenLipVisionConfig
 from openvision.models.openvision import OpenVisionConfig
 from openvision.models.openvision2 import OpenVision2Config
 from openvision.models.text import TextConfig
@@ -86,6 +87,25 @@ def variant2(size: str, patch_size: int, image_size: int) -> OpenVision2Config:
     return OpenVision2Config(
         vision=VisionConfig(**towers.vision.sizes(), patch_size=patch_size, image_size=image_size),
         decoder=AutoregressiveDecoderConfig(decoder.width, decoder.depth, decoder.mlp_dim, decoder.heads),
+    )
+
+
+GENLIP_SIZES = {
+    # The file of L says width 1152, but its vocabulary's width, hidden width and positions are those of 1024.
+    "large": Tower(1024, 24, 2752, 16),
+    "so400m": Tower(1152, 27, 3072, 16),
+    "giant": Tower(1536, 40, 4096, 16),
+}
+"""Transformers of GenLIP, from the configurations of its code; `mlp_dim` is that of SwiGLU."""
+
+
+def variant_genlip(size: str, image_size: int) -> GenLipConfig:
+    """Configuration of a GenLIP model with patches of 16 px; raises KeyError for an unknown size."""
+    tower = GENLIP_SIZES[size]
+    width = tower.width if size == "so400m" else 1024
+    return GenLipConfig(
+        vision=GenLipVisionConfig(tower.width, tower.depth, tower.mlp_dim, tower.heads, 16, image_size),
+        decoder=GenLipTextConfig(width),
     )
 
 

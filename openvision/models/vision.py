@@ -82,8 +82,8 @@ class LayerTokens:
 
     patch_tokens: Tensor
     """(B, N, D), row-major."""
-    class_token: Tensor
-    """(B, D)."""
+    class_token: Tensor | None
+    """(B, D); None in a tower without one."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class VisionFeatures:
 
     patch_tokens: Tensor
     """(B, N, D), output of the last block before any norm, row-major."""
-    class_token: Tensor
-    """(B, D), output of the last block before any norm; OpenVision never reads it."""
+    class_token: Tensor | None
+    """(B, D), output of the last block before any norm; OpenVision never reads it. None in a tower without one."""
     pooled: Tensor
     """(B, D), LayerNorm of the mean patch token."""
     grid: tuple[int, int]
@@ -105,20 +105,21 @@ class VisionFeatures:
 
 
 class PatchEmbed(nn.Module):
-    """Cut images into patches and project them, in float32, without bias."""
+    """Cut images into patches and project them, in float32; OpenVision's has no bias."""
 
-    def __init__(self, patch_size: int, width: int, channels: int = 3) -> None:
+    def __init__(self, patch_size: int, width: int, channels: int = 3, bias: bool = False) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(channels, width, patch_size, stride=patch_size, bias=False)
+        self.proj = nn.Conv2d(channels, width, patch_size, stride=patch_size, bias=bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, D), row-major."""
         with torch.autocast(images.device.type, enabled=False):
             # The same numbers as a strided convolution, by one matrix product: faster on CPU, forward and backward.
             weight = full_precision(self.proj.weight.flatten(1))
+            bias = None if self.proj.bias is None else full_precision(self.proj.bias)
             patches = F.pixel_unshuffle(self._crop(images).to(weight.dtype), self.patch_size)
-            return F.linear(patches.flatten(2).transpose(1, 2), weight)
+            return F.linear(patches.flatten(2).transpose(1, 2), weight, bias)
 
     def _crop(self, images: Tensor) -> Tensor:
         height, width = (size - size % self.patch_size for size in images.shape[-2:])
@@ -127,6 +128,9 @@ class PatchEmbed(nn.Module):
 
 class VisionTransformer(nn.Module):
     """OpenVision's image encoder. `embed_dim` None leaves the head out (OpenVision 2)."""
+
+    prefix_tokens = 1
+    """Tokens before the patches: the class token."""
 
     def __init__(self, config: VisionConfig, embed_dim: int | None) -> None:
         super().__init__()
@@ -157,11 +161,25 @@ class VisionTransformer(nn.Module):
         """Fixed positions (rows * columns, D) for any grid; computed once a grid and device, never a parameter."""
         if isinstance(rows, torch.SymInt) or isinstance(columns, torch.SymInt):
             # An export with free resolution: the table is computed inside the graph.
-            return sincos_position_table(rows, columns, self.config.width).to(device)
+            return self._make_positions(rows, columns).to(device)
         key = (rows, columns, device)
         if key not in self._positions:
-            self._positions[key] = sincos_position_table(rows, columns, self.config.width).to(device)
+            # Rotary ones are needed in a backward pass, for which nothing made in inference mode can be kept.
+            with torch.inference_mode(False):
+                self._positions[key] = self._make_positions(rows, columns).to(device)
         return self._positions[key]
+
+    def _make_positions(self, rows: int, columns: int) -> Tensor:
+        return sincos_position_table(rows, columns, self.config.width)
+
+    @property
+    def readout(self) -> int:
+        """The layer, numbered as in `forward_features`, whose tokens are the features: the last."""
+        return len(self.blocks)
+
+    def block_inputs(self, images: Tensor) -> tuple[Tensor, ...]:
+        """What every block is given of a batch of images beside its tokens: nothing, positions are added before."""
+        return ()
 
     def inputs(self, images: Tensor) -> Tensor:
         """What is cut into patches: images (B, 3, H, W), normalised if they are uint8."""
@@ -177,10 +195,7 @@ class VisionTransformer(nn.Module):
         The one place where pixels are normalised: uint8 images are, floats are taken as normalised already.
         """
         inputs = self.inputs(images)
-        rows, columns = (side // self.config.kernel for side in inputs.shape[-2:])
-        if not rows or not columns:
-            height, width = images.shape[-2:]
-            raise ValueError(f"images of {height} x {width} px are smaller than a patch of {self.config.patch_size} px")
+        rows, columns = self._patch_grid(inputs)
         patches = self.patch_embed(inputs) + self.position_table(rows, columns, inputs.device)
         # The class token's position row is all zeros: it is added nowhere.
         x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1)
@@ -196,17 +211,22 @@ class VisionTransformer(nn.Module):
         """
         wanted = [self._layer_index(layer) for layer in layers]
         kept: dict[int, LayerTokens] = {}
-        x = self.embed(images)
-        for index, block in enumerate((None, *self.blocks)):
-            x = x if block is None else block(x)
+        x, places = self.embed(images), self.block_inputs(images)
+        read = x
+        for index, block in enumerate((None, *self.blocks)[: 1 + max((self.readout, *wanted))]):
+            x = x if block is None else block(x, *places)
             if index in wanted:
                 kept[index] = self._tokens(x, norm)
+            if index == self.readout:
+                read = x
+        prefix = self.prefix_tokens
         return VisionFeatures(
-            patch_tokens=x[:, 1:],
-            class_token=x[:, 0],
-            pooled=self.fc_norm(x[:, 1:].mean(dim=1)),
+            patch_tokens=read[:, prefix:],
+            class_token=read[:, 0] if prefix else None,
+            pooled=self.fc_norm(read[:, prefix:].mean(dim=1)),
             grid=self.grid_of(images),
             layers=tuple(kept[index] for index in wanted),
+            num_prefix_tokens=prefix,
         )
 
     def patch_tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -215,13 +235,13 @@ class VisionTransformer(nn.Module):
         `keep`, int64 (B, K), asks for these patches only, in this order: (B, K, D). All patches attend in every block;
         the last one computes the queries and MLP of the patches asked for. Same numbers as picking them afterwards.
         """
-        x = self.embed(images)
+        x, places = self.embed(images), self.block_inputs(images)
         *blocks, last = self.blocks
         for block in blocks:
-            x = block(x)
+            x = block(x, *places)
         if keep is None:
-            return last(x)[:, 1:]
-        return last.forward_rows(x, keep + 1)  # pyright: ignore[reportCallIssue]
+            return last(x, *places)[:, self.prefix_tokens :]
+        return last.forward_rows(x, keep + self.prefix_tokens)  # pyright: ignore[reportCallIssue]
 
     def _layer_index(self, layer: int) -> int:
         states = len(self.blocks) + 1
@@ -232,8 +252,16 @@ class VisionTransformer(nn.Module):
         return layer % states
 
     def _tokens(self, x: Tensor, norm: bool) -> LayerTokens:
-        x = self.fc_norm(x) if norm else x
-        return LayerTokens(patch_tokens=x[:, 1:], class_token=x[:, 0])
+        x, prefix = self.fc_norm(x) if norm else x, self.prefix_tokens
+        return LayerTokens(patch_tokens=x[:, prefix:], class_token=x[:, 0] if prefix else None)
+
+    def _patch_grid(self, inputs: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches of what is cut into patches; raises ValueError where there are none."""
+        rows, columns = (side // self.config.kernel for side in inputs.shape[-2:])
+        if not rows or not columns:
+            height, width = (side * self.config.patch_size // self.config.kernel for side in inputs.shape[-2:])
+            raise ValueError(f"images of {height} x {width} px are smaller than a patch of {self.config.patch_size} px")
+        return rows, columns
 
     def project(self, pooled: Tensor) -> Tensor:
         """(B, D) pooled -> (B, E) embedding, float32, not normalised."""

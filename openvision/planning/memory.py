@@ -7,12 +7,13 @@
   that autograd saves and with the peak of a whole step.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from openvision.frozen.cost import autoencoder_cost
 from openvision.hardware import Range
 from openvision.models.flops import AnyTower, patches_of
+from openvision.models.genlip import GenLipConfig
 from openvision.models.kernels.dispatch import EXPLICIT_KEYS_ON_CPU
 from openvision.models.openvision2 import ModelConfig
 from openvision.models.openvision3 import OpenVision3Config
@@ -67,6 +68,10 @@ class Stack:
     """Tokens that one attends to."""
     copied_keys: int = 0
     """Tokens whose keys and values are copied once more in each block: the decoders put prefix and queries together."""
+    gated_attention: bool = False
+    """GenLIP's blocks may have a gate of attention."""
+    scaled: bool = False
+    """GenLIP's blocks have a gated MLP, and a learned scale on both branches."""
 
     def token_bytes(self, setting: Setting) -> Range:
         """What autograd keeps of one token in one block, compiled and eager."""
@@ -76,13 +81,16 @@ class Stack:
         if setting.checkpointing == "selective":
             # The block's input and what its matrix products and attention return.
             kept = size * (7 * width + mlp) + self._explicit_attention(setting)
+            kept += size * (self.gated_attention * width + self.scaled * mlp)
             return kept, kept
         # On a GPU autocast norms a float32 copy of the stream.
         norm_input = FLOAT if setting.gpu else size
         eager = width * (2 * norm_input + 6 * size) + 2 * size * mlp + self._explicit_attention(setting)
         # Both inputs of the norms, q, k, v, what attention returns, what the GELU reads.
         compiled = size * (6 * width + mlp) if setting.gpu else eager
-        return compiled, eager
+        # What is multiplied is kept: attention and its gate, both branches and their scales, the halves of the MLP.
+        products = size * (2 * (self.gated_attention + self.scaled) * width + 2 * self.scaled * mlp)
+        return compiled + products * (0.5 if setting.gpu else 1), eager + products
 
     def sample_bytes(self, setting: Setting) -> Range:
         """What autograd keeps of one sample in all blocks."""
@@ -97,7 +105,7 @@ class Stack:
     def work_bytes(self, setting: Setting) -> int:
         """One block of one sample while its backward pass runs: gradients of what it keeps, and under full
         checkpointing what it keeps, made again."""
-        gradients = self.tokens * setting.item * (4 * self.width + 2 * self.mlp_dim)
+        gradients = self.tokens * setting.item * (4 * self.width + (4 if self.scaled else 2) * self.mlp_dim)
         if setting.checkpointing == "none":
             return gradients
         plain = Setting(bf16=setting.bf16, gpu=setting.gpu)
@@ -112,6 +120,8 @@ class Stack:
 
 def stacks(config: ModelConfig, resolution: int, texts: int) -> list[Stack]:
     """The transformers of a model with the tokens of one training sample."""
+    if isinstance(config, GenLipConfig):
+        return [_one_transformer(config, resolution)]
     patches, decoder = patches_of(config.vision, resolution), config.decoder
     read = prefix = config.patches_read(patches)
     found = [_stack("vision", config.vision, patches + 1, read if config.text is None else patches + 1, patches + 1)]
@@ -130,8 +140,15 @@ def stacks(config: ModelConfig, resolution: int, texts: int) -> list[Stack]:
     return found
 
 
-def _stack(name: str, config: AnyTower, *tokens: int) -> Stack:
-    return Stack(name, config.width, config.mlp_dim, config.heads, config.depth, *tokens)
+def _one_transformer(config: GenLipConfig, resolution: int) -> Stack:
+    ids = config.decoder.caption_length
+    tokens = patches_of(config.vision, resolution) + ids
+    stack = _stack("vision", config.vision, tokens, ids, tokens, tokens)
+    return replace(stack, gated_attention=config.vision.gated, scaled=True)
+
+
+def _stack(name: str, config: AnyTower, tokens: int, last: int, keys: int, copied: int = 0) -> Stack:
+    return Stack(name, config.width, config.mlp_dim, config.heads, config.depth, tokens, last, keys, copied)
 
 
 def state_bytes(parameters: Parameters, setting: Setting) -> dict[str, float]:
@@ -172,6 +189,9 @@ def decoder_edge_bytes(config: ModelConfig, resolution: int) -> int:
     norm."""
     if config.decoder is None:
         return 0
+    if isinstance(config, GenLipConfig):
+        # Hidden states before and after the norm, the text's embedding, and states of the vocabulary's width.
+        return 2 * FLOAT * config.decoder.caption_length * (config.vision.width + config.decoder.width)
     read = config.patches_read(patches_of(config.vision, resolution)) * config.vision.width
     if config.text is not None and not isinstance(config, OpenVision3Config):
         read += (config.text.context_length - 1) * config.text.width

@@ -30,11 +30,7 @@ def count_parameters(config: ModelConfig) -> Parameters:
     with torch.device("meta"):
         model = build_model(config)
     towers = {name: _count(tower) for name, tower in model.named_children()}
-    blocks = [
-        _count(block)
-        for tower in model.children()
-        for block in tower.blocks  # pyright: ignore[reportGeneralTypeIssues]
-    ]
+    blocks = [_count(block) for tower in model.children() for block in getattr(tower, "blocks", ())]
     return Parameters(towers, _count(model), sum(blocks), max(blocks))
 
 

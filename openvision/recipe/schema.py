@@ -24,6 +24,7 @@ from openvision.frozen.perceptual import LEAST_PIXELS
 from openvision.images.augment import Augment
 from openvision.images.native import NativeShapes
 from openvision.models.bounds import check_patches
+from openvision.models.genlip import GenLipConfig
 from openvision.models.openvision import OpenVisionConfig
 from openvision.models.openvision2 import OpenVision2Config
 from openvision.models.openvision3 import OpenVision3Config
@@ -45,7 +46,12 @@ from openvision.recipe.text import apply_override, describe_problem
 from openvision.renamed import translate_recipe
 
 # `model.kind` -> its definition in the schema. The default is OpenVision 1; without a decoder that is plain CLIP.
-KINDS = {"openvision": "OpenVisionConfig", "openvision2": "OpenVision2Config", "openvision3": "OpenVision3Config"}
+KINDS = {
+    "openvision": "OpenVisionConfig",
+    "openvision2": "OpenVision2Config",
+    "openvision3": "OpenVision3Config",
+    "genlip": "GenLipConfig",
+}
 
 # Where a checkout has the recipes, and where setup.py puts them in a wheel.
 _RECIPES, _SHIPPED = "recipes", Path(__file__).parent / "shipped"
@@ -71,7 +77,8 @@ class Recipe(Section):
     model: Annotated[
         Annotated[OpenVisionConfig, Tag("openvision")]
         | Annotated[OpenVision2Config, Tag("openvision2")]
-        | Annotated[OpenVision3Config, Tag("openvision3")],
+        | Annotated[OpenVision3Config, Tag("openvision3")]
+        | Annotated[GenLipConfig, Tag("genlip")],
         Discriminator(_kind),
     ]
     data: Data
@@ -149,8 +156,6 @@ class Recipe(Section):
     def _check_native(self, index: int, stage: Stage, native: Native) -> None:
         """Raise ValueError for a native stage whose square is not that of its resolution."""
         place, patch = f"stages.{index}", self.model.vision.patch_size
-        if isinstance(self.model, OpenVision3Config):
-            raise ValueError(f"{place}.native: OpenVision 3 reads latents of squares; leave native out")
         if stage.resolution % patch or native.max_tokens != (stage.resolution // patch) ** 2:
             side = max(1, round(stage.resolution / patch))
             raise ValueError(
@@ -197,10 +202,15 @@ class Recipe(Section):
                     f"stages.{index}.resolution {stage.resolution} is no multiple of {patch} px, the patch of "
                     f"{self.model.vision.kernel} x {self.model.vision.kernel} latents; choose a multiple"
                 )
-            if stage.perceptual and stage.resolution < LEAST_PIXELS:
+            shapes = self.shapes_of(stage)
+            least = stage.resolution if shapes is None else shapes.shortest_side
+            if stage.perceptual and least < LEAST_PIXELS:
+                what = f"stages.{index}.resolution {stage.resolution}"
+                if shapes is not None:
+                    what = f"a side of {least} px of stages.{index}.native"
                 raise ValueError(
-                    f"stages.{index}.resolution {stage.resolution} is too small for a perceptual distance, which needs "
-                    f"{LEAST_PIXELS} px; leave stages.{index}.perceptual out"
+                    f"{what} is too small for a perceptual distance, which needs {LEAST_PIXELS} px; "
+                    f"leave stages.{index}.perceptual out"
                 )
         return self
 
@@ -217,9 +227,13 @@ class Recipe(Section):
             raise ValueError("loss.caption must be above 0 with a [model.decoder] and 0 without one")
         if self.model.text is None:
             if self.loss.contrastive or self.loss.texts:
-                raise ValueError("OpenVision 2 has no text tower: loss.contrastive must be 0 and loss.texts []")
+                raise ValueError(
+                    f"a model of kind {self.model.kind} has no text tower: loss.contrastive must be 0 and loss.texts []"
+                )
         elif not self.loss.texts:
-            raise ValueError('loss.texts [] is for OpenVision 2; with a text tower give ["alt"] or ["alt", "sentence"]')
+            raise ValueError(
+                'loss.texts [] is for models that only caption; with a text tower give ["alt"] or ["alt", "sentence"]'
+            )
         for index, stage in enumerate(self.stages):
             if self.is_contrastive and stage.batch_size == 1:
                 raise ValueError(

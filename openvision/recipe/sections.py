@@ -114,7 +114,8 @@ class Loss(Section):
     caption: Annotated[float, Field(ge=0)] = 2.0
     """Weight of the caption loss; 0 without a decoder."""
     texts: tuple[Literal["alt", "sentence"], ...] = ("alt", "sentence")
-    """Texts contrasted with the image, each in a loss of its own; "alt" must come first. Empty with OpenVision 2."""
+    """Texts contrasted with the image, each in a loss of its own; "alt" must come first. Empty for a
+    model that only captions."""
     equal_texts: Literal["negatives", "positives"] = "negatives"
     """Texts of a batch that are equal, as with class names: "positives" makes each the right answer for all their
     images (multi-positive softmax), "negatives", as published, for its own image only."""
@@ -124,7 +125,9 @@ class Loss(Section):
     @model_validator(mode="after")
     def _alt_first(self) -> "Loss":
         if self.texts not in ((), ("alt",), ("sentence",), ("alt", "sentence")):
-            raise ValueError('texts must be ["alt"], ["sentence"] or ["alt", "sentence"], or [] with OpenVision 2')
+            raise ValueError(
+                'texts must be ["alt"], ["sentence"] or ["alt", "sentence"], or [] for a model that only captions'
+            )
         return self
 
 

@@ -91,7 +91,7 @@ def _shallow(model: ModelConfig) -> ModelConfig:
         return model
     shallow = model
     for name in ("vision", "text", "decoder", "reconstruction"):
-        if (tower := getattr(model, name, None)) is not None:
+        if (tower := getattr(model, name, None)) is not None and hasattr(tower, "depth"):
             shallow = replace(shallow, **{name: replace(tower, depth=min(tower.depth, DEPTH))})
     return shallow
 

@@ -152,7 +152,7 @@ class ImageTextObjective:
 
 @dataclass(frozen=True)
 class CaptionObjective:
-    """OpenVision 2: the caption alone, from a random share of the patches."""
+    """OpenVision 2 and GenLIP: the caption alone, from a random share of the patches or from all."""
 
     model: CaptioningModel
     loss: Loss
@@ -177,10 +177,12 @@ class CaptionObjective:
     def forward(self, batch: Batch, randomness: SampleRandomness, target_tokens: Tensor) -> tuple[Embeds, Terms]:
         """The caption loss, from the patches drawn for these samples."""
         config = self.model.config
-        rows, columns = config.vision.grid(*batch.images.shape[-2:])
-        keep = random_patches(randomness.positions, rows * columns, config.keep_ratio, randomness.seed)
         ids = teacher_forcing_ids(batch.labels, self.bos_id)
-        keep = send(keep, ids.device)
+        keep = None
+        if config.keep_ratio is not None:
+            rows, columns = config.vision.grid(*batch.images.shape[-2:])
+            keep = random_patches(randomness.positions, rows * columns, config.keep_ratio, randomness.seed)
+            keep = send(keep, ids.device)
         call = self.call or self.model
         states = call(batch.images, ids, keep, caption_lengths=_caption_lengths(batch))
         return (), {"caption": _caption(states, batch, self.model.decoder.head.weight, target_tokens)}

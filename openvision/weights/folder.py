@@ -1,8 +1,8 @@
 """Model folders: weights, shape, tokenizer and provenance.
 
 model.safetensors   every parameter, float32
-config.json         shape: `OpenVisionConfig`, `OpenVision2Config` or `OpenVision3Config` (its `kind` says so), or a
-                    vision tower alone
+config.json         shape: `OpenVisionConfig`, `OpenVision2Config`, `OpenVision3Config` or `GenLipConfig` (its `kind`
+                    says so), or a vision tower alone
 tokenizer.json      the WordPiece tokenizer it was trained with (where there is a text tower or a decoder)
 recipe.toml         the resolved recipe of the run (where it was trained here)
 autoencoder/        the frozen autoencoder of OpenVision 3, where `openvision autoencoder` trained it
@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_folder, read_json
 from openvision.models.bounds import MAX_WIDTH
+from openvision.models.genlip import KIND_GENLIP, GenLip, GenLipConfig
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.openvision2 import KIND, AnyModel, ModelConfig, OpenVision2, OpenVision2Config, build_model
 from openvision.models.openvision3 import KIND3, OpenVision3, OpenVision3Config, build_vision, vision_config
@@ -62,7 +63,7 @@ def save_folder(
 
 
 def _card(model: AnyModel | VisionTransformer, provenance: JsonObject, folder: Path) -> str:
-    has_text, captions = getattr(model, "text", None) is not None, isinstance(model, OpenVision2 | OpenVision3)
+    has_text, captions = getattr(model, "text", None) is not None, isinstance(model, OpenVision2 | OpenVision3 | GenLip)
     load = "load" if has_text else "load_captioner" if captions else "load_vision"
     return f"""{front_matter(task_of(has_text, captions))}
 # OpenVision model
@@ -107,7 +108,7 @@ def load_folder(folder: Path) -> tuple[OpenVision, Tokenizer, JsonObject]:
     model, tokenizer, provenance = load_any_folder(folder)
     if model.text is None:
         raise OpenVisionError(
-            f"{folder} has an OpenVision 2 model, which has no text tower: images cannot be compared with texts; "
+            f"{folder} has a model that only captions and has no text tower: images cannot be compared with texts; "
             "load its vision tower with openvision.load_vision, or caption with openvision.load_captioner"
         )
     if isinstance(model, OpenVision3):
@@ -157,6 +158,8 @@ def read_config(folder: Path) -> ModelConfig | tuple[VisionConfig, int | None]:
             return OpenVision2Config.from_dict(content)
         if content.get("kind") == KIND3:
             return OpenVision3Config.from_dict(content)
+        if content.get("kind") == KIND_GENLIP:
+            return GenLipConfig.from_dict(content)
         if "text" in content or "vision" not in content:
             return OpenVisionConfig.from_dict(content)
         width = content["embed_dim"]

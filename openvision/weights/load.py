@@ -20,6 +20,7 @@ import torch
 
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, check_file, read_json
+from openvision.models.genlip import GenLip
 from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import AnyModel, OpenVision2
 from openvision.models.openvision3 import LatentVisionConfig, OpenVision3, build_vision
@@ -48,8 +49,8 @@ class Checkpoint:
     source: str
     """What was loaded, for messages."""
     provenance: JsonObject
-    captioner: OpenVision2 | None = None
-    """The OpenVision 2 model, which has no text tower; `model` is None then."""
+    captioner: OpenVision2 | GenLip | None = None
+    """The OpenVision 2 or GenLIP model, which has no text tower; `model` is None then."""
     unified: OpenVision3 | None = None
     """The OpenVision 3 model; `model` and `captioner` are None then."""
 

@@ -18,5 +18,9 @@ MODELS: dict[str, tuple[dict, dict]] = {
         },
         {"caption": 1, "texts": ["sentence"], "reconstruction": {}},
     ),
+    "genlip": (
+        {"kind": "genlip", "vision": VISION, "decoder": {"width": 24, "vocab_size": 400, "caption_length": 24}},
+        {"contrastive": 0, "texts": []},
+    ),
     "openvision2": ({"kind": "openvision2", "vision": VISION, "decoder": DECODER}, {"contrastive": 0, "texts": []}),
 }

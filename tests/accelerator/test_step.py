@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
+from openvision.models.openvision2 import OpenVision2Config
 from openvision.models.openvision3 import OpenVision3Config
 from openvision.recipe.schema import Recipe, parse_recipe
 from openvision.training.guards import DeferredGuard
@@ -99,7 +100,7 @@ def expected_copies(recipe: Recipe) -> Counter[str]:
         # Places of the caption's targets, and what each counts.
         "objectives/caption.py, sent": 2 * micro if model.decoder is not None else 0,
         # Patches to read, or the samples whose pixels are compared.
-        "training/objective.py, sent": micro if model.text is None or unified else 0,
+        "training/objective.py, sent": micro if isinstance(model, OpenVision2Config) or unified else 0,
         # Scales of dropped branches, in every forward pass, and where the noise on tokens begins.
         "training/randomness.py, sent": (micro * forwards if stage.drop_path else 0) + (micro if unified else 0),
     }

@@ -10,19 +10,21 @@ import pytest
 from bench import KILLED, REQUEUE, STEPS, Bench, assert_same
 
 
-def _until_done(bench: Bench, run: Path, plan: list[dict[str, Any]], processes: int = 1) -> int:
+def _until_done(
+    bench: Bench, run: Path, plan: list[dict[str, Any]], processes: int = 1, changes: dict[str, Any] | None = None
+) -> int:
     """Start a run again and again, with the faults of the plan one after another; returns how often it was killed."""
     killed = 0
     for faults in plan:
         each = [{}] * (processes - 1) + [faults]
-        outcome = bench.run(run, processes=processes, faults=each)
+        outcome = bench.run(run, changes, processes, each)
         if outcome.codes[-1] == 0:
             # The fault lay behind the end of what was left.
             break
         assert outcome.codes[-1] == KILLED, outcome.log
         killed += 1
     else:
-        outcome = bench.run(run, processes=processes)
+        outcome = bench.run(run, changes, processes)
     assert outcome.codes == [0] * processes, outcome.log
     return killed
 
@@ -46,6 +48,41 @@ def test_random_kills(processes: int, seed: int, least: int, kills_per_run: int,
         run = bench.new_run()
         total += _until_done(bench, run, plan, processes)
         assert_same(run, bench.reference(processes=processes))
+
+
+TOWER = {"width": 32, "depth": 2, "mlp_dim": 64, "heads": 2}
+VISION = {**TOWER, "patch_size": 8, "image_size": 32}
+OTHER_KINDS: dict[str, dict[str, Any]] = {
+    "openvision3": {
+        "model": {
+            "kind": "openvision3",
+            "embed_dim": 16,
+            "vision": {**VISION, "autoencoder": {"kind": "pixels", "channels": 48, "factor": 4, "scale": 1.0}},
+            "text": {**TOWER, "vocab_size": 128, "context_length": 12},
+            "decoder": {**TOWER, "vocab_size": 128, "caption_length": 24},
+            "reconstruction": {**TOWER, "pixels_of": 2},
+        },
+        "loss": {"caption": 1.0, "texts": ["sentence"], "reconstruction": {}},
+    },
+    "genlip": {
+        "model": {
+            "kind": "genlip",
+            "vision": VISION,
+            "decoder": {"width": 24, "vocab_size": 128, "caption_length": 24},
+        },
+        "loss": {"contrastive": 0, "caption": 1.0, "texts": []},
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_kills_of_the_other_kinds(kind: str, bench: Bench) -> None:
+    """kill -9 in a step of each stage, in saves and in a load: the weights of the uninterrupted run."""
+    run, changes = bench.new_run(), OTHER_KINDS[kind]
+    plan = [{"kill_at_step": 3}, {"kill_in_save": 5}, {"kill_in_load": 1}, {"kill_at_step": 9}, {"kill_in_save": 7}]
+    assert _until_done(bench, run, plan, changes=changes) == len(plan)
+    assert_same(run, bench.reference(changes))
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def test_captions_do_not_depend_on_the_batch(folder, pictures):
 def test_what_has_no_text_tower_says_so(folder):
     with pytest.raises(OpenVisionError, match=r"or caption with openvision\.load_captioner"):
         openvision.load(folder)
-    with pytest.raises(OpenVisionError, match="OpenVision 2 model, which has no text tower"):
+    with pytest.raises(OpenVisionError, match="only captions and has no text tower"):
         load_folder(folder)
     assert openvision.load_vision(folder).num_patches == 16
 

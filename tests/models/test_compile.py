@@ -16,6 +16,7 @@ from openvision.models.autoregressive import (
     AutoregressiveDecoderConfig,
 )
 from openvision.models.decoder import DecoderBlock, DecoderConfig, ParallelCaptionDecoder
+from openvision.models.genlip import GenLip, GenLipConfig, GenLipTextConfig, GenLipVisionConfig
 from openvision.models.layers import Block
 from openvision.models.text import TextConfig, TextTransformer
 from openvision.models.vision import VisionConfig, VisionTransformer
@@ -141,6 +142,13 @@ def test_the_text_tower(token_rows):
 def test_the_parallel_caption_decoder():
     decoder = ParallelCaptionDecoder(DecoderConfig(**SHAPE, vocab_size=VOCABULARY, caption_length=12), WIDTH, WIDTH)
     compiled_once(decoder, lambda r: (tokens(patches(r)), tokens(15)))
+
+
+def test_one_transformer():
+    """With fixed lengths of captions, as on an accelerator; the text stands behind another grid at every resolution."""
+    vision = GenLipVisionConfig(**SHAPE, patch_size=8, image_size=32)
+    model = GenLip(GenLipConfig(vision, GenLipTextConfig(24, VOCABULARY, 12)))
+    compiled_once(model, lambda r: (images(r), ids(12)))
 
 
 def test_the_autoregressive_caption_decoder():

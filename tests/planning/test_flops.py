@@ -24,6 +24,7 @@ from openvision.models.flops import (
     training_flops,
     vision_flops,
 )
+from openvision.models.genlip import GenLip, GenLipConfig, GenLipTextConfig, GenLipVisionConfig
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.openvision2 import ModelConfig, OpenVision2, OpenVision2Config
 from openvision.models.openvision3 import LatentVisionConfig, OpenVision3, OpenVision3Config, ReconstructionConfig
@@ -124,6 +125,19 @@ def test_training_of_openvision2(meta):
     keep = torch.zeros(1, config.patches_read(100), dtype=torch.long)
     ids = torch.zeros(1, config.decoder.caption_length, dtype=torch.long)
     counted = count(lambda: model.decoder.logits(model(torch.empty(1, 3, 160, 160), ids, keep)).sum().backward())
+    assert counted == training_flops(config, 160, texts=0) + 3 * masked_flops(config, 160)
+
+
+@pytest.mark.parametrize(("gated", "width"), [(True, 128), (False, 192)])
+def test_training_of_genlip(meta, gated, width):
+    """Exactly, vision alone and the whole step; with projections to the vocabulary's width and without."""
+    config = GenLipConfig(
+        GenLipVisionConfig(192, 3, 512, 3, 16, 160, gated=gated), GenLipTextConfig(width, vocab_size=500)
+    )
+    model = GenLip(config)
+    images, ids = torch.empty(1, 3, 160, 160), torch.zeros(1, 127, dtype=torch.long)
+    assert count(model.vision.patch_tokens, images) == vision_flops(config.vision, 160, None)
+    counted = count(lambda: model.decoder.logits(model(images, ids)).sum().backward())
     assert counted == training_flops(config, 160, texts=0) + 3 * masked_flops(config, 160)
 
 

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from openvision.models.genlip import GenLipConfig, GenLipTextConfig, GenLipVisionConfig
 from openvision.models.openvision2 import ModelConfig, OpenVision2Config, build_model
 from openvision.models.variants import variant, variant2
 from openvision.planning.memory import Setting, activation_bytes, loss_memory, peak_bytes, state_bytes
 from openvision.planning.parameters import count_parameters
+
+GENLIP = GenLipConfig(GenLipVisionConfig(192, 6, 512, 3, 16, 160), GenLipTextConfig(128))
 
 
 def small_vocabulary(config: ModelConfig) -> ModelConfig:
@@ -21,6 +24,8 @@ def small_vocabulary(config: ModelConfig) -> ModelConfig:
 
 def forward(config: ModelConfig, model, resolution: int, batch: int):
     images = torch.randn(batch, 3, resolution, resolution)
+    if isinstance(config, GenLipConfig):
+        return model(images, torch.ones(batch, config.decoder.caption_length, dtype=torch.long))
     if isinstance(config, OpenVision2Config):
         keep = torch.arange(config.patches_read((resolution // config.vision.patch_size) ** 2)).expand(batch, -1)
         return model(images, torch.ones(batch, config.decoder.caption_length, dtype=torch.long), keep)
@@ -55,8 +60,13 @@ def kept_by_autograd(config: ModelConfig, resolution: int, batch: int, bf16: boo
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize(
     ("config", "resolution"),
-    [(variant("tiny", 16, 160), 160), (variant("tiny", 16, 224), 224), (variant2("tiny", 16, 160), 160)],
-    ids=["v1-160", "v1-224", "v2-160"],
+    [
+        (variant("tiny", 16, 160), 160),
+        (variant("tiny", 16, 224), 224),
+        (variant2("tiny", 16, 160), 160),
+        (GENLIP, 160),
+    ],
+    ids=["v1-160", "v1-224", "v2-160", "genlip-160"],
 )
 def test_activations_within_a_tenth(config, resolution, bf16):
     config = small_vocabulary(config)

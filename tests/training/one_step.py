@@ -37,6 +37,10 @@ MODELS: dict[str, dict[str, Any]] = {
         },
         "loss": {"contrastive": 0, "caption": 2, "texts": []},
     },
+    "genlip": {
+        "model": {"kind": "genlip", "vision": VISION, "decoder": {"width": 24, "vocab_size": 64, "caption_length": 10}},
+        "loss": {"contrastive": 0, "caption": 2, "texts": []},
+    },
     "openvision3": {
         "model": {
             "kind": "openvision3",

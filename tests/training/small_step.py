@@ -27,10 +27,12 @@ def recipe_of(kind: str) -> Recipe:
     branch = {"width": 24, "depth": 2, "mlp_dim": 32, "heads": 2, "pixels_of": 2, "decoded_at_once": 3}
     v3 = {"kind": "openvision3", "embed_dim": 16, "text": text, "decoder": decoder, "reconstruction": branch}
     v3["vision"] = vision | {"autoencoder": autoencoder}
+    genlip = {"kind": "genlip", "vision": vision, "decoder": {"width": 16, "vocab_size": 40, "caption_length": 9}}
     model, loss = {
         "openvision": (clip | {"decoder": decoder}, {}),
         "clip": (clip, {"caption": 0, "texts": ["alt"]}),
         "openvision2": (v2, {"contrastive": 0, "texts": []}),
+        "genlip": (genlip, {"contrastive": 0, "texts": []}),
         "openvision3": (v3, {"texts": ["sentence"], "caption": 1, "reconstruction": {"latents": 0.4}}),
     }[kind]
     return parse_recipe({"name": kind, "model": model, "loss": loss, "data": data, "stages": [stage]}, kind)

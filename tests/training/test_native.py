@@ -35,7 +35,7 @@ def mixed_batch():
     return replace(batch_of(), images=packed, shapes=shapes)
 
 
-@pytest.mark.parametrize("kind", ["openvision", "openvision2", "openvision3"])
+@pytest.mark.parametrize("kind", ["openvision", "openvision2", "openvision3", "genlip"])
 @pytest.mark.parametrize("micro_batches", [1, 4, 8])
 def test_mixed_shapes_are_contrasted_together_exactly(kind, micro_batches):
     """The gradient is that of one graph over all images, each encoded by itself."""
@@ -98,8 +98,13 @@ def wide_folder(tmp_path_factory):
     return folder
 
 
-def test_a_run_of_mixed_shapes_resumes_exactly(wide_folder, tmp_path):
-    recipe = native_recipe(data=TINY_RECIPE["data"] | {"reject_budget": 1.0})
+@pytest.mark.parametrize("kind", ["openvision", "openvision3", "genlip"])
+def test_a_run_of_mixed_shapes_resumes_exactly(kind, wide_folder, tmp_path):
+    changes = {}
+    if kind != "openvision":
+        small = recipe_of(kind)
+        changes = {"model": small.model.to_dict(), "loss": small.loss.model_dump(exclude_none=True)}
+    recipe = native_recipe(data=TINY_RECIPE["data"] | {"reject_budget": 1.0, "vocab_size": 40}, **changes)
     Trainer(recipe, wide_folder, tmp_path / "whole").run()
     first = Trainer(recipe, wide_folder, tmp_path / "stopped")
     first.stop.wanted = True
@@ -149,6 +154,13 @@ def test_stages_that_cannot_be(native, rest, message):
     recipe["stages"][1]["native"] = native
     with pytest.raises(OpenVisionError, match=message):
         parse_recipe(recipe, "bad")
+
+
+def test_a_shape_that_is_too_narrow_for_a_perceptual_distance_is_named():
+    recipe = recipe_of("openvision3").model_dump(mode="json", exclude_none=True)
+    recipe["stages"][0] |= {"native": {"max_tokens": 16, "buckets": [0.25, 1.0]}, "perceptual": 0.5}
+    with pytest.raises(OpenVisionError, match=r"a side of 16 px of stages.0.native is too small for a perceptual"):
+        parse_recipe(recipe, "narrow")
 
 
 def test_samples_keep_their_randomness_when_sorted():

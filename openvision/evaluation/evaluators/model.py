@@ -231,7 +231,7 @@ class EvaluatedModel:
         """Vectors in the space shared with texts; raises OpenVisionError for a tower without a head."""
         encoded = self.encode(images)
         if encoded.embeds is None:
-            raise OpenVisionError("this vision tower has no projection head (OpenVision 2 trains none)")
+            raise OpenVisionError("this vision tower has no projection head (captioning alone trains none)")
         return encoded, encoded.embeds
 
     def texts(self, texts: Sequence[str]) -> Features:

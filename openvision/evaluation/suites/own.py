@@ -66,7 +66,7 @@ def own_suite(run: Path, data: str | Path) -> Suite:
     dataset = ShardDataset(
         join_folder(data, validation), settings.get("synthetic_key", "synthetic"), settings.get("alt_key", ALT_MEMBER)
     )
-    has_text = recipe_of_run(run).get("model", {}).get("kind", "openvision") != "openvision2"
+    has_text = recipe_of_run(run).get("model", {}).get("kind", "openvision") not in ("openvision2", "genlip")
     evaluators = validation_evaluators(dataset, has_text)
     if recipe_of_run(run).get("model", {}).get("kind") == "openvision3":
         evaluators.append(Reconstruction(data=validation))

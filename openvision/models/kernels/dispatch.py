@@ -31,10 +31,10 @@ def full_precision(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def linear_fp32(x: Tensor, weight: Tensor) -> Tensor:
-    """`x @ weight.T` in float32 even under autocast: heads and decoder projections (spec 1, mixed precision)."""
+def linear_fp32(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias` in float32 even under autocast: heads and decoder projections (spec 1, mixed precision)."""
     with torch.autocast(x.device.type, enabled=False):
-        return F.linear(full_precision(x), full_precision(weight))
+        return F.linear(full_precision(x), full_precision(weight), None if bias is None else full_precision(bias))
 
 
 def training_on_cpu(x: Tensor) -> bool:

@@ -1,5 +1,6 @@
 """Generate answers with a LLaVA model: in batches, as a stream of text, or in a conversation about an image."""
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -133,6 +134,9 @@ def load_assistant(folder: str | Path, device: str | torch.device | None = None,
     """
     if not Path(folder).is_dir() and is_path(folder):
         raise OpenVisionError(f"checkpoint {folder} does not exist; build one with `openvision vlm build`")
+    transformers()
+    # Registers the class of encoders that no stock class can hold.
+    importlib.import_module("openvision.multimodal.model.own_tower")
     try:
         with quiet():
             model = transformers().AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()

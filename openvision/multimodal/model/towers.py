@@ -1,4 +1,7 @@
-"""A vision tower for a language model: OpenVision as an exact `ViTModel`, or a stock CLIP, SigLIP or ViT."""
+"""A vision tower for a language model: OpenVision as an exact `ViTModel`, or a stock CLIP, SigLIP or ViT.
+
+What no stock class can hold, GenLIP and OpenVision 3, is a class of ours (own_tower.py).
+"""
 
 import json
 import tempfile
@@ -8,7 +11,9 @@ from pathlib import Path
 import torch
 
 from openvision.errors import OpenVisionError
-from openvision.models.vision import VisionTransformer
+from openvision.models.genlip import GenLipVisionConfig
+from openvision.models.openvision3 import LatentVisionConfig
+from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionTransformer
 from openvision.multimodal.model.geometry import Geometry
 from openvision.multimodal.model.huggingface import Pretrained, quiet, transformers
 from openvision.weights.export.targets import ExportOptions, export
@@ -22,6 +27,10 @@ _CLASSES = {
     "clip_vision_model": ("CLIPVisionModel", {}),
     "siglip_vision_model": ("SiglipVisionModel", {}),
 }
+
+
+BILINEAR = 2
+"""Pillow's number of the filter that images are resized with in training."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,9 @@ def load_tower(source: str | Path, request: Request | None = None, check: bool =
 
 
 def tower_of(checkpoint: Checkpoint, check: bool = True) -> VisionTower:
-    """Convert a loaded OpenVision checkpoint to a `ViTModel`."""
+    """Convert a loaded OpenVision checkpoint to a `ViTModel`, or to our own class where no stock one can hold it."""
+    if isinstance(checkpoint.vision.config, GenLipVisionConfig | LatentVisionConfig):
+        return _own_tower(checkpoint)
     vision = Checkpoint(checkpoint.vision, None, None, checkpoint.source, checkpoint.provenance)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "vit"
@@ -60,6 +71,19 @@ def tower_of(checkpoint: Checkpoint, check: bool = True) -> VisionTower:
         tower = _stock_tower(folder, "vit")
     _agree(tower, checkpoint.vision)
     return replace(tower, source=checkpoint.source)
+
+
+def _own_tower(checkpoint: Checkpoint) -> VisionTower:
+    transformers()
+    from openvision.multimodal.model.own_tower import wrap
+
+    config = checkpoint.vision.config
+    prefix = checkpoint.vision.prefix_tokens
+    geometry = Geometry(config.image_size, config.patch_size, prefix, config.width, config.depth)
+    # An autoencoder is given pixels in [-1, 1].
+    latent = isinstance(config, LatentVisionConfig)
+    mean, deviation = ((0.5,) * 3, (0.5,) * 3) if latent else (IMAGENET_MEAN, IMAGENET_STD)
+    return VisionTower(wrap(checkpoint.vision), geometry, mean, deviation, BILINEAR, checkpoint.source)  # pyright: ignore[reportArgumentType]
 
 
 def _agree(tower: VisionTower, vision: VisionTransformer) -> None:

@@ -11,6 +11,8 @@ from openvision.errors import OpenVisionError, require
 from openvision.multimodal.model.huggingface import Llava
 from openvision.multimodal.recipe import LearningRates, Lora
 
+_BEFORE_BLOCKS = ("embeddings", "pre_layrnorm", "patch_embed", "cls_token")
+
 
 def module_of(name: str) -> str:
     """Module of a parameter, by its name in the model: projector, encoder or llm."""
@@ -42,16 +44,16 @@ def _unread(model: Llava) -> Iterator[int]:
     read = layer if layer >= 0 else depth + 1 + layer
     for name, parameter in tower.named_parameters():
         block = _block_number(name)
-        after = block >= read if block is not None else "embeddings" not in name and "pre_layrnorm" not in name
+        after = block >= read if block is not None else not any(part in name for part in _BEFORE_BLOCKS)
         if after:
             yield id(parameter)
 
 
 def _block_number(name: str) -> int | None:
-    """Block of a parameter in any stock tower, by its name: `...layers.3...` or `...layer.3...`."""
+    """Block of a parameter in any tower, by its name: `...layers.3...`, `...layer.3...` or `...blocks.3...`."""
     parts = name.split(".")
     for before, part in pairwise(parts):
-        if before in ("layers", "layer") and part.isdigit():
+        if before in ("layers", "layer", "blocks") and part.isdigit():
             return int(part)
     return None
 

@@ -7,8 +7,9 @@ import torch
 
 from openvision.errors import OpenVisionError
 from openvision.files import atomic_folder
+from openvision.models.genlip import GenLip, GenLipVisionConfig
 from openvision.models.openvision import OpenVision
-from openvision.models.openvision2 import OpenVision2
+from openvision.models.openvision2 import OpenVision2, build_model
 from openvision.models.openvision3 import LatentVisionConfig, OpenVision3, build_vision
 from openvision.weights.export import onnx, open_clip, timm, transformers
 from openvision.weights.export.bundle import write_bundle
@@ -73,6 +74,11 @@ def export(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOpt
             f"{checkpoint.source} sees the latents of an autoencoder, for which {target} has no place before the "
             "encoder; export it with --to safetensors"
         )
+    if isinstance(checkpoint.vision.config, GenLipVisionConfig) and target != "safetensors":
+        raise OpenVisionError(
+            f"{checkpoint.source} has rotary positions and gated attention, for which {target} has no class; export it "
+            "with --to safetensors"
+        )
     if options.resolution is not None:
         checkpoint = at_resolution(checkpoint, options.resolution)
     with atomic_folder(folder) as temporary:
@@ -91,8 +97,9 @@ def at_resolution(checkpoint: Checkpoint, resolution: int) -> Checkpoint:
     vision_config = replace(checkpoint.vision.config, image_size=resolution)
     if checkpoint.captioner is not None:
         with torch.device("meta"):
-            captioner = OpenVision2(replace(checkpoint.captioner.config, vision=vision_config))
+            captioner = build_model(replace(checkpoint.captioner.config, vision=vision_config))
         captioner.load_state_dict(checkpoint.captioner.state_dict(), assign=True)
+        assert isinstance(captioner, OpenVision2 | GenLip)
         return replace(checkpoint, captioner=captioner.eval(), vision=captioner.vision)
     if checkpoint.unified is not None and isinstance(vision_config, LatentVisionConfig):
         with torch.device("meta"):

@@ -269,7 +269,10 @@ def _check_hidden_states(name: str, checkpoint: Checkpoint, folder: Path, **sett
     with torch.inference_mode():
         ours = vision.forward_features(images, layers=layers)
         states = theirs(images, output_hidden_states=True).hidden_states
-        tokens = [torch.cat([layer.class_token[:, None], layer.patch_tokens], dim=1) for layer in ours.layers]
+        tokens = []
+        for layer in ours.layers:
+            assert layer.class_token is not None
+            tokens.append(torch.cat([layer.class_token[:, None], layer.patch_tokens], dim=1))
         worst = max(
             (compare(f"hidden states 0 to {layers[-1]}", *pair) for pair in zip(tokens, states, strict=True)), key=_size
         )

@@ -1,9 +1,12 @@
 """Models around encoders of every shape: tokens, prefix, stock loading, and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,15 +15,20 @@ from typer.testing import CliRunner
 from openvision.cli.main import app
 from openvision.errors import OpenVisionError
 from openvision.frozen.config import AutoencoderConfig
+from openvision.frozen.conv import ConvAutoencoder, ConvConfig, save_conv
+from openvision.models.genlip import GenLipVisionConfig
 from openvision.models.openvision3 import LatentVisionConfig, build_vision
-from openvision.models.vision import VisionConfig
+from openvision.models.vision import VisionConfig, VisionTransformer
+from openvision.multimodal.data.feature_cache import patch_features
 from openvision.multimodal.model.build import BuildOptions, assemble, build
+from openvision.multimodal.model.generate import Decoding, Prompt, load_assistant
 from openvision.multimodal.model.geometry import Geometry, anyres_pinpoints, check_processor
 from openvision.multimodal.model.llm import TokenizerOptions, load_llm
 from openvision.multimodal.model.towers import load_tower, tower_of
 from openvision.multimodal.model.toy import TEMPLATE, write_toy_llm
+from openvision.multimodal.recipe import LearningRates
+from openvision.multimodal.training.modules import choose_trained
 from openvision.weights.folder import save_folder
-from openvision.weights.load import Checkpoint
 from openvision.weights.registry import available_models, released
 from tests.multimodal import tiny
 
@@ -86,11 +94,42 @@ def test_every_released_shape_builds_and_runs(llm_folder, name) -> None:
     assert torch.isfinite(logits).all()
 
 
-def test_an_encoder_of_latents_is_refused_in_one_sentence() -> None:
-    config = LatentVisionConfig(32, 2, 48, 2, 16, 32, AutoencoderConfig("pixels", None, 192, 8, 1.0))
-    checkpoint = Checkpoint(build_vision(config, None), None, None, "runs/openvision3", {})
-    with pytest.raises(OpenVisionError, match="sees the latents of an autoencoder"):
-        tower_of(checkpoint)
+def own_tower(kind: str, folder: Path) -> VisionTransformer:
+    """A tower that no stock class can hold."""
+    torch.manual_seed(0)
+    if kind == "genlip":
+        return build_vision(GenLipVisionConfig(48, 3, 64, 2, 16, 32), None).eval()
+    autoencoder = AutoencoderConfig("pixels", None, 192, 8, 1.0)
+    if kind == "conv":
+        save_conv(folder / "conv", ConvAutoencoder(ConvConfig(4, (8, 8, 8))), 2.5, {})
+        autoencoder = AutoencoderConfig("conv", str(folder / "conv"), 4, 8, 2.5)
+    return build_vision(LatentVisionConfig(48, 3, 64, 2, 16, 32, autoencoder), None).eval()
+
+
+@pytest.mark.parametrize("kind", ["genlip", "pixels", "conv"])
+def test_an_encoder_that_no_stock_class_holds_travels_with_the_model(kind, llm_folder, tmp_path) -> None:
+    vision = own_tower(kind, tmp_path)
+    save_folder(tmp_path / "encoder", vision, None, "", {})
+    geometry = build(tmp_path / "encoder", llm_folder, tmp_path / "vlm")
+    assert geometry == Geometry(32, 16, 0 if kind == "genlip" else 1, 48, 3)
+    # Nothing outside of the folder is needed any more.
+    shutil.rmtree(tmp_path / "encoder")
+    shutil.rmtree(tmp_path / "conv", ignore_errors=True)
+    assert str(tmp_path) not in json.dumps(json.loads((tmp_path / "vlm" / "config.json").read_text()))
+    assistant = load_assistant(tmp_path / "vlm", device="cpu")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+    inputs = ask(assistant.model, assistant.processor, image)
+    found = patch_features(assistant.model, inputs["pixel_values"])
+    own = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    expected = own_tower(kind, tmp_path).forward_features(own, layers=[-2]).layers[0].patch_tokens
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert len(assistant.answer([Prompt("What is it?", [image])], Decoding(max_new_tokens=2))) == 1
+    # What the projector does not read stays frozen when the encoder is trained.
+    choose_trained(assistant.model, LearningRates(projector=1e-3, encoder=1e-3), None)
+    trained = {name for name, parameter in assistant.model.named_parameters() if parameter.requires_grad}
+    encoder = {name.split("tower.tower.")[1] for name in trained if "tower.tower." in name}
+    assert {"patch_embed.proj.weight", "blocks.0.norm1.weight", "blocks.1.mlp.fc1.weight"} <= encoder
+    assert not [name for name in trained if "blocks.2" in name or "fc_norm" in name or "autoencoder" in name]
 
 
 @pytest.mark.parametrize("framework", ["llava-1.5", "llava-next"])

@@ -39,7 +39,7 @@ def held_bytes(model: nn.Module) -> int:
     return sum(size for pointer, size in held.items() if pointer not in {t.data_ptr() for t in known})
 
 
-@pytest.mark.parametrize("kind", ["openvision", "clip", "openvision2"])
+@pytest.mark.parametrize("kind", ["openvision", "clip", "openvision2", "genlip"])
 @pytest.mark.parametrize("mode", ["selective", "full"])
 def test_recomputation_changes_nothing(kind, mode):
     recipe = recipe_of(kind)

@@ -83,7 +83,7 @@ def test_one_step_is_that_of_one_process(processes, parallel, step_of):
             assert found.item() == pytest.approx(expected.item(), rel=2e-6, abs=1e-7), name
 
 
-@pytest.mark.parametrize("model", ["openvision", "openvision2", "openvision3"])
+@pytest.mark.parametrize("model", ["openvision", "openvision2", "openvision3", "genlip"])
 def test_the_batch_in_parts_has_the_same_gradient_on_two_processes(model, step_of):
     for parallel in ({"mode": "ddp"}, {"mode": "fsdp"}):
         written = step_of(2, **parallel)
