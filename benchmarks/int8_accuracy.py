@@ -4,7 +4,8 @@
         -o benchmarks/results/int8_accuracy.json
 
 Images and names both go through the exported graphs. Static int8 is calibrated on 256 images of the validation set,
-which is apart from the held-out sets. "agree" is the share of images whose best name is the one that the float32 graph gives.
+which is apart from the held-out sets. "agree" is the share of images whose best name is the one that the float32 graph
+gives.
 """
 
 import argparse

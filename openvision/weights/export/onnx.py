@@ -13,7 +13,7 @@ turns by more than `LEAST_COSINE` allows is refused.
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -49,11 +49,24 @@ _BATCHES = (1, 3, 7)
 _CALIBRATED_AT_ONCE = 32
 
 
+class NodeArg(Protocol):
+    """An input or output of a graph."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+
 class Session(Protocol):
     """The part of `onnxruntime.InferenceSession` used here."""
 
     def run(self, output_names: list[str] | None, input_feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         """All outputs for the inputs by name."""
+        ...
+
+    def get_outputs(self) -> Sequence[NodeArg]:
+        """Outputs in order."""
         ...
 
 
