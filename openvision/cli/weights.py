@@ -147,6 +147,13 @@ def export(
     images: Annotated[
         Path | None, typer.Option(help="With --to onnx: folder of images like those to come, to compare on as well.")
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --precision int8: folder of images like those to come, on which the scales of the image graph's "
+            "activations are chosen once; without it every batch is scaled anew."
+        ),
+    ] = None,
     least_cosine: Annotated[
         float | None,
         typer.Option(
@@ -170,7 +177,7 @@ def export(
     from typing import get_args
 
     from openvision.inference.encoder import distinct_labels
-    from openvision.weights.export.onnx import Precision
+    from openvision.weights.export.onnx_precision import Precision
     from openvision.weights.export.targets import TARGETS, ExportOptions
     from openvision.weights.export.targets import export as run
     from openvision.weights.load import Request, load_checkpoint
@@ -188,13 +195,15 @@ def export(
     names = tuple(distinct_labels(labels.split(","))) if labels is not None else ()
     request = Request(vision_only, vocabulary, image_size, revision=revision, offline=offline)
     loaded = load_checkpoint(checkpoint, request)
+    side = resolution or loaded.vision.config.image_size
     options = ExportOptions(
         precision=precision,  # pyright: ignore[reportArgumentType]
         dynamic_resolution=dynamic_resolution,
         resolution=resolution,
         accept_drift=accept_drift,
         check=check,
-        images=_sample(images, resolution or loaded.vision.config.image_size) if images is not None else None,
+        images=_sample(images, side, "--images") if images is not None else None,
+        calibration=_sample(calibration, side, "--calibration") if calibration is not None else None,
         least_cosine=least_cosine,
         bundle=bundle,
         labels=names,
@@ -204,7 +213,7 @@ def export(
     echo(f"written: {output}")
 
 
-def _sample(folder: Path, resolution: int) -> "Tensor":
+def _sample(folder: Path, resolution: int, option: str) -> "Tensor":
     """At most 256 images spread over a folder, prepared: uint8 (n, 3, R, R); unreadable ones are left out."""
     from openvision.images.decode import BadSampleError
     from openvision.images.preprocess import prepare, to_batch
@@ -217,7 +226,7 @@ def _sample(folder: Path, resolution: int) -> "Tensor":
         except BadSampleError as error:
             echo(f"skipped: {path}: {error}", err=True)
     if not prepared:
-        raise OpenVisionError(f"no image in {folder} can be read; give another folder with --images")
+        raise OpenVisionError(f"no image in {folder} can be read; give another folder with {option}")
     return to_batch(prepared)
 
 

@@ -1,14 +1,21 @@
-"""Latency of an exported folder: ONNX graphs in ONNX Runtime, folders of weights in torch."""
+"""Latency of exported folders, side by side: each by the library that it was exported for.
+
+onnx.json                                        ONNX Runtime, on the CPU
+open_clip_config.json                            open_clip's image tower
+config.json of timm, of a ViT of transformers    timm's model; transformers' model up to its last hidden state
+everything else that `load_vision` reads         this project's tower
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from openvision.errors import OpenVisionError
+from openvision.errors import OpenVisionError, require
 from openvision.files import read_json
 from openvision.inference.load import load_vision
 from openvision.runtime import resolve_device
@@ -16,12 +23,15 @@ from openvision.untrusted import check_count
 from openvision.weights.export.onnx import CONFIG_FILE, VISION_FILE, open_session
 
 _WARM_UP = 3
+_STOCK_TYPES = ("vit", "beit", "siglip_vision_model")
+_MOST_PIXELS = 2**14
 
 
 @dataclass(frozen=True)
 class Latency:
     """Time from prepared pixels to the embedding."""
 
+    folder: Path
     runtime: str
     batch: int
     pixels: int
@@ -29,6 +39,8 @@ class Latency:
     p50: float
     """Seconds of a batch, median."""
     p95: float
+    speed: float
+    """How many times as fast as the first folder: the median over rounds, in each of which both took a turn."""
 
     @property
     def images_per_second(self) -> float:
@@ -36,51 +48,119 @@ class Latency:
         return self.batch / self.p50
 
 
-def measure_latency(
-    folder: Path, batch: int = 1, runs: int = 30, threads: int | None = None, device: str = "cpu"
-) -> Latency:
-    """Time `runs` batches of noise; ONNX graphs run on the CPU, with `threads` or a thread a core.
+@dataclass(frozen=True)
+class _Runner:
+    runtime: str
+    pixels: int
+    run: Callable[[], object]
+    """Embed the one batch of noise."""
 
-    Raises OpenVisionError for a folder that is neither an ONNX export nor weights that `openvision.load_vision` reads.
+
+def measure_latency(
+    folders: Sequence[Path], batch: int = 1, runs: int = 30, threads: int | None = None, device: str = "cpu"
+) -> list[Latency]:
+    """Time `runs` rounds, in which every folder embeds a batch of noise; with `threads` or a thread a core.
+
+    Taking turns, all folders suffer alike from whatever slows the machine. Raises OpenVisionError for a folder that is
+    none of the above, and where its library is not installed.
     """
+    runners = [_open(folder, batch, threads, device) for folder in folders]
+    for runner in runners:
+        for _ in range(_WARM_UP):
+            runner.run()
+    seconds = np.empty((runs, len(runners)))
+    for turn in seconds:
+        for number, runner in enumerate(runners):
+            start = time.perf_counter()
+            runner.run()
+            turn[number] = time.perf_counter() - start
+    return [
+        Latency(
+            *(folder, runner.runtime, batch, runner.pixels),
+            *(float(np.percentile(own, share)) for share in (50, 95)),
+            speed=float(np.median(seconds[:, 0] / own)),
+        )
+        for folder, runner, own in zip(folders, runners, seconds.T, strict=True)
+    ]
+
+
+def _open(folder: Path, batch: int, threads: int | None, device: str) -> _Runner:
     if (folder / CONFIG_FILE).is_file():
         if device not in ("auto", "cpu"):
             raise OpenVisionError(f"{folder} has ONNX graphs, which are measured on the CPU; leave --device out")
-        runtime, pixels, run = "ONNX Runtime, cpu", *_onnx(folder, batch, threads)
-    else:
-        where = resolve_device(device)
-        if threads is not None:
-            torch.set_num_threads(threads)
-        pixels, run = _torch(folder, batch, where)
-        runtime = f"torch, {where}"
-    for _ in range(_WARM_UP):
-        run()
-    seconds = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return Latency(runtime, batch, pixels, float(np.percentile(seconds, 50)), float(np.percentile(seconds, 95)))
-
-
-def _onnx(folder: Path, batch: int, threads: int | None) -> tuple[int, Callable[[], object]]:
-    try:
-        side = check_count("image_size", read_json(folder / CONFIG_FILE).get("image_size"), 1, 2**14)
-    except ValueError as error:
-        raise OpenVisionError(f"{folder / CONFIG_FILE} is broken: {error}; export again") from error
-    session = open_session(folder / VISION_FILE, threads)
-    images = np.random.default_rng(0).standard_normal((batch, 3, side, side), dtype=np.float32)
-    return side, lambda: session.run(None, {"images": images})
-
-
-def _torch(folder: Path, batch: int, device: torch.device) -> tuple[int, Callable[[], object]]:
-    encoder = load_vision(folder, device=device)
-    height, width = encoder.vision.config.image_size, encoder.vision.config.image_size
-    images = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
+        return _onnx(folder, batch, threads)
+    where = resolve_device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    name, pixels, tower = _torch(folder)
+    tower.to(where)
+    images = torch.randn(batch, 3, pixels, pixels, generator=torch.Generator().manual_seed(0)).to(where)
 
     def run() -> object:
         with torch.inference_mode():
+            found: Any = tower(images)
             # A copy to the host waits for the device.
-            return encoder.vision.forward_features(images).pooled.float().cpu()
+            return getattr(found, "last_hidden_state", found).float().cpu()
 
-    return height, run
+    return _Runner(f"{name}, {where}", pixels, run)
+
+
+def _onnx(folder: Path, batch: int, threads: int | None) -> _Runner:
+    side = _side(folder / CONFIG_FILE, read_json(folder / CONFIG_FILE).get("image_size"))
+    session = open_session(folder / VISION_FILE, threads)
+    images = np.random.default_rng(0).standard_normal((batch, 3, side, side), dtype=np.float32)
+    # The embedding alone: nothing asks for the patch tokens.
+    (first, *_) = (output.name for output in session.get_outputs())
+    return _Runner("ONNX Runtime, cpu", side, lambda: session.run([first], {"images": images}))
+
+
+def _torch(folder: Path) -> tuple[str, int, torch.nn.Module]:
+    """Library, pixels and the tower, images (B, 3, R, R) -> embedding or hidden states."""
+    config = folder / "config.json"
+    if (folder / "open_clip_config.json").is_file():
+        config = folder / "open_clip_config.json"
+        side = _side(config, _inside(read_json(config), "model_cfg", "vision_cfg", "image_size"))
+        library: Any = require("open_clip", extra="open-clip")
+        return "open_clip", side, library.create_model(_local(folder)).eval().visual
+    content = read_json(config) if config.is_file() else {}
+    if "architecture" in content and "pretrained_cfg" in content:
+        side = _side(config, _inside(content, "model_args", "img_size"))
+        library = require("timm", extra="timm")
+        return "timm", side, library.create_model(_local(folder), pretrained=True).eval()
+    if content.get("model_type") in _STOCK_TYPES:
+        side = _side(config, content.get("image_size"))
+        library = require("transformers", extra="transformers")
+        return "transformers", side, library.AutoModel.from_pretrained(folder, use_safetensors=True).eval()
+    vision = load_vision(folder).vision
+    return "torch", vision.config.image_size, vision if vision.head is not None else _Pooled(vision)
+
+
+class _Pooled(torch.nn.Module):
+    """A tower without a head gives its pooled vector."""
+
+    def __init__(self, vision: Any) -> None:
+        super().__init__()
+        self.vision = vision
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.vision.forward_features(images).pooled
+
+
+def _local(folder: Path) -> str:
+    """A local folder as timm and open_clip name it; both would also read pickles, which are refused."""
+    if not any(folder.glob("*.safetensors")):
+        raise OpenVisionError(f"{folder} has no .safetensors file; export the encoder again")
+    return f"local-dir:{folder}"
+
+
+def _inside(content: Any, *keys: str) -> object:
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
+
+
+def _side(file: Path, value: object) -> int:
+    try:
+        return check_count("image_size", value, 1, _MOST_PIXELS)
+    except ValueError as error:
+        raise OpenVisionError(f"{file} is broken: {error}; export again") from error

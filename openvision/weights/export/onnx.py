@@ -6,17 +6,17 @@ text.onnx     ids int64 (B, L) -> text_embeds (B, E) of unit length
 onnx.json     names, shapes and layouts of inputs and outputs, preprocessing, logit scale, precision
 tokenizer.json  texts to ids for the `tokenizers` library, padded and truncated; see `weights/export/text.py`
 
-int8 is dynamic quantisation of the weights and activations of matrix products, with one scale a channel. Its cost
-depends on the model and on the images: an embedding that turns by more than `LEAST_COSINE` allows is refused.
+`onnx_precision.py` lowers the precision. What that costs depends on the model and on the images: an embedding that
+turns by more than `LEAST_COSINE` allows is refused.
 """
 
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from openvision.files import JsonObject
 from openvision.models.layers import sincos_position_table, unit
 from openvision.models.text import TextTransformer
 from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionTransformer, normalize
+from openvision.weights.export.onnx_precision import Precision, lower
 from openvision.weights.export.parity import Parity, compare, example_images
 from openvision.weights.export.text import (
     EXAMPLE_TEXTS,
@@ -38,7 +39,6 @@ from openvision.weights.export.text import (
 )
 from openvision.weights.load import Checkpoint
 
-Precision = Literal["fp32", "fp16", "int8"]
 VISION_FILE, TEXT_FILE, CONFIG_FILE = "vision.onnx", "text.onnx", "onnx.json"
 # Largest difference of float32 outputs.
 _TOLERANCE = 2e-5
@@ -46,6 +46,16 @@ LEAST_COSINE = {"fp16": 0.9999, "int8": 0.98}
 """Smallest cosine between an embedding of the model and that of a graph of lower precision."""
 # A graph may take its example's batch for a constant: one, the example's and none of its multiples are tried.
 _BATCHES = (1, 3, 7)
+_CALIBRATED_AT_ONCE = 32
+
+
+class NodeArg(Protocol):
+    """An input or output of a graph."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
 
 
 class Session(Protocol):
@@ -53,6 +63,10 @@ class Session(Protocol):
 
     def run(self, output_names: list[str] | None, input_feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         """All outputs for the inputs by name."""
+        ...
+
+    def get_outputs(self) -> Sequence[NodeArg]:
+        """Outputs in order."""
         ...
 
 
@@ -100,8 +114,18 @@ class TextGraph(nn.Module):
         return unit(tower.project(tower.norm(x[:, -1])))
 
 
-def write_onnx(checkpoint: Checkpoint, folder: Path, precision: Precision, dynamic_resolution: bool) -> None:
-    """Write the graphs, their configuration and the tokenizer into `folder`."""
+def write_onnx(
+    checkpoint: Checkpoint,
+    folder: Path,
+    precision: Precision,
+    dynamic_resolution: bool,
+    calibration: Tensor | None = None,
+) -> None:
+    """Write the graphs, their configuration and the tokenizer into `folder`.
+
+    `calibration`, uint8 (n, 3, R, R), gives the activations of the vision graph in int8 static scales; those of the
+    text graph stay dynamic.
+    """
     require("onnxscript", extra="onnx")
     vision = checkpoint.vision
     batch = torch.export.Dim("batch")
@@ -111,16 +135,20 @@ def write_onnx(checkpoint: Checkpoint, folder: Path, precision: Precision, dynam
     first = "image_embeds" if vision.head is not None else "pooled"
     graph = VisionGraph(vision, dynamic_resolution).eval()
     _export(graph, example_images(vision), axes, "images", [first, "patch_tokens"], folder / VISION_FILE)
-    files = [folder / VISION_FILE]
+    with _quiet():
+        lower(folder / VISION_FILE, precision, None if calibration is None else lambda: _batches(calibration))
     if checkpoint.model is not None:
         text = TextGraph(class_token_in_position(checkpoint.model.text, checkpoint.tokenizer)).eval()
         _export(text, example_ids(checkpoint, 2), {0: batch}, "ids", ["text_embeds"], folder / TEXT_FILE)
-        files.append(folder / TEXT_FILE)
+        with _quiet():
+            lower(folder / TEXT_FILE, precision)
         if checkpoint.tokenizer is not None:
             write_tokenizer(checkpoint.tokenizer, folder, checkpoint.model.config.text.context_length)
-    for file in files:
-        _lower(file, precision)
-    _write_config(checkpoint, folder, precision, dynamic_resolution)
+    _write_config(checkpoint, folder, precision, dynamic_resolution, calibration)
+
+
+def _batches(images: Tensor) -> Iterator[Tensor]:
+    return (normalize(part) for part in images.split(_CALIBRATED_AT_ONCE))
 
 
 def _export(
@@ -145,41 +173,13 @@ def _is_large(graph: nn.Module) -> bool:
     return sum(tensor.numel() * tensor.element_size() for tensor in graph.state_dict().values()) > 1_500_000_000
 
 
-def _lower(file: Path, precision: Precision) -> None:
-    """Replace a float32 graph by one of lower precision, under the same name."""
-    if precision == "fp32":
-        return
-    temporary = file.with_suffix(".lower.onnx")
-    with _quiet():
-        if precision == "int8":
-            _quantise(file, temporary)
-        else:
-            _halve(file, temporary)
-    for leftover in file.parent.glob(f"{file.name}*"):
-        leftover.unlink()
-    temporary.replace(file)
-
-
-def _quantise(source: Path, target: Path) -> None:
-    quantization = require("onnxruntime.quantization", extra="onnx")
-    quantization.quantize_dynamic(
-        str(source),
-        str(target),
-        op_types_to_quantize=["MatMul", "Gemm"],
-        weight_type=quantization.QuantType.QInt8,
-        per_channel=True,
-        extra_options={"MatMulConstBOnly": True},
-    )
-
-
-def _halve(source: Path, target: Path) -> None:
-    onnx = require("onnx", extra="onnx")
-    float16 = require("onnxruntime.transformers.float16", extra="onnx")
-    # Inputs and outputs stay float32.
-    onnx.save(float16.convert_float_to_float16(onnx.load(str(source)), keep_io_types=True), str(target))
-
-
-def _write_config(checkpoint: Checkpoint, folder: Path, precision: Precision, dynamic_resolution: bool) -> None:
+def _write_config(
+    checkpoint: Checkpoint,
+    folder: Path,
+    precision: Precision,
+    dynamic_resolution: bool,
+    calibration: Tensor | None,
+) -> None:
     vision = checkpoint.vision.config
     side = ["height", "width"] if dynamic_resolution else [vision.image_size, vision.image_size]
     embed_dim = checkpoint.vision.head.out_features if checkpoint.vision.head is not None else None
@@ -196,6 +196,7 @@ def _write_config(checkpoint: Checkpoint, folder: Path, precision: Precision, dy
         "patch_size": vision.patch_size,
         "dynamic_resolution": dynamic_resolution,
         "precision": precision,
+        "calibration_images": 0 if calibration is None else len(calibration),
         VISION_FILE: {
             "inputs": {"images": image},
             "outputs": embedding | {"patch_tokens": tokens},
@@ -240,12 +241,18 @@ def _text_config(checkpoint: Checkpoint, length: int, vector: JsonObject) -> Jso
 
 
 def check_onnx(
-    checkpoint: Checkpoint, folder: Path, images: Tensor | None = None, least_cosine: float | None = None
+    checkpoint: Checkpoint,
+    folder: Path,
+    images: Tensor | None = None,
+    least_cosine: float | None = None,
+    calibration: Tensor | None = None,
 ) -> list[Parity]:
     """Compare both graphs with the model, in ONNX Runtime on the CPU, in batches of 1, 3 and 7.
 
     A dynamic resolution is compared at three sizes. Lower precision is measured by the smallest cosine, on noise and,
     if given, on `images` uint8 (n, 3, R, R); it may not fall below `least_cosine`, by default that of `LEAST_COSINE`.
+    Scales that were chosen on `calibration` are not made for noise: these images take its place, and that of `images`
+    where none are given.
     """
     config = json.loads((folder / CONFIG_FILE).read_text())
     vision, side, patch = checkpoint.vision, checkpoint.vision.config.image_size, checkpoint.vision.config.patch_size
@@ -254,6 +261,9 @@ def check_onnx(
         least = least_cosine
     session = open_session(folder / VISION_FILE)
     batches = [example_images(vision, batch) for batch in _BATCHES]
+    if calibration is not None:
+        images = calibration if images is None else images
+        batches = [normalize(calibration[torch.arange(batch) % len(calibration)]) for batch in _BATCHES]
     if config["dynamic_resolution"]:
         batches += [batches[1][..., : side // 2 + 2 * patch], F.pad(batches[1], (0, 2 * patch, 0, patch))]
     results = [result for batch in batches for result in _check_vision(vision, session, batch, least)]

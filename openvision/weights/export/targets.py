@@ -14,6 +14,7 @@ from openvision.models.openvision3 import LatentVisionConfig, OpenVision3, build
 from openvision.weights.export import onnx, open_clip, timm, transformers
 from openvision.weights.export.bundle import write_bundle
 from openvision.weights.export.card import write_card
+from openvision.weights.export.onnx_precision import Precision
 from openvision.weights.export.parity import Parity, compare, example_images, require_parity
 from openvision.weights.folder import load_vision_folder, save_folder
 from openvision.weights.load import Checkpoint
@@ -33,7 +34,7 @@ TARGETS = {
 class ExportOptions:
     """Options of an export."""
 
-    precision: onnx.Precision = "fp32"
+    precision: Precision = "fp32"
     """Precision of ONNX graphs."""
     dynamic_resolution: bool = False
     """ONNX graph for any resolution instead of the model's own."""
@@ -45,6 +46,8 @@ class ExportOptions:
     """Load the export with its library and compare."""
     images: torch.Tensor | None = None
     """Prepared images, uint8 (n, 3, R, R), on which ONNX graphs are compared too."""
+    calibration: torch.Tensor | None = None
+    """Prepared images, uint8 (n, 3, R, R), on which the scales of int8 activations are chosen; dynamic by default."""
     least_cosine: float | None = None
     """Smallest cosine that an embedding of lower precision may have with the model's; by default `LEAST_COSINE`."""
     bundle: bool = False
@@ -78,6 +81,10 @@ def export(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOpt
         raise OpenVisionError(
             f"{checkpoint.source} has rotary positions and gated attention, for which {target} has no class; export it "
             "with --to safetensors"
+        )
+    if options.calibration is not None and (target, options.precision) != ("onnx", "int8"):
+        raise OpenVisionError(
+            "--calibration is for ONNX graphs of precision int8; add --to onnx --precision int8, or leave it out"
         )
     if options.resolution is not None:
         checkpoint = at_resolution(checkpoint, options.resolution)
@@ -120,7 +127,7 @@ def at_resolution(checkpoint: Checkpoint, resolution: int) -> Checkpoint:
 
 def _write(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOptions) -> None:
     if target == "onnx":
-        onnx.write_onnx(checkpoint, folder, options.precision, options.dynamic_resolution)
+        onnx.write_onnx(checkpoint, folder, options.precision, options.dynamic_resolution, options.calibration)
         if options.bundle:
             write_bundle(checkpoint, folder, options.labels)
     elif target == "safetensors":
@@ -140,7 +147,7 @@ def _write(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOpt
 
 def _check(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOptions) -> list[Parity]:
     if target == "onnx":
-        return onnx.check_onnx(checkpoint, folder, options.images, options.least_cosine)
+        return onnx.check_onnx(checkpoint, folder, options.images, options.least_cosine, options.calibration)
     checks = {
         "safetensors": _check_safetensors,
         "open_clip": open_clip.check_open_clip,
