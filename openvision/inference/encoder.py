@@ -91,6 +91,13 @@ class Encoder(VisionEncoder):
         """Factor on cosines before the softmax: exp(logit_scale)."""
         return float(self.model.logit_scale.detach().exp())
 
+    @property
+    def bias(self) -> float | None:
+        """Of a model trained with the sigmoid loss, by which sigmoid(scale * cosine + bias) is the probability that an
+        image and a text belong together; None with the softmax."""
+        bias = self.model.logit_bias
+        return None if bias is None else float(bias.detach())
+
     def encode_texts(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """n texts -> unit vectors float32 (n, E)."""
         if isinstance(texts, str):

@@ -1,14 +1,14 @@
 """OpenVision v1: both towers, the caption decoder and the temperature (spec section 0)."""
 
-import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from openvision.files import JsonObject
 from openvision.models.bounds import MAX_WIDTH
+from openvision.models.contrast import Contrasting, stored
 from openvision.models.decoder import DecoderConfig, ParallelCaptionDecoder
 from openvision.models.layers import unit
 from openvision.models.text import TextConfig, TextTransformer
@@ -26,6 +26,10 @@ class OpenVisionConfig:
     vision: VisionConfig
     text: TextConfig
     decoder: DecoderConfig | None = None
+    logit_bias: bool = False
+    """Whether logits have a bias; a recipe says so by `loss.kind`."""
+    logit_scale_sentence: bool = False
+    """Whether sentences have a logit scale of their own; a recipe says so by `loss.logit_scales`."""
 
     def __post_init__(self) -> None:
         check_count("embed_dim", self.embed_dim, 1, MAX_WIDTH)
@@ -36,7 +40,7 @@ class OpenVisionConfig:
 
     def to_dict(self) -> JsonObject:
         """Plain nested dictionary, as written to `config.json`."""
-        return asdict(self)
+        return stored(self)
 
     @staticmethod
     def from_dict(data: JsonObject) -> "OpenVisionConfig":
@@ -67,7 +71,7 @@ class OpenVisionOutput:
     """What the vision tower computed: patch tokens and pooled vectors."""
 
 
-class OpenVision(nn.Module):
+class OpenVision(Contrasting):
     """Vision tower, text tower, caption decoder and a learned temperature."""
 
     text: TextTransformer
@@ -80,13 +84,7 @@ class OpenVision(nn.Module):
         self.decoder = (
             ParallelCaptionDecoder(config.decoder, config.vision.width, config.text.width) if config.decoder else None
         )
-        self.logit_scale = nn.Parameter(torch.empty(()))
-        if not self.logit_scale.is_meta:
-            self.init_temperature()
-
-    def init_temperature(self) -> None:
-        """Set the temperature to 0.07; the towers initialise themselves."""
-        nn.init.constant_(self.logit_scale, math.log(1 / 0.07))
+        self.add_contrast(config)
 
     def untrained_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that no loss of this model reaches: none."""

@@ -9,9 +9,8 @@ docs/openvision3.md says why it is what it is. The autoencoder is no part of the
 (frozen/), and neither trained, stored nor counted.
 """
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -23,6 +22,7 @@ from openvision.frozen.autoencoder import Autoencoder, open_autoencoder
 from openvision.frozen.config import AutoencoderConfig
 from openvision.models.autoregressive import AutoregressiveCaptionDecoder, AutoregressiveDecoderConfig
 from openvision.models.bounds import MAX_WIDTH, check_transformer
+from openvision.models.contrast import OPTIONS, Contrasting, stored
 from openvision.models.genlip import GenLipTower, GenLipVisionConfig
 from openvision.models.kernels.dispatch import compute_dtype, full_precision, linear_fp32
 from openvision.models.layers import (
@@ -201,6 +201,10 @@ class OpenVision3Config:
     reconstruction: ReconstructionConfig
     kind: Literal["openvision3"] = KIND3
     """Distinguishes this model from the others in recipes and in `config.json`."""
+    logit_bias: bool = False
+    """As in OpenVisionConfig."""
+    logit_scale_sentence: bool = False
+    """As in OpenVisionConfig."""
 
     def __post_init__(self) -> None:
         check_count("embed_dim", self.embed_dim, 1, MAX_WIDTH)
@@ -211,7 +215,7 @@ class OpenVision3Config:
 
     def to_dict(self) -> JsonObject:
         """Plain nested dictionary, as written to `config.json`."""
-        return asdict(self)
+        return stored(self)
 
     @staticmethod
     def from_dict(data: JsonObject) -> "OpenVision3Config":
@@ -225,6 +229,7 @@ class OpenVision3Config:
             text=TextConfig(**data["text"]),
             decoder=AutoregressiveDecoderConfig(**data["decoder"]),
             reconstruction=ReconstructionConfig(**data["reconstruction"]),
+            **{name: data[name] for name in OPTIONS if name in data},
         )
 
 
@@ -248,7 +253,7 @@ class OpenVision3Output:
     """(B,) root mean square of the patch tokens, without a gradient: what the noise is to be compared with."""
 
 
-class OpenVision3(nn.Module):
+class OpenVision3(Contrasting):
     """Vision tower on latents, text tower, caption decoder, reconstruction decoder, learned temperature."""
 
     def __init__(self, config: OpenVision3Config) -> None:
@@ -258,13 +263,7 @@ class OpenVision3(nn.Module):
         self.text = TextTransformer(config.text, config.embed_dim)
         self.decoder = AutoregressiveCaptionDecoder(config.decoder, config.vision.width)
         self.reconstruction = ReconstructionDecoder(config.reconstruction, config.vision)
-        self.logit_scale = nn.Parameter(torch.empty(()))
-        if not self.logit_scale.is_meta:
-            self.init_temperature()
-
-    def init_temperature(self) -> None:
-        """Set the temperature to 0.07; the towers initialise themselves."""
-        nn.init.constant_(self.logit_scale, math.log(1 / 0.07))
+        self.add_contrast(config)
 
     def untrained_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that no loss of this model reaches: none."""

@@ -86,6 +86,20 @@ class ContrastiveModel(ImageEncoder, _Trained, Protocol):
         """Logarithm of the factor on cosines, shape ()."""
         ...
 
+    @property
+    def logit_scale_sentence(self) -> Tensor | None:
+        """The same for sentences, where they have their own."""
+        ...
+
+    @property
+    def logit_bias(self) -> Tensor | None:
+        """What is added to scaled cosines, shape (), where the loss is the sigmoid's."""
+        ...
+
+    def log_scale(self, text: str) -> Tensor:
+        """Logarithm of the logit scale of a kind of text."""
+        ...
+
     def encode_text(self, ids: Tensor) -> Tensor:
         """Ids (B, context_length) -> unit vectors (B, E), float32."""
         ...

@@ -7,6 +7,7 @@
 - With several processes each keeps its own images as rows and sees the texts of all as columns. Sums over columns are
   completed by exchanging two numbers a column, so images are never gathered.
 - Texts that are equal may share their images (`groups`): the target of a row is then spread evenly over its group.
+- Beyond the paper: all captions of an image in one problem (`joint_info_nce`).
 """
 
 from dataclasses import dataclass
@@ -85,14 +86,52 @@ def contrastive_losses(
     Args:
         image_embeds: (B, E) unit vectors.
         text_embeds: (K, B, E) unit vectors.
-        scale: exp of the learned temperature, shape ().
+        scale: exp of the learned temperature, shape (), or of that of each kind of text, (K,).
         chunk: logits held at a time, see `info_nce`.
         group: the processes whose pairs form the batch, see `info_nce` for what each one's values mean.
         groups: int64 (K, B), see `info_nce`.
     """
     numbers = [None] * len(text_embeds) if groups is None else groups
-    pairs = zip(text_embeds, numbers, strict=True)
-    return torch.stack([info_nce(image_embeds, texts, scale, chunk, group, equal) for texts, equal in pairs])
+    kinds = zip(text_embeds, scale if scale.ndim else [scale] * len(text_embeds), numbers, strict=True)
+    return torch.stack([info_nce(image_embeds, texts, own, chunk, group, equal) for texts, own, equal in kinds])
+
+
+def joint_info_nce(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    scale: Tensor,
+    chunk: int = CHUNK_LOGITS,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """One softmax over the K * B texts of all kinds, of which K are right for an image and share its target evenly.
+
+    An image has all other texts as negatives, a text all other images. Precision, processes, memory and the meaning of
+    a rank's value are as in `info_nce`, which this is for K = 1.
+
+    Args:
+        image_embeds: (B, E) unit vectors.
+        text_embeds: (K, B, E) unit vectors; text i of each kind belongs to image i.
+        scale: exp of the learned temperature, shape (), or of that of each kind of text, (K,).
+        chunk: logits held at a time.
+        group: the processes whose pairs form the batch; None for this one alone.
+
+    Returns:
+        Scalar loss, nats: the mean of the cross-entropies of images and of texts.
+    """
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        images, texts = (x if x.dtype == torch.float64 else x.float() for x in (image_embeds, text_embeds))
+        group = None if world_size(group) == 1 else group
+        kinds, scale = len(texts), scale.to(images.dtype)
+        if scale.ndim:
+            # A factor on a text is a factor on all its logits.
+            texts, scale = texts * scale[:, None, None], torch.ones_like(scale[0])
+        own = torch.arange(len(images), device=images.device)
+        if group is not None:
+            own = own + dist.get_rank(group) * len(images)
+        both = (own, gather(own.repeat(kinds), group))
+        columns = gather(texts.flatten(0, 1), group)
+        loss: Tensor = _ChunkedInfoNCE.apply(images, columns, scale, chunk, group, both)  # pyright: ignore[reportAssignmentType]
+    return loss
 
 
 def text_groups(ids: Tensor) -> Tensor:
@@ -162,7 +201,8 @@ class _ChunkedInfoNCE(torch.autograd.Function):
     """Mean over rows of both cross-entropies of `scale * rows @ columns.T`; row i belongs to column `first + i`.
 
     With `groups`, those of rows and of columns, row i belongs to all columns of its group. A column has the target of
-    its own row then: the sum over all rows and columns is the same.
+    its own row then: the sum over all rows and columns is the same. There may be several columns to a row, one kind of
+    text after the other; those of each rank are together.
 
     Products are written into buffers or in place, which autocast leaves in the precision of their operands.
     """
@@ -177,8 +217,10 @@ class _ChunkedInfoNCE(torch.autograd.Function):
         group: dist.ProcessGroup | None,
         groups: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        first = 0 if group is None else dist.get_rank(group) * len(rows)
-        chunks = _Chunks(rows, columns, scale, chunk)
+        rank, ranks = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+        kinds = len(columns) // (len(rows) * ranks)
+        first = rank * len(rows) * kinds
+        chunks = Chunks(rows, columns, scale, chunk)
         of_row, of_column = _Softmax.empty(len(rows), rows), _Softmax.empty(len(columns), rows)
         targets = rows.new_empty(len(rows))
         for part, logits, spare in chunks:
@@ -193,8 +235,9 @@ class _ChunkedInfoNCE(torch.autograd.Function):
         if group is not None:
             of_column.add_ranks(group)
         ctx.save_for_backward(rows, columns, scale, of_row.maximum, of_row.total, of_column.maximum, of_column.total)
-        ctx.chunk, ctx.first, ctx.groups = chunk, first, groups
-        return (of_row.losses(targets, 0) + of_column.losses(targets, first)).mean() / 2
+        ctx.chunk, ctx.first, ctx.groups, ctx.kinds = chunk, first, groups, kinds
+        own_columns = of_column.losses(targets.repeat(kinds), first)
+        return (of_row.losses(targets, 0) + own_columns.unflatten(0, (kinds, -1)).mean(0)).mean() / 2
 
     @staticmethod
     @once_differentiable
@@ -202,8 +245,8 @@ class _ChunkedInfoNCE(torch.autograd.Function):
         rows, columns, scale, *sums = ctx.saved_tensors
         of_row, of_column = _Softmax(*sums[:2]), _Softmax(*sums[2:])
         grad_rows, grad_columns = torch.empty_like(rows), torch.zeros_like(columns)
-        row_share, column_share = 1 / of_row.total[:, None], 1 / of_column.total
-        for part, logits, spare in _Chunks(rows, columns, scale, ctx.chunk):
+        row_share, column_share = 1 / of_row.total[:, None], 1 / (ctx.kinds * of_column.total)
+        for part, logits, spare in Chunks(rows, columns, scale, ctx.chunk):
             # d loss / d logits, but for a factor: both probabilities, less 2 at the target.
             grad = torch.sub(logits, of_row.maximum[part, None], out=spare).exp_().mul_(row_share[part])
             grad.addcmul_(logits.sub_(of_column.maximum).exp_(), column_share)
@@ -219,7 +262,7 @@ class _ChunkedInfoNCE(torch.autograd.Function):
         return grad_rows.mul_(scale * factor), grad_columns.mul_(scale * factor), grad_scale, None, None, None
 
 
-class _Chunks:
+class Chunks:
     """Logits of some rows at a time with a second buffer of their shape, both used again for the next rows."""
 
     def __init__(self, rows: Tensor, columns: Tensor, scale: Tensor, chunk: int):

@@ -26,7 +26,7 @@ from openvision.images.native import NativeShapes
 from openvision.models.bounds import check_patches
 from openvision.models.genlip import GenLipConfig
 from openvision.models.openvision import OpenVisionConfig
-from openvision.models.openvision2 import OpenVision2Config
+from openvision.models.openvision2 import KIND, OpenVision2Config
 from openvision.models.openvision3 import OpenVision3Config
 from openvision.recipe.sections import (
     Data,
@@ -93,6 +93,21 @@ class Recipe(Section):
     """Frozen encoders to distil from: tables `[[teacher]]`."""
     run: Run = Run()
     parallel: Parallel = Parallel()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_of_the_loss(cls, data: object) -> object:
+        """The loss says which learned numbers the model has; a recipe need not say it twice."""
+        if not isinstance(data, dict) or not isinstance(model := data.get("model"), dict):
+            return data
+        if _kind(model) == KIND:
+            return data
+        try:
+            options = Loss.model_validate(data.get("loss", {})).model_options
+        except ValidationError:
+            # The check of the table names what is wrong.
+            return data
+        return {**data, "model": {**model, **{name: on for name, on in options.items() if on}}}
 
     @property
     def steps(self) -> int:
@@ -212,6 +227,16 @@ class Recipe(Section):
                     f"{what} is too small for a perceptual distance, which needs {LEAST_PIXELS} px; "
                     f"leave stages.{index}.perceptual out"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _numbers_agree(self) -> "Recipe":
+        wanted = self.loss.model_options
+        if self.model.text is None and (any(wanted.values()) or self.loss.captions == "joint"):
+            raise ValueError("OpenVision 2 contrasts nothing; leave loss.kind, loss.captions and loss.logit_scales out")
+        for name in wanted:
+            if getattr(self.model, name, False) and not wanted[name]:
+                raise ValueError(f"model.{name} follows from [loss], which does not ask for it; leave the key out")
         return self
 
     @model_validator(mode="after")

@@ -116,6 +116,14 @@ class Loss(Section):
     texts: tuple[Literal["alt", "sentence"], ...] = ("alt", "sentence")
     """Texts contrasted with the image, each in a loss of its own; "alt" must come first. Empty for a
     model that only captions."""
+    kind: Literal["softmax", "sigmoid"] = "softmax"
+    """"softmax" as published; "sigmoid" judges every pair of image and text by itself, with a learned bias (SigLIP)."""
+    captions: Literal["separate", "joint"] = "separate"
+    """"separate", as published, contrasts each kind of text in a softmax of its own; "joint" has one softmax in which
+    all captions of an image are right."""
+    logit_scales: Literal["shared", "per_text"] = "shared"
+    """"shared", as published, multiplies all cosines by one learned number; "per_text" learns one for each kind of
+    text."""
     equal_texts: Literal["negatives", "positives"] = "negatives"
     """Texts of a batch that are equal, as with class names: "positives" makes each the right answer for all their
     images (multi-positive softmax), "negatives", as published, for its own image only."""
@@ -128,6 +136,24 @@ class Loss(Section):
             raise ValueError(
                 'texts must be ["alt"], ["sentence"] or ["alt", "sentence"], or [] for a model that only captions'
             )
+        return self
+
+    @property
+    def model_options(self) -> dict[str, bool]:
+        """Which learned numbers beside the one logit scale the model has for this loss (models/contrast.py)."""
+        return {"logit_bias": self.kind == "sigmoid", "logit_scale_sentence": self.logit_scales == "per_text"}
+
+    @model_validator(mode="after")
+    def _forms_fit(self) -> "Loss":
+        several = self.texts == ("alt", "sentence")
+        if self.logit_scales == "per_text" and not several:
+            raise ValueError('logit_scales "per_text" needs texts = ["alt", "sentence"]; leave it out')
+        if self.captions == "joint" and not several:
+            raise ValueError('captions "joint" needs texts = ["alt", "sentence"]; leave it out')
+        if self.captions == "joint" and self.kind == "sigmoid":
+            raise ValueError('captions "joint" is a form of the softmax; with kind "sigmoid" leave it out')
+        if self.captions == "joint" and self.equal_texts == "positives":
+            raise ValueError('captions "joint" takes each text for its own image alone; leave equal_texts out')
         return self
 
 

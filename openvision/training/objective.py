@@ -22,8 +22,9 @@ from openvision.models.openvision2 import random_patches
 from openvision.models.openvision3 import OpenVision3, OpenVision3Output
 from openvision.models.protocols import CaptioningModel, ContrastiveModel
 from openvision.objectives.caption import caption_loss
-from openvision.objectives.contrastive import contrastive_losses, count_equal, text_groups
+from openvision.objectives.contrastive import contrastive_losses, count_equal, joint_info_nce, text_groups
 from openvision.objectives.reconstruction import latent_loss, pixel_losses
+from openvision.objectives.sigmoid import sigmoid_losses
 from openvision.recipe.sections import Loss, Reconstruction, Stage
 from openvision.runtime import HostCopy, send
 from openvision.training.randomness import SampleRandomness
@@ -130,14 +131,32 @@ class ImageTextObjective:
         return (output.image_embeds, output.text_embeds), terms
 
     def coupled(self, embeds: Embeds, batch: Batch) -> Terms:
-        """One contrastive loss for each kind of text, their mean, and the logit scale, exp of the parameter."""
+        """One contrastive loss for each kind of text, their mean, and the logit scale, exp of the parameter.
+
+        Of captions that are right together there is one loss; logit scales and bias are there as the recipe has them.
+        """
         image_embeds, text_embeds = embeds
-        scale = self.model.logit_scale.exp()
+        scale, numbers = self._scale()
+        if self.loss.captions == "joint":
+            joint = joint_info_nce(image_embeds, text_embeds, scale, group=self.group)
+            return {"contrastive_joint": joint, "contrastive": joint, **numbers}
         positives = self.loss.equal_texts == "positives"
         groups = text_groups(torch.stack(self.texts(batch))) if positives else None
-        per_text = contrastive_losses(image_embeds, text_embeds, scale, group=self.group, groups=groups)
+        if self.model.logit_bias is not None:
+            numbers["logit_bias"] = bias = self.model.logit_bias
+            per_text = sigmoid_losses(image_embeds, text_embeds, scale, bias, group=self.group, groups=groups)
+        else:
+            per_text = contrastive_losses(image_embeds, text_embeds, scale, group=self.group, groups=groups)
         terms = {f"contrastive_{kind}": term for kind, term in zip(self.loss.texts, per_text, strict=True)}
-        return terms | {"contrastive": per_text.mean(), "logit_scale": scale}
+        return terms | {"contrastive": per_text.mean(), **numbers}
+
+    def _scale(self) -> tuple[Tensor, Terms]:
+        """The logit scale, (), or that of each kind of text, (K,); and what the log calls them."""
+        if self.model.logit_scale_sentence is None:
+            scale = self.model.logit_scale.exp()
+            return scale, {"logit_scale": scale}
+        scales = torch.stack([self.model.log_scale(kind) for kind in self.loss.texts]).exp()
+        return scales, {"logit_scale": scales[0], "logit_scale_sentence": scales[1]}
 
     def equal_texts(self, batch: Batch) -> Terms:
         """The kinds of text that are contrasted."""

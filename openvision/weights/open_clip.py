@@ -14,6 +14,7 @@ from torch import Tensor
 
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
+from openvision.models.contrast import SIGMOID_BIAS
 from openvision.models.layers import LAYER_NORM_EPS, sincos_position_table
 from openvision.models.openvision import OpenVisionConfig
 from openvision.models.openvision3 import DEMO_AUTOENCODER, LatentVisionConfig
@@ -52,6 +53,7 @@ _TEXT = {
     "ln_final.bias": "text.norm.bias",
     "text_projection": "text.head.weight",
     "logit_scale": "logit_scale",
+    "logit_bias": "logit_bias",
 }
 _OURS_TO_IN_BLOCK = {ours: theirs for theirs, ours in _IN_BLOCK.items()}
 _OURS_OUTSIDE = {f"vision.{ours}": f"visual.{theirs}" for theirs, ours in _VISION.items()} | {
@@ -94,12 +96,15 @@ def from_open_clip(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor
 
 
 def to_open_clip(state: Mapping[str, Tensor], config: OpenVisionConfig) -> dict[str, Tensor]:
-    """The released layout of our state dict; the caption decoder, which open_clip has no place for, is left out."""
+    """The released layout of our state dict, without what open_clip has no place for.
+
+    That is the caption decoder, and the logit scale of sentences where they have their own.
+    """
     vision = config.vision
     table = sincos_position_table(*vision.grid(), vision.width)
     converted = {_POSITIONS: torch.cat([torch.zeros(1, vision.width), table])}
     for name, tensor in state.items():
-        if not name.startswith("decoder."):
+        if not name.startswith("decoder.") and name != "logit_scale_sentence":
             converted[_their_name(name)] = _to_theirs(name, tensor)
     return converted
 
@@ -200,6 +205,7 @@ def infer_config(state: Mapping[str, Tensor], source: str) -> OpenVisionConfig:
             vocab_size=vocabulary,
             context_length=len(state["positional_embedding"]),
         ),
+        logit_bias="logit_bias" in state,
     )
 
 
@@ -237,6 +243,7 @@ def config_from_open_clip(content: JsonObject, state: Mapping[str, Tensor]) -> O
             vocab_size=text["vocab_size"],
             context_length=text["context_length"],
         ),
+        logit_bias="logit_bias" in state,
     )
 
 
@@ -301,6 +308,8 @@ def config_to_open_clip(config: OpenVisionConfig) -> JsonObject:
                 "act_kwargs": {"approximate": "tanh"},
                 **norm,
             },
+            # open_clip has the parameter where its first value is given.
+            **({"init_logit_bias": SIGMOID_BIAS} if config.logit_bias else {}),
         },
         "preprocess_cfg": {
             "mean": list(IMAGENET_MEAN),

@@ -8,6 +8,8 @@ CLIP = {"embed_dim": 16, "vision": VISION, "text": {**TOWER, "vocab_size": 400, 
 MODELS: dict[str, tuple[dict, dict]] = {
     "openvision": ({**CLIP, "decoder": DECODER}, {}),
     "clip": (CLIP, {"caption": 0, "texts": ["alt"]}),
+    "sigmoid": (CLIP, {"caption": 0, "kind": "sigmoid", "logit_scales": "per_text", "equal_texts": "positives"}),
+    "joint": (CLIP, {"caption": 0, "captions": "joint", "logit_scales": "per_text"}),
     "openvision3": (
         {
             **CLIP,

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from openvision.models.layers import unit
 from openvision.objectives.caption import caption_loss
-from openvision.objectives.contrastive import contrastive_losses, info_nce
+from openvision.objectives.contrastive import contrastive_losses, info_nce, joint_info_nce
 from openvision.objectives.gather import all_sum, gather
+from openvision.objectives.sigmoid import sigmoid_loss, sigmoid_losses
 
 BATCH, WIDTH, LENGTH, VOCABULARY = 24, 10, 5, 13
 CHUNK = 60
@@ -53,11 +54,24 @@ def batch(dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def losses(model: nn.Module, head: Tensor, x: dict[str, Tensor], chunk: int, group, count: Tensor | None) -> Tensor:
-    """Each kind's contrastive loss, that of the first with equal texts as positives, and the caption loss, (4,)."""
+    """Every form of the contrastive loss and the caption loss, (11,)."""
     images, texts, scale, states = model(x)
     caption = caption_loss(states, x["labels"], x["mask"], head, chunk_logits=50, count=count)
     positives = info_nce(images, texts[0], scale, chunk, group, x["groups"])
-    return torch.cat([contrastive_losses(images, texts, scale, chunk, group), positives[None], caption[None]])
+    scales, bias = torch.stack([scale, 0.5 * scale]), -0.4 * scale
+    single = [
+        positives,
+        caption,
+        joint_info_nce(images, texts, scale, chunk, group),
+        joint_info_nce(images, texts, scales, chunk, group),
+        sigmoid_loss(images, texts[1], scale, bias, chunk, group, x["groups"]),
+    ]
+    several = [
+        contrastive_losses(images, texts, scale, chunk, group),
+        contrastive_losses(images, texts, scales, chunk, group),
+        sigmoid_losses(images, texts, scales, bias, chunk, group),
+    ]
+    return torch.cat([*several, torch.stack(single)])
 
 
 def check_losses(dtype: torch.dtype, tolerance: float) -> None:
@@ -68,7 +82,7 @@ def check_losses(dtype: torch.dtype, tolerance: float) -> None:
     together = copy.deepcopy(alone)
     whole = batch(dtype)
     own = {name: tensor.chunk(ranks)[rank] for name, tensor in whole.items()}
-    weights = torch.tensor([0.5, 0.5, 0.7, 2.0], dtype=dtype)
+    weights = torch.tensor([0.5, 0.5, 0.3, 0.4, 0.6, 0.2, 0.7, 2.0, 0.9, 0.8, 0.35], dtype=dtype)
 
     expected = losses(alone, alone.head.weight, whole, 2**62, None, whole["mask"].sum())
     (expected @ weights).backward()

@@ -60,6 +60,7 @@ MODELS["distilled"] = {
         {"source": "any", "library": "untrained", "name": "grids", "pooled": 0, "patches": 1.0, "resolution": 28},
     ],
 }
+MODELS["sigmoid"] = {**MODELS["openvision"], "loss": {"kind": "sigmoid", "logit_scales": "per_text"}}
 CASES = [(name, micro_batches) for name in MODELS for micro_batches in (2, 1)]
 
 

@@ -31,6 +31,8 @@ def recipe_of(kind: str) -> Recipe:
     model, loss = {
         "openvision": (clip | {"decoder": decoder}, {}),
         "clip": (clip, {"caption": 0, "texts": ["alt"]}),
+        "sigmoid": (clip, {"caption": 0, "kind": "sigmoid", "logit_scales": "per_text", "equal_texts": "positives"}),
+        "joint": (clip | {"decoder": decoder}, {"captions": "joint", "logit_scales": "per_text"}),
         "openvision2": (v2, {"contrastive": 0, "texts": []}),
         "genlip": (genlip, {"contrastive": 0, "texts": []}),
         "openvision3": (v3, {"texts": ["sentence"], "caption": 1, "reconstruction": {"latents": 0.4}}),

@@ -12,7 +12,7 @@ from openvision.training.setup.parallel import DistributedModel
 from tests.training.small_step import SAMPLES, batch_of, randomness_of, recipe_of, run
 
 
-@pytest.mark.parametrize("kind", ["openvision", "clip", "openvision2", "openvision3", "genlip"])
+@pytest.mark.parametrize("kind", ["openvision", "clip", "openvision2", "openvision3", "genlip", "sigmoid", "joint"])
 @pytest.mark.parametrize("micro_batches", [2, 4, 8])
 def test_micro_batches_equal_the_batch_in_float64(kind, micro_batches):
     recipe = recipe_of(kind)

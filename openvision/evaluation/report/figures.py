@@ -51,15 +51,22 @@ def to_png(made: "Figure", dpi: int = 160) -> bytes:
     return buffer.getvalue()
 
 
+_KINDS = (("alt", "alt-text"), ("sentence", "sentence"), ("joint", "both in one softmax"))
+"""Kinds of the contrastive loss in the log."""
+
+
 def learning_curves(lines: Sequence[JsonObject], theme: Theme = LIGHT) -> "Figure":
     """Loss terms, logit scale and learning rate over samples seen; stages shaded and named by resolution."""
     train = [line for line in lines if line["kind"] == "train"]
     made = figure(9.6, 5.4, theme)
     axes = made.subplots(2, 2, sharex=True)
     panels = (
-        ("contrastive loss", (("contrastive_alt", "alt-text"), ("contrastive_sentence", "sentence"))),
+        ("contrastive loss", tuple((f"contrastive_{key}", label) for key, label in _KINDS)),
         ("caption loss", (("caption", "caption"),)),
-        ("logit scale, exp of the learned parameter", (("logit_scale", "logit scale"),)),
+        (
+            "logit scale, exp of the learned parameter",
+            (("logit_scale", "logit scale"), ("logit_scale_sentence", "of sentences")),
+        ),
         ("learning rate", (("lr", "learning rate"),)),
     )
     for axis, (title, series) in zip(axes.flat, panels, strict=True):

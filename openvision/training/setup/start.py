@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
+from openvision.models.contrast import OPTIONS, Contrasting
 from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import AnyModel, ModelConfig
 from openvision.models.openvision3 import OpenVision3, OpenVision3Config
@@ -56,7 +57,8 @@ def shape_of(data: JsonObject) -> None:
     except (KeyError, IndexError, TypeError):
         # The recipe's own check names what is missing.
         pass
-    data["model"] = {key: value for key, value in shape.items() if value is not None}
+    # Learned numbers of the contrast follow from the recipe's own loss.
+    data["model"] = {key: value for key, value in shape.items() if value is not None and key not in OPTIONS}
 
 
 def tokenizer_of_start(
@@ -106,8 +108,8 @@ def start_from(
     """Copy into `model`, in place, every tower that the checkpoint `source` and the model have in common.
 
     `warm` allows other shapes, and `note` is told what was changed for them; `tokenizer` is the model's, for another
-    vocabulary. Returns the names of the towers taken: "vision", "text", "decoder", "reconstruction", and "logit_scale".
-    A model of
+    vocabulary. Returns the names of the towers taken: "vision", "text", "decoder", "reconstruction", and of the learned
+    numbers: "logit_scale" and others of the loss. A model of
     version 1 may start from a vision tower alone, one of version 2 from any vision tower. A JAX tree, which does not
     contain its resolution, takes the recipe's: no parameter depends on it. Raises OpenVisionError when a tower has
     another shape.
@@ -130,9 +132,24 @@ def start_from(
             how.copy(ours, theirs, name)
             taken.append(name)
     if isinstance(model, (OpenVision, OpenVision3)) and isinstance(given, type(model)):
-        model.logit_scale.data.copy_(given.logit_scale.detach())
-        taken.append("logit_scale")
+        taken += _copy_numbers(model, given)
     return taken
+
+
+def _copy_numbers(model: Contrasting, given: Contrasting) -> list[str]:
+    """Copy logit scales and bias; returns the names of those taken.
+
+    A logit scale means nothing in the other kind of loss: between softmax and sigmoid the initial values stay.
+    """
+    if (model.logit_bias is None) != (given.logit_bias is None):
+        return []
+    numbers = {"logit_scale": model.logit_scale, **{name: getattr(model, name) for name in OPTIONS}}
+    taken = {name: number for name, number in numbers.items() if number is not None}
+    for name, number in taken.items():
+        theirs = getattr(given, name)
+        # Sentences that get a logit scale of their own begin with the one that they shared.
+        number.data.copy_((given.logit_scale if theirs is None else theirs).detach())
+    return list(taken)
 
 
 def _alike(loaded: Checkpoint, config: ModelConfig) -> AnyModel | None:
