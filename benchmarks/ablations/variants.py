@@ -145,7 +145,16 @@ TABLES: dict[str, tuple[str, ...]] = {
     "c": ("full", "whole_caption", "no_decoder", "caption_weight1", "caption_weight4"),
     "d": ("full", "full_resolution", "clip_full_resolution", "early", "late", "patch16", "patch16_tokens", "wide"),
     "e": ("openvision2", "keep10", "keep25", "keep50", "keep100", "causal", "positions"),
-    "f": ("full", "clip", "full_adam", "clip_adam", "open_clip", "open_coca", "open_clip_captions", "open_coca_captions"),
+    "f": (
+        "full",
+        "clip",
+        "full_adam",
+        "clip_adam",
+        "open_clip",
+        "open_coca",
+        "open_clip_captions",
+        "open_coca_captions",
+    ),
 }
 
 
@@ -212,9 +221,7 @@ _TINY = tuple(
 PROFILES: dict[str, Profile] = {
     # So few kinds of objects that eight minutes of one core teach their names. With Adam none of the sides leaves the
     # plateau at the start within this time.
-    "cpu": Profile(
-        "cpu", objects=40, calibration_seconds=4.0, settings=("run.precision=auto", "optimizer.kind=muon")
-    ),
+    "cpu": Profile("cpu", objects=40, calibration_seconds=4.0, settings=("run.precision=auto", "optimizer.kind=muon")),
     "gpu": Profile(
         "gpu",
         _SMALL,
