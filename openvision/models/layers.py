@@ -116,11 +116,13 @@ class Block(nn.Module):
         return branch * self.branch_scale[index, :, None, None].to(branch.dtype)
 
 
-def sincos_position_table(rows: int, columns: int, width: int) -> Tensor:
+def sincos_position_table(rows: int, columns: int, width: int, side: int | None = None) -> Tensor:
     """Fixed 2-D sin-cos positions in MoCo-v3 style, float32 (rows * columns, width), row-major (spec section 1.3).
 
     omega_k = 10000^(-k / (width/4 - 1)) with both ends included; the column coordinate comes first. Indices
-    are raw grid positions: nothing is rescaled between resolutions, so there is nothing to interpolate.
+    are raw grid positions: nothing is rescaled between resolutions, so there is nothing to interpolate. With `side`
+    a patch has the position of its centre on a grid of `side` x `side` patches over the same image (of the same area,
+    where the image is not square): a place of the image keeps its position at every resolution.
     """
     if width % 4 or width < 8:
         raise ValueError(f"sin-cos positions need a width that is a multiple of 4 and at least 8, not {width}")
@@ -130,6 +132,9 @@ def sincos_position_table(rows: int, columns: int, width: int) -> Tensor:
     y, x = torch.meshgrid(
         torch.arange(rows, dtype=torch.float64), torch.arange(columns, dtype=torch.float64), indexing="ij"
     )
+    if side is not None:
+        step = side / (rows * columns) ** 0.5
+        y, x = ((index + 0.5) * step - 0.5 for index in (y, x))
     x_angle = x.flatten()[:, None] * omega
     y_angle = y.flatten()[:, None] * omega
     return torch.cat([x_angle.sin(), x_angle.cos(), y_angle.sin(), y_angle.cos()], dim=1).float()

@@ -52,6 +52,9 @@ class VisionConfig:
     heads: int
     patch_size: int
     image_size: int
+    position_side: int | None = None
+    """Rows and columns of the grid on which patches have their positions, whatever their number; None: their own
+    indices, as published."""
 
     def __post_init__(self) -> None:
         check_transformer(self.width, self.depth, self.mlp_dim, self.heads)
@@ -60,6 +63,8 @@ class VisionConfig:
                 f"width {self.width} of a vision tower must be a multiple of 4 and at least 8: positions need it"
             )
         check_patches(self.image_size, self.patch_size)
+        if self.position_side is not None and self.position_side < 1:
+            raise ValueError(f"position_side {self.position_side} of a vision tower must be at least 1")
 
     @property
     def input_channels(self) -> int:
@@ -74,6 +79,10 @@ class VisionConfig:
     def grid(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
         """Rows and columns of patches for an image of the given pixels; what does not fill a patch is dropped."""
         return (height or self.image_size) // self.patch_size, (width or self.image_size) // self.patch_size
+
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """Fixed positions of a grid of patches, float32 (rows * columns, width), row-major."""
+        return sincos_position_table(rows, columns, self.width, self.position_side)
 
 
 @dataclass(frozen=True)
@@ -157,10 +166,10 @@ class VisionTransformer(nn.Module):
         """Fixed positions (rows * columns, D) for any grid; computed once a grid and device, never a parameter."""
         if isinstance(rows, torch.SymInt) or isinstance(columns, torch.SymInt):
             # An export with free resolution: the table is computed inside the graph.
-            return sincos_position_table(rows, columns, self.config.width).to(device)
+            return self.config.positions(rows, columns).to(device)
         key = (rows, columns, device)
         if key not in self._positions:
-            self._positions[key] = sincos_position_table(rows, columns, self.config.width).to(device)
+            self._positions[key] = self.config.positions(rows, columns).to(device)
         return self._positions[key]
 
     def inputs(self, images: Tensor) -> Tensor:

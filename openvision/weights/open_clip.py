@@ -96,7 +96,7 @@ def from_open_clip(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor
 def to_open_clip(state: Mapping[str, Tensor], config: OpenVisionConfig) -> dict[str, Tensor]:
     """The released layout of our state dict; the caption decoder, which open_clip has no place for, is left out."""
     vision = config.vision
-    table = sincos_position_table(*vision.grid(), vision.width)
+    table = vision.positions(*vision.grid())
     converted = {_POSITIONS: torch.cat([torch.zeros(1, vision.width), table])}
     for name, tensor in state.items():
         if not name.startswith("decoder."):

@@ -1,12 +1,17 @@
 """Attention is the same by both of its ways, and numbers hold under autocast."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from openvision.models.kernels import dispatch
+from openvision.models.layers import sincos_position_table
 from openvision.models.openvision import OpenVision
 from openvision.models.variants import variant
+from openvision.models.vision import VisionConfig, VisionTransformer
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -77,3 +82,22 @@ def test_text_of_another_length():
     model = OpenVision(variant("tiny", 16, 64)).text
     with pytest.raises(ValueError, match="reads exactly 80"):
         model(torch.zeros(1, 79, dtype=torch.int64))
+
+
+def test_positions_on_a_grid_of_a_fixed_side() -> None:
+    assert torch.equal(sincos_position_table(6, 6, 32, side=6), sincos_position_table(6, 6, 32))
+    # The centre patch of 3 x 3 lies where the centre patch of 9 x 9 does.
+    assert torch.allclose(sincos_position_table(3, 3, 32, side=9)[4], sincos_position_table(9, 9, 32)[40], atol=1e-6)
+    wide = sincos_position_table(2, 8, 32, side=4)
+    assert torch.equal(wide, sincos_position_table(2, 8, 32))
+
+
+def test_a_tower_of_scaled_positions() -> None:
+    config = VisionConfig(32, 1, 64, 2, patch_size=8, image_size=64, position_side=8)
+    tower = VisionTransformer(config, None)
+    small = tower.position_table(4, 4, torch.device("cpu"))
+    # Patch 0 of a grid half as fine covers patches 0 and 1 of the fine one, and has the position between them.
+    assert small[0, 0] == pytest.approx(math.sin(0.5))
+    assert torch.equal(tower.position_table(8, 8, torch.device("cpu")), sincos_position_table(8, 8, 32))
+    with pytest.raises(ValueError, match="position_side 0"):
+        replace(config, position_side=0)

@@ -263,6 +263,22 @@ def test_a_vision_tower_without_head_or_text(tmp_path) -> None:
     assert not (tmp_path / "open_clip").exists()
 
 
+def test_a_tower_whose_positions_keep_their_place(tmp_path) -> None:
+    scaled = vision_alone(replace(CONFIG.vision, position_side=3), 24)
+    for target in ("safetensors", "transformers", "beit"):
+        assert all(result.passed for result in export(scaled, target, tmp_path / target))
+        larger = export(scaled, target, tmp_path / f"{target}56", ExportOptions(resolution=56))
+        assert all(result.passed for result in larger)
+    export(scaled, "onnx", tmp_path / "onnx", ExportOptions(dynamic_resolution=True))
+    session = open_session(tmp_path / "onnx" / "vision.onnx")
+    for size in ((40, 40), (24, 72)):
+        images = torch.randn(1, 3, *size)
+        (embeds, _) = session.run(None, {"images": images.numpy()})
+        with torch.inference_mode():
+            ours = openvision.models.openvision.unit(scaled.vision(images))
+        assert compare("embedding", ours, torch.from_numpy(embeds), 2e-5).passed
+
+
 def test_another_resolution(checkpoint, tmp_path) -> None:
     results = export(checkpoint, "transformers", tmp_path / "out", ExportOptions(resolution=56))
     assert all(result.passed for result in results)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from openvision.errors import OpenVisionError, require
 from openvision.files import JsonObject
-from openvision.models.layers import sincos_position_table, unit
+from openvision.models.layers import unit
 from openvision.models.text import TextTransformer
 from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionTransformer, normalize
 from openvision.weights.export.parity import Parity, compare, example_images
@@ -65,7 +65,7 @@ class VisionGraph(nn.Module):
         super().__init__()
         self.vision = vision
         self.dynamic_resolution = dynamic_resolution
-        self.register_buffer("positions", sincos_position_table(*vision.config.grid(), vision.config.width))
+        self.register_buffer("positions", vision.config.positions(*vision.config.grid()))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> (B, E) unit vectors, or pooled (B, D) without a head; and patch tokens (B, N, D)."""
@@ -73,7 +73,7 @@ class VisionGraph(nn.Module):
         patches = F.conv2d(images, tower.patch_embed.proj.weight, stride=tower.config.patch_size)
         positions = self.positions
         if self.dynamic_resolution:
-            positions = sincos_position_table(patches.shape[2], patches.shape[3], tower.config.width)
+            positions = tower.config.positions(patches.shape[2], patches.shape[3])
         x = patches.flatten(2).transpose(1, 2) + positions
         x = torch.cat([tower.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         for block in tower.blocks:

@@ -87,7 +87,7 @@ def test_every_released_shape_builds_and_runs(llm_folder, name) -> None:
 
 
 def test_an_encoder_of_latents_is_refused_in_one_sentence() -> None:
-    config = LatentVisionConfig(32, 2, 48, 2, 16, 32, AutoencoderConfig("pixels", None, 192, 8, 1.0))
+    config = LatentVisionConfig(32, 2, 48, 2, 16, 32, autoencoder=AutoencoderConfig("pixels", None, 192, 8, 1.0))
     checkpoint = Checkpoint(build_vision(config, None), None, None, "runs/openvision3", {})
     with pytest.raises(OpenVisionError, match="sees the latents of an autoencoder"):
         tower_of(checkpoint)
