@@ -59,8 +59,8 @@ class Variant:
     world: World = DEFAULT_WORLD
     full_resolution: bool = False
     """One stage at the last resolution."""
-    shares: tuple[float, ...] | None = None
-    """Shares of the stages in time or samples; the profile's by default."""
+    first_share: float | None = None
+    """Share of the first stage in time or samples; the profile's by default. The others keep their proportions."""
 
 
 _CLIP = ("model.decoder=none", "loss.caption=0", 'loss.texts=["alt"]')
@@ -72,6 +72,10 @@ _VERSION2 = (
     "loss.contrastive=0",
     "loss.texts=[]",
 )
+
+
+_PLUS = ("model.vision.init=by_width", "model.text.pad_id=0", "model.text.pool=mean")
+"""What recipes/openvision-plus has beside Muon."""
 
 
 def _worlds() -> dict[str, Variant]:
@@ -106,8 +110,8 @@ VARIANTS: dict[str, Variant] = {
     "caption_weight4": Variant("caption weight 4", ("loss.caption=4",), "full"),
     "full_resolution": Variant("full recipe, full resolution from the start", (), "full", full_resolution=True),
     "clip_full_resolution": Variant("plain CLIP, full resolution from the start", _CLIP, "clip", full_resolution=True),
-    "early": Variant("full recipe, stages 70, 15, 15 %", (), "full", shares=(0.7, 0.15, 0.15)),
-    "late": Variant("full recipe, stages 30, 20, 50 %", (), "full", shares=(0.3, 0.2, 0.5)),
+    "early": Variant("full recipe, 70 % in the first stage", (), "full", first_share=0.7),
+    "late": Variant("full recipe, 20 % in the first stage", (), "full", first_share=0.2),
     "patch16": Variant("patch 16, equal resolution", ("model.vision.patch_size=16",), "full"),
     "patch16_tokens": Variant("patch 16, equal tokens", ("model.vision.patch_size=16",), "full", world=World(scale=2)),
     "wide": Variant(
@@ -131,6 +135,8 @@ VARIANTS: dict[str, Variant] = {
         (*_VERSION2, "model.decoder.text_positions=learned"),
         "openvision2",
     ),
+    "plus": Variant("openvision-plus", _PLUS),
+    "clip_plus": Variant("plain CLIP, the same changes", (*_PLUS, *_CLIP)),
     "full_adam": Variant("full recipe, Adam", ("optimizer.kind=adam",)),
     "clip_adam": Variant("plain CLIP, Adam", (*_CLIP, "optimizer.kind=adam")),
     "open_clip": Variant("open_clip: CLIP", program="clip"),
@@ -261,7 +267,10 @@ def parts_of(chosen: Variant, profile: Profile) -> list[tuple[int, float]]:
     scale = chosen.world.scale
     if chosen.full_resolution or chosen.program != "openvision":
         return [(scale * profile.resolutions[-1], 1.0)]
-    return list(zip([scale * pixels for pixels in profile.resolutions], chosen.shares or profile.shares, strict=True))
+    first, *others = profile.shares
+    given = first if chosen.first_share is None else chosen.first_share
+    shares = [given, *(share * (1 - given) / (1 - first) for share in others)]
+    return list(zip([scale * pixels for pixels in profile.resolutions], shares, strict=True))
 
 
 def recipe_of(

@@ -7,6 +7,7 @@
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,9 @@ from openvision.models.kernels.dispatch import (
 LAYER_NORM_EPS = 1e-6
 # The original divides by (norm + 1e-8).
 UNIT_EPS = 1e-8
+
+
+Init = Literal["published", "by_width"]
 
 
 def unit(x: Tensor) -> Tensor:
@@ -58,9 +62,9 @@ class Attention(nn.Module):
         """Merge heads and apply the output projection: (B, heads, L, D / heads) -> (B, L, D)."""
         return self.proj(merge_heads(attended))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend from every position to every position: OpenVision masks nothing, not even padding."""
-        return self.proj(self_attention(self.qkv(x), self.heads))
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Attend from every position to those `seen`, bool (B, L), or to all: OpenVision masks not even padding."""
+        return self.proj(self_attention(self.qkv(x), self.heads, seen))
 
 
 class Mlp(nn.Module):
@@ -91,19 +95,22 @@ class Block(nn.Module):
         self.branch_scale: Tensor | None = None
         """Factors (2, B) of both residual branches of each sample, set by the trainer for stochastic depth."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
-        x = x + self._scaled(self.attn(self.norm1(x)), 0)
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D); `seen`, bool (B, L), are the positions that may be attended to."""
+        normed = self.norm1(x)
+        # What takes the place of this attention (LoRA, a kernel) need not know of masks where there is none.
+        attended = self.attn(normed) if seen is None else self.attn(normed, seen)
+        x = x + self._scaled(attended, 0)
         return x + self._scaled(self.feed_forward(x), 1)
 
-    def forward_rows(self, x: Tensor, rows: Tensor) -> Tensor:
-        """`forward(x)` at positions `rows` only, int64 (B, K) -> (B, K, D): all are keys, `rows` are queries."""
+    def forward_rows(self, x: Tensor, rows: Tensor, seen: Tensor | None = None) -> Tensor:
+        """`forward(x, seen)` at positions `rows` only, int64 (B, K) -> (B, K, D): all are keys, `rows` are queries."""
         width = x.shape[-1]
         weight, bias = self.attn.qkv.weight, self.attn.qkv.bias
         kept = x.gather(1, rows[..., None].expand(-1, -1, width))
         k, v = self.attn.split_heads(F.linear(self.norm1(x), weight[width:], bias[width:]), 2)
         (q,) = self.attn.split_heads(F.linear(self.norm1(kept), weight[:width], bias[:width]), 1)
-        kept = kept + self._scaled(self.attn.project(attention(q, k, v)), 0)
+        kept = kept + self._scaled(self.attn.project(attention(q, k, v, seen=seen)), 0)
         return kept + self._scaled(self.feed_forward(kept), 1)
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -154,8 +161,14 @@ def init_text_block(block: Block, width: int) -> None:
     zero_biases(block)
 
 
-def init_vision_block(block: Block, width: int) -> None:
-    """Initialise a block of the vision tower (spec section 1): fc2 has variance scaling 0.3072 over fan-out."""
+def init_vision_block(block: Block, width: int, init: Init = "published") -> None:
+    """Initialise a block of the vision tower (spec section 1): fc2 has variance scaling 0.3072 over fan-out.
+
+    The published deviation of 0.02 is that of a width of 1024 or so; "by_width" takes the text tower's values.
+    """
+    if init == "by_width":
+        init_text_block(block, width)
+        return
     for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1):
         nn.init.normal_(linear.weight, std=0.02)
     # Cutting a normal at two standard deviations leaves 0.8796 of its spread; divide so that the result is exact.

@@ -18,6 +18,7 @@ from openvision.models.bounds import check_patches, check_transformer
 from openvision.models.kernels.dispatch import compute_dtype, full_precision, linear_fp32
 from openvision.models.layers import (
     Block,
+    Init,
     LayerNorm,
     init_vision_block,
     is_skeleton,
@@ -55,6 +56,9 @@ class VisionConfig:
     position_side: int | None = None
     """Rows and columns of the grid on which patches have their positions, whatever their number; None: their own
     indices, as published."""
+    init: Init = "published"
+    """Initial values of the blocks: "published", a deviation of 0.02 in every width, or "by_width", as in the text
+    tower: narrow towers leave the first plateau sooner."""
 
     def __post_init__(self) -> None:
         check_transformer(self.width, self.depth, self.mlp_dim, self.heads)
@@ -157,7 +161,7 @@ class VisionTransformer(nn.Module):
         nn.init.uniform_(self.patch_embed.proj.weight, -bound, bound)
         nn.init.normal_(self.cls_token, std=1e-6)
         for block in self.blocks:
-            init_vision_block(block, self.config.width)  # pyright: ignore[reportArgumentType]
+            init_vision_block(block, self.config.width, self.config.init)  # pyright: ignore[reportArgumentType]
         self.fc_norm.reset_parameters()
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=0.02)
