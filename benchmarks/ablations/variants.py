@@ -227,7 +227,15 @@ _TINY = tuple(
 PROFILES: dict[str, Profile] = {
     # So few kinds of objects that eight minutes of one core teach their names. With Adam none of the sides leaves the
     # plateau at the start within this time.
-    "cpu": Profile("cpu", objects=40, calibration_seconds=4.0, settings=("run.precision=auto", "optimizer.kind=muon")),
+    "cpu": Profile(
+        "cpu",
+        # At 32 px an object is one patch.
+        resolutions=(48, 64),
+        shares=(0.4, 0.6),
+        objects=40,
+        calibration_seconds=4.0,
+        settings=("run.precision=auto", "optimizer.kind=muon"),
+    ),
     "gpu": Profile(
         "gpu",
         _SMALL,
