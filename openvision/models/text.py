@@ -88,8 +88,9 @@ class TextTransformer(nn.Module):
         """
         if ids.shape[-1] != self.config.context_length:
             raise ValueError(f"texts have {ids.shape[-1]} ids, the tower reads exactly {self.config.context_length}")
+        mask = self.mask(ids)
         # Empty where nothing is masked, so that blocks are called as they always were.
-        seen = () if self.config.pad_id is None else (ids != self.config.pad_id,)
+        seen = () if mask is None else (mask,)
         x = self.token_embed(ids) + self.pos_embed
         x = x.to(compute_dtype(x))
         *blocks, last = self.blocks
@@ -97,7 +98,7 @@ class TextTransformer(nn.Module):
             x = block(x, *seen)
         if self.config.pool == "mean":
             x = last(x, *seen)
-            return TextFeatures(tokens=x[:token_rows, :-1], pooled=self.norm(self._mean(x[:, :-1], seen[0][:, :-1])))
+            return TextFeatures(tokens=x[:token_rows, :-1], pooled=self.pooled(x, mask))
         read = len(x) if token_rows is None else token_rows
         whole, rest = x[:read], x[read:]
         parts = []
@@ -110,10 +111,17 @@ class TextTransformer(nn.Module):
         class_token = torch.cat(parts)[:, 0]
         return TextFeatures(tokens=whole[:, :-1], pooled=self.norm(class_token.to(self.norm.weight.dtype)))
 
-    def _mean(self, x: Tensor, seen: Tensor) -> Tensor:
-        """Mean of the tokens that are seen, in the dtype of the parameters; every text has [bos] and [eos]."""
-        kept = seen[..., None].to(self.norm.weight.dtype)
-        return (x.to(kept.dtype) * kept).sum(dim=1) / kept.sum(dim=1)
+    def mask(self, ids: Tensor) -> Tensor | None:
+        """What of ids (B, L) is no padding, bool (B, L); None where padding is read like any token."""
+        return None if self.config.pad_id is None else ids != self.config.pad_id
+
+    def pooled(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Output of the last block (B, L, D) and `mask` of its ids -> the normalised class or mean token (B, D)."""
+        if mask is None or self.config.pool == "class":
+            return self.norm(x[:, -1].to(self.norm.weight.dtype))
+        # Every text has [bos] and [eos], so that no mean is one of nothing.
+        kept = mask[:, :-1, None].to(self.norm.weight.dtype)
+        return self.norm((x[:, :-1].to(kept.dtype) * kept).sum(dim=1) / kept.sum(dim=1))
 
     def _class_token(self, x: Tensor) -> Tensor:
         return torch.full((len(x), 1), x.shape[1] - 1, device=x.device)

@@ -28,6 +28,7 @@ from openvision.files import JsonObject
 from openvision.models.layers import unit
 from openvision.models.text import TextTransformer
 from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionTransformer, normalize
+from openvision.text.tokenizer import Tokenizer
 from openvision.weights.export.parity import Parity, compare, example_images
 from openvision.weights.export.text import (
     EXAMPLE_TEXTS,
@@ -84,20 +85,32 @@ class VisionGraph(nn.Module):
 
 
 class TextGraph(nn.Module):
-    """The text tower as one graph."""
+    """The text tower as one graph, for ids of training's layout and of stock tokenizers."""
 
-    def __init__(self, text: TextTransformer) -> None:
+    def __init__(self, text: TextTransformer, tokenizer: Tokenizer | None) -> None:
         super().__init__()
-        self.text = text
+        masked = text.config.pad_id is not None
+        self.text = text if masked else class_token_in_position(text, tokenizer)
+        self.class_id = tokenizer.cls_id if masked and tokenizer is not None else None
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, L) -> (B, E) unit vectors."""
         tower = self.text
+        if tower.config.pad_id is not None:
+            ids = self._trained_layout(ids, tower.config.pad_id)
+        mask = tower.mask(ids)
         # Not `tower(ids)`: it asks for the length of the batch, which becomes a constant of the graph.
         x = tower.token_embed(ids) + tower.pos_embed
         for block in tower.blocks:
-            x = block(x)
-        return unit(tower.project(tower.norm(x[:, -1])))
+            x = block(x) if mask is None else block(x, mask)
+        return unit(tower.project(tower.pooled(x, mask)))
+
+    def _trained_layout(self, ids: Tensor, pad: int) -> Tensor:
+        """A class token where padding begins is moved to the end: a mask tells padding by its id."""
+        if self.class_id is None:
+            return ids
+        before = torch.where(ids[:, :-1] == self.class_id, torch.full_like(ids[:, :-1], pad), ids[:, :-1])
+        return torch.cat([before, torch.full_like(ids[:, -1:], self.class_id)], dim=1)
 
 
 def write_onnx(checkpoint: Checkpoint, folder: Path, precision: Precision, dynamic_resolution: bool) -> None:
@@ -113,7 +126,7 @@ def write_onnx(checkpoint: Checkpoint, folder: Path, precision: Precision, dynam
     _export(graph, example_images(vision), axes, "images", [first, "patch_tokens"], folder / VISION_FILE)
     files = [folder / VISION_FILE]
     if checkpoint.model is not None:
-        text = TextGraph(class_token_in_position(checkpoint.model.text, checkpoint.tokenizer)).eval()
+        text = TextGraph(checkpoint.model.text, checkpoint.tokenizer).eval()
         _export(text, example_ids(checkpoint, 2), {0: batch}, "ids", ["text_embeds"], folder / TEXT_FILE)
         files.append(folder / TEXT_FILE)
         if checkpoint.tokenizer is not None:

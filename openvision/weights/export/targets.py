@@ -26,6 +26,8 @@ TARGETS = {
     "siglip": "a SiglipVisionModel, not exact because it has no class token: needs --accept-drift",
     "onnx": "vision and text graphs for ONNX Runtime",
 }
+_STOCK_TEXT = ("open_clip", "transformers")
+"""Targets with a text tower of another library."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ def export(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOpt
         raise OpenVisionError(
             f"{checkpoint.source} sees the latents of an autoencoder, for which {target} has no place before the "
             "encoder; export it with --to safetensors"
+        )
+    if target in _STOCK_TEXT and checkpoint.model is not None and checkpoint.model.config.text.pad_id is not None:
+        raise OpenVisionError(
+            f"{checkpoint.source} masks padding in its text tower (model.text.pad_id), for which {target} has no "
+            "class; export it with --to onnx or safetensors, or its vision tower alone (convert --vision-only)"
         )
     if options.resolution is not None:
         checkpoint = at_resolution(checkpoint, options.resolution)
