@@ -59,8 +59,8 @@ class Variant:
     world: World = DEFAULT_WORLD
     full_resolution: bool = False
     """One stage at the last resolution."""
-    shares: tuple[float, ...] | None = None
-    """Shares of the stages in time or samples; the profile's by default."""
+    first_share: float | None = None
+    """Share of the first stage in time or samples; the profile's by default. The others keep their proportions."""
 
 
 _CLIP = ("model.decoder=none", "loss.caption=0", 'loss.texts=["alt"]')
@@ -72,6 +72,10 @@ _VERSION2 = (
     "loss.contrastive=0",
     "loss.texts=[]",
 )
+
+
+_PLUS = ("model.vision.init=by_width", "model.text.pad_id=0", "model.text.pool=mean")
+"""What recipes/openvision-plus has beside Muon."""
 
 
 def _worlds() -> dict[str, Variant]:
@@ -106,8 +110,8 @@ VARIANTS: dict[str, Variant] = {
     "caption_weight4": Variant("caption weight 4", ("loss.caption=4",), "full"),
     "full_resolution": Variant("full recipe, full resolution from the start", (), "full", full_resolution=True),
     "clip_full_resolution": Variant("plain CLIP, full resolution from the start", _CLIP, "clip", full_resolution=True),
-    "early": Variant("full recipe, stages 70, 15, 15 %", (), "full", shares=(0.7, 0.15, 0.15)),
-    "late": Variant("full recipe, stages 30, 20, 50 %", (), "full", shares=(0.3, 0.2, 0.5)),
+    "early": Variant("full recipe, 70 % in the first stage", (), "full", first_share=0.7),
+    "late": Variant("full recipe, 20 % in the first stage", (), "full", first_share=0.2),
     "patch16": Variant("patch 16, equal resolution", ("model.vision.patch_size=16",), "full"),
     "patch16_tokens": Variant("patch 16, equal tokens", ("model.vision.patch_size=16",), "full", world=World(scale=2)),
     "wide": Variant(
@@ -131,8 +135,10 @@ VARIANTS: dict[str, Variant] = {
         (*_VERSION2, "model.decoder.text_positions=learned"),
         "openvision2",
     ),
-    "muon": Variant("full recipe, Muon", ("optimizer.kind=muon",)),
-    "clip_muon": Variant("plain CLIP, Muon", (*_CLIP, "optimizer.kind=muon")),
+    "plus": Variant("openvision-plus", _PLUS),
+    "clip_plus": Variant("plain CLIP, the same changes", (*_PLUS, *_CLIP)),
+    "full_adam": Variant("full recipe, Adam", ("optimizer.kind=adam",)),
+    "clip_adam": Variant("plain CLIP, Adam", (*_CLIP, "optimizer.kind=adam")),
     "open_clip": Variant("open_clip: CLIP", program="clip"),
     "open_coca": Variant("open_clip: CoCa", program="coca"),
     "open_clip_captions": Variant("open_clip: CLIP, captions for half", (), "open_clip", "clip", captions=True),
@@ -145,7 +151,16 @@ TABLES: dict[str, tuple[str, ...]] = {
     "c": ("full", "whole_caption", "no_decoder", "caption_weight1", "caption_weight4"),
     "d": ("full", "full_resolution", "clip_full_resolution", "early", "late", "patch16", "patch16_tokens", "wide"),
     "e": ("openvision2", "keep10", "keep25", "keep50", "keep100", "causal", "positions"),
-    "f": ("full", "clip", "open_clip", "open_coca", "open_clip_captions", "open_coca_captions"),
+    "f": (
+        "full",
+        "clip",
+        "full_adam",
+        "clip_adam",
+        "open_clip",
+        "open_coca",
+        "open_clip_captions",
+        "open_coca_captions",
+    ),
 }
 
 
@@ -164,7 +179,7 @@ class Profile:
     scenes: int = 40_000
     held_out: int = 1000
     objects: int = 80
-    rates: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
+    rates: tuple[float, ...] = (4e-3, 8e-3, 1.6e-2)
     """Learning rates per 256 samples that tuning tries."""
     warm_batches: int = 3
     """Batches of a calibration that do not count."""
@@ -210,8 +225,17 @@ _TINY = tuple(
     }.items()
 )
 PROFILES: dict[str, Profile] = {
-    # So few kinds of objects that eight minutes of one core teach their names.
-    "cpu": Profile("cpu", objects=40, calibration_seconds=4.0),
+    # So few kinds of objects that eight minutes of one core teach their names. With Adam none of the sides leaves the
+    # plateau at the start within this time.
+    "cpu": Profile(
+        "cpu",
+        # At 32 px an object is one patch.
+        resolutions=(48, 64),
+        shares=(0.4, 0.6),
+        objects=40,
+        calibration_seconds=4.0,
+        settings=("run.precision=auto", "optimizer.kind=muon"),
+    ),
     "gpu": Profile(
         "gpu",
         _SMALL,
@@ -251,7 +275,10 @@ def parts_of(chosen: Variant, profile: Profile) -> list[tuple[int, float]]:
     scale = chosen.world.scale
     if chosen.full_resolution or chosen.program != "openvision":
         return [(scale * profile.resolutions[-1], 1.0)]
-    return list(zip([scale * pixels for pixels in profile.resolutions], chosen.shares or profile.shares, strict=True))
+    first, *others = profile.shares
+    given = first if chosen.first_share is None else chosen.first_share
+    shares = [given, *(share * (1 - given) / (1 - first) for share in others)]
+    return list(zip([scale * pixels for pixels in profile.resolutions], shares, strict=True))
 
 
 def recipe_of(

@@ -65,6 +65,8 @@ class GenLipVisionConfig(VisionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.position_side is not None or self.init != "published":
+            raise ValueError("position_side and init are of towers with sin-cos positions; leave them out")
         if self.width // self.heads % 2:
             raise ValueError(f"heads {self.heads} make heads of {self.width // self.heads}; rotary ones must be even")
         if not 0 < self.layer_scale <= 10:

@@ -7,6 +7,7 @@
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,9 @@ from openvision.models.kernels.dispatch import (
 LAYER_NORM_EPS = 1e-6
 # The original divides by (norm + 1e-8).
 UNIT_EPS = 1e-8
+
+
+Init = Literal["published", "by_width"]
 
 
 def unit(x: Tensor) -> Tensor:
@@ -58,9 +62,9 @@ class Attention(nn.Module):
         """Merge heads and apply the output projection: (B, heads, L, D / heads) -> (B, L, D)."""
         return self.proj(merge_heads(attended))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend from every position to every position: OpenVision masks nothing, not even padding."""
-        return self.proj(self_attention(self.qkv(x), self.heads))
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Attend from every position to those `seen`, bool (B, L), or to all: OpenVision masks not even padding."""
+        return self.proj(self_attention(self.qkv(x), self.heads, seen))
 
 
 class Mlp(nn.Module):
@@ -94,19 +98,22 @@ class Block(nn.Module):
     def _make_mlp(self, width: int, mlp_dim: int, gelu: Gelu) -> Mlp:
         return Mlp(width, mlp_dim, gelu)
 
-    def forward(self, x: Tensor, places: Tensor | None = None) -> Tensor:
-        """(B, L, D) -> (B, L, D). Blocks with rotary positions are given `places`, others none."""
-        x = x + self._scaled(self.attn(self.norm1(x)), 0)
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D); `seen`, bool (B, L), are the positions that may be attended to."""
+        normed = self.norm1(x)
+        # What takes the place of this attention (LoRA, a kernel) need not know of masks where there is none.
+        attended = self.attn(normed) if seen is None else self.attn(normed, seen)
+        x = x + self._scaled(attended, 0)
         return x + self._scaled(self.feed_forward(x), 1)
 
-    def forward_rows(self, x: Tensor, rows: Tensor) -> Tensor:
-        """`forward(x)` at positions `rows` only, int64 (B, K) -> (B, K, D): all are keys, `rows` are queries."""
+    def forward_rows(self, x: Tensor, rows: Tensor, seen: Tensor | None = None) -> Tensor:
+        """`forward(x, seen)` at positions `rows` only, int64 (B, K) -> (B, K, D): all are keys, `rows` are queries."""
         width = x.shape[-1]
         weight, bias = self.attn.qkv.weight, self.attn.qkv.bias
         kept = x.gather(1, rows[..., None].expand(-1, -1, width))
         k, v = self.attn.split_heads(F.linear(self.norm1(x), weight[width:], bias[width:]), 2)
         (q,) = self.attn.split_heads(F.linear(self.norm1(kept), weight[:width], bias[:width]), 1)
-        kept = kept + self._scaled(self.attn.project(attention(q, k, v)), 0)
+        kept = kept + self._scaled(self.attn.project(attention(q, k, v, seen=seen)), 0)
         return kept + self._scaled(self.feed_forward(kept), 1)
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -119,11 +126,13 @@ class Block(nn.Module):
         return branch * self.branch_scale[index, :, None, None].to(branch.dtype)
 
 
-def sincos_position_table(rows: int, columns: int, width: int) -> Tensor:
+def sincos_position_table(rows: int, columns: int, width: int, side: int | None = None) -> Tensor:
     """Fixed 2-D sin-cos positions in MoCo-v3 style, float32 (rows * columns, width), row-major (spec section 1.3).
 
     omega_k = 10000^(-k / (width/4 - 1)) with both ends included; the column coordinate comes first. Indices
-    are raw grid positions: nothing is rescaled between resolutions, so there is nothing to interpolate.
+    are raw grid positions: nothing is rescaled between resolutions, so there is nothing to interpolate. With `side`
+    a patch has the position of its centre on a grid of `side` x `side` patches over the same image (of the same area,
+    where the image is not square): a place of the image keeps its position at every resolution.
     """
     if width % 4 or width < 8:
         raise ValueError(f"sin-cos positions need a width that is a multiple of 4 and at least 8, not {width}")
@@ -133,6 +142,9 @@ def sincos_position_table(rows: int, columns: int, width: int) -> Tensor:
     y, x = torch.meshgrid(
         torch.arange(rows, dtype=torch.float64), torch.arange(columns, dtype=torch.float64), indexing="ij"
     )
+    if side is not None:
+        step = side / (rows * columns) ** 0.5
+        y, x = ((index + 0.5) * step - 0.5 for index in (y, x))
     x_angle = x.flatten()[:, None] * omega
     y_angle = y.flatten()[:, None] * omega
     return torch.cat([x_angle.sin(), x_angle.cos(), y_angle.sin(), y_angle.cos()], dim=1).float()
@@ -152,8 +164,14 @@ def init_text_block(block: Block, width: int) -> None:
     zero_biases(block)
 
 
-def init_vision_block(block: Block, width: int) -> None:
-    """Initialise a block of the vision tower (spec section 1): fc2 has variance scaling 0.3072 over fan-out."""
+def init_vision_block(block: Block, width: int, init: Init = "published") -> None:
+    """Initialise a block of the vision tower (spec section 1): fc2 has variance scaling 0.3072 over fan-out.
+
+    The published deviation of 0.02 is that of a width of 1024 or so; "by_width" takes the text tower's values.
+    """
+    if init == "by_width":
+        init_text_block(block, width)
+        return
     for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1):
         nn.init.normal_(linear.weight, std=0.02)
     # Cutting a normal at two standard deviations leaves 0.8796 of its spread; divide so that the result is exact.

@@ -10,7 +10,7 @@ docs/openvision3.md says why it is what it is. The autoencoder is no part of the
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -47,7 +47,7 @@ DEMO_AUTOENCODER = AutoencoderConfig(source="Letian2003/black-forest-labs_FLUX.1
 class LatentVisionConfig(VisionConfig):
     """Shape of a vision tower behind an autoencoder. Patch and image size are in pixels: 16 is a patch of 2."""
 
-    autoencoder: AutoencoderConfig
+    autoencoder: AutoencoderConfig = field(kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,10 +1,11 @@
 """The text tower: a bidirectional transformer that reads the class token in the last column (spec section 2).
 
-Neither causal nor padding mask: pads attend and are attended to, as in training. The class token is an ordinary
-vocabulary row that the tokenizer puts last.
+Neither causal nor padding mask: pads attend and are attended to, as in the original's training; `pad_id` hides them.
+The class token is an ordinary vocabulary row that the tokenizer puts last.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +28,19 @@ class TextConfig:
     heads: int
     vocab_size: int = 32000
     context_length: int = 80
+    pad_id: int | None = None
+    """Id of padding, to which no position attends; None: padding is read like any token, as published."""
+    pool: Literal["class", "mean"] = "class"
+    """What is projected: the "class" token, as published, or the "mean" of all tokens that are neither class token nor
+    padding, which needs `pad_id`."""
 
     def __post_init__(self) -> None:
         check_transformer(self.width, self.depth, self.mlp_dim, self.heads)
         check_count("vocab_size", self.vocab_size, 1, MAX_VOCABULARY)
+        if self.pad_id is not None and not 0 <= self.pad_id < self.vocab_size:
+            raise ValueError(f"pad_id {self.pad_id} is no id of a vocabulary of {self.vocab_size}")
+        if self.pool == "mean" and self.pad_id is None:
+            raise ValueError('pool "mean" leaves padding out: give pad_id, 0 in vocabularies of this project')
         check_count("context_length", self.context_length, MIN_CONTEXT, MAX_LENGTH)
 
 
@@ -42,7 +52,7 @@ class TextFeatures:
     """(B', L - 1, D): all but the class token, before the norm, of the texts whose tokens are read: the caption decoder
     reads them."""
     pooled: Tensor
-    """(B, D): the normalised class token, in the dtype of the parameters."""
+    """(B, D): the normalised class token, or mean token, in the dtype of the parameters."""
 
 
 class TextTransformer(nn.Module):
@@ -78,21 +88,40 @@ class TextTransformer(nn.Module):
         """
         if ids.shape[-1] != self.config.context_length:
             raise ValueError(f"texts have {ids.shape[-1]} ids, the tower reads exactly {self.config.context_length}")
+        mask = self.mask(ids)
+        # Empty where nothing is masked, so that blocks are called as they always were.
+        seen = () if mask is None else (mask,)
         x = self.token_embed(ids) + self.pos_embed
         x = x.to(compute_dtype(x))
         *blocks, last = self.blocks
         for block in blocks:
-            x = block(x)
+            x = block(x, *seen)
+        if self.config.pool == "mean":
+            x = last(x, *seen)
+            return TextFeatures(tokens=x[:token_rows, :-1], pooled=self.pooled(x, mask))
         read = len(x) if token_rows is None else token_rows
         whole, rest = x[:read], x[read:]
         parts = []
         if len(whole):
-            whole = last(whole)
+            whole = last(whole, *(keys[:read] for keys in seen))
             parts.append(whole[:, -1:])
         if len(rest):
-            parts.append(last.forward_rows(rest, self._class_token(rest)))  # pyright: ignore[reportCallIssue]
+            rows = self._class_token(rest)
+            parts.append(last.forward_rows(rest, rows, *(keys[read:] for keys in seen)))  # pyright: ignore[reportCallIssue]
         class_token = torch.cat(parts)[:, 0]
         return TextFeatures(tokens=whole[:, :-1], pooled=self.norm(class_token.to(self.norm.weight.dtype)))
+
+    def mask(self, ids: Tensor) -> Tensor | None:
+        """What of ids (B, L) is no padding, bool (B, L); None where padding is read like any token."""
+        return None if self.config.pad_id is None else ids != self.config.pad_id
+
+    def pooled(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Output of the last block (B, L, D) and `mask` of its ids -> the normalised class or mean token (B, D)."""
+        if mask is None or self.config.pool == "class":
+            return self.norm(x[:, -1].to(self.norm.weight.dtype))
+        # Every text has [bos] and [eos], so that no mean is one of nothing.
+        kept = mask[:, :-1, None].to(self.norm.weight.dtype)
+        return self.norm((x[:, :-1].to(kept.dtype) * kept).sum(dim=1) / kept.sum(dim=1))
 
     def _class_token(self, x: Tensor) -> Tensor:
         return torch.full((len(x), 1), x.shape[1] - 1, device=x.device)

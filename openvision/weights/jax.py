@@ -19,7 +19,7 @@ from openvision.errors import OpenVisionError, require
 from openvision.models.decoder import DecoderConfig
 from openvision.models.openvision import OpenVisionConfig
 from openvision.models.text import TextConfig
-from openvision.models.variants import known_heads
+from openvision.models.variants import Sizes, known_heads
 from openvision.models.vision import VisionConfig
 
 T = TypeVar("T")
@@ -262,7 +262,7 @@ def infer_config(tree: Mapping[str, np.ndarray], image_size: int, source: str) -
     )
 
 
-def _tower(tree: Mapping[str, np.ndarray], tower: str, source: str) -> dict[str, int]:
+def _tower(tree: Mapping[str, np.ndarray], tower: str, source: str) -> Sizes:
     """Width, depth, MLP width and heads; heads from the head axis, else from the table of sizes.
 
     Raises OpenVisionError when neither names them.

@@ -101,7 +101,7 @@ def to_open_clip(state: Mapping[str, Tensor], config: OpenVisionConfig) -> dict[
     That is the caption decoder, and the logit scale of sentences where they have their own.
     """
     vision = config.vision
-    table = sincos_position_table(*vision.grid(), vision.width)
+    table = vision.positions(*vision.grid())
     converted = {_POSITIONS: torch.cat([torch.zeros(1, vision.width), table])}
     for name, tensor in state.items():
         if not name.startswith("decoder.") and name != "logit_scale_sentence":

@@ -39,7 +39,7 @@ from tests.training.small_step import recipe_of
 RECIPES = Path(__file__).parents[2] / "recipes" / "openvision3"
 PIXELS = AutoencoderConfig("pixels", None, 192, 8, 1.0)
 # Width and depth of a released size, so that the tensors alone say how many heads there are.
-DEMO = LatentVisionConfig(192, 12, 96, 3, 16, 32, DEMO_AUTOENCODER)
+DEMO = LatentVisionConfig(192, 12, 96, 3, 16, 32, autoencoder=DEMO_AUTOENCODER)
 
 
 def small() -> OpenVision3Config:
@@ -191,7 +191,7 @@ def test_the_recipes_have_the_papers_sizes_and_stages(name, branch):
 
 @pytest.mark.parametrize(("resolution", "tokens"), [(128, 64), (224, 196), (256, 256)])
 def test_tokens_and_latents_of_every_stage(resolution, tokens):
-    config = replace(small(), vision=LatentVisionConfig(32, 1, 48, 2, 16, resolution, PIXELS))
+    config = replace(small(), vision=LatentVisionConfig(32, 1, 48, 2, 16, resolution, autoencoder=PIXELS))
     model = OpenVision3(config)
     images = torch.randint(0, 256, (1, 3, resolution, resolution), dtype=torch.uint8)
     ids = torch.ones(1, 9, dtype=torch.long)
@@ -203,7 +203,7 @@ def test_tokens_and_latents_of_every_stage(resolution, tokens):
 
 def test_without_an_autoencoder_it_is_a_tower_of_patch_16_on_pixels():
     """The paper's "without VAE": rearranging pixels and patches of 2 are patches of 16, weight by weight."""
-    latent = build_vision(LatentVisionConfig(32, 2, 48, 2, 16, 32, PIXELS), 8)
+    latent = build_vision(LatentVisionConfig(32, 2, 48, 2, 16, 32, autoencoder=PIXELS), 8)
     pixels = build_vision(pixel_config(), 8)
     with torch.no_grad():
         for name, parameter in pixels.named_parameters():
@@ -243,7 +243,7 @@ def test_a_model_folder_brings_its_own_autoencoder_along(tmp_path):
     save_conv(tmp_path / "ae", ConvAutoencoder(ConvConfig(widths=(8, 8, 8))), 1.5, {})
     config = small()
     autoencoder = AutoencoderConfig("conv", str(tmp_path / "ae"), scale=1.5)
-    config = replace(config, vision=LatentVisionConfig(32, 2, 48, 2, 16, 32, autoencoder))
+    config = replace(config, vision=LatentVisionConfig(32, 2, 48, 2, 16, 32, autoencoder=autoencoder))
     model = OpenVision3(config).eval()
     tokenizer = Tokenizer.train(["a red square", "a blue bar"], 40)
     save_folder(tmp_path / "model", model, tokenizer, "", {})

@@ -170,7 +170,7 @@ def test_training_of_openvision3(meta, pixels_of):
     pixels = AutoencoderConfig("pixels", None, 192, 8, 1.0)
     config = OpenVision3Config(
         embed_dim=64,
-        vision=LatentVisionConfig(96, 3, 192, 3, 16, 64, pixels),
+        vision=LatentVisionConfig(96, 3, 192, 3, 16, 64, autoencoder=pixels),
         text=TextConfig(96, 2, 192, 3, 500, 12),
         decoder=AutoregressiveDecoderConfig(96, 2, 192, 3, 500, 20),
         reconstruction=ReconstructionConfig(128, 2, 256, 4, pixels_of=pixels_of),

@@ -74,9 +74,9 @@ def test_hidden_states_are_exact_at_every_size(tmp_path, size, target) -> None:
     towers = SIZES[size]
     # Ti, S and B in full; the others at full width, two blocks deep.
     depth = towers.vision.depth if size in ("tiny", "small", "base") else 2
-    config = VisionConfig(
-        **towers.vision.sizes() | {"depth": depth}, patch_size=towers.patches[0], image_size=4 * towers.patches[0] + 6
-    )
+    patch = towers.patches[0]
+    config = VisionConfig(**towers.vision.sizes(), patch_size=patch, image_size=4 * patch + 6)
+    config = replace(config, depth=depth)
     results = export(vision_alone(config, towers.embed_dim), target, tmp_path / "out")
     assert all(result.passed for result in results)
 
@@ -291,6 +291,42 @@ def test_a_vision_tower_without_head_or_text(tmp_path) -> None:
     with pytest.raises(OpenVisionError, match="no text tower"):
         export(alone, "open_clip", tmp_path / "open_clip")
     assert not (tmp_path / "open_clip").exists()
+
+
+def test_a_tower_whose_positions_keep_their_place(tmp_path) -> None:
+    scaled = vision_alone(replace(CONFIG.vision, position_side=3), 24)
+    for target in ("safetensors", "transformers", "beit"):
+        assert all(result.passed for result in export(scaled, target, tmp_path / target))
+        larger = export(scaled, target, tmp_path / f"{target}56", ExportOptions(resolution=56))
+        assert all(result.passed for result in larger)
+    export(scaled, "onnx", tmp_path / "onnx", ExportOptions(dynamic_resolution=True))
+    session = open_session(tmp_path / "onnx" / "vision.onnx")
+    for size in ((40, 40), (24, 72)):
+        images = torch.randn(1, 3, *size)
+        (embeds, _) = session.run(None, {"images": images.numpy()})
+        with torch.inference_mode():
+            ours = openvision.models.openvision.unit(scaled.vision(images))
+        assert compare("embedding", ours, torch.from_numpy(embeds), 2e-5).passed
+
+
+def masked_checkpoint(pool) -> Checkpoint:
+    torch.manual_seed(0)
+    model = stirred(OpenVision(replace(CONFIG, text=replace(CONFIG.text, pad_id=0, pool=pool))))
+    return Checkpoint(model.vision, model, Tokenizer.train(["a red circle on white", "two dogs"], 100), "test", {})
+
+
+@pytest.mark.parametrize("pool", ["class", "mean"])
+def test_a_text_tower_that_masks_padding(tmp_path, pool) -> None:
+    masked = masked_checkpoint(pool)
+    assert all(result.passed for result in export(masked, "onnx", tmp_path / "onnx"))
+    assert export(masked, "safetensors", tmp_path / "own")
+    loaded = openvision.load(tmp_path / "own")
+    texts = ["a red circle", "two dogs on white", ""]
+    assert loaded.model.config.text.pool == pool
+    assert torch.isfinite(loaded.encode_texts(texts)).all()
+    for target in ("open_clip", "transformers"):
+        with pytest.raises(OpenVisionError, match="masks padding"):
+            export(masked, target, tmp_path / target)
 
 
 def test_another_resolution(checkpoint, tmp_path) -> None:

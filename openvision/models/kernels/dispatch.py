@@ -76,16 +76,20 @@ def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
     return key <= torch.arange(queries, device=device)[:, None] + (keys - queries)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, seen: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v of q (B, h, Q, d) over k and v (B, h, K, d) -> (B, h, Q, d).
 
-    Every query attends everywhere or, if `causal`, as `causal_mask` says.
+    Every query attends everywhere or, if `causal`, as `causal_mask` says. `seen`, bool (B, K), leaves keys out for
+    every query of a sample; each sample needs one that is seen.
     """
-    if _on_gpu(q, q.shape[-1]):
+    if seen is None and _on_gpu(q, q.shape[-1]):
         return gpu.attention(q, k, v, causal)
     mask = causal_mask(q.shape[2], k.shape[2], q.device) if causal else None
+    if seen is not None:
+        seen = seen[:, None, None, :]
+        mask = seen if mask is None else mask & seen
     many_keys = k.shape[2] > EXPLICIT_KEYS_ON_CPU
-    if training_on_cpu(q) and q.dtype == torch.bfloat16 and many_keys:
+    if training_on_cpu(q) and q.dtype == torch.bfloat16 and many_keys and seen is None:
         return cpu.attention(q, k, v, mask)
     if q.device.type != "cpu" or torch.compiler.is_exporting() or many_keys:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -95,8 +99,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     return scores.softmax(dim=-1) @ v
 
 
-def self_attention(qkv: Tensor, heads: int) -> Tensor:
-    """Unmasked self-attention of packed queries, keys and values (B, L, 3 * D) -> (B, L, D)."""
+def self_attention(qkv: Tensor, heads: int, seen: Tensor | None = None) -> Tensor:
+    """Self-attention of packed queries, keys and values (B, L, 3 * D) -> (B, L, D), over `seen` keys, bool (B, L)."""
+    if seen is not None:
+        q, k, v = split_heads(qkv, 3, heads)
+        return merge_heads(attention(q, k, v, seen=seen))
     if _on_gpu(qkv, qkv.shape[-1] // (3 * heads)):
         return gpu.self_attention(qkv, heads)
     if training_on_cpu(qkv) and (qkv.shape[1] <= EXPLICIT_KEYS_ON_CPU or qkv.dtype == torch.bfloat16):

@@ -215,6 +215,11 @@ def claim_tokenizer(
         raise OpenVisionError(
             f"the tokenizer has {tokenizer.vocab_size} entries, the model only {recipe.vocab_size}; raise vocab_size"
         )
+    text = recipe.model.text
+    if text is not None and text.pad_id not in (None, tokenizer.pad_id):
+        raise OpenVisionError(
+            f"model.text.pad_id {text.pad_id} is not the tokenizer's id of padding, {tokenizer.pad_id}; give that one"
+        )
     make_folder(folder)
     tokenizer.save(folder)
     return tokenizer

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from openvision.errors import OpenVisionError, require
 from openvision.files import JsonObject
-from openvision.models.layers import sincos_position_table, unit
+from openvision.models.layers import unit
 from openvision.models.text import TextTransformer
 from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionTransformer, normalize
+from openvision.text.tokenizer import Tokenizer
 from openvision.weights.export.onnx_precision import Precision, lower
 from openvision.weights.export.parity import Parity, compare, example_images
 from openvision.weights.export.text import (
@@ -79,7 +80,7 @@ class VisionGraph(nn.Module):
         super().__init__()
         self.vision = vision
         self.dynamic_resolution = dynamic_resolution
-        self.register_buffer("positions", sincos_position_table(*vision.config.grid(), vision.config.width))
+        self.register_buffer("positions", vision.config.positions(*vision.config.grid()))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> (B, E) unit vectors, or pooled (B, D) without a head; and patch tokens (B, N, D)."""
@@ -87,7 +88,7 @@ class VisionGraph(nn.Module):
         patches = F.conv2d(images, tower.patch_embed.proj.weight, stride=tower.config.patch_size)
         positions = self.positions
         if self.dynamic_resolution:
-            positions = sincos_position_table(patches.shape[2], patches.shape[3], tower.config.width)
+            positions = tower.config.positions(patches.shape[2], patches.shape[3])
         x = patches.flatten(2).transpose(1, 2) + positions
         x = torch.cat([tower.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         for block in tower.blocks:
@@ -98,20 +99,32 @@ class VisionGraph(nn.Module):
 
 
 class TextGraph(nn.Module):
-    """The text tower as one graph."""
+    """The text tower as one graph, for ids of training's layout and of stock tokenizers."""
 
-    def __init__(self, text: TextTransformer) -> None:
+    def __init__(self, text: TextTransformer, tokenizer: Tokenizer | None) -> None:
         super().__init__()
-        self.text = text
+        masked = text.config.pad_id is not None
+        self.text = text if masked else class_token_in_position(text, tokenizer)
+        self.class_id = tokenizer.cls_id if masked and tokenizer is not None else None
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, L) -> (B, E) unit vectors."""
         tower = self.text
+        if tower.config.pad_id is not None:
+            ids = self._trained_layout(ids, tower.config.pad_id)
+        mask = tower.mask(ids)
         # Not `tower(ids)`: it asks for the length of the batch, which becomes a constant of the graph.
         x = tower.token_embed(ids) + tower.pos_embed
         for block in tower.blocks:
-            x = block(x)
-        return unit(tower.project(tower.norm(x[:, -1])))
+            x = block(x) if mask is None else block(x, mask)
+        return unit(tower.project(tower.pooled(x, mask)))
+
+    def _trained_layout(self, ids: Tensor, pad: int) -> Tensor:
+        """A class token where padding begins is moved to the end: a mask tells padding by its id."""
+        if self.class_id is None:
+            return ids
+        before = torch.where(ids[:, :-1] == self.class_id, torch.full_like(ids[:, :-1], pad), ids[:, :-1])
+        return torch.cat([before, torch.full_like(ids[:, -1:], self.class_id)], dim=1)
 
 
 def write_onnx(
@@ -138,7 +151,7 @@ def write_onnx(
     with _quiet():
         lower(folder / VISION_FILE, precision, None if calibration is None else lambda: _batches(calibration))
     if checkpoint.model is not None:
-        text = TextGraph(class_token_in_position(checkpoint.model.text, checkpoint.tokenizer)).eval()
+        text = TextGraph(checkpoint.model.text, checkpoint.tokenizer).eval()
         _export(text, example_ids(checkpoint, 2), {0: batch}, "ids", ["text_embeds"], folder / TEXT_FILE)
         with _quiet():
             lower(folder / TEXT_FILE, precision)

@@ -28,6 +28,8 @@ TARGETS = {
     "siglip": "a SiglipVisionModel, not exact because it has no class token: needs --accept-drift",
     "onnx": "vision and text graphs for ONNX Runtime",
 }
+_STOCK_TEXT = ("open_clip", "transformers")
+"""Targets with a text tower of another library."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,11 @@ def export(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOpt
     if options.calibration is not None and (target, options.precision) != ("onnx", "int8"):
         raise OpenVisionError(
             "--calibration is for ONNX graphs of precision int8; add --to onnx --precision int8, or leave it out"
+        )
+    if target in _STOCK_TEXT and checkpoint.model is not None and checkpoint.model.config.text.pad_id is not None:
+        raise OpenVisionError(
+            f"{checkpoint.source} masks padding in its text tower (model.text.pad_id), for which {target} has no "
+            "class; export it with --to onnx or safetensors, or its vision tower alone (convert --vision-only)"
         )
     if options.resolution is not None:
         checkpoint = at_resolution(checkpoint, options.resolution)

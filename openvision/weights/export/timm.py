@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from openvision.errors import require
-from openvision.models.layers import sincos_position_table
 from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionTransformer
 from openvision.weights.export.parity import Parity, compare, example_images
 from openvision.weights.load import Checkpoint
@@ -65,7 +64,7 @@ def to_timm(vision: VisionTransformer) -> dict[str, Tensor]:
     """State dict of timm's VisionTransformer for the tower's own resolution."""
     config = vision.config
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in vision.state_dict().items()}
-    table = sincos_position_table(*config.grid(), config.width)
+    table = config.positions(*config.grid())
     state["pos_embed"] = torch.cat([torch.zeros(1, config.width), table])[None]
     state["patch_embed.proj.bias"] = torch.zeros(config.width)
     if vision.head is not None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from openvision.errors import require
 from openvision.files import JsonObject
-from openvision.models.layers import LAYER_NORM_EPS, sincos_position_table, unit
+from openvision.models.layers import LAYER_NORM_EPS, unit
 from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionTransformer
 from openvision.weights.export.parity import (
     FLOAT32_TOLERANCE,
@@ -175,7 +175,7 @@ def _blocks(blocks: torch.nn.ModuleList, prefix: str, names: dict[str, str], qkv
 
 
 def _positions(vision: VisionTransformer) -> Tensor:
-    return sincos_position_table(*vision.config.grid(), vision.config.width)
+    return vision.config.positions(*vision.config.grid())
 
 
 def _projection(vision: VisionTransformer) -> dict[str, Tensor]:

@@ -103,7 +103,7 @@ def own_tower(kind: str, folder: Path) -> VisionTransformer:
     if kind == "conv":
         save_conv(folder / "conv", ConvAutoencoder(ConvConfig(4, (8, 8, 8))), 2.5, {})
         autoencoder = AutoencoderConfig("conv", str(folder / "conv"), 4, 8, 2.5)
-    return build_vision(LatentVisionConfig(48, 3, 64, 2, 16, 32, autoencoder), None).eval()
+    return build_vision(LatentVisionConfig(48, 3, 64, 2, 16, 32, autoencoder=autoencoder), None).eval()
 
 
 @pytest.mark.parametrize("kind", ["genlip", "pixels", "conv"])
