@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _FILE_BYTES = 256 * 2**20
 _BATCH = 32
-# Caches of before December 2026 have the older name, which is read and no longer written.
+# Caches that were written before December 2026 have the old name, which is read and no longer written.
 _DIGESTS, _OLD_DIGESTS = "images.jsonl", "pictures.jsonl"
 
 
