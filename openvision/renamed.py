@@ -20,6 +20,9 @@ RENAMED_KEYS = {
 RENAMED_METRICS = {"temperature": "logit_scale", "pictures": "images"}
 """Old name of a number in metrics.jsonl -> new name."""
 
+RENAMED_REASONS = {"another_picture": "another_image"}
+"""Old reason in the report of a shard that was joined with the recaption table -> new reason."""
+
 
 def new_key(place: str) -> str | None:
     """New name of the recipe key at `place`, e.g. `stages.0.accumulate`; None for a key that was not renamed."""

@@ -78,7 +78,7 @@ def evaluate(
 
 
 def _print_metrics(title: str, result: "Score") -> None:
-    echo(f"{title}: {result['questions']} questions about {result['pictures']} images")
+    echo(f"{title}: {result['questions']} questions about {result['images']} images")
     for name, number in result["metrics"].items():
         echo(f"  {name:32} {number['value']:8.1f}   95 %: {number['low']:.1f} to {number['high']:.1f}")
 

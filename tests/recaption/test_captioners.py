@@ -112,6 +112,17 @@ def test_an_alt_text_cannot_speak_the_marks_of_the_chat(llava):
         assert (inputs["input_ids"] == mark).sum() == (plain["input_ids"] == mark).sum()
 
 
+def test_what_exceeds_the_context_gets_no_caption_and_the_others_theirs(llava):
+    captioner = load_image_text(str(llava), CPU, Sampling(max_tokens=6), batch_size=3)
+    plain = questions(3)
+    expected = [answer for _, answer in captioner.answers(plain)]
+    assert plain[1]
+    long = [plain[0], replace(plain[1], prompt="word " * 4000), plain[2]]
+    found = [answer for _, answer in captioner.answers(long)]
+    assert [answer.fault for answer in found] == [None, "too_long", None]
+    assert [found[0].text, found[2].text] == [expected[0].text, expected[2].text]
+
+
 def test_a_model_without_a_chat_template(blip):
     captioner = load_image_text(str(blip), CPU, Sampling(max_tokens=6), batch_size=2)
     answers = [answer for _, answer in captioner.answers(questions(3, prompt="a b"))]

@@ -255,6 +255,8 @@ IMAGE = message()["messages"][0]["content"][0]
         (json.dumps(message()).replace('"model"', '"temperature": NaN, "model"').encode(), 400, "from 0 to 2"),
         (message(max_tokens=0), 400, "max_tokens must be an integer from 1"),
         (message(seed=2**70), 400, "seed must be"),
+        (message(top_k=-2), 400, "top_k must be"),
+        (message("\ud800"), 400, "lone surrogate"),
         (message(url="http://localhost/secret.png"), 400, "nothing is downloaded"),
         (message(url="file:///etc/passwd"), 400, "nothing is downloaded"),
         (message(url="data:image/png;base64,%%%"), 400, "cannot be decoded"),
@@ -309,6 +311,19 @@ def test_what_waits_is_decoded_together_by_sampling():
     assert texts == list("abcdef")
     batches = [([question.prompt for question in asked], how.temperature) for asked, how in captioner.batches]
     assert batches == [(["a"], 0), (["b", "d", "e"], 0), (["c"], 1), (["f"], 0)]
+
+
+def test_a_request_that_fails_takes_no_other_with_it():
+    captioner = Recorder(batch_size=8)
+    captioner.free.clear()
+    with running(captioner) as server, ThreadPoolExecutor(4) as pool:
+        first = pool.submit(asked, server, message("a"))
+        captioner.began.acquire()
+        others = [pool.submit(asked, server, message(prompt)) for prompt in ("b", "fail", "c")]
+        while len(server.batches._waiting) < 3:
+            pass
+        captioner.free.set()
+        assert [each.result()[0] for each in [first, *others]] == [200, 200, 500, 200]
 
 
 def test_more_requests_than_places_are_sent_again(shards, tmp_path):

@@ -11,6 +11,7 @@ from rich.table import Table
 from openvision.data.recap.table import EXAMPLES
 from openvision.data.shards.store import Store
 from openvision.files import JsonObject
+from openvision.renamed import RENAMED_REASONS
 from openvision.terminal import Console
 from openvision.untrusted import load_json
 
@@ -19,7 +20,7 @@ SAMPLE_REASONS = {
     "no_row": "no usable row in the table",
     "no_join_value": "no join value in its json",
     "placeholder": "placeholder image, by its repeated hash",
-    "another_picture": "the row with its key is of another image",
+    "another_image": "the row with its key is of another image",
     "differing_captions": "several rows with differing captions",
     "duplicate_key": "repeated key in its shard",
     "bad_json": "invalid json member",
@@ -80,16 +81,21 @@ def _sum(paths: Sequence[Path]) -> tuple[Counter[str], dict[str, list[str]]]:
     examples: dict[str, list[str]] = {}
     for path in paths:
         part = json.loads(path.read_text(encoding="utf-8"))
-        counts.update(part["counts"])
-        for reason, found in part["examples"].items():
-            examples[reason] = (examples.get(reason, []) + found)[:EXAMPLES]
+        for name, count in part["counts"].items():
+            counts[_reason(name)] += count
+        for name, found in part["examples"].items():
+            examples[_reason(name)] = (examples.get(_reason(name), []) + found)[:EXAMPLES]
     return counts, {reason: found for reason, found in examples.items() if found}
+
+
+def _reason(stored: str) -> str:
+    return RENAMED_REASONS.get(stored, stored)
 
 
 def _placeholders(found: np.ndarray) -> JsonObject:
     most = found[np.argsort(found[:, 1], kind="stable")[::-1][:_MOST]].tolist()
     return {
-        "pictures": len(found),
+        "images": len(found),
         "copies": int(found[:, 1].sum()),
         "most_copied": [{"sha256_begins": f"{digest:016x}", "copies": copies} for digest, copies in most],
     }
@@ -120,7 +126,7 @@ def print_report(report: JsonObject, console: Console) -> None:
     console.print(_table("rows of the table", rows, rows["on_disk"], "image on disk", ROW_REASONS))
     for place, found in (("on disk", placeholders["on_disk"]), ("in the table", placeholders["in_table"])):
         console.print(
-            f"images that occur {placeholders['threshold']} times or more {place}: {found['pictures']:,} "
+            f"images that occur {placeholders['threshold']} times or more {place}: {found['images']:,} "
             f"({found['copies']:,} copies)",
             highlight=False,
         )

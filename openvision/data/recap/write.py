@@ -166,7 +166,7 @@ def _choose(spec: JoinSpec, sample: TarSample, meta: JsonObject, rows: list[Row]
         # img2dataset numbers its downloads: another download gives the same key to another image.
         rows = [row for row in rows if not _contradicts(row, own)]
         if not rows:
-            return "another_picture"
+            return "another_image"
     return _agreeing(spec, rows, own, decode_text(sample.texts.get("txt", b""))[0])
 
 

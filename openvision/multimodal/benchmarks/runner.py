@@ -52,8 +52,7 @@ class Score(TypedDict):
 
     benchmark: str
     questions: int
-    pictures: int
-    """Number of images."""
+    images: int
     headline: list[str]
     """Metrics that are shown first."""
     metrics: dict[str, Estimate]
@@ -131,7 +130,7 @@ def score(benchmark: Benchmark, questions: list[Question], answers: dict[str, st
     return {
         "benchmark": benchmark.name,
         "questions": len(questions),
-        "pictures": int(marks.clusters.max()) + 1,
+        "images": int(marks.clusters.max()) + 1,
         "headline": list(benchmark.headline),
         "metrics": with_intervals(benchmark, marks),
     }

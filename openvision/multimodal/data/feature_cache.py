@@ -1,7 +1,7 @@
 """Cached features of a frozen encoder: one layer's patch tokens for every image, in safetensors, keyed by content.
 
     cache/<encoder>/*.safetensors    one tensor for each image, (squares, N, D), named by its key
-    cache/<encoder>/pictures.jsonl   content hashes of files, so that no file is hashed twice
+    cache/<encoder>/images.jsonl     content hashes of files, so that no file is hashed twice
 
 `<encoder>` is a hash of the tower's weights, the layer, the image preprocessing and the dtype. Files are renamed when
 they are complete, so kill -9 leaves none damaged. Features have the dtype in which the projector reads them, so losses
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _FILE_BYTES = 256 * 2**20
 _BATCH = 32
+# Caches that were written before December 2026 have the old name, which is read and no longer written.
+_DIGESTS, _OLD_DIGESTS = "images.jsonl", "pictures.jsonl"
 
 
 class _OpenFile(Protocol):
@@ -85,9 +87,7 @@ class FeatureCache:
         stamp = f"{image.path.resolve()}|{state.st_size}|{state.st_mtime_ns}"
         if stamp not in self._digests:
             self._digests[stamp] = image.digest()[:40]
-            append_lines(
-                self.folder / "pictures.jsonl", json.dumps({"file": stamp, "content": self._digests[stamp]}) + "\n"
-            )
+            append_lines(self.folder / _DIGESTS, json.dumps({"file": stamp, "content": self._digests[stamp]}) + "\n")
         return f"{aspect}-{self._digests[stamp]}"
 
     def read(self, image: ImageSource, aspect: Aspect) -> tuple[Tensor, tuple[int, int]]:
@@ -178,8 +178,9 @@ class FeatureCache:
             self._places.update({key: (file.name, tuple(size)) for key, size in sizes.items()})
 
     def _read_digests(self) -> dict[str, str]:
-        file = self.folder / "pictures.jsonl"
-        return {line["file"]: line["content"] for line in read_json_lines(file)} if file.exists() else {}
+        files = [self.folder / name for name in (_OLD_DIGESTS, _DIGESTS)]
+        lines = [line for file in files if file.exists() for line in read_json_lines(file)]
+        return {line["file"]: line["content"] for line in lines}
 
 
 def _batches(

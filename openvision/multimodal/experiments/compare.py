@@ -194,7 +194,7 @@ def tables(result: ComparisonResult) -> str:
         for metric in score["metrics"]:
             cells = [_plain(row["scores"][column]["metrics"].get(metric)) for row in rows]
             lines.append(f"| {metric} | " + " | ".join(cells) + " |")
-        parts.append(f"{score['questions']} questions about {score['pictures']} images:\n\n" + "\n".join(lines) + "\n")
+        parts.append(f"{score['questions']} questions about {score['images']} images:\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
@@ -355,7 +355,7 @@ def _score(
     return {
         "benchmark": result["benchmark"],
         "questions": result["questions"],
-        "pictures": result["pictures"],
+        "images": result["images"],
         "headline": result["headline"],
         "metrics": result["metrics"],
     }

@@ -62,18 +62,24 @@ class Batches:
 
     def _work(self) -> None:
         while batch := self._take():
-            questions = [request.question for request, _ in batch]
-            try:
-                answers = self._captioner.caption(questions, batch[0][0].sampling)
-            # One batch must not end the server: no memory, a kernel that fails.
-            except Exception as error:
-                known = str(error) if isinstance(error, OpenVisionError) else type(error).__name__
-                echo(f"a batch of {len(batch)} failed: {error}", err=True)
-                for _, future in batch:
-                    future.set_exception(RequestError(f"the captioner failed: {known}", 500, "captioner_failed"))
-            else:
-                for (_, future), answer in zip(batch, answers, strict=True):
-                    future.set_result(answer)
+            self._answer(batch)
+
+    def _answer(self, batch: list[_Waiting]) -> None:
+        try:
+            answers = self._captioner.caption([request.question for request, _ in batch], batch[0][0].sampling)
+        # A failure must not end the server: no memory, an image that no step foresaw.
+        except Exception as error:
+            echo(f"a batch of {len(batch)} failed: {type(error).__name__}: {error}", err=True)
+            if len(batch) > 1:
+                # Whoever's request it was, the others are not to blame.
+                for one in batch:
+                    self._answer([one])
+                return
+            known = str(error) if isinstance(error, OpenVisionError) else type(error).__name__
+            batch[0][1].set_exception(RequestError(f"the captioner failed: {known}", 500, "captioner_failed"))
+        else:
+            for (_, future), answer in zip(batch, answers, strict=True):
+                future.set_result(answer)
 
     def _take(self) -> list[_Waiting]:
         """The next batch, waited for; empty after the end."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from openvision.files import JsonObject
 from openvision.images.decode import BadSampleError, to_rgb_image
 from openvision.recaption.captioners.captioner import Answer, Question, Sampling
-from openvision.untrusted import check_count, load_json, one_line
+from openvision.untrusted import check_count, is_utf8, load_json, one_line
 
 _SHOWN = 80
 # Fields that change the answer -> values that ask for nothing.
@@ -76,7 +76,7 @@ def read_request(body: bytes, served: str, most_tokens: int) -> ChatRequest:
     sampling = Sampling(
         _temperature(content.get("temperature")),
         # vLLM's word for all tokens is -1.
-        _count(content, "top_k", 0, -1, 2**31) if content.get("top_k") != -1 else 0,
+        _count(content, "top_k", 0, 0, 2**31) if content.get("top_k") != -1 else 0,
         min(_longest(content), most_tokens),
     )
     seed = _count(content, "seed", secrets.randbits(31), -(2**63), 2**63 - 1)
@@ -130,7 +130,10 @@ def _read_messages(messages: object) -> tuple[bytes, str]:
         (texts if kind == "text" else urls).append(held)
     if len(urls) != 1:
         raise RequestError(f"the message holds {len(urls)} images; send one, as a part image_url")
-    return _read_image(urls[0]), "\n".join(texts)
+    prompt = "\n".join(texts)
+    if not is_utf8(prompt):
+        raise RequestError("the text is not Unicode: it holds a lone surrogate")
+    return _read_image(urls[0]), prompt
 
 
 def _read_image(url: str) -> bytes:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -16,7 +17,9 @@ from typer.testing import CliRunner
 
 from openvision.cli.main import app
 from openvision.data.recap.join import RecapOptions, recap
+from openvision.data.recap.report import make_report
 from openvision.data.shards.dataset import ShardDataset
+from openvision.data.shards.store import LocalStore
 from openvision.errors import OpenVisionError
 from tests.data.recap.release import PLACEHOLDER, row, sha, write_shards, write_table
 
@@ -66,7 +69,7 @@ def test_by_hash(shards, table, small_units):
     assert report["captions_mended"] == 2
     for place in ("on_disk", "in_table"):
         most = [{"sha256_begins": "e" * 16, "copies": 30}]
-        assert report["placeholders"][place] == {"pictures": 1, "copies": 30, "most_copied": most}
+        assert report["placeholders"][place] == {"images": 1, "copies": 30, "most_copied": most}
     assert report["download"] == {"count": 1200, "successes": 1000, "failed_to_download": 180, "failed_to_resize": 20}
 
 
@@ -80,8 +83,8 @@ def test_by_url(shards, table, small_units):
 def test_by_key_other_images_are_refused(shards, table, small_units):
     report = recap(shards, table, replace(OPTIONS, by="key"))
     assert report["samples"]["joined"] == 800
-    assert nonzero(report["samples"]["dropped"]) == {"no_row": 45, "placeholder": 30, "another_picture": 50}
-    assert report["samples"]["examples"]["another_picture"][0] == f"{800:012d}"
+    assert nonzero(report["samples"]["dropped"]) == {"no_row": 45, "placeholder": 30, "another_image": 50}
+    assert report["samples"]["examples"]["another_image"][0] == f"{800:012d}"
     assert nonzero(report["rows"]["dropped"]) == {"not_on_disk": 80, "empty_caption": 40}
 
 
@@ -204,6 +207,16 @@ def test_a_killed_join_goes_on(shards, table, tmp_path, module, name, call):
     assert report == expected
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert not list((tmp_path / "killed").glob(".*"))
+
+
+def test_shards_that_an_earlier_version_joined_are_counted(shards, tmp_path):
+    counts = {"counts": {"samples": 3, "another_picture": 2}, "examples": {"another_picture": ["a", "b"]}}
+    (tmp_path / "old.json").write_text(json.dumps(counts))
+    (tmp_path / "new.json").write_text(json.dumps(counts).replace("another_picture", "another_image"))
+    none = np.zeros((0, 2), dtype=np.uint64)
+    report = make_report([tmp_path / "old.json", tmp_path / "new.json"], [], none, none, 10, LocalStore(shards))
+    assert nonzero(report["samples"]["dropped"]) == {"another_image": 4}
+    assert report["samples"]["examples"] == {"another_image": ["a", "b", "a", "b"]}
 
 
 @pytest.mark.parametrize("mode", ["sidecar", "shards"])

@@ -61,7 +61,7 @@ def test_answers_and_numbers_are_written(data, tmp_path):
     result = run_benchmark(PICTURES, data, Scripted, {"model": "m"}, tmp_path / "out")
     assert result["metrics"]["yes_no"]["value"] == 100
     assert result["metrics"]["open"]["value"] == 0
-    assert result["pictures"] == 5
+    assert result["images"] == 5
     lines = [json.loads(line) for line in (tmp_path / "out" / ANSWERS).read_text().splitlines()]
     assert {line["id"] for line in lines} == {str(number) for number in range(10)}
     assert lines[0].keys() == {"id", "answer", "prompt", "truth"}

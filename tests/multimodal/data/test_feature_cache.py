@@ -120,12 +120,24 @@ def test_files_are_whole_or_absent(subject) -> None:
     assert [path.suffix for path in cache.folder.iterdir() if path.suffix not in (".safetensors", ".jsonl")] == []
     file = next(cache.folder.glob("*.safetensors"))
     # A crash cuts the list of hashes short: the last line is hashed again.
-    listing = cache.folder / "pictures.jsonl"
+    listing = cache.folder / "images.jsonl"
     listing.write_text(listing.read_text()[:-10])
     assert subject.open().missing(subject.images, "pad") == []
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(OpenVisionError, match="is damaged"):
         subject.open()
+
+
+def test_hashes_that_an_earlier_version_listed_are_read(subject, monkeypatch) -> None:
+    cache = subject.open()
+    subject.fill(cache)
+    (cache.folder / "images.jsonl").rename(cache.folder / "pictures.jsonl")
+
+    def refuse(_image: ImageFile) -> str:
+        raise AssertionError("hashed again")
+
+    monkeypatch.setattr(ImageFile, "digest", refuse)
+    assert subject.open().missing(subject.images, "pad") == []
 
 
 def test_broken_and_vanished_pictures(subject) -> None:
