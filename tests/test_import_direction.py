@@ -40,6 +40,7 @@ ALLOWED = {
     },
     "multimodal": {
         *("models", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation", "training"),
+        "frozen",
     },
     "cli": {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),

@@ -1,6 +1,5 @@
 """Generate answers with a LLaVA model: in batches, as a stream of text, or in a conversation about an image."""
 
-import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from openvision.multimodal.data.conversation import Turn, messages_of
 from openvision.multimodal.model.geometry import Geometry, check_processor
 from openvision.multimodal.model.huggingface import Llava, Processor, Tokenizer, quiet, transformers
 from openvision.multimodal.model.llm import IMAGE_TOKEN, render
+from openvision.multimodal.model.own_tower import register
 from openvision.runtime import Processes, describe_memory, explain_out_of_memory, resolve_device
 from openvision.weights.hub import is_path
 
@@ -134,9 +134,7 @@ def load_assistant(folder: str | Path, device: str | torch.device | None = None,
     """
     if not Path(folder).is_dir() and is_path(folder):
         raise OpenVisionError(f"checkpoint {folder} does not exist; build one with `openvision vlm build`")
-    transformers()
-    # Registers the class of encoders that no stock class can hold.
-    importlib.import_module("openvision.multimodal.model.own_tower")
+    register()
     try:
         with quiet():
             model = transformers().AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()

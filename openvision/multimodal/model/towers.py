@@ -16,6 +16,7 @@ from openvision.models.openvision3 import LatentVisionConfig
 from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionTransformer
 from openvision.multimodal.model.geometry import Geometry
 from openvision.multimodal.model.huggingface import Pretrained, quiet, transformers
+from openvision.multimodal.model.own_tower import wrap
 from openvision.weights.export.targets import ExportOptions, export
 from openvision.weights.load import Checkpoint, Request, load_checkpoint
 
@@ -74,16 +75,13 @@ def tower_of(checkpoint: Checkpoint, check: bool = True) -> VisionTower:
 
 
 def _own_tower(checkpoint: Checkpoint) -> VisionTower:
-    transformers()
-    from openvision.multimodal.model.own_tower import wrap
-
     config = checkpoint.vision.config
     prefix = checkpoint.vision.prefix_tokens
     geometry = Geometry(config.image_size, config.patch_size, prefix, config.width, config.depth)
     # An autoencoder is given pixels in [-1, 1].
     latent = isinstance(config, LatentVisionConfig)
     mean, deviation = ((0.5,) * 3, (0.5,) * 3) if latent else (IMAGENET_MEAN, IMAGENET_STD)
-    return VisionTower(wrap(checkpoint.vision), geometry, mean, deviation, BILINEAR, checkpoint.source)  # pyright: ignore[reportArgumentType]
+    return VisionTower(wrap(checkpoint.vision), geometry, mean, deviation, BILINEAR, checkpoint.source)
 
 
 def _agree(tower: VisionTower, vision: VisionTransformer) -> None:
