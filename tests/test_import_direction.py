@@ -23,12 +23,13 @@ ALLOWED = {
     "encoding": {"models", "text", "images", "runtime"},
     "recipe": {"models", "text", "images", "data", "runtime", "frozen"},
     "evaluation": {"models", "frozen", "text", "images", "data", "weights", "encoding", "runtime"},
-    "inference": {"models", "text", "images", "data", "weights", "encoding", "runtime"},
-    "demo": {"models", "text", "images", "data", "weights", "encoding", "runtime", "inference"},
+    "inference": {"models", "text", "images", "data", "weights", "encoding", "runtime", "cluster"},
+    "cluster": set(),
+    "demo": {"models", "text", "images", "data", "weights", "encoding", "runtime", "inference", "multimodal"},
     "doctor": {"images", "runtime"},
     "recaption": {
         *("models", "text", "images", "data", "weights", "encoding", "runtime", "inference", "evaluation"),
-        "multimodal",
+        *("multimodal", "cluster"),
     },
     "training": {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
@@ -45,8 +46,7 @@ ALLOWED = {
     "cli": {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
         *("inference", "training", "planning", "multimodal", "recaption", "teachers", "api", "demo", "frozen"),
-        "generation",
-        "doctor",
+        *("generation", "doctor", "cluster"),
     },
     "errors": set(),
     "hardware": set(),

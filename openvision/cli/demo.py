@@ -25,11 +25,14 @@ def demo(
         Path | None,
         typer.Option(help="What to search: a folder of images, of shards, or of vectors by `openvision encode`."),
     ] = None,
+    vlm: Annotated[
+        Path | None, typer.Option(help="Multimodal model to chat with: a folder of `openvision vlm build` or `train`.")
+    ] = None,
     port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = PORT,
     device: Device = "auto",
     offline: Offline = False,
 ) -> None:
-    """Try checkpoints in the browser: classify, search, caption, look at patches. Reachable from this machine only."""
+    """Try checkpoints in the browser: classify, search, caption, chat. Reachable from this machine only."""
     import threading
 
     from openvision.demo.checkpoint import distinct_names, load_demo
@@ -48,11 +51,16 @@ def demo(
         images = QUICKSTART_IMAGES
     if images is not None and not is_vector_folder(images):
         images_of(images)
+    chat = None
+    if vlm is not None:
+        from openvision.demo.chat import load_chat
+
+        chat = load_chat(vlm, where)
     loaded = distinct_names([load_demo(source, where, offline) for source in checkpoints or [DEFAULT_CHECKPOINT]])
     collection = None
     if images is not None:
         line = ProgressLine("image")
         collection = open_collection(images, loaded, lambda done, total: line(done, done / total))
-    with serving(loaded, collection, port) as address:
+    with serving(loaded, collection, port, chat=chat) as address:
         echo(f"open {address} in a browser; Ctrl-C ends the demo")
         threading.Event().wait()

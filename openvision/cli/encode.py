@@ -1,5 +1,6 @@
 """`openvision encode`: embed the images of a folder or of shards."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,9 @@ from openvision.cli.options import (
     Device,
     Native,
     Offline,
+    RayAddress,
+    RayGpus,
+    RayWorkers,
     Resolution,
     Revision,
     Squash,
@@ -44,6 +48,9 @@ def encode(
     native: Native = False,
     revision: Revision = None,
     offline: Offline = False,
+    ray_workers: RayWorkers = 0,
+    ray_address: RayAddress = None,
+    ray_gpus: RayGpus = 0.0,
 ) -> None:
     """Embed images into vectors. The same command resumes after a stop."""
     from openvision.inference.embed import embed, images_of
@@ -54,10 +61,13 @@ def encode(
     into_file = bool(output.suffix) and not output.is_dir()
     if into_file and kind is not None:
         raise OpenVisionError("--format is for an output folder; the suffix of an output file says its format")
+    if into_file and ray_workers:
+        raise OpenVisionError("--ray-workers share the shards of an output folder; give a folder with -o")
     # Check folder and device before loading the model.
     images_of(source)
-    encoder = load_vision(
-        checkpoint,
+    load = partial(
+        load_vision,
+        Path(checkpoint).resolve() if Path(checkpoint).exists() else checkpoint,
         device=device,
         resolution=resolution,
         preprocessing=preprocessing_of(squash, native),
@@ -69,10 +79,18 @@ def encode(
     def progress(done: int, total: int) -> None:
         line(done, done / total)
 
-    if into_file:
-        result = embed(encoder, source, output, batch_size, threads, progress=progress)
+    if ray_workers:
+        from openvision.cluster import Cluster
+        from openvision.inference.encode_cluster import encode_on_ray
+
+        cluster = Cluster(ray_workers, ray_gpus, address=ray_address)
+        result = encode_on_ray(
+            load, source, output, cluster, batch_size, threads, kind=kind or "npy", progress=progress
+        )
+    elif into_file:
+        result = embed(load(), source, output, batch_size, threads, progress=progress)
     else:
-        result = encode_folder(encoder, source, output, batch_size, threads, kind=kind or "npy", progress=progress)
+        result = encode_folder(load(), source, output, batch_size, threads, kind=kind or "npy", progress=progress)
     for name, reason in result.skipped:
         echo(f"skipped: {one_line(name)}: {one_line(reason)}", err=True)
     echo(f"{counted(result.encoded, 'image')} encoded, {len(result.skipped)} skipped: {output}")

@@ -64,3 +64,7 @@ def preprocessing_of(squash: bool, native: bool) -> "Preprocessing":
 
 
 DEFAULT_CHECKPOINT = "runs/quickstart"
+
+RayWorkers = Annotated[int, typer.Option(help="Processes on a Ray cluster; 0: this process alone.", min=0)]
+RayAddress = Annotated[str | None, typer.Option(help="A running cluster, e.g. auto; default: Ray on this machine.")]
+RayGpus = Annotated[float, typer.Option(help="GPUs of each Ray worker, e.g. 1 or 0.5.", min=0)]

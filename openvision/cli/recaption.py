@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from openvision.cli.options import Device
+from openvision.cli.options import Device, RayAddress, RayGpus, RayWorkers
 from openvision.terminal import echo
 
 if TYPE_CHECKING:
@@ -45,11 +45,9 @@ def recaption(
         str | None, typer.Option(help="Share of the shards of this worker, e.g. 3/16 for the third of 16.")
     ] = None,
     device: Device = "auto",
-    ray_workers: Annotated[int, typer.Option(help="Processes on a Ray cluster; 0: this process alone.", min=0)] = 0,
-    ray_address: Annotated[
-        str | None, typer.Option(help="A running cluster, e.g. auto; default: Ray on this machine.")
-    ] = None,
-    ray_gpus: Annotated[float, typer.Option(help="GPUs of each Ray worker, e.g. 1 or 0.5.", min=0)] = 0.0,
+    ray_workers: RayWorkers = 0,
+    ray_address: RayAddress = None,
+    ray_gpus: RayGpus = 0.0,
 ) -> None:
     """Caption the images of shards; start it several times to share the work, and again after a stop."""
     from openvision.errors import OpenVisionError
@@ -70,7 +68,8 @@ def recaption(
     spoken = None if language == ANY_LANGUAGE else language
     options = Options(key, per_image, seed, retries, on_bad, spoken, form)
     if ray_workers:
-        from openvision.recaption.cluster import Cluster, recaption_on_ray
+        from openvision.cluster import Cluster
+        from openvision.recaption.cluster import recaption_on_ray
 
         cluster = Cluster(ray_workers, ray_gpus, address=ray_address)
         counts = recaption_on_ray(shards, load, prompt, output, options, echo, cluster, budget)

@@ -5,9 +5,10 @@ Nothing is asked of any server but this one: fonts are the system's, and Gradio'
 
 import functools
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from openvision.demo.checkpoint import DemoCheckpoint
 from openvision.demo.collection import Collection, open_collection
@@ -15,6 +16,9 @@ from openvision.errors import OpenVisionError, require
 from openvision.inference.encoder import distinct_labels
 from openvision.inference.index import Hit
 from openvision.untrusted import one_line
+
+if TYPE_CHECKING:
+    from openvision.demo.chat import Conversation, DemoChat
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,7 +30,12 @@ TOP = 12
 Component = Any
 
 
-def build_page(checkpoints: Sequence[DemoCheckpoint], collection: Collection | None, cache: Path | None = None) -> Any:
+def build_page(
+    checkpoints: Sequence[DemoCheckpoint],
+    collection: Collection | None,
+    cache: Path | None = None,
+    chat: "DemoChat | None" = None,
+) -> Any:
     """Gradio's Blocks for one or more checkpoints; `collection` is what is searched at the start."""
     gradio = require("gradio", extra="demo")
     page = _Page(gradio, list(checkpoints), cache)
@@ -46,6 +55,9 @@ def build_page(checkpoints: Sequence[DemoCheckpoint], collection: Collection | N
                     page.captioning()
                 with gradio.Tab("Patches", id="patches"):
                     page.patches()
+                if chat is not None:
+                    with gradio.Tab("Chat", id="chat"):
+                        page.chatting(chat)
     return blocks
 
 
@@ -161,6 +173,33 @@ class _Page:
         self._on([run.click, text.submit], show_map, [self.image, text], outputs, "text_map")
         self._on([pca.click], show_components, [self.image], outputs, "patch_pca")
 
+    def chatting(self, chat: "DemoChat") -> None:
+        """A conversation about the image, whose answers grow as they are generated."""
+        # As plain text: Markdown could ask other servers for images.
+        said = self.gradio.Chatbot(label=chat.name, render_markdown=False, elem_id="chat", buttons=[])
+        question = self.gradio.Textbox(label="Question about the image", elem_id="question")
+        with self.gradio.Row():
+            run = self.gradio.Button("Ask", variant="primary", elem_id="chat-run")
+            new = self.gradio.Button("New conversation", elem_id="chat-new")
+        held = self.gradio.State(None)
+
+        def ask(before: "Conversation | None", image: str | None, text: str) -> Iterator[tuple[Component, ...]]:
+            with self._sentences():
+                for conversation in chat.ask(before, _given(image), text):
+                    messages = [{"role": turn.role, "content": turn.text} for turn in conversation.turns]
+                    yield messages, conversation, ""
+
+        # One answer at a time: two would share the processor's tokenizer and the cores.
+        self.gradio.on(
+            [run.click, question.submit],
+            ask,
+            [held, self.image, question],
+            [said, held, question],
+            api_name="chat",
+            concurrency_limit=1,
+        )
+        new.click(lambda: ([], None), None, [said, held], api_name="new_conversation")
+
     def _columns(self, make: Callable[[str], Component]) -> list[Component]:
         with self.gradio.Row():
             return [make(one.name) for one in self.checkpoints]
@@ -181,14 +220,19 @@ class _Page:
 
         @functools.wraps(run)
         def told(*values: P.args, **options: P.kwargs) -> R:
-            try:
+            with self._sentences():
                 return run(*values, **options)
-            except OpenVisionError as error:
-                # The page renders messages as HTML, and names of files may hold anything.
-                sentence = html.escape(one_line(str(error)), quote=False)
-                raise self.gradio.Error(sentence, print_exception=False) from error
 
         return told
+
+    @contextmanager
+    def _sentences(self) -> Iterator[None]:
+        try:
+            yield
+        except OpenVisionError as error:
+            # The page renders messages as HTML, and names of files may hold anything.
+            sentence = html.escape(one_line(str(error)), quote=False)
+            raise self.gradio.Error(sentence, print_exception=False) from error
 
 
 def _given(image: str | None) -> Path:

@@ -75,29 +75,64 @@ def encode_folder(
     Vectors have unit length; those of a tower without a head are its pooled vectors. Raises OpenVisionError when
     `output` holds other files, or the shards of another job.
     """
+    images = images_of(source)
+    job = begin(encoder, source, images, output, shard, kind)
+    for number in range(-(-len(images.keys) // shard)):
+        encode_shard(encoder, images, output, job, number, batch_size, threads, progress)
+    return finish(output, job, images)
+
+
+def begin(encoder: VisionEncoder, source: Path, images: Images, output: Path, shard: int, kind: str) -> Job:
+    """Begin the job in `output`, or find it there; raises OpenVisionError when something else is in it."""
     if kind not in FORMATS:
         raise OpenVisionError(f"format {kind!r} is unknown; use {' or '.join(FORMATS)}")
     if kind == "parquet":
         require("pyarrow", extra="parquet")
-    images = images_of(source)
     job = _job(encoder, source, images, shard, kind)
     _open(output, job)
+    return job
+
+
+def shard_file(output: Path, job: Job, number: int) -> Path:
+    """The vectors of a shard."""
+    return output / f"{number:06d}.{job.format}"
+
+
+def shard_rows(images: Images, job: Job, number: int) -> range:
+    """The images of a shard, readable or not."""
+    return range(number * job.shard, min((number + 1) * job.shard, len(images.keys)))
+
+
+def encode_shard(
+    encoder: VisionEncoder,
+    images: Images,
+    output: Path,
+    job: Job,
+    number: int,
+    batch_size: int,
+    threads: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Encode a shard that is not there yet."""
+    file, rows = shard_file(output, job, number), shard_rows(images, job, number)
+    if not file.is_file():
+        kept, features, bad = encode_rows(encoder, images, rows, batch_size, threads, progress)
+        write_shard(file, [images.keys[row] for row in kept], unit_rows(features), bad)
+    elif progress:
+        progress(rows.stop, len(images.keys))
+
+
+def finish(output: Path, job: Job, images: Images) -> EmbedResult:
+    """Read what all shards hold and complete the manifest; raises OpenVisionError when no image could be read."""
     total, skipped, counts, width = len(images.keys), {}, [], 0
-    for number, start in enumerate(range(0, total, shard)):
-        rows = range(start, min(start + shard, total))
-        file = output / f"{number:06d}.{kind}"
-        if not file.is_file():
-            kept, features, bad = encode_rows(encoder, images, rows, batch_size, threads, progress)
-            write_shard(file, [images.keys[row] for row in kept], unit_rows(features), bad)
-        elif progress:
-            progress(rows.stop, total)
-        vectors, _, bad = _read_shard(file)
+    for number in range(-(-total // job.shard)):
+        vectors, _, bad = _read_shard(shard_file(output, job, number))
         counts.append(len(vectors))
         width = max(width, vectors.shape[1])
         skipped |= bad
     if not sum(counts):
         reason = next(iter(skipped.values()))
-        raise OpenVisionError(f"none of the {total} images in {source} can be read; first: {reason}")
+        raise OpenVisionError(f"none of the {total} images in {job.source} can be read; first: {reason}")
     write_manifest(output, job, width, counts)
     return EmbedResult(sum(counts), list(skipped.items()))
 

@@ -1,6 +1,8 @@
 """The demo without its page: what a checkpoint can do, what is searched, and what the command refuses."""
 
 import socket
+from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from openvision.cli.main import app
+from openvision.demo.chat import DemoChat
 from openvision.demo.checkpoint import DemoCheckpoint, load_demo
 from openvision.demo.collection import open_collection
 from openvision.demo.serve import check_port
@@ -20,6 +23,7 @@ from openvision.inference.vision import VisionEncoder
 from openvision.models.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
 from openvision.models.openvision3 import OpenVision3, OpenVision3Config
+from openvision.multimodal.model.generate import Assistant, Decoding, Prompt
 from openvision.text.tokenizer import Tokenizer
 from openvision.weights.folder import save_folder
 from tests.training.small_step import recipe_of
@@ -170,3 +174,28 @@ def test_the_command_needs_its_extra(monkeypatch):
     done = CliRunner().invoke(app, ["demo"])
     assert isinstance(done.exception, OpenVisionError)
     assert "openvision-encoders[demo]" in str(done.exception)
+
+
+class Echo:
+    """An assistant that says how many turns it heard before the question."""
+
+    def stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
+        assert [image.mode for image in prompt.images] == ["RGB"]
+        yield f"{len(prompt.history)} "
+        yield prompt.text
+
+
+def test_a_chat_goes_on_until_the_image_changes(shapes_images):
+    chat = DemoChat("echo", cast(Assistant, Echo()))
+    one, other = shapes_images / "red-bar.png", shapes_images / "blue-corner.png"
+    grown = [found.turns[-1].text for found in chat.ask(None, one, " what? ")]
+    assert grown == ["0", "0 what?", "0 what?"]
+    *_, first = chat.ask(None, one, "what?")
+    *_, second = chat.ask(first, one, "and?")
+    assert [turn.text for turn in second.turns] == ["what?", "0 what?", "and?", "2 and?"]
+    *_, new = chat.ask(second, other, "and here?")
+    assert [turn.text for turn in new.turns] == ["and here?", "0 and here?"]
+    with pytest.raises(OpenVisionError, match="the question is empty"):
+        next(chat.ask(None, one, " "))
+    with pytest.raises(OpenVisionError, match=r"nowhere\.png"):
+        next(chat.ask(None, shapes_images / "nowhere.png", "what?"))

@@ -10,11 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from openvision.demo.chat import DemoChat, load_chat
 from openvision.demo.collection import open_collection
 from openvision.demo.serve import serving
 from openvision.inference.vector_folder import encode_folder
+from openvision.multimodal.model.toy import write_toy_llm
+from tests.multimodal import tiny
 
 pytestmark = pytest.mark.slow
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -37,12 +41,18 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def address(browser, both, shapes_images, tmp_path_factory):
+def chat(tmp_path_factory) -> DemoChat:
+    folder = tmp_path_factory.mktemp("chat")
+    return load_chat(tiny.write_model(write_toy_llm(folder / "llm"), folder / "vlm"), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def address(browser, both, chat, shapes_images, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with serving(both, open_collection(shapes_images, both, None, cache), port, cache) as found:
+    with serving(both, open_collection(shapes_images, both, None, cache), port, cache, chat) as found:
         yield found
 
 
@@ -107,6 +117,25 @@ def test_patches(page):
     for button in ("#map-run", "#pca-run"):
         page.click(button)
         page.wait_for_function("document.querySelectorAll('.map img').length == 2")
+
+
+def test_chat_about_the_image(page, chat, shapes_images):
+    tab(page, "Chat")
+    fill(page, "question", "<b>Which</b> colour?")
+    upload(page, shapes_images / "blue-corner.png")
+    page.click("#chat-run")
+    page.wait_for_selector("#chat .bot")
+    page.wait_for_function("document.querySelector('#question textarea, #question input').value == ''")
+    # As it was typed, not as HTML.
+    assert page.inner_text("#chat .user").strip() == "<b>Which</b> colour?"
+    fill(page, "question", "And the shape?")
+    page.click("#chat-run")
+    page.wait_for_function("document.querySelectorAll('#chat .user.message, #chat .user .message').length >= 2")
+    fill(page, "question", " ")
+    page.click("#chat-run")
+    assert "the question is empty" in sentence(page)
+    page.click("#chat-new")
+    page.wait_for_function("document.querySelectorAll('#chat .bot').length == 0")
 
 
 def test_no_label_is_one_sentence(page):
