@@ -73,8 +73,8 @@ class Data(Section):
     vocab_size: Annotated[int, Field(ge=1, le=MAX_VOCABULARY)] | None = None
     """Train a WordPiece vocabulary of this size on the training texts, unless `start` brings its tokenizer along."""
     tokenizer: str | None = None
-    """Path of a tokenizer.json, of a folder that holds one, or of a vocab.txt. With `start`, whose towers read no other
-    vocabulary than theirs, leave both out."""
+    """Path of any tokenizer.json of the `tokenizers` library, of a folder with one, or of a vocab.txt. With `start`,
+    whose towers read no other vocabulary than theirs, leave both out."""
 
     @field_validator("train", "validation", mode="before")
     @classmethod
