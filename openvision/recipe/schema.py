@@ -230,6 +230,13 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _towers_to_multiply(self) -> "Recipe":
+        for tower, factor in self.optimizer.multipliers.model_dump().items():
+            if factor != 1 and getattr(self.model, tower) is None:
+                raise ValueError(f"optimizer.multipliers.{tower}: the model has no {tower}; leave the key out")
+        return self
+
+    @model_validator(mode="after")
     def _numbers_agree(self) -> "Recipe":
         wanted = self.loss.model_options
         if self.model.text is None and (any(wanted.values()) or self.loss.captions == "joint"):

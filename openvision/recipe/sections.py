@@ -73,8 +73,8 @@ class Data(Section):
     vocab_size: Annotated[int, Field(ge=1, le=MAX_VOCABULARY)] | None = None
     """Train a WordPiece vocabulary of this size on the training texts, unless `start` brings its tokenizer along."""
     tokenizer: str | None = None
-    """Path of a tokenizer.json, of a folder that holds one, or of a vocab.txt. With `start`, whose towers read no other
-    vocabulary than theirs, leave both out."""
+    """Path of any tokenizer.json of the `tokenizers` library, of a folder with one, or of a vocab.txt. With `start`,
+    whose towers read no other vocabulary than theirs, leave both out."""
 
     @field_validator("train", "validation", mode="before")
     @classmethod
@@ -157,6 +157,17 @@ class Loss(Section):
         return self
 
 
+class Multipliers(Section):
+    """`optimizer.multipliers`: factors on the learning rate of a tower and its projection; 0 changes neither."""
+
+    vision: Annotated[float, Field(ge=0, le=1e3)] = 1.0
+    """Of the vision tower."""
+    text: Annotated[float, Field(ge=0, le=1e3)] = 1.0
+    """Of the text tower."""
+    decoder: Annotated[float, Field(ge=0, le=1e3)] = 1.0
+    """Of the caption decoder."""
+
+
 class Optimizer(Section):
     """AdamW, with weight decay on matrices only (spec section 5)."""
 
@@ -172,6 +183,8 @@ class Optimizer(Section):
     """Dtype in which the first moment is stored between updates."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Maximum gradient norm; None, as published, does not clip."""
+    multipliers: Multipliers = Multipliers()
+    """Factors on the learning rate of each tower; all are 1 as published."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the exponential moving average of the parameters, which is then evaluated and exported; None is off."""
 

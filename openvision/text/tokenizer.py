@@ -1,9 +1,11 @@
-"""The WordPiece tokenizer and the layout of token ids for text tower and decoder (spec sections 2 and 4).
+"""The tokenizer and the layout of token ids for text tower and decoder (spec sections 2 and 4).
 
 - A text for the text tower: [bos], tokens, [eos], padding, and the class token in the last column.
 - A caption target: tokens, [eos], padding, shifted so that query i predicts token i + 1; no class token.
 - Strings such as "[CLS]" inside a text are ordinary characters.
-- Text is normalised as by the original's tokenizer, as far as the library allows; tests/text lists the rest.
+- Tokenizers that are made here are WordPiece; text is normalised as by the original's tokenizer, as far as the library
+  allows; tests/text lists the rest.
+- Any other tokenizer.json is read as it is, with its own special tokens (special.py).
 """
 
 import hashlib
@@ -18,10 +20,19 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 
 from openvision.errors import OpenVisionError, require
 from openvision.files import JsonObject, atomic_write_text, read_json, read_text
+from openvision.text.special import (
+    BOS,
+    EOS,
+    NO_UNKNOWN,
+    SPECIAL,
+    UNK,
+    SpecialTokens,
+    check_foreign,
+    find_special,
+    is_own,
+)
 from openvision.text.vocabulary import learn_pieces
 
-PAD, BOS, EOS, UNK, CLS = "[PAD]", "[bos]", "[eos]", "[UNK]", "[CLS]"
-SPECIAL = (PAD, BOS, EOS, UNK, CLS)
 FILE_NAME = "tokenizer.json"
 # bert-base-uncased with its first two unused entries renamed: the vocabulary of every released model.
 RELEASED_SHA256 = "969280a221e45244f31fc2dded43375de2035823e347407ba96c633a4ae76102"
@@ -51,14 +62,26 @@ def _normalizer() -> normalizers.Normalizer:
 class Tokenizer:
     """Texts to ids, in the layouts of the text tower and the decoder's target, and back."""
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        """Wrap a WordPiece tokenizer of the `tokenizers` library that has the five special tokens."""
-        self._backend = backend
-        ids = {token: backend.get_vocab().get(token, -1) for token in SPECIAL}
-        missing = [token for token, index in ids.items() if index < 0]
+    def __init__(self, backend: tokenizers.Tokenizer, special: SpecialTokens | None = None) -> None:
+        """Wrap a tokenizer of the `tokenizers` library that has the special tokens, by default our own five."""
+        self._backend, self._is_own = backend, special is None
+        self.special = special or SpecialTokens()
+        names = (self.special.pad, self.special.bos, self.special.eos, self.special.unk, self.special.cls)
+        vocabulary = backend.get_vocab()
+        missing = [name for name in names if name is not None and name not in vocabulary]
         if missing:
             raise OpenVisionError(f"the tokenizer has no {', '.join(missing)}; use a tokenizer made for OpenVision")
-        self.pad_id, self.bos_id, self.eos_id, self.unk_id, self.cls_id = ids.values()
+        self.pad_id, self.bos_id, self.eos_id, self.unk_id, self.cls_id = (
+            NO_UNKNOWN if name is None else vocabulary[name] for name in names
+        )
+        # Foreign vocabularies have holes: what counts is the room that a model must have.
+        self._size = 1 + max(vocabulary.values())
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """A copy, as a loader's worker gets one: the library forgets the setting."""
+        self.__dict__.update(state)
+        if not self._is_own:
+            self._backend.encode_special_tokens = True
 
     @classmethod
     def _from_entries(cls, vocabulary: dict[str, int]) -> "Tokenizer":
@@ -73,10 +96,14 @@ class Tokenizer:
         """Read a vocab.txt (one entry a line), or the vocabulary in a tokenizer.json of the `tokenizers` library.
 
         That of bert-base-uncased becomes the released models' vocabulary. Everything else in such a json is ignored:
-        normalisation and layout are those the models were trained with. Raises OpenVisionError for an unreadable file.
+        normalisation and layout are those the models were trained with. A json that is not WordPiece is read whole.
+        Raises OpenVisionError for an unreadable file.
         """
         try:
-            entries = _entries_of_json(read_json(path)) if path.suffix == ".json" else read_text(path).split("\n")
+            content = read_json(path) if path.suffix == ".json" else None
+            if content is not None and (content["model"]["type"] != "WordPiece" or _is_foreign_layout(content)):
+                return cls.load(path)
+            entries = read_text(path).split("\n") if content is None else _entries_of_json(content)
         except (OpenVisionError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OpenVisionError(f"vocabulary {path} cannot be read: {error}; name a vocab.txt") from error
         if entries and not entries[-1]:
@@ -108,17 +135,28 @@ class Tokenizer:
             raise OpenVisionError(f"{file} does not exist; every model folder has a tokenizer, so check the path")
         content = read_json(file)
         try:
-            _check_backend(content)
+            own = is_own(content)
+            (_check_backend if own else check_foreign)(content)
             backend = tokenizers.Tokenizer.from_file(str(file))
         except OpenVisionError:
             raise
-        except Exception as error:  # The library raises bare Exception.
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # The library raises bare Exception, and a panic is none.
             raise OpenVisionError(f"{file} is not a tokenizer file: {error}; save the tokenizer again") from error
         # An export's file holds a layout for stock libraries; here the layout is `encode`'s.
         backend.no_truncation()
         backend.no_padding()
         backend.post_processor = None
-        return cls(backend)
+        if own:
+            return cls(backend)
+        try:
+            special = find_special(backend, content)
+        except OpenVisionError as error:
+            raise OpenVisionError(f"{file}: {error}") from error
+        # Names of special tokens inside a text are ordinary characters here.
+        backend.encode_special_tokens = True
+        return cls(backend, special)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -141,32 +179,40 @@ class Tokenizer:
         That is [bos], tokens, [eos], [CLS], padding to `length`: they add special tokens before they pad.
         """
         backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
-        ids = {BOS: self.bos_id, EOS: self.eos_id, CLS: self.cls_id}
+        bos, eos, class_token = self.special.bos, self.special.eos, self.special.cls
+        ids = {bos: self.bos_id, eos: self.eos_id, class_token: self.cls_id}
         backend.post_processor = processors.TemplateProcessing(
-            single=f"{BOS} $A {EOS} {CLS}", special_tokens=list(ids.items())
+            single=f"{bos} $A {eos} {class_token}", special_tokens=list(ids.items())
         )
         backend.enable_truncation(length)
-        backend.enable_padding(length=length, pad_id=self.pad_id, pad_token=PAD)
+        backend.enable_padding(length=length, pad_id=self.pad_id, pad_token=self.special.pad)
         atomic_write_text(folder / FILE_NAME, backend.to_str(pretty=True) + "\n")
 
     @property
     def vocab_size(self) -> int:
-        """Number of entries in the vocabulary."""
-        return self._backend.get_vocab_size()
+        """Number of ids that a model must have room for: that of the entries, unless the vocabulary has holes."""
+        return self._size
 
     def vocabulary(self) -> dict[str, int]:
         """Entry -> id."""
         return self._backend.get_vocab()
 
     def vocabulary_sha256(self) -> str:
-        """SHA-256 of the vocabulary as text, one entry a line."""
+        """SHA-256 of the vocabulary as text, one entry a line; of one that was not made here, of all that it does."""
+        if not self._is_own:
+            return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
         vocabulary = self._backend.get_vocab()
         lines = sorted(vocabulary, key=vocabulary.__getitem__)
         return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """WordPiece ids of each text, without special tokens."""
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """Ids of each text, without special tokens."""
+        found = [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        if self._is_own:
+            return found
+        # Unigram vocabularies hold the names of their special tokens as pieces: an end inside a text would cut it.
+        layout = {self.pad_id, self.bos_id, self.eos_id, self.cls_id}
+        return [[index for index in ids if index not in layout] for ids in found]
 
     def encode(self, texts: Sequence[str], length: int = 80) -> np.ndarray:
         """Ids for the text tower, int64 (n, length): [bos], tokens, [eos], padding, class token last."""
@@ -218,11 +264,14 @@ class Tokenizer:
         return rows, cut
 
 
+def _is_foreign_layout(content: JsonObject) -> bool:
+    """Whether a file is WordPiece of another library to which `find_special` has appended tokens."""
+    added = {token.get("content") for token in content.get("added_tokens") or []}
+    return BOS in added and BOS not in content["model"]["vocab"]
+
+
 def _check_backend(content: JsonObject) -> None:
-    """Raise ValueError unless this is a plain WordPiece tokenizer: the library aborts or hangs on some others."""
-    model = content["model"]
-    if model["type"] != "WordPiece":
-        raise ValueError(f"its model is {model['type']!r:.40}, not WordPiece")
+    """Raise ValueError unless this is a WordPiece tokenizer of this project: the library hangs on some replacements."""
     _entries_of_json(content)
     normalizer: JsonObject = content.get("normalizer") or {"type": None}
     steps: list[JsonObject] = normalizer.get("normalizers", [normalizer])

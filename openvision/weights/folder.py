@@ -3,7 +3,7 @@
 model.safetensors   every parameter, float32
 config.json         shape: `OpenVisionConfig`, `OpenVision2Config`, `OpenVision3Config` or `GenLipConfig` (its `kind`
                     says so), or a vision tower alone
-tokenizer.json      the WordPiece tokenizer it was trained with (where there is a text tower or a decoder)
+tokenizer.json      the tokenizer it was trained with (where there is a text tower or a decoder)
 recipe.toml         the resolved recipe of the run (where it was trained here)
 autoencoder/        the frozen autoencoder of OpenVision 3, where `openvision autoencoder` trained it
 README.md           the card of a model that was trained here

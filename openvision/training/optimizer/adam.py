@@ -33,6 +33,8 @@ class ParameterGroup(TypedDict):
     betas: tuple[float, float]
     eps: float
     weight_decay: float
+    multiplier: NotRequired[float]
+    """Factor on the learning rate of a step; 1 where it is missing."""
     parts: NotRequired[int]
     """Muon alone: see there."""
 

@@ -54,7 +54,7 @@ def apply_update(
     if ema is not None:
         start_average(optimizer)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("multiplier", 1.0)
     optimizer.measure = measure
     optimizer.step(selected=selected)
     if ema is not None:

@@ -244,10 +244,10 @@ def _text_config(checkpoint: Checkpoint, length: int, vector: JsonObject) -> Jso
             "tokenizer": "tokenizer.json",
             "layout": "[bos], tokens, [eos], [CLS], padding: as tokenizer.json writes it; or [CLS] in the last column",
             "special": {
-                "[PAD]": tokenizer.pad_id,
-                "[bos]": tokenizer.bos_id,
-                "[eos]": tokenizer.eos_id,
-                "[CLS]": tokenizer.cls_id,
+                tokenizer.special.pad: tokenizer.pad_id,
+                tokenizer.special.bos: tokenizer.bos_id,
+                tokenizer.special.eos: tokenizer.eos_id,
+                tokenizer.special.cls: tokenizer.cls_id,
             },
         }
     return {"inputs": {"ids": ids}, "outputs": {"text_embeds": vector}}

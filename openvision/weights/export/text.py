@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from openvision.models.text import TextTransformer
-from openvision.text.tokenizer import BOS, CLS, EOS, PAD, UNK, Tokenizer
+from openvision.text.tokenizer import Tokenizer
 from openvision.weights.export.parity import text_model
 from openvision.weights.load import Checkpoint
 
@@ -38,11 +38,11 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, length: int) -> None:
     tokenizer.save_for_stock(folder, length)
     content = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": BOS,
-        "eos_token": EOS,
-        "cls_token": CLS,
-        "pad_token": PAD,
-        "unk_token": UNK,
+        "bos_token": tokenizer.special.bos,
+        "eos_token": tokenizer.special.eos,
+        "cls_token": tokenizer.special.cls,
+        "pad_token": tokenizer.special.pad,
+        **({} if tokenizer.special.unk is None else {"unk_token": tokenizer.special.unk}),
         "model_max_length": length,
         "model_input_names": ["input_ids"],
         "padding_side": "right",
