@@ -36,7 +36,7 @@ class OpenVisionConfig:
 
     def to_dict(self) -> JsonObject:
         """Plain nested dictionary, as written to `config.json`."""
-        return asdict(self)
+        return asdict(self) | {"vision": self.vision.to_dict()}
 
     @staticmethod
     def from_dict(data: JsonObject) -> "OpenVisionConfig":

@@ -27,6 +27,9 @@ TARGETS = {
     "onnx": "vision and text graphs for ONNX Runtime",
 }
 
+PUBLISHED_ONLY = ("open_clip", "transformers", "beit", "siglip")
+"""Targets whose stock classes have neither registers nor this attention pool."""
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -72,6 +75,11 @@ def export(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOpt
         raise OpenVisionError(
             f"{checkpoint.source} sees the latents of an autoencoder, for which {target} has no place before the "
             "encoder; export it with --to safetensors"
+        )
+    if target in PUBLISHED_ONLY and not checkpoint.vision.config.is_published:
+        raise OpenVisionError(
+            f"{checkpoint.source} has registers or pools by attention, for which {target}'s classes have no place; "
+            "export it with --to timm, onnx or safetensors"
         )
     if options.resolution is not None:
         checkpoint = at_resolution(checkpoint, options.resolution)
