@@ -68,13 +68,13 @@ def run(arm: str, data: Path, seed: int, seconds: float, folder: Path) -> None:
 
 def evaluators() -> list[Evaluator]:
     """What is measured on validation scenes."""
-    masks = {"data": "validation", "mask": "mask_png", "limit": 400}
+    masks = {"data": "validation", "mask": "mask_png", "limit": 100}
     tables = [
-        {"kind": "patch_probe", **masks, "train": "train", "train_limit": 400, "train_patches": 10_000},
+        {"kind": "patch_probe", **masks, "train": "train", "train_limit": 150, "train_patches": 4000},
         {"kind": "text_patches", **masks},
         {"kind": "correspondence", **masks},
-        {"kind": "zero_shot", "name": "single_objects", "data": "single_objects"},
-        {"kind": "retrieval", "data": "validation", "limit": 1000},
+        {"kind": "zero_shot", "name": "single_objects", "data": "single_objects", "limit": 500},
+        {"kind": "retrieval", "data": "validation", "limit": 300},
     ]
     return parse_evaluators(tables, "the benchmark")
 

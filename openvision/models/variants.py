@@ -4,6 +4,7 @@ The text tower and the decoder of a size are fixed by the vision size, and so is
 """
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 from openvision.models.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.decoder import DecoderConfig
@@ -11,6 +12,15 @@ from openvision.models.openvision import OpenVisionConfig
 from openvision.models.openvision2 import OpenVision2Config
 from openvision.models.text import TextConfig
 from openvision.models.vision import VisionConfig
+
+
+class Sizes(TypedDict):
+    """The numbers of a transformer by the names the configurations use."""
+
+    width: int
+    depth: int
+    mlp_dim: int
+    heads: int
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,7 @@ class Tower:
     mlp_dim: int
     heads: int
 
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> "Sizes":
         """The four numbers by the names the configurations use."""
         return {"width": self.width, "depth": self.depth, "mlp_dim": self.mlp_dim, "heads": self.heads}
 

@@ -172,8 +172,8 @@ class VisionTransformer(nn.Module):
         self.config = config
         self.patch_embed = PatchEmbed(config.kernel, config.width, config.input_channels)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width))
-        registers = nn.Parameter(torch.empty(1, config.registers, config.width)) if config.registers else None
-        self.register_parameter("reg_token", registers)
+        registers = torch.empty(1, config.registers, config.width) if config.registers else None
+        self.reg_token: nn.Parameter | None = None if registers is None else nn.Parameter(registers)
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, config.mlp_dim, gelu="none") for _ in range(config.depth)
         )

@@ -26,7 +26,7 @@ TABLE = {"weight": 0.5, "mask": 0.4, "decay": 0.9}
 
 
 def dense_recipe(kind: str, **vision: object) -> Recipe:
-    content = recipe_of(kind).model_dump() | {"dense": TABLE}
+    content: dict[str, Any] = recipe_of(kind).model_dump() | {"dense": TABLE}
     content["model"]["vision"] |= vision
     return parse_recipe(content, "test")
 
@@ -132,7 +132,7 @@ def test_the_average_begins_with_the_tower_and_follows_it():
 
 
 def run_recipe(**changes: Any) -> Recipe:
-    changed = copy.deepcopy(TINY_RECIPE) | {"dense": TABLE | {"decay": 0.8}} | changes
+    changed: dict[str, Any] = copy.deepcopy(TINY_RECIPE) | {"dense": TABLE | {"decay": 0.8}} | changes
     changed["stages"][0]["micro_batches"] = 2
     changed["optimizer"] = {"ema": 0.9}
     return parse_recipe(changed, "tiny")
