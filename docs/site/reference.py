@@ -238,7 +238,8 @@ class Sections:
 
 def keys_of(model: type) -> list[tuple[Key, object]]:
     """Keys of a pydantic model or a dataclass of the schema, each with its annotation."""
-    meanings = attribute_docstrings(model)
+    bases = [base for base in reversed(model.__mro__) if base.__module__.startswith("openvision.")]
+    meanings = {name: text for base in bases for name, text in attribute_docstrings(base).items()}
     hints = typing.get_type_hints(model, include_extras=True)
     found = []
     for name, default, metadata in _fields(model):

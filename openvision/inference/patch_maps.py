@@ -11,7 +11,6 @@ from openvision.encoding import evaluating
 from openvision.errors import OpenVisionError
 from openvision.inference.encoder import Encoder
 from openvision.inference.vision import ImageInput, VisionEncoder
-from openvision.models.layers import unit
 
 
 def text_map(encoder: Encoder, image: ImageInput, text: str) -> NDArray[np.float32]:
@@ -24,7 +23,7 @@ def text_map(encoder: Encoder, image: ImageInput, text: str) -> NDArray[np.float
     vector = encoder.encode_texts([text])[0]
     with evaluating(encoder.vision):
         features = encoder.forward_features([image])
-        patches = unit(encoder.vision.project(encoder.vision.fc_norm(features.patch_tokens[0])))
+        patches = encoder.vision.embed_patches(features.patch_tokens[0])
         return (patches.float().cpu() @ vector).reshape(features.grid).numpy()
 
 

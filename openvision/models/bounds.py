@@ -12,6 +12,7 @@ MAX_HIDDEN = 2**18
 MAX_VOCABULARY = 2**24
 MAX_LENGTH = 2**16
 MAX_PATCH = 1024
+MAX_REGISTERS = 1024
 MAX_PATCHES = 2**16
 # [bos], a token, [eos]; the text tower reads the class token behind them.
 MIN_CAPTION, MIN_CONTEXT = 3, 4

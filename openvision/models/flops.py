@@ -151,12 +151,14 @@ def vision_flops(config: VisionConfig, resolution: int, embed_dim: int | None, k
     `kept` is the number of patch tokens that are read afterwards, where that is all the last block computes
     (OpenVision 2 in training).
     """
-    tokens = patches_of(config, resolution) + (0 if isinstance(config, GenLipVisionConfig) else 1)
+    patches = patches_of(config, resolution)
+    tokens = patches + config.prefix_tokens
     block = tokens * _projections(config) + _attention(config.width, tokens**2)
     last = block if kept is None else _last_block(config, tokens, kept)
-    return (
-        patch_embed_flops(config, resolution) + (config.depth - 1) * block + last + 2 * config.width * (embed_dim or 0)
-    )
+    ends = patch_embed_flops(config, resolution) + 2 * config.width * (embed_dim or 0)
+    # A head that pools by attention is a block with one query.
+    ends += _last_block(config, patches, 1) if config.pool == "map" else 0
+    return ends + (config.depth - 1) * block + last
 
 
 def text_flops(config: TextConfig, embed_dim: int, tokens_read: bool = False) -> int:

@@ -41,7 +41,7 @@ from openvision.models.kernels.dispatch import (
 from openvision.models.layers import LayerNorm, Mlp, is_skeleton
 from openvision.models.lengths import states_by_length
 from openvision.models.text import embedding
-from openvision.models.vision import PatchEmbed, VisionConfig, VisionTransformer
+from openvision.models.vision import MaskedPatches, PatchEmbed, VisionConfig, VisionTransformer
 from openvision.untrusted import check_count
 
 KIND_GENLIP = "genlip"
@@ -63,10 +63,18 @@ class GenLipVisionConfig(VisionConfig):
     """Which hidden states of the patches are its features: what leaves the last block, or what enters it. In training
     the patches are keys and values of the last block, so no loss reaches what leaves it."""
 
+    @property
+    def prefix_tokens(self) -> int:
+        """None: there is no class token."""
+        return 0
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.position_side is not None or self.init != "published":
-            raise ValueError("position_side and init are of towers with sin-cos positions; leave them out")
+        plain = VisionConfig(self.width, self.depth, self.mlp_dim, self.heads, self.patch_size, self.image_size)
+        if any(getattr(self, name) != value for name, value in vars(plain).items()):
+            raise ValueError(
+                "position_side, init, registers and pool belong to sin-cos positions; leave them out"
+            )
         if self.width // self.heads % 2:
             raise ValueError(f"heads {self.heads} make heads of {self.width // self.heads}; rotary ones must be even")
         if not 0 < self.layer_scale <= 10:
@@ -118,7 +126,7 @@ class GenLipConfig:
 
     def to_dict(self) -> JsonObject:
         """Plain nested dictionary, as written to `config.json`."""
-        return asdict(self)
+        return asdict(self) | {"vision": self.vision.to_dict()}
 
     @staticmethod
     def from_dict(data: JsonObject) -> "GenLipConfig":
@@ -229,7 +237,6 @@ class GenLipBlock(AutoregressiveBlock):
 class GenLipTower(VisionTransformer):
     """The transformer on an image alone: a vision tower without class token and head, positions in its attention."""
 
-    prefix_tokens = 0
     config: GenLipVisionConfig
 
     def __init__(self, config: GenLipVisionConfig) -> None:
@@ -239,7 +246,7 @@ class GenLipTower(VisionTransformer):
         self.patch_embed = PatchEmbed(config.kernel, config.width, config.input_channels, bias=True)
         self.blocks = nn.ModuleList(GenLipBlock(config) for _ in range(config.depth))
         self.fc_norm = LayerNorm(config.width)
-        self.head = None
+        self.attn_pool = self.head = None
         self._positions: dict[tuple[int, int, torch.device], Tensor] = {}
         if not is_skeleton(self):
             self.init_weights()
@@ -253,8 +260,10 @@ class GenLipTower(VisionTransformer):
             block.init_weights(self.config.layer_scale)
         self.fc_norm.reset_parameters()
 
-    def embed(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor, masked: MaskedPatches | None = None) -> Tensor:
         """Images (B, 3, H, W) -> (B, N, D) in the compute dtype; positions come with attention."""
+        if masked is not None:
+            raise ValueError("GenLIP sees every patch; leave masked out")
         inputs = self.inputs(images)
         self._patch_grid(inputs)
         return self.patch_embed(inputs).to(compute_dtype(self.fc_norm.weight))
@@ -269,13 +278,13 @@ class GenLipTower(VisionTransformer):
         """The layer whose patches are the features, as the configuration says."""
         return len(self.blocks) - (self.config.readout == "before_last")
 
-    def patch_tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+    def patch_tokens(self, images: Tensor, keep: Tensor | None = None, masked: MaskedPatches | None = None) -> Tensor:
         """Images (B, 3, H, W) -> un-normalised patch tokens (B, N, D) of the layer `readout`.
 
         Raises ValueError for a choice of patches: every one is read.
         """
-        if keep is not None:
-            raise ValueError("GenLIP reads every patch; leave keep out")
+        if keep is not None or masked is not None:
+            raise ValueError("GenLIP reads every patch; leave keep and masked out")
         return self.forward_features(images).patch_tokens
 
     def own_blocks(self) -> Iterator[GenLipBlock]:

@@ -45,6 +45,8 @@ class OpenVision2Config:
     def __post_init__(self) -> None:
         if not 0 < self.keep_ratio <= 1:
             raise ValueError(f"keep_ratio must be above 0 and at most 1, not {self.keep_ratio}")
+        if self.vision.pool != "mean":
+            raise ValueError("vision.pool: OpenVision 2 trains no pooled vector; leave pool out")
 
     def patches_read(self, patches: int) -> int:
         """How many of `patches` tokens the decoder reads in training: int(patches * keep_ratio), at least 1."""
@@ -52,7 +54,7 @@ class OpenVision2Config:
 
     def to_dict(self) -> JsonObject:
         """Plain nested dictionary, as written to `config.json`."""
-        return asdict(self)
+        return asdict(self) | {"vision": self.vision.to_dict()}
 
     @staticmethod
     def from_dict(data: JsonObject) -> "OpenVision2Config":

@@ -215,7 +215,7 @@ class OpenVision3Config:
 
     def to_dict(self) -> JsonObject:
         """Plain nested dictionary, as written to `config.json`."""
-        return stored(self)
+        return stored(self) | {"vision": self.vision.to_dict(), "text": self.text.to_dict()}
 
     @staticmethod
     def from_dict(data: JsonObject) -> "OpenVision3Config":

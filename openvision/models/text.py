@@ -4,12 +4,13 @@ Neither causal nor padding mask: pads attend and are attended to, as in the orig
 The class token is an ordinary vocabulary row that the tokenizer puts last.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from openvision.files import JsonObject
 from openvision.models.bounds import MAX_LENGTH, MAX_VOCABULARY, MIN_CONTEXT, check_transformer
 from openvision.models.kernels.dispatch import compute_dtype, linear_fp32
 from openvision.models.layers import Block, LayerNorm, init_text_block, is_skeleton
@@ -42,6 +43,11 @@ class TextConfig:
         if self.pool == "mean" and self.pad_id is None:
             raise ValueError('pool "mean" leaves padding out: give pad_id, 0 in vocabularies of this project')
         check_count("context_length", self.context_length, MIN_CONTEXT, MAX_LENGTH)
+
+    def to_dict(self) -> JsonObject:
+        """Plain dictionary, as written to `config.json`: options that are off are left out, as older versions need."""
+        off = {"pad_id": None, "pool": "class"}
+        return {key: value for key, value in asdict(self).items() if key not in off or value != off[key]}
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,20 @@
 - Patch convolution without bias, in float32; class token carried along but never read out.
 - No norm before the blocks; the patch tokens handed on are un-normalised.
 - Pooled = LayerNorm(mean of the patch tokens); embedding = bias-free head on it, in float32.
+- Options beyond the paper, off by default: registers beside the class token, and pooling by attention (pooling.py).
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openvision.models.bounds import check_patches, check_transformer
+from openvision.files import JsonObject
+from openvision.models.bounds import MAX_REGISTERS, check_patches, check_transformer
 from openvision.models.kernels.dispatch import compute_dtype, full_precision, linear_fp32
 from openvision.models.layers import (
     Block,
@@ -25,6 +28,10 @@ from openvision.models.layers import (
     sincos_position_table,
     unit,
 )
+from openvision.models.pooling import AttentionPool
+from openvision.untrusted import check_count
+
+Pool = Literal["mean", "map"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -59,9 +66,16 @@ class VisionConfig:
     init: Init = "published"
     """Initial values of the blocks: "published", a deviation of 0.02 in every width, or "by_width", as in the text
     tower: narrow towers leave the first plateau sooner."""
+    registers: int = field(default=0, kw_only=True)
+    """Learned tokens that attend beside the class token and are dropped from every output (arXiv 2309.16588)."""
+    pool: Pool = field(default="mean", kw_only=True)
+    """"mean" norms the mean patch token, as published; "map" pools the normed patches by attention, as SigLIP does."""
 
     def __post_init__(self) -> None:
         check_transformer(self.width, self.depth, self.mlp_dim, self.heads)
+        check_count("registers", self.registers, 0, MAX_REGISTERS)
+        if self.pool not in ("mean", "map"):
+            raise ValueError(f'pool {self.pool!r} of a vision tower must be "mean" or "map"')
         if self.width % 4 or self.width < 8:
             raise ValueError(
                 f"width {self.width} of a vision tower must be a multiple of 4 and at least 8: positions need it"
@@ -69,6 +83,21 @@ class VisionConfig:
         check_patches(self.image_size, self.patch_size)
         if self.position_side is not None and self.position_side < 1:
             raise ValueError(f"position_side {self.position_side} of a vision tower must be at least 1")
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens before the patches: the class token and the registers."""
+        return 1 + self.registers
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the tower is the papers': no registers, pooled by the mean."""
+        return self.registers == 0 and self.pool == "mean"
+
+    def to_dict(self) -> JsonObject:
+        """Plain dictionary, as written to `config.json`: options that are off are left out, as older versions need."""
+        off = {"registers": 0, "pool": "mean", "position_side": None, "init": "published"}
+        return {key: value for key, value in asdict(self).items() if key not in off or value != off[key]}
 
     @property
     def input_channels(self) -> int:
@@ -108,13 +137,23 @@ class VisionFeatures:
     class_token: Tensor | None
     """(B, D), output of the last block before any norm; OpenVision never reads it. None in a tower without one."""
     pooled: Tensor
-    """(B, D), LayerNorm of the mean patch token."""
+    """(B, D), LayerNorm of the mean patch token, or what the attention pool makes of all of them."""
     grid: tuple[int, int]
     """Rows and columns of patches; N is their product."""
     layers: tuple[LayerTokens, ...] = ()
     """Tokens of the layers that were asked for, in that order."""
     num_prefix_tokens: int = 1
-    """Tokens before the patches inside the tower: the class token, kept apart here."""
+    """Tokens before the patches inside the tower: the class token, kept apart here, and registers, dropped."""
+
+
+@dataclass(frozen=True)
+class MaskedPatches:
+    """Patches of B images of N patches that the tower does not see."""
+
+    mask: Tensor
+    """bool (B, N)."""
+    token: Tensor
+    """(D,), what stands in their place."""
 
 
 class PatchEmbed(nn.Module):
@@ -142,18 +181,18 @@ class PatchEmbed(nn.Module):
 class VisionTransformer(nn.Module):
     """OpenVision's image encoder. `embed_dim` None leaves the head out (OpenVision 2)."""
 
-    prefix_tokens = 1
-    """Tokens before the patches: the class token."""
-
     def __init__(self, config: VisionConfig, embed_dim: int | None) -> None:
         super().__init__()
         self.config = config
         self.patch_embed = PatchEmbed(config.kernel, config.width, config.input_channels)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width))
+        registers = torch.empty(1, config.registers, config.width) if config.registers else None
+        self.reg_token: nn.Parameter | None = None if registers is None else nn.Parameter(registers)
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, config.mlp_dim, gelu="none") for _ in range(config.depth)
         )
         self.fc_norm = LayerNorm(config.width)
+        self.attn_pool = AttentionPool(config.width, config.heads, config.mlp_dim) if config.pool == "map" else None
         self.head = nn.Linear(config.width, embed_dim, bias=False) if embed_dim else None
         self._positions: dict[tuple[int, int, torch.device], Tensor] = {}
         if not is_skeleton(self):
@@ -169,6 +208,10 @@ class VisionTransformer(nn.Module):
         self.fc_norm.reset_parameters()
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=0.02)
+        if self.reg_token is not None:
+            nn.init.normal_(self.reg_token, std=1e-6)
+        if self.attn_pool is not None:
+            self.attn_pool.init_weights()
 
     def position_table(self, rows: int, columns: int, device: torch.device) -> Tensor:
         """Fixed positions (rows * columns, D) for any grid; computed once a grid and device, never a parameter."""
@@ -202,16 +245,23 @@ class VisionTransformer(nn.Module):
         """Rows and columns of patches of a batch of images."""
         return self.config.grid(*images.shape[-2:])
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> (B, 1 + N, D), class token first, in the compute dtype.
+    def embed(self, images: Tensor, masked: MaskedPatches | None = None) -> Tensor:
+        """Images (B, 3, H, W) -> (B, 1 + R + N, D) in the compute dtype: class token, R registers, patches.
 
-        The one place where pixels are normalised: uint8 images are, floats are taken as normalised already.
+        The one place where pixels are normalised: uint8 images are, floats are taken as normalised already. Patches
+        that are `masked` keep their position.
         """
         inputs = self.inputs(images)
         rows, columns = self._patch_grid(inputs)
-        patches = self.patch_embed(inputs) + self.position_table(rows, columns, inputs.device)
-        # The class token's position row is all zeros: it is added nowhere.
-        x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1)
+        patches = self.patch_embed(inputs)
+        if masked is not None:
+            patches = torch.where(masked.mask[..., None], masked.token.to(patches), patches)
+        return self.with_prefix(patches + self.position_table(rows, columns, inputs.device))
+
+    def with_prefix(self, patches: Tensor) -> Tensor:
+        """Patches (B, N, D) behind class token and registers, whose positions are all zeros: none are added."""
+        prefix = self.cls_token if self.reg_token is None else torch.cat([self.cls_token, self.reg_token], dim=1)
+        x = torch.cat([prefix.expand(patches.shape[0], -1, -1), patches], dim=1)
         return x.to(compute_dtype(self.cls_token))
 
     def forward_features(self, images: Tensor, layers: Sequence[int] = (), norm: bool = False) -> VisionFeatures:
@@ -232,29 +282,45 @@ class VisionTransformer(nn.Module):
                 kept[index] = self._tokens(x, norm)
             if index == self.readout:
                 read = x
-        prefix = self.prefix_tokens
+        prefix = self.config.prefix_tokens
         return VisionFeatures(
             patch_tokens=read[:, prefix:],
             class_token=read[:, 0] if prefix else None,
-            pooled=self.fc_norm(read[:, prefix:].mean(dim=1)),
+            pooled=self.pool(read[:, prefix:]),
             grid=self.grid_of(images),
             layers=tuple(kept[index] for index in wanted),
             num_prefix_tokens=prefix,
         )
 
-    def patch_tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Patch tokens (B, N, D) of the last block -> pooled (B, D).
+
+        Of one patch alone (N = 1) it is that patch in the space of pooled vectors: what text is compared with.
+        """
+        if self.attn_pool is None:
+            return self.fc_norm(tokens.mean(dim=1))
+        return self.attn_pool(self.fc_norm(tokens))
+
+    def embed_patches(self, tokens: Tensor) -> Tensor:
+        """Patch tokens (..., D) of the last block -> unit vectors (..., E), each patch pooled alone."""
+        alone = tokens.flatten(0, -2)[:, None]
+        return unit(self.project(self.pool(alone))).unflatten(0, tokens.shape[:-1])
+
+    def patch_tokens(self, images: Tensor, keep: Tensor | None = None, masked: MaskedPatches | None = None) -> Tensor:
         """Images (B, 3, H, W) -> un-normalised patch tokens (B, N, D) of the last block, and nothing else.
 
-        `keep`, int64 (B, K), asks for these patches only, in this order: (B, K, D). All patches attend in every block;
-        the last one computes the queries and MLP of the patches asked for. Same numbers as picking them afterwards.
+        Patches that are `masked` are not seen. `keep`, int64 (B, K), asks for these patches only, in this order:
+        (B, K, D). All patches attend in every block; the last one computes the queries and MLP of the patches asked
+        for. Same numbers as picking them afterwards.
         """
-        x, places = self.embed(images), self.block_inputs(images)
+        x, places = self.embed(images, masked), self.block_inputs(images)
+        prefix = self.config.prefix_tokens
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x, *places)
         if keep is None:
-            return last(x, *places)[:, self.prefix_tokens :]
-        return last.forward_rows(x, keep + self.prefix_tokens)  # pyright: ignore[reportCallIssue]
+            return last(x, *places)[:, prefix:]
+        return last.forward_rows(x, keep + prefix)  # pyright: ignore[reportCallIssue]
 
     def _layer_index(self, layer: int) -> int:
         states = len(self.blocks) + 1
@@ -265,7 +331,7 @@ class VisionTransformer(nn.Module):
         return layer % states
 
     def _tokens(self, x: Tensor, norm: bool) -> LayerTokens:
-        x, prefix = self.fc_norm(x) if norm else x, self.prefix_tokens
+        x, prefix = self.fc_norm(x) if norm else x, self.config.prefix_tokens
         return LayerTokens(patch_tokens=x[:, prefix:], class_token=x[:, 0] if prefix else None)
 
     def _patch_grid(self, inputs: Tensor) -> tuple[int, int]:

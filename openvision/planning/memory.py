@@ -124,7 +124,8 @@ def stacks(config: ModelConfig, resolution: int, texts: int) -> list[Stack]:
         return [_one_transformer(config, resolution)]
     patches, decoder = patches_of(config.vision, resolution), config.decoder
     read = prefix = config.patches_read(patches)
-    found = [_stack("vision", config.vision, patches + 1, read if config.text is None else patches + 1, patches + 1)]
+    tokens = patches + config.vision.prefix_tokens
+    found = [_stack("vision", config.vision, tokens, read if config.text is None else tokens, tokens)]
     unified = isinstance(config, OpenVision3Config)
     if config.text is not None:
         # The caption decoder of version 1 reads the first text's tokens.
@@ -180,8 +181,10 @@ def input_bytes(config: ModelConfig, resolution: int) -> int:
     """One sample outside the blocks: pixels as bytes and normalised, patches as the embedding reads them (float32)."""
     pixels = 3 * resolution**2
     patches = config.vision.input_channels * config.vision.kernel**2 * patches_of(config.vision, resolution)
-    embedded = 2 * FLOAT * config.vision.width * (patches_of(config.vision, resolution) + 1)
-    return pixels + FLOAT * (pixels + patches) + embedded
+    embedded = 2 * FLOAT * config.vision.width * (patches_of(config.vision, resolution) + config.vision.prefix_tokens)
+    # The attention pool keeps the normed tokens, and a key and a value of each.
+    pooled = 3 * FLOAT * config.vision.width * patches_of(config.vision, resolution)
+    return pixels + FLOAT * (pixels + patches) + embedded + (pooled if config.vision.pool == "map" else 0)
 
 
 def decoder_edge_bytes(config: ModelConfig, resolution: int) -> int:

@@ -30,6 +30,7 @@ from openvision.models.openvision2 import KIND, OpenVision2Config
 from openvision.models.openvision3 import OpenVision3Config
 from openvision.recipe.sections import (
     Data,
+    Dense,
     EvaluatorTable,
     Guards,
     Loss,
@@ -91,6 +92,8 @@ class Recipe(Section):
     """Evaluators that run during training beside the validation: tables `[[evaluate]]`."""
     teacher: tuple[TeacherTable, ...] | None = None
     """Frozen encoders to distil from: tables `[[teacher]]`."""
+    dense: Dense | None = None
+    """Masked prediction of an averaged tower's patches."""
     run: Run = Run()
     parallel: Parallel = Parallel()
 
@@ -197,6 +200,20 @@ class Recipe(Section):
                 "teacher: a model without a text tower trains no pooled vector that a teacher could shape; distil into "
                 'a model of kind "openvision", with [model.text]'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _dense(self) -> "Recipe":
+        if self.dense is None:
+            return self
+        if isinstance(self.model, OpenVision3Config):
+            raise ValueError("dense: OpenVision 3 reconstructs its patches already; leave [dense] out")
+        if self.teacher:
+            raise ValueError("dense: teachers take the same place; leave [dense] or the tables [[teacher]] out")
+        if self.warm_start is not None and "vision" in self.warm_start.frozen:
+            raise ValueError("dense trains the vision tower, which warm_start.frozen names; leave one of them out")
+        if self.parallel.mode == "fsdp":
+            raise ValueError('dense: the averaged tower is not sharded; use parallel.mode = "ddp"')
         return self
 
     @model_validator(mode="after")

@@ -365,6 +365,17 @@ class WarmStart(Section):
     tuning."""
 
 
+class Dense(Section):
+    """Table [dense]: masked prediction of an averaged tower's patches, which improves the patch tokens."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Of 1 - cosine of prediction and average, the mean over masked patches."""
+    mask: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of an image's patches that the student does not see, drawn for each sample."""
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.996
+    """Of the exponential moving average of the vision tower, an update."""
+
+
 class TeacherTable(Section):
     """A table `[[teacher]]`: a frozen encoder that the student is distilled from, and what of it."""
 

@@ -18,6 +18,7 @@ from openvision.objectives.gather import all_sum
 from openvision.recipe.sections import Stage
 from openvision.runtime import HostCopy, autocast
 from openvision.training.checkpoint.folders import Progress
+from openvision.training.dense import DenseObjective
 from openvision.training.distillation import DistilledObjective
 from openvision.training.gradient_caching import cached_backward, joint_backward, sort_by_shape
 from openvision.training.guards import DeferredGuard, Spike, find_spike, raise_not_finite
@@ -97,6 +98,8 @@ class Step:
             selected = self.deferred.select(losses, norm)
         if selected is not None or not any(spike.skipped for _, spike in spikes):
             norms = apply_update(run.optimizer, rate, norm, settings.clip_norm, settings.ema, logged, selected)
+        if isinstance(self._objective, DenseObjective):
+            self._objective.follow()
 
         if progress.stage_step + 1 < self._steps:
             begin = time.perf_counter()

@@ -12,7 +12,6 @@ provenance.json     commit, data manifest, versions, seed, samples seen, or the 
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -81,7 +80,7 @@ def _named(model: AnyModel | VisionTransformer) -> tuple[str, JsonObject]:
     if not isinstance(model, VisionTransformer):
         return "", model.config.to_dict()
     embed_dim = model.head.out_features if model.head is not None else None
-    return _VISION, {"embed_dim": embed_dim, "vision": asdict(model.config)}
+    return _VISION, {"embed_dim": embed_dim, "vision": model.config.to_dict()}
 
 
 def _keep_autoencoder(config: JsonObject, folder: Path) -> None:

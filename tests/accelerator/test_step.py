@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from openvision.models.openvision2 import OpenVision2Config
 from openvision.models.openvision3 import OpenVision3Config
 from openvision.recipe.schema import Recipe, parse_recipe
+from openvision.training.dense import with_dense
 from openvision.training.guards import DeferredGuard
 from openvision.training.objective import build_objective
 from openvision.training.optimizer.build import build_optimizer
@@ -35,6 +36,7 @@ VARIANTS: dict[str, dict[str, dict]] = {
     "spikes logged": {"guards": {"spikes": "log"}},
     "muon": {"optimizer": {"clip_norm": 1.0, "ema": 0.9, "kind": "muon"}},
     "full checkpointing": {"run": {"activation_checkpointing": "full"}},
+    "dense": {"table": {"dense": {}}},
     "float32 moments": {"optimizer": {"clip_norm": 1.0, "ema": 0.9, "first_moment": "float32"}},
 }
 
@@ -50,6 +52,7 @@ def recipe_of(kind: str, micro_batches: int = 1, precision: str = "float32", var
         "data": {"train": "train", "vocab_size": 400},
         "optimizer": change.get("optimizer", {"clip_norm": 1.0, "ema": 0.9}),
         "guards": change.get("guards", {"spikes": "skip"}),
+        **change.get("table", {}),
         "stages": [{**stage, "micro_batches": micro_batches, **change.get("stage", {"drop_path": 0.2})}],
         "run": {
             "precision": precision,
@@ -77,7 +80,7 @@ def steady_step(recipe: Recipe, data: Path, folder: Path, losses: int = 0) -> tu
         accelerator.place(parts.model.module)
         model = DistributedModel(parts.model.module, replace(parts.processes, device=accelerator.device))
         optimizer = build_optimizer(model.module, recipe.optimizer)
-        objective = build_objective(model, recipe.loss, parts.tokenizer.bos_id)
+        objective = with_dense(build_objective(model, recipe.loss, parts.tokenizer.bos_id), model, recipe.dense)
         parts = replace(parts, model=model, optimizer=optimizer, objective=objective, processes=model.processes)
         guard = DeferredGuard(recipe.guards, parts.progress, model.processes)
         watchdog = Watchdog(folder, 0, recipe.run.hang_seconds, print)
@@ -101,6 +104,8 @@ def expected_copies(recipe: Recipe) -> Counter[str]:
         "objectives/caption.py, sent": 2 * micro if model.decoder is not None else 0,
         # Patches to read, or the samples whose pixels are compared.
         "training/objective.py, sent": micro if isinstance(model, OpenVision2Config) or unified else 0,
+        # Patches that the student does not see.
+        "training/dense.py, sent": micro if recipe.dense is not None else 0,
         # Scales of dropped branches, in every forward pass, and where the noise on tokens begins.
         "training/randomness.py, sent": (micro * forwards if stage.drop_path else 0) + (micro if unified else 0),
     }

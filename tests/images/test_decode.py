@@ -135,7 +135,7 @@ def test_strips_give_the_pixels_of_the_whole(mode: str, orientation: int, monkey
 
 # What draws images, reads masks, or prints the rules for users of other libraries; a bundle's script has Pillow alone.
 _OTHERS = (
-    *("images/decode.py", "data/sources/", "evaluation/evaluators/patch_probe.py", "weights/export/card.py"),
+    *("images/decode.py", "data/sources/", "evaluation/data/masks.py", "weights/export/card.py"),
     "weights/export/edge.py",
 )
 

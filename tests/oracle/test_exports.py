@@ -61,6 +61,15 @@ def folder(checkpoint, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.parametrize("options", [{"registers": 4}, {"pool": "map"}, {"registers": 2, "pool": "map"}])
+def test_timm_holds_registers_and_the_attention_pool(tmp_path, options) -> None:
+    torch.manual_seed(0)
+    vision = stirred(VisionTransformer(replace(CONFIG.vision, **options), 24))
+    results = export(Checkpoint(vision, None, None, "test", {}), "timm", tmp_path / "out")
+    assert [result.what for result in results] == ["patch tokens", "embedding"]
+    assert all(result.passed for result in results)
+
+
 @pytest.mark.parametrize("target", ["open_clip", "timm", "transformers", "beit", "onnx"])
 def test_the_command_prints_parity(folder, tmp_path, target) -> None:
     result = CliRunner().invoke(app, ["export", str(folder), "--to", target, "-o", str(tmp_path / "out")])

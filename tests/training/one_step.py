@@ -9,6 +9,7 @@ from openvision.data.batch import Batch
 from openvision.recipe.schema import Recipe, parse_recipe
 from openvision.recipe.sections import Parallel
 from openvision.runtime import Processes, full_tensor, join_processes
+from openvision.training.dense import with_dense
 from openvision.training.distillation import distilled, load_teachers
 from openvision.training.objective import build_objective
 from openvision.training.optimizer.build import build_optimizer
@@ -61,6 +62,7 @@ MODELS["distilled"] = {
     ],
 }
 MODELS["sigmoid"] = {**MODELS["openvision"], "loss": {"kind": "sigmoid", "logit_scales": "per_text"}}
+MODELS["dense"] = {**MODELS["openvision"], "dense": {"weight": 0.5}}
 CASES = [(name, micro_batches) for name in MODELS for micro_batches in (2, 1)]
 
 
@@ -95,15 +97,18 @@ def run(out: str, parallel: dict[str, Any]) -> None:
     written: dict[str, torch.Tensor] = {}
     with join_processes(Parallel(**parallel).start_timeout_seconds, Parallel(**parallel).replicate) as processes:
         for name, micro_batches in CASES:
+            if name == "dense" and parallel.get("mode") == "fsdp":
+                continue
             recipe = recipe_of(name, parallel)
             taught = load_teachers(recipe.teacher or ())
             model = build_distributed_model(
-                recipe.model, recipe.run, recipe.parallel, processes, recipe.seed, taught=taught
+                recipe.model, recipe.run, recipe.parallel, processes, recipe.seed, taught=taught, dense=recipe.dense
             )
             for parameter, value in model.full_state_dict().items():
                 written[f"{name}/first/{parameter}"] = value.clone()
             optimizer = build_optimizer(model.module, recipe.optimizer)
             objective = distilled(build_objective(model, recipe.loss, 1), model, taught)
+            objective = with_dense(objective, model, recipe.dense)
             batch = batch_of(processes, 12 if recipe.context_length else 0)
             randomness = SampleRandomness(0, batch.positions.numpy(), 0.2)
             losses = forward_backward(model, objective, batch, randomness, micro_batches=micro_batches)

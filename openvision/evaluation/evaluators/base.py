@@ -39,6 +39,8 @@ _BUILT_IN = {
     "linear_probe": "openvision.evaluation.evaluators.probes:LinearProbe",
     "few_shot": "openvision.evaluation.evaluators.probes:FewShot",
     "patch_probe": "openvision.evaluation.evaluators.patch_probe:PatchProbe",
+    "text_patches": "openvision.evaluation.evaluators.patch_matches:TextPatches",
+    "correspondence": "openvision.evaluation.evaluators.patch_matches:Correspondence",
     "caption_loss": "openvision.evaluation.evaluators.caption_loss:CaptionLoss",
     "reconstruction": "openvision.evaluation.evaluators.reconstruction:Reconstruction",
     "baselines": "openvision.evaluation.evaluators.baselines:Baselines",

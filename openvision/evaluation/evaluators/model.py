@@ -119,8 +119,8 @@ class EvaluatedModel:
         """The model with its text tower; raises OpenVisionError without one."""
         if self.model is None or self.model.text is None:
             raise OpenVisionError(
-                "this checkpoint has no text tower; measure knn, linear_probe, few_shot, patch_probe or, where it has "
-                "a decoder, caption_loss on it"
+                "this checkpoint has no text tower; measure knn, linear_probe, few_shot, patch_probe, correspondence "
+                "or, where it has a decoder, caption_loss on it"
             )
         return cast("ContrastiveModel", self.model)
 

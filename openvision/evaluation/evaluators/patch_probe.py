@@ -7,11 +7,7 @@
   training patches answer too, and so do the patches' own pixels and an untrained tower.
 """
 
-import base64
-import binascii
-import io
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -20,13 +16,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import PositiveInt
 from torch import Tensor
 
-from openvision.data.shards.store import join_folder
 from openvision.errors import OpenVisionError
-from openvision.evaluation.data.images import ImageSet, ShardImages
+from openvision.evaluation.data.images import ImageSet
+from openvision.evaluation.data.masks import GROUND, WORD, Masks, Truth, open_masks
 from openvision.evaluation.data.options import open_images
 from openvision.evaluation.evaluators.base import Measured, TrainedEvaluator
 from openvision.evaluation.evaluators.model import EvaluatedModel
@@ -36,14 +31,10 @@ from openvision.evaluation.metrics.probes import NEIGHBOURS, nearest_neighbours
 
 # A channel that differs by no more is still ground: antialiasing and JPEG leave traces.
 TOLERANCE = 12
-GROUND, WORD = "(ground)", "(word)"
-# Values of a mask: the ground, then 1, 2, ... for the objects in order, and this for a printed word.
-_WORD_VALUE = 255
 # Patches are baselines at so many pixels a side at most.
 _PATCH_PIXELS = 8
 
 Tokens = NDArray[np.float32]
-Truth = NDArray[np.int64]
 
 
 class PatchProbe(TrainedEvaluator):
@@ -117,8 +108,8 @@ class PatchProbe(TrainedEvaluator):
         return found[..., :-1], found[..., -1] > 0, kept
 
     def _measure_masks(self, model: EvaluatedModel, root: str | Path) -> Measured:
-        known = self._open_masks(self.train, root, self.train_limit)
-        asked = self._open_masks(self.data, root, self.limit)
+        known = open_masks(self.train, root, self.mask or "", self.objects, self.train_limit)
+        asked = open_masks(self.data, root, self.mask or "", self.objects, self.limit)
         names = [GROUND, WORD, *sorted({name for one in (known, asked) for own in one.objects for name in own})]
         result = Measured(data={one.images.name: one.images.identity for one in (asked, known)})
         for prefix, subject in (("", model), ("pixels_", model), ("untrained_", model.untrained())):
@@ -149,25 +140,8 @@ class PatchProbe(TrainedEvaluator):
                 result.facts |= {"train_patches": len(labels), "ground": float((truth == 0).mean())}
         return result
 
-    def _open_masks(self, data: str, root: str | Path, limit: int | None) -> "Masks":
-        """The images with their masks; raises OpenVisionError for a sample without one."""
-        images = open_images(data, root, limit)
-        shards = ShardImages(join_folder(root, data))
-        number = {entry.key: row for row, (_, entry) in enumerate(shards.places)}
-        rows = [number[key] for key in images.keys]
-        masks, objects = shards.values(self.mask or ""), shards.values(self.objects)
-        for key, row in zip(images.keys, rows, strict=True):
-            if row in shards.bad:
-                masks[row], objects[row] = "", []
-            if not isinstance(masks[row], str) or not isinstance(objects[row], list):
-                raise OpenVisionError(
-                    f"{images.name}: sample {key} lacks {self.mask!r} or {self.objects!r}; name the json fields with "
-                    "the mask and with its objects"
-                )
-        return Masks(images, [str(masks[row]) for row in rows], [_texts(objects[row]) for row in rows])
-
     def _learn(
-        self, model: EvaluatedModel, known: "Masks", names: list[str], read: "Read"
+        self, model: EvaluatedModel, known: Masks, names: list[str], read: "Read"
     ) -> tuple[LinearModel, Tokens, Truth]:
         """The probe, and the patches that neighbours are looked for among, with their classes."""
         rows, tokens = read(model, known.images)
@@ -178,51 +152,6 @@ class PatchProbe(TrainedEvaluator):
         return probe, bank, labels
 
 
-@dataclass(frozen=True)
-class Masks:
-    """Images with a mask each."""
-
-    images: ImageSet
-    masks: list[str]
-    """PNGs in base64."""
-    objects: list[list[str]]
-    """Names of the values 1, 2, ... of each mask."""
-
-    def truth(self, rows: NDArray[np.int64], names: list[str], grid: tuple[int, int]) -> Truth:
-        """What covers most of each patch of the images `rows`: numbers among `names`, (r, N); `grid` is in patches.
-
-        Raises OpenVisionError for a mask that is no square PNG, or that has a value without a name.
-        """
-        number = {name: index for index, name in enumerate(names)}
-        found = np.empty((len(rows), grid[0] * grid[1]), dtype=np.int64)
-        for place, row in enumerate(rows):
-            key = f"{self.images.name}: sample {self.images.keys[row]}"
-            mask = _decoded(self.masks[row], key)
-            values = {0: GROUND, _WORD_VALUE: WORD} | dict(enumerate(self.objects[row], start=1))
-            present = np.unique(mask)
-            for value in present:
-                if values.get(int(value)) not in number:
-                    raise OpenVisionError(f"{key}: its mask has the value {value}, which no object has; write it again")
-            layers = torch.from_numpy(np.stack([mask == value for value in present])).float()
-            covered = F.adaptive_avg_pool2d(layers, grid).flatten(1).argmax(dim=0).numpy()
-            found[place] = np.array([number[values[int(value)]] for value in present])[covered]
-        return found
-
-
-def _decoded(text: str, key: str) -> NDArray[np.uint8]:
-    try:
-        mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(text, validate=True))).convert("L"))
-    except (binascii.Error, OSError) as error:
-        raise OpenVisionError(f"{key}: its mask is no PNG in base64 ({error}); write the shards again") from error
-    if mask.shape[0] != mask.shape[1]:
-        raise OpenVisionError(f"{key}: its mask has {mask.shape[1]} x {mask.shape[0]} px; only squares can be measured")
-    return mask
-
-
-def _texts(value: object) -> list[str]:
-    return [str(one) for one in value] if isinstance(value, list) else []
-
-
 def patch_tokens(model: EvaluatedModel, images: ImageSet) -> tuple[NDArray[np.int64], Tokens]:
     """Numbers of the images that can be decoded (r,), and their patch tokens (r, N, D)."""
     shape = model.grid[0] * model.grid[1], model.vision.config.width
@@ -231,16 +160,17 @@ def patch_tokens(model: EvaluatedModel, images: ImageSet) -> tuple[NDArray[np.in
 
 def patch_pixels(model: EvaluatedModel, images: ImageSet) -> tuple[NDArray[np.int64], Tokens]:
     """Numbers of the images that can be decoded (r,), and the pixels of their patches, 0 to 1, (r, N, 3 * side^2)."""
-    rows, columns = model.grid
-    patch = model.vision.config.patch_size
-    side = min(patch, _PATCH_PIXELS)
+    grid, patch = model.grid, model.vision.config.patch_size
+    shape = grid[0] * grid[1], 3 * min(patch, _PATCH_PIXELS) ** 2
+    return model.map_images(images, shape, lambda batch: pixels_of_patches(batch, grid, patch))
 
-    def pixels(batch: Tensor) -> Tensor:
-        whole = batch[..., : rows * patch, : columns * patch].float() / 255
-        small = F.adaptive_avg_pool2d(whole, (rows * side, columns * side))
-        return F.pixel_unshuffle(small, side).flatten(2).transpose(1, 2)
 
-    return model.map_images(images, (rows * columns, 3 * side**2), pixels)
+def pixels_of_patches(batch: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """uint8 (B, 3, H, W) -> pixels of each patch, 0 to 1, averaged to `_PATCH_PIXELS` a side at most, (B, N, C)."""
+    (rows, columns), side = grid, min(patch, _PATCH_PIXELS)
+    whole = batch[..., : rows * patch, : columns * patch].float() / 255
+    small = F.adaptive_avg_pool2d(whole, (rows * side, columns * side))
+    return F.pixel_unshuffle(small, side).flatten(2).transpose(1, 2)
 
 
 Read = Callable[[EvaluatedModel, ImageSet], tuple[NDArray[np.int64], Tokens]]

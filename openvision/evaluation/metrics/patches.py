@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openvision.encoding import evaluating
-from openvision.models.layers import unit
 from openvision.models.protocols import ContrastiveModel
 from openvision.models.vision import VisionTransformer
 
@@ -74,7 +73,7 @@ def text_maps(model: ContrastiveModel, tokens: Tensor, texts: NDArray[np.floatin
     """
     device = model.logit_scale.device
     with torch.inference_mode():
-        placed = unit(model.vision.project(model.vision.fc_norm(tokens.to(device)))).float().cpu().numpy()
+        placed = model.vision.embed_patches(tokens.to(device)).float().cpu().numpy()
     own = np.einsum("nhwe,ne->nhw", placed, texts)
     mean = np.einsum("hwe,ne->nhw", placed.mean(axis=0), texts)
     return (own - mean).astype(np.float32)

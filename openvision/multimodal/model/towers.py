@@ -76,7 +76,7 @@ def tower_of(checkpoint: Checkpoint, check: bool = True) -> VisionTower:
 
 def _own_tower(checkpoint: Checkpoint) -> VisionTower:
     config = checkpoint.vision.config
-    prefix = checkpoint.vision.prefix_tokens
+    prefix = checkpoint.vision.config.prefix_tokens
     geometry = Geometry(config.image_size, config.patch_size, prefix, config.width, config.depth)
     # An autoencoder is given pixels in [-1, 1].
     latent = isinstance(config, LatentVisionConfig)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from openvision.models.openvision2 import AnyModel, ModelConfig, build_model
-from openvision.recipe.sections import Parallel, Run, WarmStart
+from openvision.recipe.sections import Dense, Parallel, Run, WarmStart
 from openvision.runtime import Processes
 from openvision.text.tokenizer import Tokenizer
+from openvision.training.dense import PREDICTOR, DensePredictor
 from openvision.training.distillation import HEADS, Taught, TeacherHeads
 from openvision.training.setup.compile import prepare_blocks
 from openvision.training.setup.initialize import broadcast_parameters, initialise, materialise
@@ -27,14 +28,16 @@ def build_distributed_model(
     taught: Sequence[Taught] = (),
     warm: WarmStart | None = None,
     tokenizer: Tokenizer | None = None,
+    dense: Dense | None = None,
 ) -> DistributedModel:
     """A model on the processes of a run with its initial parameters, those of `start` where it has them.
 
     `say` is told what was copied from there. With `taught` it has projections to the widths of these teachers.
-    `warm` says which towers are frozen and how the weights of `start` are taken; `tokenizer` is the run's.
+    `warm` says which towers are frozen and how the weights of `start` are taken; `tokenizer` is the run's. With `dense`
+    it has an averaged tower and what predicts its patches.
     """
     with torch.device("meta"):
-        model = _in_training(config, taught)
+        model = _in_training(config, taught, dense)
     for parameter in [*model.untrained_parameters(), *frozen_parameters(model, warm)]:
         # DDP waits for the gradient of everything that may have one.
         parameter.requires_grad_(False)
@@ -44,7 +47,7 @@ def build_distributed_model(
         full = None
         if processes.is_main:
             with torch.device("meta"):
-                full = _in_training(config, taught)
+                full = _in_training(config, taught, dense)
             fill(full, seed, start, say, warm, tokenizer)
         broadcast_parameters(full, model, processes)
     else:
@@ -53,10 +56,12 @@ def build_distributed_model(
     return distribute(model, processes)
 
 
-def _in_training(config: ModelConfig, taught: Sequence[Taught]) -> AnyModel:
+def _in_training(config: ModelConfig, taught: Sequence[Taught], dense: Dense | None) -> AnyModel:
     model = build_model(config)
     if taught:
         model.add_module(HEADS, TeacherHeads(config.vision.width, taught))
+    if dense is not None:
+        model.add_module(PREDICTOR, DensePredictor(config.vision))
     return model
 
 
@@ -75,6 +80,9 @@ def fill(
         notes: list[str] = []
         taken = start_from(model, start, warm, tokenizer, notes.append)
         say(describe_start(model, start, taken, notes))
+    for part in model.children():
+        if isinstance(part, DensePredictor):
+            part.follow(model.vision, 0.0)
 
 
 def frozen_parameters(model: AnyModel, warm: WarmStart | None) -> Iterator[nn.Parameter]:
@@ -86,9 +94,9 @@ def frozen_parameters(model: AnyModel, warm: WarmStart | None) -> Iterator[nn.Pa
 
 
 def full_model(config: ModelConfig, state: dict[str, Tensor]) -> AnyModel:
-    """A model that holds `state`, for evaluation and writing; nothing is copied, projections to teachers left out."""
+    """A model that holds `state`, for evaluation and writing; nothing is copied, what only training has left out."""
     with torch.device("meta"):
         model = build_model(config)
-    own = {name: tensor for name, tensor in state.items() if not name.startswith(f"{HEADS}.")}
+    own = {name: tensor for name, tensor in state.items() if not name.startswith((f"{HEADS}.", f"{PREDICTOR}."))}
     model.load_state_dict(own, assign=True)
     return model.eval()

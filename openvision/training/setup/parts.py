@@ -27,6 +27,7 @@ from openvision.terminal import echo
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.checkpoint.folders import Progress, checkpoints
 from openvision.training.checkpoint.manager import Checkpoints
+from openvision.training.dense import with_dense
 from openvision.training.distillation import distilled, load_teachers
 from openvision.training.objective import Objective, build_objective
 from openvision.training.optimizer.adam import Adam
@@ -157,7 +158,9 @@ def set_up_run(
         taught,
         recipe.warm_start,
         tokenizer,
+        recipe.dense,
     )
+    objective = distilled(build_objective(model, recipe.loss, tokenizer.bos_id), model, taught)
     optimizer = build_optimizer(model.module, recipe.optimizer)
     store = Checkpoints(
         run_folder / "checkpoints",
@@ -199,7 +202,7 @@ def set_up_run(
         validation=validation,
         tokenizer=tokenizer,
         model=model,
-        objective=distilled(build_objective(model, recipe.loss, tokenizer.bos_id), model, taught),
+        objective=with_dense(objective, model, recipe.dense),
         optimizer=optimizer,
         precision=precision,
         checkpoints=store,

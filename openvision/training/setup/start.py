@@ -31,6 +31,8 @@ from openvision.training.setup.adapt import (
 )
 from openvision.weights.load import Checkpoint, Request, load_checkpoint
 
+# Parameters of a vision tower that a start without registers or attention pool lacks.
+_OPTIONS = ("reg_token", "attn_pool.")
 _TOWERS = ("vision", "text", "decoder", "reconstruction")
 
 
@@ -187,8 +189,12 @@ class _Changes:
         }
         if beyond:
             self.note(f"{name}: blocks beyond the start's are initialised at random, of {depth}")
+        # Parts beyond the paper that the start does not have at all.
+        added = {key for key in mine if key.startswith(_OPTIONS) and not any(one.startswith(_OPTIONS) for one in given)}
+        if added:
+            self.note(f"{name}: {' and '.join(sorted({key.split('.')[0] for key in added}))} initialised at random")
         # A head belongs to contrastive models: a vision tower may be taken without it, or keep its own.
-        names = [key for key in mine if key not in beyond and (key in fitted or not key.startswith("head."))]
+        names = [key for key in mine if key not in beyond | added and (key in fitted or not key.startswith("head."))]
         wrong = [key for key in names if key not in fitted or mine[key].shape != fitted[key].shape]
         deeper = [key for key in fitted if key not in mine and not key.startswith("head.")]
         if wrong or deeper:

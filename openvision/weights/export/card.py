@@ -137,6 +137,7 @@ def write_card(
     config = checkpoint.vision.config
     rows, columns = config.grid()
     length = checkpoint.model.config.text.context_length if checkpoint.model is not None else 0
+    prefix = "one class token" + (f" and {config.registers} registers" if config.registers else "")
     pixels = "height, width" if dynamic_resolution else f"{config.image_size}, {config.image_size}"
     use = _USE[target].format(
         folder="FOLDER",
@@ -158,7 +159,7 @@ def write_card(
 # OpenVision encoder for {target}
 
 Vision tower: width {config.width}, depth {config.depth}, patch {config.patch_size}, {config.image_size} px,
-{rows} x {columns} patch tokens after one class token. Images: RGB, shorter side to {config.image_size} px (bilinear,
+{rows} x {columns} patch tokens after {prefix}. Images: RGB, shorter side to {config.image_size} px (bilinear,
 antialiased), centre crop, ImageNet mean and standard deviation.
 
 {use}

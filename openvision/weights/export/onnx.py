@@ -90,11 +90,11 @@ class VisionGraph(nn.Module):
         if self.dynamic_resolution:
             positions = tower.config.positions(patches.shape[2], patches.shape[3])
         x = patches.flatten(2).transpose(1, 2) + positions
-        x = torch.cat([tower.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        x = tower.with_prefix(x)
         for block in tower.blocks:
             x = block(x)
-        tokens = x[:, 1:]
-        pooled = tower.fc_norm(tokens.mean(dim=1))
+        tokens = x[:, tower.config.prefix_tokens :]
+        pooled = tower.pool(tokens)
         return (unit(tower.project(pooled)) if tower.head is not None else pooled), tokens
 
 

@@ -31,6 +31,9 @@ TARGETS = {
 _STOCK_TEXT = ("open_clip", "transformers")
 """Targets with a text tower of another library."""
 
+PUBLISHED_ONLY = ("open_clip", "transformers", "beit", "siglip")
+"""Targets whose stock classes have neither registers nor this attention pool."""
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -92,6 +95,11 @@ def export(checkpoint: Checkpoint, target: str, folder: Path, options: ExportOpt
         raise OpenVisionError(
             f"{checkpoint.source} masks padding in its text tower (model.text.pad_id), for which {target} has no "
             "class; export it with --to onnx or safetensors, or its vision tower alone (convert --vision-only)"
+        )
+    if target in PUBLISHED_ONLY and not checkpoint.vision.config.is_published:
+        raise OpenVisionError(
+            f"{checkpoint.source} has registers or pools by attention, for which {target}'s classes have no place; "
+            "export it with --to timm, onnx or safetensors"
         )
     if options.resolution is not None:
         checkpoint = at_resolution(checkpoint, options.resolution)

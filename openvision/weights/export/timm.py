@@ -1,7 +1,8 @@
 """The vision tower as a stock timm VisionTransformer: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 
 timm's names are ours. It adds biases that OpenVision does not have, written as zeros, and keeps the positions of one
-resolution as a parameter; average pooling with `fc_norm` and the head give the embedding before normalisation.
+resolution as a parameter; average pooling with `fc_norm`, or the attention pool, and the head give the embedding
+before normalisation. With an attention pool timm norms the tokens that it hands on; registers have no positions.
 """
 
 import json
@@ -26,12 +27,13 @@ def write_timm(checkpoint: Checkpoint, folder: Path) -> None:
     vision = checkpoint.vision
     save_file(to_timm(vision), folder / "model.safetensors", metadata={"format": "pt"})
     config, side = vision.config, vision.config.image_size
+    pool = "avg" if config.pool == "mean" else "map"
     classes = vision.head.out_features if vision.head is not None else 0
     content = {
         "architecture": _ARCHITECTURE,
         "num_classes": classes,
         "num_features": config.width,
-        "global_pool": "avg",
+        "global_pool": pool,
         "model_args": {
             "img_size": side,
             "patch_size": config.patch_size,
@@ -39,8 +41,9 @@ def write_timm(checkpoint: Checkpoint, folder: Path) -> None:
             "depth": config.depth,
             "num_heads": config.heads,
             "mlp_ratio": mlp_ratio(config.width, config.mlp_dim),
-            "global_pool": "avg",
-            "fc_norm": True,
+            "global_pool": pool,
+            "fc_norm": pool == "avg",
+            "reg_tokens": config.registers,
             "num_classes": classes,
         },
         "pretrained_cfg": {
@@ -65,7 +68,10 @@ def to_timm(vision: VisionTransformer) -> dict[str, Tensor]:
     config = vision.config
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in vision.state_dict().items()}
     table = config.positions(*config.grid())
-    state["pos_embed"] = torch.cat([torch.zeros(1, config.width), table])[None]
+    state["pos_embed"] = torch.cat([torch.zeros(config.prefix_tokens, config.width), table])[None]
+    if config.pool == "map":
+        # There the final norm comes before the pool, under another name.
+        state = {name.replace("fc_norm.", "norm."): tensor for name, tensor in state.items()}
     state["patch_embed.proj.bias"] = torch.zeros(config.width)
     if vision.head is not None:
         state["head.bias"] = torch.zeros(vision.head.out_features)
@@ -80,7 +86,9 @@ def check_timm(checkpoint: Checkpoint, folder: Path) -> list[Parity]:
     with torch.inference_mode():
         ours = checkpoint.vision.forward_features(images)
         tokens = theirs.forward_features(images)
-        results = [compare("patch tokens", ours.patch_tokens, tokens[:, theirs.num_prefix_tokens :])]
+        normed = checkpoint.vision.config.pool == "map"
+        patches = checkpoint.vision.fc_norm(ours.patch_tokens) if normed else ours.patch_tokens
+        results = [compare("patch tokens", patches, tokens[:, theirs.num_prefix_tokens :])]
         if checkpoint.vision.head is not None:
             results.append(compare("embedding", checkpoint.vision.project(ours.pooled), theirs(images)))
         else:

@@ -12,10 +12,11 @@ from openvision.data.shards.dataset import ShardDataset, ShardWriter
 from openvision.data.sources.scenes.make import Options, make_scenes
 from openvision.errors import OpenVisionError
 from openvision.evaluation.data.images import Captioned, ImageSet
+from openvision.evaluation.data.masks import GROUND, WORD, Masks, open_masks
 from openvision.evaluation.evaluators.attributes import AnyOf, AttributeProbe, OneOf, OneOfEach
 from openvision.evaluation.evaluators.base import measure_all, parse_evaluators
 from openvision.evaluation.evaluators.model import EvaluatedModel
-from openvision.evaluation.evaluators.patch_probe import GROUND, WORD, Masks, PatchProbe, present_iou
+from openvision.evaluation.evaluators.patch_probe import present_iou
 from openvision.evaluation.suites.suite import load_suite
 from openvision.weights.folder import load_folder
 
@@ -148,7 +149,7 @@ def test_values_that_cannot_be_asked_are_one_sentence(subject, tmp_path, picture
 
 
 def test_masks_say_what_covers_most_of_each_patch(scenes):
-    data = PatchProbe(data="validation", train="train", mask="mask_png")._open_masks("validation", scenes, 3)
+    data = open_masks("validation", scenes, "mask_png", "objects", 3)
     assert len(data.images) == len(data.masks) == 3
     names = [GROUND, WORD, *sorted({name for own in data.objects for name in own})]
     truth = data.truth(np.arange(3), names, (12, 12))

@@ -60,6 +60,9 @@ SPREADS = [
 @pytest.mark.parametrize(("processes", "parallel"), SPREADS)
 def test_one_step_is_that_of_one_process(processes, parallel, step_of):
     one, many = step_of(1), step_of(processes, **parallel)
+    if parallel["mode"] == "fsdp":
+        # A recipe with [dense] is refused there.
+        one = {name: value for name, value in one.items() if not name.startswith("dense/")}
     assert one.keys() == many.keys()
     for name, expected in one.items():
         found = many[name]
