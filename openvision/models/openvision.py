@@ -67,22 +67,12 @@ class OpenVisionOutput:
     """What the vision tower computed: patch tokens and pooled vectors."""
 
 
-class OpenVision(nn.Module):
-    """Vision tower, text tower, caption decoder and a learned temperature."""
+class Contrasted(nn.Module):
+    """What models that contrast images with texts have in common: two towers with heads, and a learned temperature."""
 
+    vision: VisionTransformer
     text: TextTransformer
-
-    def __init__(self, config: OpenVisionConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.vision = VisionTransformer(config.vision, config.embed_dim)
-        self.text = TextTransformer(config.text, config.embed_dim)
-        self.decoder = (
-            ParallelCaptionDecoder(config.decoder, config.vision.width, config.text.width) if config.decoder else None
-        )
-        self.logit_scale = nn.Parameter(torch.empty(()))
-        if not self.logit_scale.is_meta:
-            self.init_temperature()
+    logit_scale: nn.Parameter
 
     def init_temperature(self) -> None:
         """Set the temperature to 0.07; the towers initialise themselves."""
@@ -99,6 +89,22 @@ class OpenVision(nn.Module):
     def encode_text(self, ids: Tensor) -> Tensor:
         """Ids (B, context_length) -> unit vectors (B, E), float32."""
         return unit(self.text(ids))
+
+
+class OpenVision(Contrasted):
+    """Vision tower, text tower, caption decoder and a learned temperature."""
+
+    def __init__(self, config: OpenVisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = VisionTransformer(config.vision, config.embed_dim)
+        self.text = TextTransformer(config.text, config.embed_dim)
+        self.decoder = (
+            ParallelCaptionDecoder(config.decoder, config.vision.width, config.text.width) if config.decoder else None
+        )
+        self.logit_scale = nn.Parameter(torch.empty(()))
+        if not self.logit_scale.is_meta:
+            self.init_temperature()
 
     def forward(self, images: Tensor, *texts: Tensor, caption_lengths: Tensor | None = None) -> OpenVisionOutput:
         """Encode images (B, 3, H, W) and K texts each, ids (B, context_length).

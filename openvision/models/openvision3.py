@@ -9,8 +9,7 @@ docs/openvision3.md says why it is what it is. The autoencoder is no part of the
 (frozen/), and neither trained, stored nor counted.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -34,6 +33,7 @@ from openvision.models.layers import (
     unit,
 )
 from openvision.models.lengths import states_by_length
+from openvision.models.openvision import Contrasted
 from openvision.models.text import TextConfig, TextTransformer
 from openvision.models.vision import VisionConfig, VisionTransformer
 from openvision.untrusted import check_count
@@ -248,8 +248,10 @@ class OpenVision3Output:
     """(B,) root mean square of the patch tokens, without a gradient: what the noise is to be compared with."""
 
 
-class OpenVision3(nn.Module):
+class OpenVision3(Contrasted):
     """Vision tower on latents, text tower, caption decoder, reconstruction decoder, learned temperature."""
+
+    vision: LatentVisionTransformer  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, config: OpenVision3Config) -> None:
         super().__init__()
@@ -261,22 +263,6 @@ class OpenVision3(nn.Module):
         self.logit_scale = nn.Parameter(torch.empty(()))
         if not self.logit_scale.is_meta:
             self.init_temperature()
-
-    def init_temperature(self) -> None:
-        """Set the temperature to 0.07; the towers initialise themselves."""
-        nn.init.constant_(self.logit_scale, math.log(1 / 0.07))
-
-    def untrained_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters that no loss of this model reaches: none."""
-        return iter(())
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W), uint8 or floats in [-1, 1] -> unit vectors (B, E), float32."""
-        return self.vision.encode_image(images)
-
-    def encode_text(self, ids: Tensor) -> Tensor:
-        """Ids (B, context_length) -> unit vectors (B, E), float32."""
-        return unit(self.text(ids))
 
     def forward(
         self,
