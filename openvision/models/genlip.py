@@ -72,9 +72,7 @@ class GenLipVisionConfig(VisionConfig):
         super().__post_init__()
         plain = VisionConfig(self.width, self.depth, self.mlp_dim, self.heads, self.patch_size, self.image_size)
         if any(getattr(self, name) != value for name, value in vars(plain).items()):
-            raise ValueError(
-                "position_side, init, registers and pool belong to sin-cos positions; leave them out"
-            )
+            raise ValueError("position_side, init, registers and pool belong to sin-cos positions; leave them out")
         if self.width // self.heads % 2:
             raise ValueError(f"heads {self.heads} make heads of {self.width // self.heads}; rotary ones must be even")
         if not 0 < self.layer_scale <= 10:

@@ -71,20 +71,11 @@ class OpenVisionOutput:
     """What the vision tower computed: patch tokens and pooled vectors."""
 
 
-class OpenVision(Contrasting):
-    """Vision tower, text tower, caption decoder and a learned temperature."""
+class Contrasted(Contrasting):
+    """What models that contrast images with texts have in common: two towers with heads."""
 
+    vision: VisionTransformer
     text: TextTransformer
-
-    def __init__(self, config: OpenVisionConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.vision = VisionTransformer(config.vision, config.embed_dim)
-        self.text = TextTransformer(config.text, config.embed_dim)
-        self.decoder = (
-            ParallelCaptionDecoder(config.decoder, config.vision.width, config.text.width) if config.decoder else None
-        )
-        self.add_contrast(config)
 
     def untrained_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that no loss of this model reaches: none."""
@@ -97,6 +88,20 @@ class OpenVision(Contrasting):
     def encode_text(self, ids: Tensor) -> Tensor:
         """Ids (B, context_length) -> unit vectors (B, E), float32."""
         return unit(self.text(ids))
+
+
+class OpenVision(Contrasted):
+    """Vision tower, text tower, caption decoder and a learned temperature."""
+
+    def __init__(self, config: OpenVisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = VisionTransformer(config.vision, config.embed_dim)
+        self.text = TextTransformer(config.text, config.embed_dim)
+        self.decoder = (
+            ParallelCaptionDecoder(config.decoder, config.vision.width, config.text.width) if config.decoder else None
+        )
+        self.add_contrast(config)
 
     def forward(self, images: Tensor, *texts: Tensor, caption_lengths: Tensor | None = None) -> OpenVisionOutput:
         """Encode images (B, 3, H, W) and K texts each, ids (B, context_length).

@@ -9,7 +9,7 @@ docs/openvision3.md says why it is what it is. The autoencoder is no part of the
 (frozen/), and neither trained, stored nor counted.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,7 +22,7 @@ from openvision.frozen.autoencoder import Autoencoder, open_autoencoder
 from openvision.frozen.config import AutoencoderConfig
 from openvision.models.autoregressive import AutoregressiveCaptionDecoder, AutoregressiveDecoderConfig
 from openvision.models.bounds import MAX_WIDTH, check_transformer
-from openvision.models.contrast import OPTIONS, Contrasting, stored
+from openvision.models.contrast import OPTIONS, stored
 from openvision.models.genlip import GenLipTower, GenLipVisionConfig
 from openvision.models.kernels.dispatch import compute_dtype, full_precision, linear_fp32
 from openvision.models.layers import (
@@ -34,6 +34,7 @@ from openvision.models.layers import (
     unit,
 )
 from openvision.models.lengths import states_by_length
+from openvision.models.openvision import Contrasted
 from openvision.models.text import TextConfig, TextTransformer
 from openvision.models.vision import VisionConfig, VisionTransformer
 from openvision.untrusted import check_count
@@ -253,8 +254,10 @@ class OpenVision3Output:
     """(B,) root mean square of the patch tokens, without a gradient: what the noise is to be compared with."""
 
 
-class OpenVision3(Contrasting):
+class OpenVision3(Contrasted):
     """Vision tower on latents, text tower, caption decoder, reconstruction decoder, learned temperature."""
+
+    vision: LatentVisionTransformer  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, config: OpenVision3Config) -> None:
         super().__init__()
@@ -264,18 +267,6 @@ class OpenVision3(Contrasting):
         self.decoder = AutoregressiveCaptionDecoder(config.decoder, config.vision.width)
         self.reconstruction = ReconstructionDecoder(config.reconstruction, config.vision)
         self.add_contrast(config)
-
-    def untrained_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters that no loss of this model reaches: none."""
-        return iter(())
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W), uint8 or floats in [-1, 1] -> unit vectors (B, E), float32."""
-        return self.vision.encode_image(images)
-
-    def encode_text(self, ids: Tensor) -> Tensor:
-        """Ids (B, context_length) -> unit vectors (B, E), float32."""
-        return unit(self.text(ids))
 
     def forward(
         self,

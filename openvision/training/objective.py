@@ -17,7 +17,7 @@ from openvision.frozen.autoencoder import as_signed
 from openvision.frozen.perceptual import open_perceptual
 from openvision.models.autoregressive import teacher_forcing_ids
 from openvision.models.layers import Block
-from openvision.models.openvision import OpenVisionOutput
+from openvision.models.openvision import OpenVision, OpenVisionOutput
 from openvision.models.openvision2 import random_patches
 from openvision.models.openvision3 import OpenVision3, OpenVision3Output
 from openvision.models.protocols import CaptioningModel, ContrastiveModel
@@ -315,9 +315,9 @@ def build_objective(model: DistributedModel, loss: Loss, bos_id: int) -> Objecti
     module = model.module
     if isinstance(module, OpenVision3):
         return UnifiedObjective(module, loss, bos_id, model.ddp, model.processes.group)
-    if module.text is None:
-        return CaptionObjective(module, loss, bos_id, model.ddp)
-    return ImageTextObjective(module, loss, model.ddp, model.processes.group)
+    if isinstance(module, OpenVision):
+        return ImageTextObjective(module, loss, model.ddp, model.processes.group)
+    return CaptionObjective(module, loss, bos_id, model.ddp)
 
 
 def weighted_losses(weights: Mapping[str, float], terms: Terms) -> Losses:

@@ -152,9 +152,9 @@ def _own_folder(path: Path, request: Request) -> Checkpoint:
     model, tokenizer, provenance = own.load_any_folder(path)
     if isinstance(model, OpenVision3):
         return Checkpoint(model.vision, None, tokenizer, str(path), provenance, unified=model)
-    if model.text is None:
-        return Checkpoint(model.vision, None, tokenizer, str(path), provenance, model)
-    return Checkpoint(model.vision, model, tokenizer, str(path), provenance)
+    if isinstance(model, OpenVision):
+        return Checkpoint(model.vision, model, tokenizer, str(path), provenance)
+    return Checkpoint(model.vision, None, tokenizer, str(path), provenance, model)
 
 
 def _from_file(path: Path, request: Request) -> Checkpoint:
