@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -39,7 +40,7 @@ Candidate = Callable[[torch.Tensor], Any]
 def checkpoint_of(size: str, resolution: int) -> Checkpoint:
     """The released shape at patch 16 with random weights; the text tower, which nothing here runs, is kept small."""
     full = variant(size, 16, resolution)
-    text = type(full.text)(**full.text.__dict__ | {"depth": 1, "vocab_size": 500})
+    text = replace(full.text, depth=1, vocab_size=500)
     torch.manual_seed(0)
     model = OpenVision(OpenVisionConfig(full.embed_dim, full.vision, text)).eval()
     return Checkpoint(model.vision, model, None, size, {})

@@ -38,7 +38,7 @@ from openvision.hardware import GIB, model_flops_utilisation
 from openvision.models.flops import training_flops
 from openvision.models.kernels import gpu
 from openvision.models.openvision import OpenVisionConfig
-from openvision.models.openvision2 import AnyModel, ModelConfig, OpenVision2Config, build_model
+from openvision.models.openvision2 import AnyModel, ModelConfig, build_model
 from openvision.planning.memory import Setting, peak_bytes
 from openvision.planning.parameters import count_parameters
 from openvision.provenance import processor_name
@@ -151,7 +151,7 @@ def shrunken(config: ModelConfig) -> ModelConfig:
     towers: dict[str, Any] = {"vision": replace(config.vision, **small)}
     if config.decoder is not None:
         towers["decoder"] = replace(config.decoder, **small, vocab_size=256)
-    if not isinstance(config, OpenVision2Config):
+    if config.text is not None:
         towers["text"] = replace(config.text, **small, vocab_size=256)
     return replace(config, **towers)
 

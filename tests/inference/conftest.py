@@ -10,6 +10,7 @@ from PIL import Image
 from openvision.inference.encoder import Encoder
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.text import TextConfig
+from openvision.models.variants import Sizes
 from openvision.models.vision import VisionConfig
 from openvision.text.tokenizer import Tokenizer
 from openvision.weights.folder import save_folder
@@ -20,7 +21,7 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 170, 60), "blue": (40, 60, 220)}
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory) -> Path:
     torch.manual_seed(0)
-    shape = {"width": 32, "depth": 1, "mlp_dim": 64, "heads": 2}
+    shape: Sizes = {"width": 32, "depth": 1, "mlp_dim": 64, "heads": 2}
     config = OpenVisionConfig(
         embed_dim=16,
         vision=VisionConfig(**shape, patch_size=8, image_size=32),

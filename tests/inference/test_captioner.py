@@ -9,6 +9,7 @@ from openvision.cli.main import app
 from openvision.errors import OpenVisionError
 from openvision.models.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
+from openvision.models.variants import Sizes
 from openvision.models.vision import VisionConfig
 from openvision.text.tokenizer import Tokenizer
 from openvision.weights.export.targets import ExportOptions, export
@@ -19,7 +20,7 @@ from openvision.weights.load import load_checkpoint
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     torch.manual_seed(0)
-    shape = {"width": 32, "depth": 1, "mlp_dim": 64, "heads": 2}
+    shape: Sizes = {"width": 32, "depth": 1, "mlp_dim": 64, "heads": 2}
     config = OpenVision2Config(
         VisionConfig(**shape, patch_size=8, image_size=32),
         AutoregressiveDecoderConfig(32, 2, 64, 2, vocab_size=120, caption_length=9, text_positions="learned"),

@@ -5,6 +5,7 @@ machine. A second resolution makes the shapes dynamic.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from openvision.objectives.contrastive import contrastive_losses
 from openvision.runtime import autocast
 
 WIDTH, VOCABULARY, QUERIES = 32, 100, 12
-SHAPE = {"width": WIDTH, "depth": 2, "mlp_dim": 48, "heads": 2}
+SHAPE: dict[str, Any] = {"width": WIDTH, "depth": 2, "mlp_dim": 48, "heads": 2}
 RESOLUTIONS = (32, 48)
 Case = tuple[Tensor, ...]
 

@@ -82,9 +82,9 @@ def test_the_command_prints_parity(folder, tmp_path, target) -> None:
 def test_timm_at_every_size(tmp_path, size) -> None:
     towers = SIZES[size]
     depth = towers.vision.depth if size in ("tiny", "small", "base") else 2
-    config = VisionConfig(
-        **towers.vision.sizes() | {"depth": depth}, patch_size=towers.patches[0], image_size=4 * towers.patches[0] + 6
-    )
+    patch = towers.patches[0]
+    config = VisionConfig(**towers.vision.sizes(), patch_size=patch, image_size=4 * patch + 6)
+    config = replace(config, depth=depth)
     torch.manual_seed(0)
     tower = stirred(VisionTransformer(config, towers.embed_dim))
     results = export(Checkpoint(tower, None, None, "test", {}), "timm", tmp_path / "out")

@@ -13,6 +13,7 @@ from openvision.inference.captioner import Captioner
 from openvision.models.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
 from openvision.models.openvision3 import OpenVision3, OpenVision3Config
+from openvision.models.variants import Sizes
 from openvision.models.vision import VisionConfig
 from openvision.multimodal.model.generate import Decoding, load_assistant
 from openvision.multimodal.model.generate import Prompt as Spoken
@@ -156,7 +157,7 @@ def test_what_is_no_image_text_model_is_refused(llm, tmp_path):
 
 
 def openvision2() -> OpenVision2:
-    shape = {"width": 32, "depth": 1, "mlp_dim": 64, "heads": 2}
+    shape: Sizes = {"width": 32, "depth": 1, "mlp_dim": 64, "heads": 2}
     config = OpenVision2Config(
         VisionConfig(**shape, patch_size=8, image_size=24),
         AutoregressiveDecoderConfig(32, 2, 64, 2, vocab_size=120, caption_length=9, text_positions="learned"),

@@ -30,6 +30,7 @@ from openvision.images.decode import to_rgb_image
 from openvision.models.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
+from openvision.models.variants import Sizes
 from openvision.models.vision import VisionConfig
 from openvision.recaption.captioners.captioner import Sampling
 from openvision.recaption.captioners.endpoint import Endpoint
@@ -418,7 +419,7 @@ def test_kill_two_workers_and_resume(shards, tmp_path):
 
 def test_our_decoder(shards, tmp_path):
     torch.manual_seed(0)
-    shape = {"width": 32, "depth": 1, "mlp_dim": 64, "heads": 2}
+    shape: Sizes = {"width": 32, "depth": 1, "mlp_dim": 64, "heads": 2}
     config = OpenVision2Config(
         VisionConfig(**shape, patch_size=8, image_size=32),
         AutoregressiveDecoderConfig(32, 2, 64, 2, vocab_size=120, caption_length=9, text_positions="learned"),

@@ -164,7 +164,8 @@ def test_captions_are_computed_as_far_as_they_go_and_nothing_changes():
 def test_groups_of_captions_reach_as_far_as_their_longest():
     asked: list[tuple[list[int], int]] = []
 
-    def states_of(rows: Tensor, reach: int) -> Tensor:
+    def states_of(rows: Tensor | slice, reach: int) -> Tensor:
+        assert isinstance(rows, Tensor)
         asked.append((sorted(rows.tolist()), reach))
         return rows[:, None, None].expand(-1, reach, 1) + torch.zeros(1)
 
