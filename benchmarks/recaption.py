@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from openvision.data.shards.dataset import ShardWriter
 from openvision.files import JsonObject, atomic_write_text
 from openvision.inference.captioner import Captioner
-from openvision.models.autoregressive import AutoregressiveDecoderConfig
+from openvision.models.decoders.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
 from openvision.models.vision import VisionConfig
 from openvision.multimodal.model.huggingface import transformers

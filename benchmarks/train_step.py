@@ -34,7 +34,7 @@ from torch import Tensor
 
 from openvision.data.batch import Batch
 from openvision.errors import require
-from openvision.models.decoder import ParallelCaptionDecoder
+from openvision.models.decoders.parallel import ParallelCaptionDecoder
 from openvision.models.flops import training_flops
 from openvision.models.kernels.dispatch import causal_mask
 from openvision.models.openvision import OpenVision, OpenVisionConfig

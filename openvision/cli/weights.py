@@ -13,8 +13,8 @@ from openvision.terminal import Console, echo
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from openvision.models.autoregressive import AutoregressiveDecoderConfig
-    from openvision.models.decoder import DecoderConfig
+    from openvision.models.decoders.autoregressive import AutoregressiveDecoderConfig
+    from openvision.models.decoders.parallel import DecoderConfig
     from openvision.models.openvision3 import ReconstructionConfig
     from openvision.models.text import TextConfig
     from openvision.models.vision import VisionConfig

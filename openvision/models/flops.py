@@ -9,8 +9,8 @@ each of forward, but for the patch embedding, since nobody needs the gradient of
 from dataclasses import dataclass
 
 from openvision.frozen.cost import autoencoder_cost
-from openvision.models.autoregressive import AutoregressiveDecoderConfig
-from openvision.models.decoder import DecoderConfig
+from openvision.models.decoders.autoregressive import AutoregressiveDecoderConfig
+from openvision.models.decoders.parallel import DecoderConfig
 from openvision.models.genlip import GenLipConfig, GenLipTextConfig, GenLipVisionConfig
 from openvision.models.openvision import OpenVisionConfig
 from openvision.models.openvision2 import ModelConfig

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from openvision.files import JsonObject
-from openvision.models.autoregressive import AutoregressiveBlock, LayerCache, empty_caches, write_tokens
 from openvision.models.bounds import MAX_LENGTH, MAX_VOCABULARY, MAX_WIDTH, MIN_CAPTION
-from openvision.models.decoder import Heads
+from openvision.models.decoders.autoregressive import AutoregressiveBlock, LayerCache, empty_caches, write_tokens
+from openvision.models.decoders.lengths import states_by_length
+from openvision.models.decoders.parallel import Heads
 from openvision.models.kernels.dispatch import (
     Gelu,
     Linear,
@@ -39,7 +40,6 @@ from openvision.models.kernels.dispatch import (
     training_on_cpu,
 )
 from openvision.models.layers import LayerNorm, Mlp, is_skeleton
-from openvision.models.lengths import states_by_length
 from openvision.models.text import embedding
 from openvision.models.vision import MaskedPatches, PatchEmbed, VisionConfig, VisionTransformer
 from openvision.untrusted import check_count

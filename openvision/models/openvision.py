@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from openvision.files import JsonObject
 from openvision.models.bounds import MAX_WIDTH
 from openvision.models.contrast import Contrasting, stored
-from openvision.models.decoder import DecoderConfig, ParallelCaptionDecoder
+from openvision.models.decoders.parallel import DecoderConfig, ParallelCaptionDecoder
 from openvision.models.layers import unit
 from openvision.models.text import TextConfig, TextTransformer
 from openvision.models.vision import VisionConfig, VisionFeatures, VisionTransformer

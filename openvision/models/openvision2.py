@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from openvision.files import JsonObject
-from openvision.models.autoregressive import AutoregressiveCaptionDecoder, AutoregressiveDecoderConfig
+from openvision.models.decoders.autoregressive import AutoregressiveCaptionDecoder, AutoregressiveDecoderConfig
+from openvision.models.decoders.lengths import states_by_length
 from openvision.models.genlip import GenLip, GenLipConfig
-from openvision.models.lengths import states_by_length
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.openvision3 import OpenVision3, OpenVision3Config
 from openvision.models.vision import VisionConfig, VisionTransformer

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from openvision.files import JsonObject
 from openvision.frozen.autoencoder import Autoencoder, open_autoencoder
 from openvision.frozen.config import AutoencoderConfig
-from openvision.models.autoregressive import AutoregressiveCaptionDecoder, AutoregressiveDecoderConfig
 from openvision.models.bounds import MAX_WIDTH, check_transformer
 from openvision.models.contrast import OPTIONS, stored
+from openvision.models.decoders.autoregressive import AutoregressiveCaptionDecoder, AutoregressiveDecoderConfig
+from openvision.models.decoders.lengths import states_by_length
 from openvision.models.genlip import GenLipTower, GenLipVisionConfig
 from openvision.models.kernels.dispatch import compute_dtype, full_precision, linear_fp32
 from openvision.models.layers import (
@@ -33,7 +34,6 @@ from openvision.models.layers import (
     sincos_position_table,
     unit,
 )
-from openvision.models.lengths import states_by_length
 from openvision.models.openvision import Contrasted
 from openvision.models.text import TextConfig, TextTransformer
 from openvision.models.vision import VisionConfig, VisionTransformer

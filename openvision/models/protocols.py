@@ -16,8 +16,8 @@ from typing import Protocol, TypeGuard
 
 from torch import Tensor, nn
 
-from openvision.models.autoregressive import AutoregressiveCaptionDecoder
-from openvision.models.decoder import ParallelCaptionDecoder
+from openvision.models.decoders.autoregressive import AutoregressiveCaptionDecoder
+from openvision.models.decoders.parallel import ParallelCaptionDecoder
 from openvision.models.genlip import GenLipConfig, LanguageEnds
 from openvision.models.openvision import OpenVisionConfig, OpenVisionOutput
 from openvision.models.openvision2 import OpenVision2Config

@@ -6,8 +6,8 @@ The text tower and the decoder of a size are fixed by the vision size, and so is
 from dataclasses import dataclass
 from typing import TypedDict
 
-from openvision.models.autoregressive import AutoregressiveDecoderConfig
-from openvision.models.decoder import DecoderConfig
+from openvision.models.decoders.autoregressive import AutoregressiveDecoderConfig
+from openvision.models.decoders.parallel import DecoderConfig
 from openvision.models.genlip import GenLipConfig, GenLipTextConfig, GenLipVisionConfig
 from openvision.models.openvision import OpenVisionConfig
 from openvision.models.openvision2 import OpenVision2Config

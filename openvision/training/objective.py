@@ -15,7 +15,7 @@ from torch import Tensor
 from openvision.data.batch import Batch
 from openvision.frozen.autoencoder import as_signed
 from openvision.frozen.perceptual import open_perceptual
-from openvision.models.autoregressive import teacher_forcing_ids
+from openvision.models.decoders.autoregressive import teacher_forcing_ids
 from openvision.models.layers import Block
 from openvision.models.openvision import OpenVision, OpenVisionOutput
 from openvision.models.openvision2 import random_patches

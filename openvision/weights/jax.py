@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from openvision.errors import OpenVisionError, require
-from openvision.models.decoder import DecoderConfig
+from openvision.models.decoders.parallel import DecoderConfig
 from openvision.models.openvision import OpenVisionConfig
 from openvision.models.text import TextConfig
 from openvision.models.variants import Sizes, known_heads

@@ -25,7 +25,7 @@ MAY_WAIT = {
     "evaluation/evaluators/model.py": "vectors of a batch",
     "evaluation/evaluators/model.py, HostCopy": "logit scale",
     "evaluation/evaluators/caption_loss.py, HostCopy": "caption loss of a batch, at the end",
-    "models/autoregressive.py, HostCopy": "whether all captions have ended, two tokens later",
+    "models/decoders/autoregressive.py, HostCopy": "whether all captions have ended, two tokens later",
 }
 
 
@@ -88,7 +88,7 @@ def test_captions_token_by_token(tokenizer):
         assert len(write_captions(model, tokenizer, images(2), batch_size=2)) == 2
         assert accelerator.to_device == {POSITIONS: 1, "encoding.py, sent": 1}
         # The host learns two tokens later that all have ended; here they have at once.
-        assert accelerator.to_host == {"models/autoregressive.py, HostCopy": 3, "encoding.py": 1}
+        assert accelerator.to_host == {"models/decoders/autoregressive.py, HostCopy": 3, "encoding.py": 1}
 
 
 def test_a_wait_that_is_put_in_is_found(tokenizer, monkeypatch):
@@ -101,6 +101,6 @@ def test_a_wait_that_is_put_in_is_found(tokenizer, monkeypatch):
 
 
 def test_generation_that_asks_at_every_token_is_found(tokenizer, monkeypatch):
-    monkeypatch.setattr("openvision.models.autoregressive.HostCopy", lambda ended: bool(ended))
+    monkeypatch.setattr("openvision.models.decoders.autoregressive.HostCopy", lambda ended: bool(ended))
     with fake_accelerator() as accelerator, pytest.raises(WAITS):
         write_captions(model_on(accelerator, "openvision2"), tokenizer, images(2))

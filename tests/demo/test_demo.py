@@ -20,7 +20,7 @@ from openvision.inference.load import load_captioner
 from openvision.inference.patch_maps import overlay, patch_pca, shown, text_map
 from openvision.inference.vector_folder import encode_folder
 from openvision.inference.vision import VisionEncoder
-from openvision.models.autoregressive import AutoregressiveDecoderConfig
+from openvision.models.decoders.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
 from openvision.models.openvision3 import OpenVision3, OpenVision3Config
 from openvision.multimodal.model.generate import Assistant, Decoding, Prompt

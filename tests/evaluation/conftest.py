@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from openvision.data.shards.dataset import ShardWriter
-from openvision.models.decoder import DecoderConfig
+from openvision.models.decoders.parallel import DecoderConfig
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.text import TextConfig
 from openvision.models.vision import VisionConfig

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 import openvision
 from openvision.cli.main import app
 from openvision.errors import OpenVisionError
-from openvision.models.autoregressive import AutoregressiveDecoderConfig
+from openvision.models.decoders.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
 from openvision.models.variants import Sizes
 from openvision.models.vision import VisionConfig

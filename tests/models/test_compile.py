@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from openvision.models.autoregressive import (
+from openvision.models.decoders.autoregressive import (
     AutoregressiveCaptionDecoder,
     AutoregressiveDecoderConfig,
 )
-from openvision.models.decoder import DecoderBlock, DecoderConfig, ParallelCaptionDecoder
+from openvision.models.decoders.parallel import DecoderBlock, DecoderConfig, ParallelCaptionDecoder
 from openvision.models.genlip import GenLip, GenLipConfig, GenLipTextConfig, GenLipVisionConfig
 from openvision.models.layers import Block
 from openvision.models.text import TextConfig, TextTransformer

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import openvision.models.decoder
-from openvision.models.decoder import DecoderBlock, DecoderConfig, ParallelCaptionDecoder
+import openvision.models.decoders.parallel
+from openvision.models.decoders.parallel import DecoderBlock, DecoderConfig, ParallelCaptionDecoder
 from openvision.models.kernels.dispatch import attention
 
 CONFIG = DecoderConfig(width=32, depth=3, mlp_dim=64, heads=4, vocab_size=50, caption_length=7)
@@ -69,7 +69,7 @@ def test_no_square_is_formed(monkeypatch):
         shapes.append((q.shape[2], k.shape[2]))
         return attention(q, k, v, causal)
 
-    monkeypatch.setattr(openvision.models.decoder, "attention", spy)
+    monkeypatch.setattr(openvision.models.decoders.parallel, "attention", spy)
     decoder(torch.randn(1, 9, 24), torch.randn(1, 5, 16))
     prefix, queries = 14, 7
     assert set(shapes) == {(prefix, prefix), (queries, prefix + queries)}

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import openvision.models.decoder
+import openvision.models.decoders.parallel
 from openvision.models.genlip import GenLip, GenLipConfig, GenLipTextConfig, GenLipVisionConfig, rotary_table
 from openvision.models.kernels.dispatch import attention
 from openvision.models.variants import GENLIP_SIZES, variant_genlip
@@ -89,7 +89,7 @@ def test_no_square_is_formed_and_the_patches_of_the_last_block_are_keys_only(mon
         shapes.append((q.shape[2], k.shape[2]))
         return attention(q, k, v, causal)
 
-    monkeypatch.setattr(openvision.models.decoder, "attention", spy)
+    monkeypatch.setattr(openvision.models.decoders.parallel, "attention", spy)
     GenLip(CONFIG)(*batch())
     assert shapes == [(16, 16), (11, 27), (16, 16), (11, 27), (11, 27)]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openvision.models.decoder import DecoderConfig
+from openvision.models.decoders.parallel import DecoderConfig
 from openvision.models.layers import sincos_position_table, unit
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.text import TextConfig

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import openvision.models.decoder
-from openvision.models.autoregressive import (
+import openvision.models.decoders.parallel
+from openvision.models.decoders.autoregressive import (
     AutoregressiveBlock,
     AutoregressiveDecoderConfig,
     ImageAttention,
@@ -89,7 +89,7 @@ def test_no_square_is_formed(monkeypatch):
         shapes.append((q.shape[2], k.shape[2]))
         return attention(q, k, v, causal)
 
-    monkeypatch.setattr(openvision.models.decoder, "attention", spy)
+    monkeypatch.setattr(openvision.models.decoders.parallel, "attention", spy)
     OpenVision2(config())(*batch())
     assert shapes == [(5, 5), (11, 16), (5, 5), (11, 16), (11, 16)]
 

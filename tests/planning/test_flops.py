@@ -10,7 +10,7 @@ import torch
 
 from openvision.frozen.config import AutoencoderConfig
 from openvision.frozen.cost import autoencoder_cost
-from openvision.models.autoregressive import AutoregressiveDecoderConfig
+from openvision.models.decoders.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.flops import (
     autoregressive_trunk_flops,
     contrastive_flops,

@@ -10,7 +10,7 @@ from PIL import Image
 from openvision.data.shards.dataset import ShardDataset, ShardWriter
 from openvision.errors import OpenVisionError
 from openvision.inference.captioner import Captioner
-from openvision.models.autoregressive import AutoregressiveDecoderConfig
+from openvision.models.decoders.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
 from openvision.models.openvision3 import OpenVision3, OpenVision3Config
 from openvision.models.variants import Sizes

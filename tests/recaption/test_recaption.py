@@ -27,7 +27,7 @@ from openvision.encoding import generate_captions
 from openvision.errors import OpenVisionError
 from openvision.files import read_json
 from openvision.images.decode import to_rgb_image
-from openvision.models.autoregressive import AutoregressiveDecoderConfig
+from openvision.models.decoders.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
 from openvision.models.variants import Sizes

@@ -23,7 +23,7 @@ from openvision.cli.main import app
 from openvision.data.shards.dataset import ShardDataset, ShardWriter
 from openvision.errors import OpenVisionError
 from openvision.files import read_json
-from openvision.models.autoregressive import AutoregressiveDecoderConfig
+from openvision.models.decoders.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
 from openvision.models.vision import VisionConfig
 from openvision.recaption.captioners.captioner import Answer, Question, Sampling

@@ -61,8 +61,8 @@ V2 = RECIPES / "openvision2" / "l14.toml"
             r"model\.decoder\.image_attention: it is .*, and must be 'prefix' or 'causal'",
         ),
         ("model.keep_ratio=0", r"model: keep_ratio must be above 0"),
-        ("loss.contrastive=1", r"OpenVision 2 has no text tower"),
-        ('loss.texts=["alt"]', r"OpenVision 2 has no text tower"),
+        ("loss.contrastive=1", r"of kind openvision2 has no text tower"),
+        ('loss.texts=["alt"]', r"of kind openvision2 has no text tower"),
         ("loss.caption=0", r"loss\.caption must be above 0"),
         ("stages.1.micro_batches=3", r"stages\.1: batch_size 16384 is not divisible by micro_batches 3"),
         ("stages.0.resolution=13", r"stages\.0\.resolution 13 is smaller than a patch of 14 pixels"),
@@ -74,7 +74,7 @@ def test_one_clear_sentence_for_version_2(override, message):
 
 
 def test_version_1_needs_a_text():
-    with pytest.raises(OpenVisionError, match=r"loss\.texts \[\] is for OpenVision 2"):
+    with pytest.raises(OpenVisionError, match=r"loss\.texts \[\] is for models that only caption"):
         load_recipe(RECIPES / "quickstart.toml", ["loss.texts=[]"])
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import openvision
 from openvision.errors import OpenVisionError, require
 from openvision.evaluation.data.images import folder_of_classes
-from openvision.models.autoregressive import AutoregressiveDecoderConfig
+from openvision.models.decoders.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.openvision import OpenVision
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
 from openvision.training.setup.start import describe_start, start_from

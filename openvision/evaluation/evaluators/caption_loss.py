@@ -18,7 +18,7 @@ from openvision.errors import OpenVisionError
 from openvision.evaluation.data.images import ImageSet, ShardImages
 from openvision.evaluation.evaluators.base import Evaluator, Measured
 from openvision.evaluation.evaluators.model import EvaluatedModel, prepared_batches
-from openvision.models.autoregressive import teacher_forcing_ids
+from openvision.models.decoders.autoregressive import teacher_forcing_ids
 from openvision.models.protocols import ContrastiveModel, Model, writes_token_by_token
 from openvision.runtime import HostCopy, send
 from openvision.text.tokenizer import Tokenizer

@@ -11,8 +11,8 @@ from openvision.errors import OpenVisionError
 from openvision.evaluation.evaluators.caption_loss import CaptionLoss
 from openvision.evaluation.evaluators.model import EvaluatedModel
 from openvision.images.preprocess import decode_image, prepare, to_batch
-from openvision.models.autoregressive import AutoregressiveDecoderConfig, teacher_forcing_ids
-from openvision.models.decoder import DecoderConfig
+from openvision.models.decoders.autoregressive import AutoregressiveDecoderConfig, teacher_forcing_ids
+from openvision.models.decoders.parallel import DecoderConfig
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
 from openvision.models.text import TextConfig

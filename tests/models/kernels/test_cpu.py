@@ -5,14 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openvision.models.decoder import DecoderConfig, ParallelCaptionDecoder
+from openvision.models.decoders.lengths import states_by_length
+from openvision.models.decoders.parallel import DecoderConfig, ParallelCaptionDecoder
 from openvision.models.kernels import cpu as cpu_kernels
 from openvision.models.kernels import dispatch
 from openvision.models.kernels.cpu import attention as head_attention
 from openvision.models.kernels.cpu import self_attention
 from openvision.models.kernels.dispatch import linear
 from openvision.models.layers import Attention, Block
-from openvision.models.lengths import states_by_length
 from openvision.models.text import TextConfig, TextTransformer
 
 

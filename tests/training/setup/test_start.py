@@ -16,7 +16,7 @@ from openvision.cli.main import app
 from openvision.data.shards.dataset import ShardWriter
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
-from openvision.models.autoregressive import AutoregressiveDecoderConfig
+from openvision.models.decoders.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
 from openvision.models.text import TextConfig

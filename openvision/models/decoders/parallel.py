@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openvision.models.bounds import MAX_LENGTH, MAX_VOCABULARY, MIN_CAPTION, check_transformer
+from openvision.models.decoders.lengths import states_by_length
 from openvision.models.kernels.dispatch import attention, compute_dtype, linear_fp32
 from openvision.models.layers import Block, LayerNorm, init_text_block, is_skeleton
-from openvision.models.lengths import states_by_length
 from openvision.untrusted import check_count
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from openvision.models.bounds import MAX_LENGTH, MAX_VOCABULARY, MIN_CAPTION, check_transformer
-from openvision.models.decoder import DecoderBlock
+from openvision.models.decoders.parallel import DecoderBlock
 from openvision.models.kernels.dispatch import attention, compute_dtype, linear_fp32
 from openvision.models.layers import LayerNorm, init_text_block, is_skeleton
 from openvision.models.text import embedding
