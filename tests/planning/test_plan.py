@@ -10,7 +10,6 @@ import pytest
 from openvision.errors import OpenVisionError
 from openvision.hardware import DEVICES, GIB
 from openvision.models.flops import training_flops
-from openvision.models.openvision2 import OpenVision2Config
 from openvision.planning.numbers import plan_numbers
 from openvision.planning.plan import Plan, make_plan, texts_of
 from openvision.planning.stage import Assumptions
@@ -40,9 +39,10 @@ def tiny() -> Recipe:
 def test_every_recipe_can_be_planned(path):
     made = plan(path, devices=64)
     assert made.cost.hours[0] < made.cost.hours[1]
-    assert made.parameters.total == sum(made.parameters.towers.values()) + (
-        0 if isinstance(made.recipe.model, OpenVision2Config) else 1
-    )
+    # Logit scales and bias belong to no tower.
+    model, loss = made.recipe.model, made.recipe.loss
+    numbers = 0 if model.text is None else 1 + sum(loss.model_options.values())
+    assert made.parameters.total == sum(made.parameters.towers.values()) + numbers
     for stage in made.stages:
         tokens = made.assumptions.caption_tokens
         resolution = stage.stage.resolution

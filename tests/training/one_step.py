@@ -131,6 +131,8 @@ def run(out: str, parallel: dict[str, Any]) -> None:
                 assert norms is not None
                 written[f"{name}/muon/norm"] = torch.tensor(norms.values()["update_norm"])
                 for parameter, value in model.full_state_dict().items():
-                    written[f"{name}/muon/parameter/{parameter}"] = value.clone()
+                    # Adam's first update of the others has the sign of gradients, which may be rounding alone.
+                    if ".blocks." in parameter:
+                        written[f"{name}/muon/parameter/{parameter}"] = value.clone()
         if processes.is_main:
             save_file(written, out)

@@ -153,15 +153,7 @@ def test_a_missing_teacher_is_named(shapes_folder, tmp_path, tiny_recipe):
         Trainer(recipe, shapes_folder, tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("teacher = [{source = 'x'}]", "OpenVision 3 takes none"),
-        ("stages.0.native = {max_tokens = 4}", "OpenVision 3 reads latents of squares"),
-    ],
-)
-def test_openvision_3_takes_neither_teachers_nor_native_shapes(change, message):
+def test_openvision_3_takes_no_teachers():
     path = next((Path(__file__).parents[2] / "recipes/openvision3").glob("*.toml"))
-    key, _, value = change.partition(" = ")
-    with pytest.raises(OpenVisionError, match=message):
-        load_recipe(path, [f"{key}={value}"])
+    with pytest.raises(OpenVisionError, match="OpenVision 3 takes none"):
+        load_recipe(path, ["teacher=[{source = 'x'}]"])

@@ -26,10 +26,10 @@ def is_decayed(module: nn.Module, name: str) -> bool:
     return name == "weight" and isinstance(module, (nn.Linear, nn.Conv2d))
 
 
-def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> Adam:
+def build_optimizer(model: nn.Module, recipe: OptimizerRecipe, precision: torch.dtype = torch.float32) -> Adam:
     """Adam over all parameters of `model`, decayed and not; with Muon the matrices inside blocks are apart.
 
-    Towers whose learning rate is multiplied have groups of their own.
+    Towers whose learning rate is multiplied have groups of their own. `precision` is that of the run.
     """
     decayed, spared = [], []
     for module in model.modules():
@@ -45,7 +45,7 @@ def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> Adam:
     for count in (0, 1, QUERY_KEY_VALUE):
         alike = [parameter for parameter in decayed if parts.get(id(parameter), 0) == count]
         groups.append({"params": alike, "weight_decay": recipe.weight_decay, "parts": count})
-    return Muon(_by_multiplier(groups, factors), recipe.betas, recipe.eps, moment)
+    return Muon(_by_multiplier(groups, factors), recipe.betas, recipe.eps, moment, precision)
 
 
 def _multipliers(model: nn.Module, recipe: OptimizerRecipe) -> dict[int, float]:

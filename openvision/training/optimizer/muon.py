@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from openvision.runtime import local_tensor, resolve_precision
+from openvision.runtime import local_tensor
 from openvision.training.optimizer.adam import Adam, ParameterGroup
 
 MOMENTUM = "momentum"
@@ -36,9 +36,11 @@ class Muon(Adam):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         first_moment: torch.dtype = torch.bfloat16,
+        multiplied_in: torch.dtype = torch.float32,
     ) -> None:
-        """As for `Adam`; `first_moment` is the storage of the momentum too."""
+        """As for `Adam`; `first_moment` stores the momentum too, `multiplied_in` is for `newton_schulz`."""
         super().__init__(groups, betas, eps, first_moment)
+        self.multiplied_in = multiplied_in
 
     def _update_group(
         self, group: ParameterGroup, trained: list[nn.Parameter], selected: Tensor | None
@@ -57,7 +59,7 @@ class Muon(Adam):
             directions.append(ahead.full_tensor() if isinstance(ahead, DTensor) else ahead)
         squares = []
         for parameter, momentum, new, whole in zip(
-            trained, stored, momenta, orthogonal(directions, parts), strict=True
+            trained, stored, momenta, orthogonal(directions, parts, self.multiplied_in), strict=True
         ):
             update, value = _cut_like(parameter, whole), local_tensor(parameter)
             if group["weight_decay"]:
@@ -78,12 +80,13 @@ class Muon(Adam):
         return state[MOMENTUM]
 
 
-def orthogonal(matrices: Sequence[Tensor], parts: int = 1) -> list[Tensor]:
+def orthogonal(matrices: Sequence[Tensor], parts: int = 1, multiplied_in: torch.dtype = torch.float32) -> list[Tensor]:
     """Matrices with all singular values near `0.2 sqrt(longer side)`, float32, in the shapes of the given ones.
 
     Args:
         matrices: float32 (R, C) each; equal shapes are computed together.
         parts: R is a stack of so many matrices of R / parts rows, each made orthogonal by itself.
+        multiplied_in: as for `newton_schulz`.
     """
     by_shape: dict[torch.Size, list[int]] = defaultdict(list)
     for index, matrix in enumerate(matrices):
@@ -91,18 +94,18 @@ def orthogonal(matrices: Sequence[Tensor], parts: int = 1) -> list[Tensor]:
     found: dict[int, Tensor] = {}
     for (rows, columns), indices in by_shape.items():
         stack = torch.stack([matrices[index] for index in indices]).view(-1, rows // parts, columns)
-        whole = newton_schulz(stack) * (_SCALE * max(rows // parts, columns) ** 0.5)
+        whole = newton_schulz(stack, multiplied_in) * (_SCALE * max(rows // parts, columns) ** 0.5)
         found |= dict(zip(indices, whole.view(len(indices), rows, columns), strict=True))
     return [found[index] for index in range(len(matrices))]
 
 
-def newton_schulz(matrices: Tensor) -> Tensor:
+def newton_schulz(matrices: Tensor, multiplied_in: torch.dtype = torch.float32) -> Tensor:
     """Singular values near one and the singular vectors of `matrices`: (N, R, C) -> (N, R, C) float32.
 
-    bfloat16 is precise enough where it is fast: a third of the time of float32 on a CPU with its instructions.
+    bfloat16 is precise enough for a run in bfloat16: a third of the time of float32 on a CPU with its instructions.
     """
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.to(resolve_precision("auto", matrices.device))
+    x = matrices.to(multiplied_in)
     x = x.mT if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(_ITERATIONS):

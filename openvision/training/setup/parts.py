@@ -161,7 +161,7 @@ def set_up_run(
         recipe.dense,
     )
     objective = distilled(build_objective(model, recipe.loss, tokenizer.bos_id), model, taught)
-    optimizer = build_optimizer(model.module, recipe.optimizer)
+    optimizer = build_optimizer(model.module, recipe.optimizer, precision)
     store = Checkpoints(
         run_folder / "checkpoints",
         processes,

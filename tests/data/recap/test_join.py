@@ -285,10 +285,10 @@ def test_shards_behind_a_url(shards, table, tmp_path):
 
 def test_the_threshold_of_placeholder_images(shards, table):
     report = recap(shards, table, replace(OPTIONS, placeholders=31))
-    assert report["placeholders"]["on_disk"]["pictures"] == report["placeholders"]["in_table"]["pictures"] == 0
+    assert report["placeholders"]["on_disk"]["images"] == report["placeholders"]["in_table"]["images"] == 0
     # Each of the thirty samples has thirty rows; its url says which is its own.
     assert report["samples"]["joined"] == 828
-    assert recap(shards, table, replace(OPTIONS, placeholders=2))["placeholders"]["in_table"]["pictures"] == 26
+    assert recap(shards, table, replace(OPTIONS, placeholders=2))["placeholders"]["in_table"]["images"] == 26
 
 
 def test_an_placeholder_image_in_the_table_alone(shards, tmp_path):
