@@ -151,7 +151,7 @@ def export(
         Path | None,
         typer.Option(
             help="With --precision int8: folder of images like those to come, on which the scales of the image graph's "
-            "activations are chosen once; without it every batch is scaled anew."
+            "activations are chosen once; without it they are computed from each batch."
         ),
     ] = None,
     least_cosine: Annotated[

@@ -1,10 +1,18 @@
-"""Bounds of a model's shape: what recipes, `config.json` and other configurations may say.
+"""Bounds of a model's shape: what recipes, `config.json` and other configurations may say, and what is stored of it.
 
 The upper bounds are far above every published model; they keep a typing error or a damaged file from asking for more
 memory than there is.
 """
 
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING
+
+from openvision.files import JsonObject
 from openvision.untrusted import check_count
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MAX_WIDTH = 2**15
 MAX_DEPTH = 256
@@ -37,3 +45,9 @@ def check_patches(pixels: object, patch_size: object) -> None:
         raise ValueError(
             f"image_size {pixels} makes {side * side} patches of {patch} pixels, at most {MAX_PATCHES} fit"
         )
+
+
+def stored(config: "DataclassInstance", options: Iterable[str]) -> JsonObject:
+    """A configuration as `config.json` has it: without `options` that are off, which older versions do not know."""
+    off = {field.name: field.default for field in fields(config) if field.name in options}
+    return {key: value for key, value in asdict(config).items() if key not in off or value != off[key]}

@@ -1,20 +1,20 @@
-"""The learned numbers of the contrastive loss: a logit scale, where asked for one for each text, and a bias.
+"""What models that contrast images with texts share: two towers, and the learned numbers of the loss.
 
-They belong to the model: a file that holds them says by how much its cosines are to be multiplied. Their number follows
-from the loss of a recipe (docs/beyond.md); without an option there is the one logit scale of the paper.
+The numbers are a logit scale, where asked for one for each text, and a bias. They belong to the model: a file that has
+them says by how much its cosines are to be multiplied. Which there are follows from the loss of a recipe
+(docs/beyond.md); without an option there is the one logit scale of the paper.
 """
 
 import math
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from openvision.files import JsonObject
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from openvision.models.layers import unit
+from openvision.models.text import TextTransformer
+from openvision.models.vision import VisionTransformer
 
 SOFTMAX_SCALE = math.log(1 / 0.07)
 """Initial logarithm of the logit scale (spec section 2)."""
@@ -39,8 +39,10 @@ class ContrastConfig(Protocol):
 
 
 class Contrasting(nn.Module):
-    """Base of the models that contrast images with texts."""
+    """Base of the models that contrast images with texts: two towers with heads."""
 
+    vision: VisionTransformer
+    text: TextTransformer
     logit_scale: nn.Parameter
     """Logarithm of the factor on cosines, shape (); of those with alt-texts alone if sentences have their own."""
     logit_scale_sentence: nn.Parameter | None
@@ -71,11 +73,14 @@ class Contrasting(nn.Module):
             return self.logit_scale_sentence
         return self.logit_scale
 
+    def untrained_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that no loss of this model reaches: none."""
+        return iter(())
 
-def stored(config: "DataclassInstance") -> JsonObject:
-    """A configuration as `config.json` has it: an option that is off leaves no trace."""
-    content = asdict(config)
-    for name in OPTIONS:
-        if not content[name]:
-            del content[name]
-    return content
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W), uint8 or normalised floats -> unit vectors (B, E), float32."""
+        return self.vision.encode_image(images)
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """Ids (B, context_length) -> unit vectors (B, E), float32."""
+        return unit(self.text(ids))

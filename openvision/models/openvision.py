@@ -1,14 +1,13 @@
 """OpenVision v1: both towers, the caption decoder and the temperature (spec section 0)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openvision.files import JsonObject
-from openvision.models.bounds import MAX_WIDTH
-from openvision.models.contrast import Contrasting, stored
+from openvision.models.bounds import MAX_WIDTH, stored
+from openvision.models.contrast import OPTIONS, Contrasting
 from openvision.models.decoders.parallel import DecoderConfig, ParallelCaptionDecoder
 from openvision.models.layers import unit
 from openvision.models.text import TextConfig, TextTransformer
@@ -40,7 +39,7 @@ class OpenVisionConfig:
 
     def to_dict(self) -> JsonObject:
         """Plain nested dictionary, as written to `config.json`."""
-        return stored(self) | {"vision": self.vision.to_dict(), "text": self.text.to_dict()}
+        return stored(self, OPTIONS) | {"vision": self.vision.to_dict(), "text": self.text.to_dict()}
 
     @staticmethod
     def from_dict(data: JsonObject) -> "OpenVisionConfig":
@@ -71,26 +70,7 @@ class OpenVisionOutput:
     """What the vision tower computed: patch tokens and pooled vectors."""
 
 
-class Contrasted(Contrasting):
-    """What models that contrast images with texts have in common: two towers with heads."""
-
-    vision: VisionTransformer
-    text: TextTransformer
-
-    def untrained_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters that no loss of this model reaches: none."""
-        return iter(())
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W), uint8 or normalised floats -> unit vectors (B, E), float32."""
-        return self.vision.encode_image(images)
-
-    def encode_text(self, ids: Tensor) -> Tensor:
-        """Ids (B, context_length) -> unit vectors (B, E), float32."""
-        return unit(self.text(ids))
-
-
-class OpenVision(Contrasted):
+class OpenVision(Contrasting):
     """Vision tower, text tower, caption decoder and a learned temperature."""
 
     def __init__(self, config: OpenVisionConfig) -> None:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from openvision.files import JsonObject
 from openvision.frozen.autoencoder import Autoencoder, open_autoencoder
 from openvision.frozen.config import AutoencoderConfig
-from openvision.models.bounds import MAX_WIDTH, check_transformer
-from openvision.models.contrast import OPTIONS, stored
+from openvision.models.bounds import MAX_WIDTH, check_transformer, stored
+from openvision.models.contrast import OPTIONS, Contrasting
 from openvision.models.decoders.autoregressive import AutoregressiveCaptionDecoder, AutoregressiveDecoderConfig
 from openvision.models.decoders.lengths import states_by_length
 from openvision.models.genlip import GenLipTower, GenLipVisionConfig
@@ -34,7 +34,6 @@ from openvision.models.layers import (
     sincos_position_table,
     unit,
 )
-from openvision.models.openvision import Contrasted
 from openvision.models.text import TextConfig, TextTransformer
 from openvision.models.vision import VisionConfig, VisionTransformer
 from openvision.untrusted import check_count
@@ -216,7 +215,7 @@ class OpenVision3Config:
 
     def to_dict(self) -> JsonObject:
         """Plain nested dictionary, as written to `config.json`."""
-        return stored(self) | {"vision": self.vision.to_dict(), "text": self.text.to_dict()}
+        return stored(self, OPTIONS) | {"vision": self.vision.to_dict(), "text": self.text.to_dict()}
 
     @staticmethod
     def from_dict(data: JsonObject) -> "OpenVision3Config":
@@ -254,7 +253,7 @@ class OpenVision3Output:
     """(B,) root mean square of the patch tokens, without a gradient: what the noise is to be compared with."""
 
 
-class OpenVision3(Contrasted):
+class OpenVision3(Contrasting):
     """Vision tower on latents, text tower, caption decoder, reconstruction decoder, learned temperature."""
 
     vision: LatentVisionTransformer  # pyright: ignore[reportIncompatibleVariableOverride]

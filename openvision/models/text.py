@@ -4,14 +4,14 @@ Neither causal nor padding mask: pads attend and are attended to, as in the orig
 The class token is an ordinary vocabulary row that the tokenizer puts last.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from openvision.files import JsonObject
-from openvision.models.bounds import MAX_LENGTH, MAX_VOCABULARY, MIN_CONTEXT, check_transformer
+from openvision.models.bounds import MAX_LENGTH, MAX_VOCABULARY, MIN_CONTEXT, check_transformer, stored
 from openvision.models.kernels.dispatch import compute_dtype, linear_fp32
 from openvision.models.layers import Block, LayerNorm, init_text_block, is_skeleton
 from openvision.untrusted import check_count
@@ -46,8 +46,7 @@ class TextConfig:
 
     def to_dict(self) -> JsonObject:
         """Plain dictionary, as written to `config.json`: options that are off are left out, as older versions need."""
-        off = {"pad_id": None, "pool": "class"}
-        return {key: value for key, value in asdict(self).items() if key not in off or value != off[key]}
+        return stored(self, ("pad_id", "pool"))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openvision.files import JsonObject
-from openvision.models.bounds import MAX_REGISTERS, check_patches, check_transformer
+from openvision.models.bounds import MAX_REGISTERS, check_patches, check_transformer, stored
 from openvision.models.kernels.dispatch import compute_dtype, full_precision, linear_fp32
 from openvision.models.layers import (
     Block,
@@ -96,8 +96,7 @@ class VisionConfig:
 
     def to_dict(self) -> JsonObject:
         """Plain dictionary, as written to `config.json`: options that are off are left out, as older versions need."""
-        off = {"registers": 0, "pool": "mean", "position_side": None, "init": "published"}
-        return {key: value for key, value in asdict(self).items() if key not in off or value != off[key]}
+        return stored(self, ("registers", "pool", "position_side", "init"))
 
     @property
     def input_channels(self) -> int:
