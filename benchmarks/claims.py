@@ -25,8 +25,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablations.rows import Rows, key_of, markdown
-from ablations.variants import DEFAULT_WORLD, MEASUREMENTS, PROFILES, TABLES, VARIANTS, variant
+from ablations.rows import SPEEDS, TUNING, Rows, key_of, markdown
+from ablations.variants import DEFAULT_WORLD, MEASUREMENTS, PROFILES, TABLES, VARIANTS, costs_as, variant
 
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, append_lines, atomic_write_bytes, atomic_write_text, make_folder
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "results"
 TUNED, ROWS = "tuned.json", "rows.jsonl"
-TUNING = "tuning"
 # Seconds of a group beside training and measuring its speed: processes and loaders start, and the evaluation.
 START_SECONDS, EVALUATION_SECONDS = 40.0, 75.0
 
@@ -105,7 +104,7 @@ class Claims:
         suite: str | None,
     ) -> "list[Task]":
         """Runs of some variants, seed by seed, without those whose rows are there."""
-        from ablations.runs import SPEEDS, Task
+        from ablations.runs import Task
 
         found = []
         for seed in seeds:
@@ -160,7 +159,7 @@ class Claims:
 
     def write_table(self, table: str) -> None:
         """Write the Markdown of a table."""
-        atomic_write_text(self.out / f"table-{table}.md", markdown(self.rows.of(table, list(VARIANTS))))
+        atomic_write_text(self.out / f"table-{table}.md", markdown(self.rows.of(TABLES.get(table, tuple(VARIANTS)))))
 
     def tune(self, names: Sequence[str], rates: Sequence[float], seconds: float, deadline: float | None) -> None:
         """Try learning rates on each variant for `seconds` and write down the best of all that were tried so long."""
@@ -170,7 +169,7 @@ class Claims:
         for name in names:
             tried = {
                 row["rate"]: row["score"]
-                for row in self.rows.of(TUNING)
+                for row in self.rows.serving(TUNING)
                 if row["variant"] == name and row["planned_seconds"] == seconds
             }
             if tried:
@@ -184,8 +183,6 @@ class Claims:
 
     def measure(self, names: Sequence[str], rounds: int) -> None:
         """Measure the speed of variants `rounds` times, in turns."""
-        from ablations.runs import SPEEDS
-
         rate = self.profile.rates[0]
         self.make(self.tasks(SPEEDS, names, range(rounds), lambda name: (rate,), None, None, None), None)
         for name in names:
@@ -195,9 +192,12 @@ class Claims:
     def speeds_of(self, name: str) -> "tuple[Speed, ...]":
         """The fastest of the measured speeds of a variant, stage by stage; empty where there are none."""
         from ablations.budget import Speed, fastest
-        from ablations.runs import SPEEDS
 
-        rows = [row for row in self.rows.of(SPEEDS) if row["variant"] == name and row["profile"] == self.profile.name]
+        rows = [
+            row
+            for row in self.rows.serving(SPEEDS)
+            if costs_as(variant(name), variant(row["variant"])) and row["profile"] == self.profile.name
+        ]
         return tuple(fastest([[Speed(**each) for each in row["speeds"]] for row in rows])) if rows else ()
 
     def tuned(self) -> JsonObject:
@@ -288,13 +288,18 @@ def gpu(arguments: argparse.Namespace) -> None:
 def show(arguments: argparse.Namespace) -> None:
     """`show`: the tables of a folder of results, made from its rows."""
     rows = Rows(arguments.results / ROWS)
-    for table in dict.fromkeys(row["table"] for row in rows.rows if row["measured"]):
-        print(f"**{table}**\n\n{markdown(rows.of(table, list(VARIANTS)))}")
+    shown: list[list[JsonObject]] = []
+    for table, names in TABLES.items():
+        found = rows.of(names)
+        # Two tables that share all rows there are say the same.
+        if len({row["variant"] for row in found}) > 1 and found not in shown:
+            shown.append(found)
+            print(f"**{table}**\n\n{markdown(found)}")
     if arguments.picture is not None:
         from ablations.figure import picture
 
         table, file = arguments.picture
-        atomic_write_bytes(Path(file), picture(rows.of(table, list(VARIANTS))))
+        atomic_write_bytes(Path(file), picture(rows.of(TABLES[table])))
 
 
 def run(arguments: argparse.Namespace) -> None:

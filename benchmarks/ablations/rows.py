@@ -1,7 +1,8 @@
 """Rows of a table as they finish, and the Markdown made of them.
 
 A row is a JSON line, one for each run; the file is replaced as a whole, so that no line is ever half a row. A run whose
-row is there with the same scenes, budget and learning rate is not made again, unless its evaluation was cut short.
+row is there with the same scenes, budget and learning rate is not made again, for whichever table it was made, unless
+its evaluation was cut short.
 """
 
 import json
@@ -18,12 +19,15 @@ _PROBES = ("pooled_", "patches_")
 _VALIDATION, _BASELINES_KIND, _BASELINES_TITLE = "validation, ", "baselines", "baselines, "
 _UNTAUGHT = ("chance_", "majority_", "pixels", "untrained_")
 _NOT_SHARES = ("loss", "median", "count")
-_KEY = ("table", "variant", "seed", "world", "suite", "profile", "rate", "planned_seconds", "planned_samples")
+TUNING, SPEEDS = "tuning", "speeds"
+"""Rows of these are no results: they serve the runs of the tables."""
+_KEY = ("variant", "seed", "world", "suite", "profile", "rate", "planned_seconds", "planned_samples")
 
 
 def key_of(row: JsonObject) -> tuple[object, ...]:
     """What makes a run another run."""
-    return tuple(row.get(name) for name in _KEY)
+    purpose = row["table"] if row["table"] in (TUNING, SPEEDS) else None
+    return (purpose, *(row.get(name) for name in _KEY))
 
 
 class Rows:
@@ -41,14 +45,14 @@ class Rows:
         self.rows = [other for other in self.rows if key_of(other) != key_of(row)] + [row]
         atomic_write_text(self.path, "".join(json.dumps(each) + "\n" for each in self.rows))
 
-    def of(self, table: str, variants: Sequence[str] | None = None) -> list[JsonObject]:
-        """Rows of a table, in the order of `variants`."""
-        found = [row for row in self.rows if row["table"] == table]
-        if variants is None:
-            return found
-        return sorted(
-            (row for row in found if row["variant"] in variants), key=lambda row: variants.index(row["variant"])
-        )
+    def serving(self, purpose: str) -> list[JsonObject]:
+        """Rows that only tune or measure speeds."""
+        return [row for row in self.rows if row["table"] == purpose]
+
+    def of(self, variants: Sequence[str]) -> list[JsonObject]:
+        """Results of some variants, in their order; in that of the file for one variant."""
+        found = [row for row in self.rows if row["table"] not in (TUNING, SPEEDS) and row["variant"] in variants]
+        return sorted(found, key=lambda row: variants.index(row["variant"]))
 
 
 def metrics_of(rows: Iterable[JsonObject]) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ablations.budget import ENDLESS, Meeting, Speed, measure_speeds, plan_samples, spent
+from ablations.rows import SPEEDS
 from ablations.variants import PROFILES, Profile, Variant, parts_of, recipe_of, variant
 from openvision.data.shards.dataset import ShardDataset
 from openvision.evaluation.evaluators.base import Evaluator, measure_all
@@ -27,8 +28,6 @@ from openvision.training.trainer import launch
 from openvision.weights.load import load_checkpoint
 
 VALIDATION = "validation"
-SPEEDS = "speeds"
-"""Table of the runs that only measure their speed."""
 # What a curve keeps of the validation: naming the main object, and finding a scene by a sentence.
 _CURVE = ("seconds", "samples", "top1", "top5", "alt_t2i_r1", "sentence_t2i_r1", "sentence_t2i_r5", "caption_loss")
 _FIRST = ("zero_shot", "retrieval")
