@@ -296,10 +296,10 @@ def show(arguments: argparse.Namespace) -> None:
             shown.append(found)
             print(f"**{table}**\n\n{markdown(found)}")
     if arguments.picture is not None:
-        from ablations.figure import picture
+        from ablations.figure import crossing, picture
 
         table, file = arguments.picture
-        atomic_write_bytes(Path(file), picture(rows.of(TABLES[table])))
+        atomic_write_bytes(Path(file), (crossing if table == "b" else picture)(rows.of(TABLES[table])))
 
 
 def run(arguments: argparse.Namespace) -> None:

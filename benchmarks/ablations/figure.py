@@ -1,10 +1,11 @@
-"""A table as a picture: accuracy against seconds while training, and what the held-out sets say at the end."""
+"""A table as a picture: accuracy against seconds, or against how much alt-texts say, on held-out scenes."""
 
 import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ablations.rows import spread, values_of
+from ablations.variants import VARIANTS
 from openvision.evaluation.report.figures import LIGHT, figure, style, to_png
 from openvision.files import JsonObject
 
@@ -42,6 +43,35 @@ def picture(rows: Sequence[JsonObject]) -> bytes:
     style(right, LIGHT, "held-out scenes, %")
     right.set_xticks(range(len(BARS)), [label for _, _, label in BARS], color=LIGHT.text, fontsize=9)
     right.margins(y=0.15)
+    made.tight_layout(w_pad=2.0)
+    return to_png(made)
+
+
+def crossing(rows: Sequence[JsonObject]) -> bytes:
+    """PNG of the full recipe and plain CLIP against the share of alt-texts that say anything."""
+    made = figure(10.4, 3.6)
+    for axis, (title, metric, label) in zip(made.subplots(1, len(BARS)), BARS, strict=True):
+        for colour, (side, text) in zip(COLOURS[::2], (("full", "full recipe"), ("clip", "plain CLIP")), strict=False):
+            shares: dict[float, list[float]] = {}
+            for row in rows:
+                if row["variant"].split("_")[0] == side and not row["variant"].startswith(f"{side}_errors"):
+                    share = 100 * VARIANTS[row["variant"]].world.informative
+                    shares.setdefault(share, []).extend(values_of([row], title, metric))
+            points = sorted((share, values) for share, values in shares.items() if values)
+            places, means = [share for share, _ in points], [statistics.mean(values) for _, values in points]
+            axis.plot(places, means, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=text)
+            axis.fill_between(
+                places,
+                [min(values) for _, values in points],
+                [max(values) for _, values in points],
+                color=colour,
+                alpha=0.15,
+                linewidth=0,
+            )
+        style(axis, LIGHT, label.replace("\n", " ") + ", %")
+        axis.set_xlabel("alt-texts that say anything, %", color=LIGHT.muted, fontsize=9)
+        axis.set_ylim(bottom=0)
+    made.axes[0].legend(frameon=False, labelcolor=LIGHT.text, fontsize=8.5)
     made.tight_layout(w_pad=2.0)
     return to_png(made)
 
