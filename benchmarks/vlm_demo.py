@@ -19,7 +19,7 @@ from openvision.files import read_json_lines
 from openvision.multimodal.benchmarks.benchmark import Marks, tabulate
 from openvision.multimodal.benchmarks.scorers.pictures import PICTURES
 from openvision.multimodal.experiments.compare import parse_contestants, tables
-from openvision.multimodal.experiments.demo import HELD_OUT, Demo, default_contestants, demonstrate
+from openvision.multimodal.experiments.demo import Demo, default_contestants, demonstrate, source_of
 from openvision.multimodal.recipe import load_vlm_recipe
 from openvision.provenance import processor_name
 
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("runs/openmoji"))
     parser.add_argument("--recipe", type=Path, default=Path("recipes/vlm/demo.toml"))
     parser.add_argument("--runs", type=Path, default=Path("runs/vlm_demo"))
-    parser.add_argument("--split", action="append", help="validation; both held-out sets by default")
+    parser.add_argument("--split", action="append", help="validation; the held-out sets by default")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results/vlm_demo.json"))
     options = parser.parse_args()
@@ -78,7 +78,7 @@ def main() -> None:
         shards=options.data,
         contestants=default_contestants(options.encoder, parse_contestants(options.other) if options.other else ()),
         recipe=load_vlm_recipe(options.recipe, options.overrides),
-        splits=tuple(options.split or HELD_OUT),
+        splits=tuple(options.split or source_of(options.data).held_out),
     )
     result = demonstrate(demo, options.runs, lambda line: print(line, flush=True))
     day, threads = datetime.now(UTC).date().isoformat(), torch.get_num_threads()

@@ -154,9 +154,7 @@ def compare(
 def demo(
     encoder: EncoderOption = DEFAULT_CHECKPOINT,
     other: Annotated[list[str] | None, typer.Option(help="NAME=ENCODER: another encoder; repeatable.")] = None,
-    data: Annotated[Path, typer.Option(help="Shards of drawn images, from openvision data openmoji.")] = Path(
-        "runs/openmoji"
-    ),
+    data: Annotated[Path, typer.Option(help="Shards from openvision data openmoji or scenes.")] = Path("runs/openmoji"),
     recipe: Annotated[Path, typer.Option(help=_RECIPE_HELP)] = Path("recipes/vlm/demo.toml"),
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for all results.")] = Path("runs/vlm_demo"),
     llm: Annotated[
@@ -164,7 +162,7 @@ def demo(
     ] = None,
     split: Annotated[
         list[str] | None,
-        typer.Option(help="Split of the questions, e.g. validation; both held-out splits by default."),
+        typer.Option(help="Split of the questions, e.g. validation; the held-out splits by default."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Maximum number of samples in each stage.", min=1)] = None,
     overrides: Annotated[
@@ -174,7 +172,7 @@ def demo(
 ) -> None:
     """Train a small language model on an encoder's features; compare with an untrained encoder and without images."""
     from openvision.multimodal.experiments.compare import TABLE, parse_contestants
-    from openvision.multimodal.experiments.demo import HELD_OUT, Demo, default_contestants, demonstrate
+    from openvision.multimodal.experiments.demo import Demo, default_contestants, demonstrate
     from openvision.multimodal.recipe import load_vlm_recipe
 
     others = parse_contestants(other) if other else ()
@@ -183,7 +181,7 @@ def demo(
         contestants=default_contestants(encoder, others),
         recipe=load_vlm_recipe(recipe, overrides),
         llm=llm,
-        splits=tuple(split or HELD_OUT),
+        splits=tuple(split or ()),
         limit=limit,
         device=device,
     )

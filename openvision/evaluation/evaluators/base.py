@@ -14,7 +14,9 @@ Every process of a run calls the same evaluators; each works on its slice of the
 """
 
 import difflib
+import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -74,7 +76,7 @@ class Measured:
         self.outcomes[metric] = outcomes
 
 
-class Evaluator(BaseModel):
+class Evaluator(BaseModel, ABC):
     """One measurement; subclasses are the kinds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -104,9 +106,9 @@ class Evaluator(BaseModel):
         """Name, or the kind of an evaluator without one."""
         return self.name or self.kind
 
+    @abstractmethod
     def measure(self, model: EvaluatedModel, root: str | Path) -> Measured:
         """Measure `model` on data below `root`; raises OpenVisionError for data that cannot be measured on."""
-        raise NotImplementedError
 
     def missing(self, root: str | Path) -> str | None:
         """The local folder or file that it needs and that does not exist."""
@@ -147,6 +149,8 @@ def evaluator_class(kind: str) -> type[Evaluator]:
             found = point.load()
             if not (isinstance(found, type) and issubclass(found, Evaluator)):
                 raise ValueError(f"the package that brings the kind {kind!r} gives no Evaluator")
+            if inspect.isabstract(found):
+                raise ValueError(f"the kind {kind!r} is not finished by its package: it measures nothing")
             return found
     near = difflib.get_close_matches(kind, kinds(), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(kinds())}"

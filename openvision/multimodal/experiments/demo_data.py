@@ -5,53 +5,41 @@
     folder/train.json                  conversations about the training images
     folder/SPLIT/questions.json        single questions about the images of validation and the held-out splits
 
-In each split every yes-or-no question has as many images with the answer yes as with no, and nearly so in training. A
-model without images gives a question one answer, so it is right exactly half of the time.
+What can be asked depends on the shards: `experiments/emoji.py` and `experiments/scenes.py`. In each split every
+yes-or-no question has as many images with the answer yes as with no, and nearly so in training. A model without images
+gives a question one answer, so it is right exactly half of the time.
 """
 
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TypedDict
+from typing import Generic, TypedDict, TypeVar
 
-from openvision.data.shards.dataset import ShardDataset
-from openvision.data.sources.openmoji.attributes import VisualAttributes, measure
-from openvision.data.sources.openmoji.names import EmojiName
-from openvision.data.sources.openmoji.split import COMPOSITIONAL, RANDOM, TRAIN, VALIDATION
+from openvision.data.shards.dataset import Sample, ShardDataset
 from openvision.errors import OpenVisionError
 from openvision.files import atomic_folder, make_folder
-from openvision.images.decode import decode_image
-from openvision.multimodal.experiments.demo_questions import (
-    COUNTRY,
-    NAME,
-    OPEN,
-    PEOPLE,
-    SKIN,
-    YES_NO,
-    Asked,
-    describe,
-    may_ask,
-    open_questions,
-    present,
-)
 from openvision.multimodal.model.llm import IMAGE_TOKEN
 from openvision.untrusted import safe_name
 
 CAPTIONS, CONVERSATIONS, QUESTIONS = "captions.json", "train.json", "questions.json"
-SPLITS = (VALIDATION, COMPOSITIONAL, RANDOM)
+TRAIN, VALIDATION = "train", "validation"
+YES_NO = "yes/no"
 _STAMP = "demo.json"
-# How often a topic has a "yes" question rather than a "no" question and the open one; balances yes and no.
-_YES_SHARE = 0.42
-_VERSION = 3
+_VERSION = 4
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class DemoOptions:
     """Amount of data."""
 
+    images: int = 4000
+    """Maximum number of training images."""
     turns: int = 8
     """Questions in a conversation."""
     rounds: int = 2
@@ -63,6 +51,15 @@ class DemoOptions:
     open_: int = 300
     """Maximum number of open questions in a held-out split."""
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question and its answer."""
+
+    kind: str
+    question: str
+    answer: str
 
 
 LlavaTurn = TypedDict("LlavaTurn", {"from": str, "value": str})
@@ -77,105 +74,94 @@ class LlavaRow(TypedDict):
 
 
 @dataclass(frozen=True)
-class DrawnImage:
-    """An image, its name and the measurements of its pixels."""
+class Drawn(Generic[T]):
+    """An image and what is known of it."""
 
     key: str
     file: str
-    name: EmojiName
-    measured: VisualAttributes
+    content: T
 
 
-def make_demo_data(shards: Path, folder: Path, options: DemoOptions | None = None) -> Path:
-    """Write conversations and questions about the splits of `shards` into `folder`, unless they exist.
+@dataclass(frozen=True)
+class Source(Generic[T]):
+    """What can be asked about the images of one kind of shards."""
 
-    Raises OpenVisionError when a split is missing or `folder` holds other files.
-    """
-    options = options or DemoOptions()
-    stamp = {"version": _VERSION, "shards": str(shards.resolve()), **vars(options)}
-    if (folder / _STAMP).is_file() and json.loads((folder / _STAMP).read_text()) == stamp:
+    command: str
+    """Command that writes the shards."""
+    held_out: tuple[str, ...]
+    """Splits that the questions are about."""
+    read: Callable[[Sample], T]
+    describe: Callable[[T], str]
+    """A caption with all that the questions ask for."""
+    converse: Callable[[Sequence[T], DemoOptions, random.Random], list[list[Asked]]]
+    """The questions of one conversation about each image."""
+    examine: Callable[[Sequence[T], DemoOptions, random.Random], list[tuple[int, Asked]]]
+    """Single questions, each with the number of its image."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """All splits with questions."""
+        return (VALIDATION, *self.held_out)
+
+    def make(self, shards: Path, folder: Path, options: DemoOptions | None = None) -> Path:
+        """Write conversations and questions about the splits of `shards` into `folder`, unless they exist.
+
+        Raises OpenVisionError when a split is missing or `folder` holds other files.
+        """
+        options = options or DemoOptions()
+        stamp = {"version": _VERSION, "shards": str(shards.resolve()), **vars(options)}
+        if (folder / _STAMP).is_file() and json.loads((folder / _STAMP).read_text()) == stamp:
+            return folder
+        if folder.exists() and any(folder.iterdir()) and not (folder / _STAMP).is_file():
+            raise OpenVisionError(f"{folder} holds other files; choose another folder for the demonstration's data")
+        with atomic_folder(folder) as temporary:
+            for split in (TRAIN, *self.splits):
+                limit = options.images if split == TRAIN else None
+                images = list(islice(_unpack(self, shards / split, temporary / "images" / split), limit))
+                generator = random.Random(f"{options.seed} {split}")
+                if split == TRAIN:
+                    _write(temporary / CAPTIONS, captions(self, images))
+                    _write(temporary / CONVERSATIONS, conversations(self, images, options, generator))
+                else:
+                    _write(make_folder(temporary / split) / QUESTIONS, questions(self, images, options, generator))
+            (temporary / _STAMP).write_text(json.dumps(stamp), encoding="utf-8")
         return folder
-    if folder.exists() and any(folder.iterdir()) and not (folder / _STAMP).is_file():
-        raise OpenVisionError(f"{folder} holds other files; choose another folder for the demonstration's data")
-    with atomic_folder(folder) as temporary:
-        for split in (TRAIN, *SPLITS):
-            images = list(_unpack(shards / split, temporary / "images" / split))
-            generator = random.Random(f"{options.seed} {split}")
-            if split == TRAIN:
-                (temporary / CAPTIONS).write_text(json.dumps(captions(images), indent=1), encoding="utf-8")
-                rows = conversations(images, options, generator)
-                (temporary / CONVERSATIONS).write_text(json.dumps(rows, indent=1), encoding="utf-8")
-            else:
-                asked = questions(images, options, generator)
-                (make_folder(temporary / split) / QUESTIONS).write_text(json.dumps(asked, indent=1), encoding="utf-8")
-        (temporary / _STAMP).write_text(json.dumps(stamp), encoding="utf-8")
-    return folder
 
 
-def _unpack(shards: Path, images: Path) -> Iterable[DrawnImage]:
+def _write(file: Path, rows: Sequence[object]) -> None:
+    file.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+
+
+def _unpack(source: Source[T], shards: Path, images: Path) -> Iterable[Drawn[T]]:
     if not shards.is_dir():
-        raise OpenVisionError(f"{shards} is missing; make the images with `openvision data openmoji`")
+        raise OpenVisionError(f"{shards} is missing; make the images with `{source.command}`")
     for sample in ShardDataset(shards):
         # The folder is renamed when complete, so its files need not be written atomically.
         file = make_folder(images) / f"{safe_name(sample.key)}.{sample.extension}"
         file.write_bytes(sample.image)
-        measured = measure(decode_image(sample.image))
-        # Shards of other sources have no emoji.
-        emoji = str(sample.meta.get("emoji") or " ")
-        yield DrawnImage(sample.key, f"{images.name}/{file.name}", EmojiName(str(sample.meta["name"]), emoji), measured)
+        yield Drawn(sample.key, f"{images.name}/{file.name}", source.read(sample))
 
 
-def captions(images: Sequence[DrawnImage]) -> list[LlavaRow]:
+def captions(source: Source[T], images: Sequence[Drawn[T]]) -> list[LlavaRow]:
     """A request for a caption and the caption, in LLaVA's format, one row for each image."""
-    asked = [Asked("caption", "Describe it.", describe(image.name, image.measured)) for image in images]
+    asked = [Asked("caption", "Describe it.", source.describe(image.content)) for image in images]
     return [
         {"id": image.key, "image": image.file, "conversations": _turns(one, 0)}
         for image, one in zip(images, asked, strict=True)
     ]
 
 
-def conversations(images: Sequence[DrawnImage], options: DemoOptions, generator: random.Random) -> list[LlavaRow]:
+def conversations(
+    source: Source[T], images: Sequence[Drawn[T]], options: DemoOptions, generator: random.Random
+) -> list[LlavaRow]:
     """Conversations in LLaVA's format, `rounds` for each image, with up to `turns` questions each."""
     rows: list[LlavaRow] = []
     for number in range(options.rounds):
-        polar = _paired(images, generator, most=options.pairs)
-        for index, image in enumerate(images):
-            chosen = _choose(open_questions(image.name, image.measured), polar[index], options.turns, generator)
-            rows.append(
-                {
-                    "id": f"{image.key}-{number}",
-                    "image": image.file,
-                    "conversations": [turn for place, one in enumerate(chosen) for turn in _turns(one, place)],
-                }
-            )
+        chosen = source.converse([image.content for image in images], options, generator)
+        for image, asked in zip(images, chosen, strict=True):
+            turns = [turn for place, one in enumerate(asked) for turn in _turns(one, place)]
+            rows.append({"id": f"{image.key}-{number}", "image": image.file, "conversations": turns})
     return rows
-
-
-def _choose(open_: list[Asked], polar: list[Asked], turns: int, generator: random.Random) -> list[Asked]:
-    """Up to `turns` questions in random order, none of which gives away the answer to a later one.
-
-    On a topic, it asks either a question with the answer yes, which gives the topic away, or one with the answer no and
-    then the open one.
-    """
-    blocks: list[list[Asked]] = []
-    for topic in (NAME, SKIN):
-        said_yes = [one for one in polar if one.topic == topic and one.answer == "yes"]
-        said_no = [one for one in polar if one.topic == topic and one.answer == "no"]
-        asked = [one for one in open_ if one.topic == topic]
-        if said_yes and generator.random() < _YES_SHARE:
-            blocks.append([generator.choice(said_yes)])
-        elif asked:
-            blocks.append([*generator.sample(said_no, min(1, len(said_no))), generator.choice(asked)])
-    alone = [[one] for one in (*open_, *polar) if one.topic is None and not _is_dull(one, generator)]
-    generator.shuffle(alone)
-    blocks += alone[: max(0, turns - sum(map(len, blocks)))]
-    generator.shuffle(blocks)
-    return [one for block in blocks for one in block]
-
-
-def _is_dull(asked: Asked, generator: random.Random) -> bool:
-    """Skip half of the questions for the number of people when there are none, because most images show none."""
-    return asked.kind == PEOPLE and asked.answer == "zero" and generator.random() < 0.5
 
 
 def _turns(asked: Asked, place: int) -> list[LlavaTurn]:
@@ -183,29 +169,11 @@ def _turns(asked: Asked, place: int) -> list[LlavaTurn]:
     return [{"from": "human", "value": mark + asked.question}, {"from": "gpt", "value": asked.answer}]
 
 
-def _paired(images: Sequence[DrawnImage], generator: random.Random, most: int | None = None) -> list[list[Asked]]:
-    """Yes-or-no questions for every image; each text has as many images with the answer yes as with no.
-
-    At most `most` images with either answer get a text.
-    """
-    holders: dict[str, list[int]] = defaultdict(list)
-    for index, image in enumerate(images):
-        for question in present(image.name):
-            holders[question].append(index)
-    asked: list[list[Asked]] = [[] for _ in images]
-    for question in sorted(holders):
-        have = set(holders[question])
-        lack = [i for i, one in enumerate(images) if i not in have and may_ask(question, one.name)]
-        count = min(len(have), len(lack), most or len(have))
-        for answer, indices in (("yes", sorted(have)), ("no", lack)):
-            for index in generator.sample(indices, count):
-                asked[index].append(Asked(YES_NO, question, answer))
-    return asked
-
-
-def questions(images: Sequence[DrawnImage], options: DemoOptions, generator: random.Random) -> list[dict[str, str]]:
-    """Single questions: balanced yes-or-no ones, and open ones balanced over kinds and, for counts, answers."""
-    chosen = [*_balanced(images, options.yes_no, generator), *_spread(images, options.open_, generator)]
+def questions(
+    source: Source[T], images: Sequence[Drawn[T]], options: DemoOptions, generator: random.Random
+) -> list[dict[str, str]]:
+    """Single questions about the images of a split."""
+    chosen = source.examine([image.content for image in images], options, generator)
     return [
         {
             "id": f"{number:04d}",
@@ -218,38 +186,43 @@ def questions(images: Sequence[DrawnImage], options: DemoOptions, generator: ran
     ]
 
 
-def _balanced(images: Sequence[DrawnImage], most: int, generator: random.Random) -> list[tuple[int, Asked]]:
-    """Pairs of one yes and one no to the same text, sampled with fixed shares of the topics."""
+def paired(
+    present: Sequence[frozenset[str]],
+    may_ask: Callable[[str, int], bool],
+    generator: random.Random,
+    most: int | None = None,
+) -> list[list[Asked]]:
+    """Yes-or-no questions for every image; each text has as many images with the answer yes as with no.
+
+    `present` has the questions whose answer is yes, image by image; `may_ask` says whether "no" is a true and clear
+    answer to a question about an image. At most `most` images with either answer get a text.
+    """
+    holders: dict[str, list[int]] = defaultdict(list)
+    for index, texts in enumerate(present):
+        for question in texts:
+            holders[question].append(index)
+    asked: list[list[Asked]] = [[] for _ in present]
+    for question in sorted(holders):
+        have = set(holders[question])
+        lack = [index for index in range(len(present)) if index not in have and may_ask(question, index)]
+        count = min(len(have), len(lack), most or len(have))
+        for answer, indices in (("yes", sorted(have)), ("no", lack)):
+            for index in generator.sample(indices, count):
+                asked[index].append(Asked(YES_NO, question, answer))
+    return asked
+
+
+def pairs_of(asked: Sequence[Sequence[Asked]]) -> Iterable[tuple[tuple[int, Asked], tuple[int, Asked]]]:
+    """What `paired` found as pairs of one yes and one no to the same text, in the order of the texts."""
     by_text: dict[str, dict[str, list[tuple[int, Asked]]]] = defaultdict(lambda: {"yes": [], "no": []})
-    for index, asked in enumerate(_paired(images, generator)):
-        for one in asked:
+    for index, found in enumerate(asked):
+        for one in found:
             by_text[one.question][one.answer].append((index, one))
-    pairs: dict[str | None, list[list[tuple[int, Asked]]]] = {None: [], SKIN: [], NAME: []}
     for question in sorted(by_text):
-        for yes, no in zip(by_text[question]["yes"], by_text[question]["no"], strict=True):
-            pairs[yes[1].topic].append([yes, no])
-    # Half ask for a kind or a gender, a quarter for the skin, a quarter for the name.
-    shares = {None: most // 4, SKIN: most // 8, NAME: most // 8}
-    picked = [generator.sample(pairs[topic], min(share, len(pairs[topic]))) for topic, share in shares.items()]
-    return [one for group in picked for pair in group for one in pair]
+        yield from zip(by_text[question]["yes"], by_text[question]["no"], strict=True)
 
 
-def _spread(images: Sequence[DrawnImage], most: int, generator: random.Random) -> list[tuple[int, Asked]]:
-    by_kind: dict[str, list[tuple[int, Asked]]] = {kind: [] for kind in OPEN}
-    for index, image in enumerate(images):
-        for asked in open_questions(image.name, image.measured):
-            by_kind[asked.kind].append((index, asked))
-    by_kind[PEOPLE] = _even(by_kind[PEOPLE], generator)
-    share = most // (len(OPEN) - 1)
-    # There are few flags; the other kinds share the rest evenly.
-    return [
-        one
-        for kind, found in by_kind.items()
-        for one in generator.sample(found, min(share if kind != COUNTRY else share // 4, len(found)))
-    ]
-
-
-def _even(found: list[tuple[int, Asked]], generator: random.Random) -> list[tuple[int, Asked]]:
+def even(found: list[tuple[int, Asked]], generator: random.Random) -> list[tuple[int, Asked]]:
     """At most as many of an answer as of the second most frequent one: else "one" would always be a good guess."""
     by_answer: dict[str, list[tuple[int, Asked]]] = defaultdict(list)
     for one in found:

@@ -16,7 +16,7 @@ from openvision.errors import OpenVisionError
 from openvision.evaluation.data.images import ImageSet, labelled_shards
 from openvision.evaluation.data.prompts import first_alike, protocol
 from openvision.evaluation.evaluators import base as registry
-from openvision.evaluation.evaluators.base import Evaluator, due, measure_all, metrics_line, parse_evaluators
+from openvision.evaluation.evaluators.base import Evaluator, Measured, due, measure_all, metrics_line, parse_evaluators
 from openvision.evaluation.evaluators.in_training import check_evaluators, less_is_better, measure_in_training
 from openvision.evaluation.evaluators.model import EvaluatedModel, prepared_batches
 from openvision.evaluation.evaluators.zero_shot import ZeroShot, answers, per_class, summarize
@@ -221,15 +221,24 @@ def test_what_a_user_may_write_wrongly() -> None:
 
 
 def test_packages_may_bring_kinds(monkeypatch) -> None:
+    class Unfinished(Evaluator):
+        kind: str = "unfinished"
+
     class Other(Evaluator):
         kind: str = "other"
 
-    points = [SimpleNamespace(name="other", load=lambda: Other), SimpleNamespace(name="wrong", load=lambda: dict)]
+        def measure(self, model, root) -> Measured:
+            return Measured({"answer": 42.0})
+
+    brought = {"other": Other, "wrong": dict, "unfinished": Unfinished}
+    points = [SimpleNamespace(name=name, load=lambda found=found: found) for name, found in brought.items()]
     monkeypatch.setattr(registry, "entry_points", lambda group: points if group == registry.GROUP else [])
     (found,) = parse_evaluators([{"kind": "other", "data": "x"}], "test")
     assert type(found) is Other
     with pytest.raises(OpenVisionError, match="gives no Evaluator"):
         parse_evaluators([{"kind": "wrong", "data": "x"}], "test")
+    with pytest.raises(OpenVisionError, match="'unfinished' is not finished by its package"):
+        parse_evaluators([{"kind": "unfinished", "data": "x"}], "test")
     with pytest.raises(OpenVisionError, match="did you mean 'other'"):
         parse_evaluators([{"kind": "othr", "data": "x"}], "test")
 

@@ -18,18 +18,19 @@ from openvision.multimodal.benchmarks.scorers.pictures import PICTURES
 from openvision.multimodal.data.dataset import read_llava_json
 from openvision.multimodal.experiments.demo_data import (
     DemoOptions,
-    DrawnImage,
+    Drawn,
     LlavaRow,
     conversations,
-    make_demo_data,
     questions,
 )
-from openvision.multimodal.experiments.demo_questions import (
+from openvision.multimodal.experiments.emoji import (
     COLOUR,
     COUNTRY,
+    EMOJI,
     NAME,
     PEOPLE,
     SKIN,
+    Emoji,
     count_people,
     describe,
     may_ask,
@@ -38,7 +39,7 @@ from openvision.multimodal.experiments.demo_questions import (
 )
 
 RED = VisualAttributes(("red", "white"), 0.7, 0.6, True, 0.8, 0.8, 0.95, False)
-EMOJI = {
+DRAWN = {
     "\U0001f469\U0001f3ff‍\U0001f52c": "woman scientist dark skin tone",
     "\U0001f468\U0001f3fb‍\U0001f52c": "man scientist light skin tone",
     "\U0001f1eb\U0001f1f7": "France",
@@ -55,7 +56,7 @@ EMOJI = {
 
 
 def names() -> list[EmojiName]:
-    return [clean_name(emoji, english) for emoji, english in EMOJI.items()]
+    return [clean_name(emoji, english) for emoji, english in DRAWN.items()]
 
 
 def named(text: str) -> EmojiName:
@@ -114,8 +115,8 @@ def test_yes_and_no_are_true():
     assert {"Is there a woman?", "Is there a man?"} <= present(named("woman and man holding hands"))
 
 
-def images() -> list[DrawnImage]:
-    return [DrawnImage(str(i), f"train/{i}.png", name, RED) for i, name in enumerate(names())]
+def images() -> list[Drawn[Emoji]]:
+    return [Drawn(str(i), f"train/{i}.png", Emoji(name, RED)) for i, name in enumerate(names())]
 
 
 def polar(rows: list[dict]) -> dict[str, Counter]:
@@ -126,14 +127,14 @@ def polar(rows: list[dict]) -> dict[str, Counter]:
 
 
 def test_every_text_has_as_many_yes_as_no():
-    rows = questions(images(), DemoOptions(yes_no=1000), random.Random(0))
+    rows = questions(EMOJI, images(), DemoOptions(yes_no=1000), random.Random(0))
     found = polar([row for row in rows if row["kind"] == "yes/no"])
     assert len(found) > 8
     assert all(count["yes"] == count["no"] for count in found.values())
 
 
 def test_a_model_without_images_is_right_half_the_time(tmp_path):
-    rows = questions(images(), DemoOptions(yes_no=1000), random.Random(0))
+    rows = questions(EMOJI, images(), DemoOptions(yes_no=1000), random.Random(0))
     (tmp_path / "train").mkdir()
     for row in rows:
         row["image"] = "a.png"
@@ -158,8 +159,8 @@ def topic_of(question: str) -> str | None:
 
 
 def test_no_answer_of_a_conversation_gives_away_a_later_one():
-    rows = conversations(images(), DemoOptions(turns=8, rounds=5), random.Random(0))
-    assert len(rows) == 5 * len(EMOJI)
+    rows = conversations(EMOJI, images(), DemoOptions(turns=8, rounds=5), random.Random(0))
+    assert len(rows) == 5 * len(DRAWN)
     for row in rows:
         asked = [turn["value"] for turn in row["conversations"] if turn["from"] == "human"]
         assert len(asked) <= 8
@@ -174,7 +175,7 @@ def test_no_answer_of_a_conversation_gives_away_a_later_one():
 
 
 def test_conversations_say_yes_about_as_often_as_no():
-    rows = conversations(images(), DemoOptions(turns=8, rounds=200), random.Random(0))
+    rows = conversations(EMOJI, images(), DemoOptions(turns=8, rounds=200), random.Random(0))
     named = Counter(answer for row in rows for question, answer in turns_of(row) if question.startswith("Is it "))
     assert 0.8 < named["yes"] / named["no"] < 1.25
 
@@ -196,11 +197,11 @@ def shards(tmp_path_factory):
 
 
 def test_files_are_llavas_and_each_split_has_its_own_images(shards, tmp_path):
-    folder = make_demo_data(shards, tmp_path / "data")
+    folder = EMOJI.make(shards, tmp_path / "data")
     collection = read_llava_json([folder / "train.json"], folder / "images")
-    assert len(collection.samples) == DemoOptions().rounds * len(EMOJI)
+    assert len(collection.samples) == DemoOptions().rounds * len(DRAWN)
     captions = read_llava_json([folder / "captions.json"], folder / "images").samples
-    assert [sample.conversation.id for sample in captions] == [f"train-{number}" for number in range(len(EMOJI))]
+    assert [sample.conversation.id for sample in captions] == [f"train-{number}" for number in range(len(DRAWN))]
     assert not collection.dropped
     rows = json.loads((folder / "train.json").read_text())
     assert all(row["image"].startswith("train/") for row in rows)
@@ -218,11 +219,11 @@ def answers_of(folder) -> dict[str, set[str]]:
 
 
 def test_data_are_made_once_and_alike(shards, tmp_path):
-    first = make_demo_data(shards, tmp_path / "a")
+    first = EMOJI.make(shards, tmp_path / "a")
     stamp = (first / "train.json").stat().st_mtime_ns
-    assert make_demo_data(shards, tmp_path / "a") == first
+    assert EMOJI.make(shards, tmp_path / "a") == first
     assert (first / "train.json").stat().st_mtime_ns == stamp
-    second = make_demo_data(shards, tmp_path / "b")
+    second = EMOJI.make(shards, tmp_path / "b")
     for name in ("captions.json", "train.json", "validation/questions.json", "heldout_random/questions.json"):
         assert (first / name).read_text() == (second / name).read_text()
 
@@ -230,9 +231,9 @@ def test_data_are_made_once_and_alike(shards, tmp_path):
 def test_a_foreign_folder_is_not_overwritten(shards, tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(OpenVisionError, match="holds other files"):
-        make_demo_data(shards, tmp_path)
+        EMOJI.make(shards, tmp_path)
 
 
 def test_missing_split_says_what_to_run(tmp_path):
     with pytest.raises(OpenVisionError, match="openvision data openmoji"):
-        make_demo_data(tmp_path / "none", tmp_path / "out")
+        EMOJI.make(tmp_path / "none", tmp_path / "out")
