@@ -175,8 +175,10 @@ class _Page:
 
     def chatting(self, chat: "DemoChat") -> None:
         """A conversation about the image, whose answers grow as they are generated."""
-        # As plain text: Markdown could ask other servers for images.
-        said = self.gradio.Chatbot(label=chat.name, render_markdown=False, elem_id="chat", buttons=[])
+        # As plain text: Markdown and HTML could ask other servers for images. Without Markdown, HTML is still rendered.
+        said = self.gradio.Chatbot(
+            label=chat.name, render_markdown=False, latex_delimiters=[], elem_id="chat", buttons=[]
+        )
         question = self.gradio.Textbox(label="Question about the image", elem_id="question")
         with self.gradio.Row():
             run = self.gradio.Button("Ask", variant="primary", elem_id="chat-run")
@@ -184,20 +186,27 @@ class _Page:
         held = self.gradio.State(None)
 
         def ask(before: "Conversation | None", image: str | None, text: str) -> Iterator[tuple[Component, ...]]:
+            # Emptied once, so that the next question can be typed while the answer grows.
+            fields = "", self.gradio.update(interactive=False)
             with self._sentences():
                 for conversation in chat.ask(before, _given(image), text):
-                    messages = [{"role": turn.role, "content": turn.text} for turn in conversation.turns]
-                    yield messages, conversation, ""
+                    messages = [
+                        {"role": turn.role, "content": html.escape(turn.text, quote=False)}
+                        for turn in conversation.turns
+                    ]
+                    yield messages, conversation, *fields
+                    fields = self.gradio.skip(), self.gradio.skip()
 
         # One answer at a time: two would share the processor's tokenizer and the cores.
-        self.gradio.on(
+        answered = self.gradio.on(
             [run.click, question.submit],
             ask,
             [held, self.image, question],
-            [said, held, question],
+            [said, held, question, run],
             api_name="chat",
             concurrency_limit=1,
         )
+        answered.then(lambda: self.gradio.update(interactive=True), None, [run], api_visibility="private")
         new.click(lambda: ([], None), None, [said, held], api_name="new_conversation")
 
     def _columns(self, make: Callable[[str], Component]) -> list[Component]:
