@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 TITLE = "OpenVision"
-CSS = ".gradio-container { max-width: 1200px !important } footer { display: none !important }"
+CSS = """
+.gradio-container { max-width: 1200px !important }
+footer { display: none !important }
+.found .caption-label { inset: auto 0 0 0 !important; max-width: none !important; border-radius: 0 !important;
+  white-space: normal !important; overflow-wrap: anywhere; font-size: 11px !important; padding: 2px 6px !important }
+"""
 LABELS = "a cat, a bus, a red balloon, a house, two flowers"
 TOP = 12
 # Gallery, Label and the other components are Gradio's, which has no types of its own for them.
@@ -157,7 +162,7 @@ class _Page:
         text = self.gradio.Textbox("a red balloon", label="Text to look for in the image", elem_id="patch-text")
         with self.gradio.Row():
             run = self.gradio.Button("Where is it?", variant="primary", elem_id="map-run")
-            pca = self.gradio.Button("Main components of the patches", elem_id="pca-run")
+            pca = self.gradio.Button("Main components (PCA)", elem_id="pca-run")
         outputs = self._columns(
             lambda name: self.gradio.Image(label=name, interactive=False, elem_classes="map", buttons=[])
         )
