@@ -24,7 +24,7 @@ import torchvision_operators as torchvision_operators
 from inference import checkpoint_of
 
 from openvision.inference.latency import measure_latency
-from openvision.provenance import processor_name
+from openvision.provenance import git_state, processor_name
 from openvision.weights.export.targets import ExportOptions, export
 
 PIXELS = 224
@@ -70,6 +70,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def source(report: dict[str, Any]) -> str:
+    """What was measured, on what, and how."""
+    machine, versions = report["machine"], ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    return f"""{report["date"]}, one thread of {machine["processor"]}, load {machine["load"]:.0f} for {machine["cores"]}
+cores; {versions}; `{report["command"]}`.
+Milliseconds are medians; "x" is the median over rounds of open_clip's time over the export's."""
+
+
 def main() -> None:
     """Export, measure and write JSON and Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,6 +92,8 @@ def main() -> None:
             rows += measure(size, arguments.batches, arguments.runs, Path(folder))
     report = {
         "date": datetime.now(UTC).date().isoformat(),
+        "command": " ".join(["python", "benchmarks/exports.py", *sys.argv[1:]]),
+        "git": git_state(),
         "machine": {"processor": processor_name(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
         "versions": {
             name: version(name) for name in ("torch", "onnxruntime", "timm", "open_clip_torch", "transformers")
@@ -92,7 +102,7 @@ def main() -> None:
     }
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=2) + "\n")
-        arguments.output.with_suffix(".md").write_text(table(rows) + "\n")
+        arguments.output.with_suffix(".md").write_text(f"{table(rows)}\n\n{source(report)}\n")
     print(table(rows))
 
 

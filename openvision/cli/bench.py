@@ -25,9 +25,11 @@ def bench(
     sizes = batch or [1, 16]
     if min(sizes) < 1:
         raise OpenVisionError(f"--batch is {min(sizes)}; it must be at least 1")
-    echo("  p50 ms   p95 ms  images/s   speed  batch  folder")
-    for size in sizes:
-        for found in measure_latency(folders, size, runs, threads, device):
+    for number, size in enumerate(sizes):
+        measured = measure_latency(folders, size, runs, threads, device)
+        if number == 0:
+            echo("  p50 ms   p95 ms  images/s   speed  batch  folder")
+        for found in measured:
             echo(
                 f"{1000 * found.p50:8.1f} {1000 * found.p95:8.1f} {found.images_per_second:9.0f} {found.speed:6.2f}x "
                 f"{size:6d}  {found.folder} ({found.runtime}, {found.pixels} px)"

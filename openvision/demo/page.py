@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 TITLE = "OpenVision"
-CSS = ".gradio-container { max-width: 1200px !important } footer { display: none !important }"
+CSS = """
+.gradio-container { max-width: 1200px !important }
+footer { display: none !important }
+.found .caption-label { inset: auto 0 0 0 !important; max-width: none !important; border-radius: 0 !important;
+  white-space: normal !important; overflow-wrap: anywhere; font-size: 11px !important; padding: 2px 6px !important }
+"""
 LABELS = "a cat, a bus, a red balloon, a house, two flowers"
 TOP = 12
 # Gallery, Label and the other components are Gradio's, which has no types of its own for them.
@@ -157,7 +162,7 @@ class _Page:
         text = self.gradio.Textbox("a red balloon", label="Text to look for in the image", elem_id="patch-text")
         with self.gradio.Row():
             run = self.gradio.Button("Where is it?", variant="primary", elem_id="map-run")
-            pca = self.gradio.Button("Main components of the patches", elem_id="pca-run")
+            pca = self.gradio.Button("Main components (PCA)", elem_id="pca-run")
         outputs = self._columns(
             lambda name: self.gradio.Image(label=name, interactive=False, elem_classes="map", buttons=[])
         )
@@ -175,8 +180,10 @@ class _Page:
 
     def chatting(self, chat: "DemoChat") -> None:
         """A conversation about the image, whose answers grow as they are generated."""
-        # As plain text: Markdown could ask other servers for images.
-        said = self.gradio.Chatbot(label=chat.name, render_markdown=False, elem_id="chat", buttons=[])
+        # As plain text: Markdown and HTML could ask other servers for images. Without Markdown, HTML is still rendered.
+        said = self.gradio.Chatbot(
+            label=chat.name, render_markdown=False, latex_delimiters=[], elem_id="chat", buttons=[]
+        )
         question = self.gradio.Textbox(label="Question about the image", elem_id="question")
         with self.gradio.Row():
             run = self.gradio.Button("Ask", variant="primary", elem_id="chat-run")
@@ -184,20 +191,27 @@ class _Page:
         held = self.gradio.State(None)
 
         def ask(before: "Conversation | None", image: str | None, text: str) -> Iterator[tuple[Component, ...]]:
+            # Emptied once, so that the next question can be typed while the answer grows.
+            fields = "", self.gradio.update(interactive=False)
             with self._sentences():
                 for conversation in chat.ask(before, _given(image), text):
-                    messages = [{"role": turn.role, "content": turn.text} for turn in conversation.turns]
-                    yield messages, conversation, ""
+                    messages = [
+                        {"role": turn.role, "content": html.escape(turn.text, quote=False)}
+                        for turn in conversation.turns
+                    ]
+                    yield messages, conversation, *fields
+                    fields = self.gradio.skip(), self.gradio.skip()
 
         # One answer at a time: two would share the processor's tokenizer and the cores.
-        self.gradio.on(
+        answered = self.gradio.on(
             [run.click, question.submit],
             ask,
             [held, self.image, question],
-            [said, held, question],
+            [said, held, question, run],
             api_name="chat",
             concurrency_limit=1,
         )
+        answered.then(lambda: self.gradio.update(interactive=True), None, [run], api_visibility="private")
         new.click(lambda: ([], None), None, [said, held], api_name="new_conversation")
 
     def _columns(self, make: Callable[[str], Component]) -> list[Component]:

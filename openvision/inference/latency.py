@@ -85,6 +85,8 @@ def measure_latency(
 
 
 def _open(folder: Path, batch: int, threads: int | None, device: str) -> _Runner:
+    if not folder.exists():
+        raise OpenVisionError(f"{folder} does not exist; give folders that `openvision export` wrote")
     if (folder / CONFIG_FILE).is_file():
         if device not in ("auto", "cpu"):
             raise OpenVisionError(f"{folder} has ONNX graphs, which are measured on the CPU; leave --device out")
@@ -130,7 +132,11 @@ def _torch(folder: Path) -> tuple[str, int, torch.nn.Module]:
     if content.get("model_type") in _STOCK_TYPES:
         side = _side(config, content.get("image_size"))
         library = require("transformers", extra="transformers")
-        return "transformers", side, library.AutoModel.from_pretrained(folder, use_safetensors=True).eval()
+        require("transformers.utils.logging", extra="transformers").disable_progress_bar()
+        # ViTModel's pooler is none of OpenVision's: no export has weights for it.
+        settings = {"add_pooling_layer": False} if content["model_type"] == "vit" else {}
+        tower = library.AutoModel.from_pretrained(folder, use_safetensors=True, **settings)
+        return "transformers", side, tower.eval()
     vision = load_vision(folder).vision
     return "torch", vision.config.image_size, vision if vision.head is not None else _Pooled(vision)
 

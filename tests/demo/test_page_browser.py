@@ -121,15 +121,21 @@ def test_patches(page):
 
 def test_chat_about_the_image(page, chat, shapes_images):
     tab(page, "Chat")
-    fill(page, "question", "<b>Which</b> colour?")
+    asked = "<b>Which</b> colour &amp; $$x^2$$? <img src='http://elsewhere.invalid/x.png'>"
+    fill(page, "question", asked)
     upload(page, shapes_images / "blue-corner.png")
     page.click("#chat-run")
-    page.wait_for_selector("#chat .bot")
-    page.wait_for_function("document.querySelector('#question textarea, #question input').value == ''")
-    # As it was typed, not as HTML.
-    assert page.inner_text("#chat .user").strip() == "<b>Which</b> colour?"
+    # No second question before the answer's end, but it can be typed meanwhile.
+    page.wait_for_selector("#chat-run[disabled]")
     fill(page, "question", "And the shape?")
+    page.wait_for_selector("#chat-run:not([disabled])")
+    page.wait_for_selector("#chat .bot")
+    # As it was typed, not as HTML: no image is asked of another server.
+    assert page.inner_text("#chat .user").strip() == asked
+    assert page.input_value("#question textarea, #question input") == "And the shape?"
     page.click("#chat-run")
+    page.wait_for_selector("#chat-run[disabled]")
+    page.wait_for_selector("#chat-run:not([disabled])")
     page.wait_for_function("document.querySelectorAll('#chat .user.message, #chat .user .message').length >= 2")
     fill(page, "question", " ")
     page.click("#chat-run")

@@ -1,6 +1,7 @@
 """An ONNX bundle: its script without torch gives the encoder's answers; latency of exported folders."""
 
 import json
+import logging
 import subprocess
 import sys
 import sysconfig
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 from typer.testing import CliRunner
 
 import openvision
@@ -18,6 +20,8 @@ from openvision.errors import OpenVisionError
 from openvision.inference import latency
 from openvision.inference.latency import measure_latency
 from openvision.weights.export import bundle as module
+from openvision.weights.export.targets import ExportOptions, export
+from openvision.weights.load import load_checkpoint
 
 LABELS = ("a red square", "a blue bar", "a green corner")
 # Only what the bundle says that it needs, and what onnxruntime itself imports.
@@ -102,6 +106,21 @@ def test_latency_of_a_bundle_and_of_weights_in_turns(bundle, tiny_run, monkeypat
     assert f"speed: times that of {bundle}" in " ".join(done.output.split())
 
 
+def test_a_transformers_export_is_timed_without_a_notice(tiny_run, tmp_path):
+    folder = tmp_path / "vit"
+    export(load_checkpoint(tiny_run), "transformers", folder, ExportOptions(check=False))
+    notices: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = notices.append
+    transformers_logging.add_handler(handler)
+    try:
+        (found,) = measure_latency([folder], runs=1)
+    finally:
+        transformers_logging.remove_handler(handler)
+    assert (found.runtime, found.pixels) == ("transformers, cpu", 32)
+    assert notices == []
+
+
 def test_bad_input_is_one_sentence(bundle, tiny_run, tmp_path):
     def refused(*arguments: object) -> str:
         done = CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -115,6 +134,7 @@ def test_bad_input_is_one_sentence(bundle, tiny_run, tmp_path):
     assert "labels have no vectors" in refused(*vision)
     assert not out.exists()
     assert "is not a model folder" in refused("bench", tmp_path)
+    assert "nothing does not exist; give folders" in refused("bench", tmp_path / "nothing")
     assert "leave --device out" in refused("bench", bundle, "--device", "cuda")
     (tmp_path / "onnx.json").write_text("{}")
     assert "is broken: image_size" in refused("bench", tmp_path)
