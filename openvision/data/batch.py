@@ -45,6 +45,8 @@ class Batch:
     `unknown_words` (no word of a text is in the vocabulary)."""
     shapes: Tensor | None = None
     """Height and width of each image, int64 (B, 2), on the CPU; None when all are alike."""
+    text_lengths: Tensor | None = None
+    """Ids of alt-text and sentence before their padding, int64 (B, 2), on the CPU, where texts are to be trimmed."""
 
     @property
     def rejected(self) -> Counter[str]:
@@ -56,11 +58,12 @@ class Batch:
 # with the worker that made them, and a loader with batches in flight could not be closed.
 ArrayBatch = tuple[dict[str, np.ndarray], list[str], tuple[Reject, ...], int, int, tuple[tuple[str, str], ...]]
 _TENSORS = ("images", "alt_ids", "sentence_ids", "labels", "label_mask", "positions")
+_OPTIONAL = ("shapes", "text_lengths")
 
 
 def to_arrays(batch: Batch) -> ArrayBatch:
     """A batch as a worker sends it."""
-    names = _TENSORS if batch.shapes is None else (*_TENSORS, "shapes")
+    names = (*_TENSORS, *(name for name in _OPTIONAL if getattr(batch, name) is not None))
     arrays: dict[str, np.ndarray] = {name: getattr(batch, name).numpy() for name in names}
     return arrays, batch.keys, batch.rejects, batch.texts_cut, batch.captions_missing, batch.remarks
 

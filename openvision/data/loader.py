@@ -64,6 +64,8 @@ class InputSpec:
     augment: Augment = field(default_factory=Augment)
     native: NativeShapes | None = None
     """Shapes that images keep their aspect in; None resizes to squares of `resolution`."""
+    text_lengths: bool = False
+    """Whether batches say how long each text is before its padding."""
 
 
 @dataclass(frozen=True)
@@ -320,7 +322,12 @@ class _BatchBuilder:
             captions_missing=missing,
             remarks=tuple(remarks),
             shapes=shapes,
+            text_lengths=self._lengths(alt_ids, sentence_ids) if self.inputs.text_lengths else None,
         )
+
+    def _lengths(self, *texts: Tensor) -> Tensor:
+        """Ids of each text before padding and class token, int64 (n, K)."""
+        return torch.stack([(ids[:, :-1] != self.tokenizer.pad_id).sum(dim=1) for ids in texts], dim=1)
 
     def _pixels(self, images: list[np.ndarray], jitters: list[Jitter]) -> tuple[Tensor, Tensor | None]:
         """Images with their colours changed, and their shapes where these may differ."""

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from openvision.models.decoders.lengths import Lengths
 from openvision.models.layers import unit
 from openvision.models.text import TextTransformer
 from openvision.models.vision import VisionTransformer
@@ -81,6 +82,8 @@ class Contrasting(nn.Module):
         """Images (B, 3, H, W), uint8 or normalised floats -> unit vectors (B, E), float32."""
         return self.vision.encode_image(images)
 
-    def encode_text(self, ids: Tensor) -> Tensor:
-        """Ids (B, context_length) -> unit vectors (B, E), float32."""
-        return unit(self.text(ids))
+    def encode_text(self, ids: Tensor, lengths: Lengths | None = None) -> Tensor:
+        """Ids (B, context_length) -> unit vectors (B, E), float32; with `lengths` without padding beyond need."""
+        if lengths is None:
+            return unit(self.text(ids))
+        return unit(self.text.project(self.text.forward_features(ids, 0, lengths).pooled))

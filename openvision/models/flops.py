@@ -43,7 +43,11 @@ class TowerFlops:
 
 
 def sample_flops(
-    config: ModelConfig, resolution: int, texts: int, caption_tokens: float | None = None
+    config: ModelConfig,
+    resolution: int,
+    texts: int,
+    caption_tokens: float | None = None,
+    text_tokens: float | None = None,
 ) -> tuple[TowerFlops, ...]:
     """Operations of one training sample, tower by tower.
 
@@ -53,10 +57,11 @@ def sample_flops(
         texts: texts contrasted with each image; OpenVision 2 has none.
         caption_tokens: mean number of target tokens of a caption, whose logits alone are computed; None is every
             position, as if no caption were short.
+        text_tokens: mean number of ids of a text that is trimmed, class token included; None is the context length.
     """
     embed = patch_embed_flops(config.vision, resolution)
     if isinstance(config, OpenVision3Config):
-        return _unified_flops(config, resolution, texts, caption_tokens)
+        return _unified_flops(config, resolution, texts, caption_tokens, text_tokens)
     if isinstance(config, GenLipConfig):
         return _one_transformer_flops(config, resolution, caption_tokens)
     if config.text is None:
@@ -68,10 +73,11 @@ def sample_flops(
         )
     towers = [
         TowerFlops("vision", vision_flops(config.vision, resolution, config.embed_dim), embed),
-        TowerFlops("text", texts_flops(config, texts)),
+        TowerFlops("text", texts_flops(config, texts, text_tokens)),
     ]
     if config.decoder:
-        trunk = decoder_trunk_flops(config.decoder, config.vision, config.text, resolution)
+        read = None if config.decoder.reads_padding else text_tokens
+        trunk = decoder_trunk_flops(config.decoder, config.vision, config.text, resolution, read)
         towers += [
             TowerFlops("decoder", trunk),
             TowerFlops("vocabulary", head_flops(config.decoder, caption_tokens)),
@@ -80,7 +86,7 @@ def sample_flops(
 
 
 def _unified_flops(
-    config: OpenVision3Config, resolution: int, texts: int, caption_tokens: float | None
+    config: OpenVision3Config, resolution: int, texts: int, caption_tokens: float | None, text_tokens: float | None
 ) -> tuple[TowerFlops, ...]:
     patches = patches_of(config.vision, resolution)
     frozen = autoencoder_cost(config.vision.autoencoder, resolution)
@@ -93,7 +99,7 @@ def _unified_flops(
             vision_flops(config.vision, resolution, config.embed_dim),
             patch_embed_flops(config.vision, resolution),
         ),
-        TowerFlops("text", texts * text_flops(config.text, config.embed_dim)),
+        TowerFlops("text", texts * text_flops(config.text, config.embed_dim, text_tokens=text_tokens)),
         TowerFlops("decoder", autoregressive_trunk_flops(config.decoder, config.vision, patches)),
         TowerFlops("vocabulary", head_flops(config.decoder, caption_tokens)),
         TowerFlops("reconstruction", reconstruction_flops(config, patches)),
@@ -129,9 +135,15 @@ def reconstruction_flops(config: OpenVision3Config, patches: int) -> int:
     return own.depth * block + 2 * patches * ends
 
 
-def training_flops(config: ModelConfig, resolution: int, texts: int, caption_tokens: float | None = None) -> int:
+def training_flops(
+    config: ModelConfig,
+    resolution: int,
+    texts: int,
+    caption_tokens: float | None = None,
+    text_tokens: float | None = None,
+) -> int:
     """Operations of one training sample, forward and backward, all towers; arguments as of `sample_flops`."""
-    return sum(tower.training for tower in sample_flops(config, resolution, texts, caption_tokens))
+    return sum(tower.training for tower in sample_flops(config, resolution, texts, caption_tokens, text_tokens))
 
 
 def patches_of(config: VisionConfig, resolution: int) -> int:
@@ -161,22 +173,25 @@ def vision_flops(config: VisionConfig, resolution: int, embed_dim: int | None, k
     return ends + (config.depth - 1) * block + last
 
 
-def text_flops(config: TextConfig, embed_dim: int, tokens_read: bool = False) -> int:
-    """Forward operations of one text, head included.
+def text_flops(config: TextConfig, embed_dim: int, tokens_read: bool = False, text_tokens: float | None = None) -> int:
+    """Forward operations of one text of `text_tokens` ids, by default as many as there can be, head included.
 
     `tokens_read`: whether the caption decoder reads its tokens; if not, the last block computes the class token alone.
     """
-    tokens = config.context_length
+    tokens = config.context_length if text_tokens is None else round(text_tokens)
     block = tokens * _projections(config) + _attention(config.width, tokens**2)
     last = block if tokens_read else _last_block(config, tokens, 1)
     return (config.depth - 1) * block + last + 2 * config.width * embed_dim
 
 
-def texts_flops(config: OpenVisionConfig, texts: int) -> int:
+def texts_flops(config: OpenVisionConfig, texts: int, text_tokens: float | None = None) -> int:
     """Forward operations of the `texts` texts of one sample, of which a decoder reads the first."""
-    read = 1 if config.decoder else 0
-    whole, pruned = (text_flops(config.text, config.embed_dim, tokens_read) for tokens_read in (True, False))
-    return read * whole + (texts - read) * pruned
+    pruned = text_flops(config.text, config.embed_dim, False, text_tokens)
+    if config.decoder is None:
+        return texts * pruned
+    # A decoder that reads padding has the text tower compute it.
+    read = text_flops(config.text, config.embed_dim, True, None if config.decoder.reads_padding else text_tokens)
+    return read + (texts - 1) * pruned
 
 
 def decoder_flops(config: DecoderConfig, vision: VisionConfig, text: TextConfig, resolution: int) -> int:
@@ -184,11 +199,14 @@ def decoder_flops(config: DecoderConfig, vision: VisionConfig, text: TextConfig,
     return decoder_trunk_flops(config, vision, text, resolution) + head_flops(config, None)
 
 
-def decoder_trunk_flops(config: DecoderConfig, vision: VisionConfig, text: TextConfig, resolution: int) -> int:
-    """The same without the logits: both projections and all blocks."""
-    image_tokens, text_tokens = patches_of(vision, resolution), text.context_length - 1
-    prefix, queries = image_tokens + text_tokens, config.caption_length
-    inputs = 2 * config.width * (image_tokens * vision.width + text_tokens * text.width)
+def decoder_trunk_flops(
+    config: DecoderConfig, vision: VisionConfig, text: TextConfig, resolution: int, text_tokens: float | None = None
+) -> int:
+    """The same without the logits: both projections and all blocks; `text_tokens` as of `text_flops`."""
+    ids = text.context_length if text_tokens is None else round(text_tokens)
+    image_tokens = patches_of(vision, resolution)
+    prefix, queries = image_tokens + ids - 1, config.caption_length
+    inputs = 2 * config.width * (image_tokens * vision.width + (ids - 1) * text.width)
     return inputs + _two_call_blocks(config, prefix, queries, prefix**2)
 
 

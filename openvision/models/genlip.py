@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from openvision.files import JsonObject
 from openvision.models.bounds import MAX_LENGTH, MAX_VOCABULARY, MAX_WIDTH, MIN_CAPTION
 from openvision.models.decoders.autoregressive import AutoregressiveBlock, LayerCache, empty_caches, write_tokens
-from openvision.models.decoders.lengths import states_by_length
+from openvision.models.decoders.lengths import Lengths, states_by_length
 from openvision.models.decoders.parallel import Heads
 from openvision.models.kernels.dispatch import (
     Gelu,
@@ -359,12 +359,12 @@ class GenLip(nn.Module):
         images: Tensor,
         input_ids: Tensor,
         keep: Tensor | None = None,
-        caption_lengths: Tensor | None = None,
+        caption_lengths: Lengths | None = None,
     ) -> Tensor:
         """Images (B, 3, H, W) and caption ids int64 (B, T), [bos] first -> states (B, T, width).
 
         State i predicts id i + 1: give them to `objectives.caption.caption_loss` with `decoder.head.weight`.
-        Given `caption_lengths`, int64 (B,) on the CPU, states past the end of a caption may be zeros. Raises
+        Given `caption_lengths`, states past the end of a caption may be zeros. Raises
         ValueError for a choice `keep` of patches: every one is read.
         """
         if keep is not None:
@@ -383,7 +383,7 @@ class GenLip(nn.Module):
         if last.branch_scale is not None:
             # Stochastic depth has a factor for each sample of the batch, in the batch's order.
             caption_lengths = None
-        return states_by_length(caption_lengths, input_ids.shape[1], states_of)
+        return states_by_length(caption_lengths, input_ids.shape[1], states_of, images.device)
 
     def caption_logits(self, images: Tensor, input_ids: Tensor) -> Tensor:
         """Images (B, 3, H, W) and ids (B, T), [bos] first -> logits (B, T, V), float32."""

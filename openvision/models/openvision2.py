@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from openvision.files import JsonObject
 from openvision.models.decoders.autoregressive import AutoregressiveCaptionDecoder, AutoregressiveDecoderConfig
-from openvision.models.decoders.lengths import states_by_length
+from openvision.models.decoders.lengths import Lengths, states_by_length
 from openvision.models.genlip import GenLip, GenLipConfig
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.openvision3 import OpenVision3, OpenVision3Config
@@ -99,19 +99,20 @@ class OpenVision2(nn.Module):
         images: Tensor,
         input_ids: Tensor,
         keep: Tensor | None = None,
-        caption_lengths: Tensor | None = None,
+        caption_lengths: Lengths | None = None,
     ) -> Tensor:
         """Images (B, 3, H, W) and caption ids int64 (B, T), [bos] first -> decoder states (B, T, D).
 
         State i predicts id i + 1: give them to `objectives.caption.caption_loss` with `decoder.head.weight`.
         `keep`, int64 (B, K), are the patches the decoder reads (`random_patches`); None reads all, as at evaluation.
-        Given `caption_lengths`, int64 (B,) on the CPU, states past the end of a caption may be zeros.
+        Given `caption_lengths`, states past the end of a caption may be zeros.
         """
         tokens = self.vision.patch_tokens(images, keep)
         return states_by_length(
             caption_lengths,
             input_ids.shape[1],
             lambda rows, reach: self.decoder(tokens[rows], input_ids[rows, :reach]),
+            images.device,
         )
 
     def caption_logits(self, images: Tensor, input_ids: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from openvision.frozen.config import AutoencoderConfig
 from openvision.models.bounds import MAX_WIDTH, check_transformer, stored
 from openvision.models.contrast import OPTIONS, Contrasting
 from openvision.models.decoders.autoregressive import AutoregressiveCaptionDecoder, AutoregressiveDecoderConfig
-from openvision.models.decoders.lengths import states_by_length
+from openvision.models.decoders.lengths import Lengths, states_by_length
 from openvision.models.genlip import GenLipTower, GenLipVisionConfig
 from openvision.models.kernels.dispatch import compute_dtype, full_precision, linear_fp32
 from openvision.models.layers import (
@@ -273,18 +273,19 @@ class OpenVision3(Contrasting):
         *texts: Tensor,
         input_ids: Tensor,
         noise: Tensor | None = None,
-        caption_lengths: Tensor | None = None,
+        caption_lengths: Lengths | None = None,
+        text_lengths: Lengths | None = None,
     ) -> OpenVision3Output:
         """Encode images (B, 3, H, W) and K texts each, ids (B, context_length), caption and reconstruct.
 
         `input_ids` int64 (B, T), [bos] first, are the caption as the decoder reads it. `noise` (B, N, D) is added to
         the tokens that are reconstructed, multiplied by their root mean square if the configuration says so. Given
-        `caption_lengths`, int64 (B,) on the CPU, states past the end of a caption may be zeros.
+        `caption_lengths` and `text_lengths`, as of `OpenVision.forward`.
         """
         latents = self.vision.inputs(images)
         vision = self.vision.forward_features(latents)
         tokens = vision.patch_tokens
-        text = self.text.forward_features(torch.cat(texts), token_rows=0)
+        text = self.text.forward_features(torch.cat(texts), 0, text_lengths)
         rms = full_precision(tokens.detach()).square().mean(dim=(1, 2)).sqrt()
         noisy = full_precision(tokens)
         if noise is not None:
@@ -293,6 +294,7 @@ class OpenVision3(Contrasting):
             caption_lengths,
             input_ids.shape[1],
             lambda rows, reach: self.decoder(tokens[rows], input_ids[rows, :reach]),
+            images.device,
         )
         return OpenVision3Output(
             image_embeds=unit(self.vision.project(vision.pooled)),

@@ -17,6 +17,7 @@ from typing import Protocol, TypeGuard
 from torch import Tensor, nn
 
 from openvision.models.decoders.autoregressive import AutoregressiveCaptionDecoder
+from openvision.models.decoders.lengths import Lengths
 from openvision.models.decoders.parallel import ParallelCaptionDecoder
 from openvision.models.genlip import GenLipConfig, LanguageEnds
 from openvision.models.openvision import OpenVisionConfig, OpenVisionOutput
@@ -100,15 +101,21 @@ class ContrastiveModel(ImageEncoder, _Trained, Protocol):
         """Logarithm of the logit scale of a kind of text."""
         ...
 
-    def encode_text(self, ids: Tensor) -> Tensor:
-        """Ids (B, context_length) -> unit vectors (B, E), float32."""
+    def encode_text(self, ids: Tensor, lengths: Lengths | None = None) -> Tensor:
+        """Ids (B, context_length) -> unit vectors (B, E), float32; with `lengths` without padding beyond need."""
         ...
 
     def caption_logits(self, images: Tensor, alt_ids: Tensor) -> Tensor:
         """Images (B, 3, H, W) and alt-text ids (B, context_length) -> logits (B, Q, V), float32."""
         ...
 
-    def __call__(self, images: Tensor, *texts: Tensor, caption_lengths: Tensor | None = None) -> OpenVisionOutput:
+    def __call__(
+        self,
+        images: Tensor,
+        *texts: Tensor,
+        caption_lengths: Lengths | None = None,
+        text_lengths: Lengths | None = None,
+    ) -> OpenVisionOutput:
         """Embeddings and caption states of images (B, 3, H, W) with K texts each, ids (B, context_length)."""
         ...
 
@@ -140,7 +147,7 @@ class CaptioningModel(_Trained, Protocol):
         ...
 
     def __call__(
-        self, images: Tensor, input_ids: Tensor, keep: Tensor | None = None, caption_lengths: Tensor | None = None
+        self, images: Tensor, input_ids: Tensor, keep: Tensor | None = None, caption_lengths: Lengths | None = None
     ) -> Tensor:
         """Decoder states (B, T, D) of images (B, 3, H, W) and ids (B, T); the decoder reads the patches `keep`."""
         ...

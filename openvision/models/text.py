@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openvision.files import JsonObject
 from openvision.models.bounds import MAX_LENGTH, MAX_VOCABULARY, MIN_CONTEXT, check_transformer, stored
+from openvision.models.decoders.lengths import Lengths, groups_by_length
 from openvision.models.kernels.dispatch import compute_dtype, linear_fp32
 from openvision.models.layers import Block, LayerNorm, init_text_block, is_skeleton
 from openvision.untrusted import check_count
@@ -55,7 +57,8 @@ class TextFeatures:
 
     tokens: Tensor
     """(B', L - 1, D): all but the class token, before the norm, of the texts whose tokens are read: the caption decoder
-    reads them."""
+    reads them. Of trimmed texts (B', T, D), T reaching as far as the longest of them; what is beyond a text is no
+    number to rely on."""
     pooled: Tensor
     """(B, D): the normalised class token, or mean token, in the dtype of the parameters."""
 
@@ -85,18 +88,51 @@ class TextTransformer(nn.Module):
         self.norm.reset_parameters()
         nn.init.normal_(self.head.weight, std=self.config.width**-0.5)
 
-    def forward_features(self, ids: Tensor, token_rows: int | None = None) -> TextFeatures:
+    def forward_features(
+        self, ids: Tensor, token_rows: int | None = None, lengths: Lengths | None = None
+    ) -> TextFeatures:
         """Encode int64 ids (B, context_length), class token last.
 
         `token_rows` says of how many texts, the first ones, anybody reads the tokens; None is all. Of the others the
         last block computes the class token alone: every token is a key, one is a query. The numbers stay the same.
+
+        Given `lengths`, the ids of each text before its padding, texts are computed in groups of similar length, and
+        padding beyond a group's longest is left out. Nothing reads it, so that but for rounding the numbers stay the
+        same here, too. Raises ValueError where padding is read.
         """
         if ids.shape[-1] != self.config.context_length:
             raise ValueError(f"texts have {ids.shape[-1]} ids, the tower reads exactly {self.config.context_length}")
+        if lengths is None:
+            return self._encode(ids, self.pos_embed, token_rows)
+        if self.config.pad_id is None:
+            raise ValueError("this tower reads padding, which cannot be trimmed: give model.text.pad_id")
+        read = len(ids) if token_rows is None else token_rows
+        parts = [
+            self._encode_trimmed(ids[rows], lengths[rows], tokens_read)
+            for rows, tokens_read in ((slice(read), True), (slice(read, None), False))
+            if len(lengths[rows])
+        ]
+        return TextFeatures(tokens=parts[0].tokens, pooled=torch.cat([part.pooled for part in parts]))
+
+    def _encode_trimmed(self, ids: Tensor, lengths: Lengths, tokens_read: bool) -> TextFeatures:
+        """`forward_features` of texts whose tokens are all read, or none."""
+        groups = groups_by_length(lengths, self.config.context_length - 1, ids.device)
+        encoded = []
+        for rows, reach in zip(groups.rows, groups.reaches, strict=True):
+            # The class token keeps the position behind the longest text that the tower can read.
+            kept, positions = (torch.cat([x[:, :reach], x[:, -1:]], dim=1) for x in (ids[rows], self.pos_embed))
+            encoded.append(self._encode(kept, positions, None if tokens_read else 0))
+        longest = groups.reaches[-1]
+        tokens = [F.pad(one.tokens, (0, 0, 0, longest - one.tokens.shape[1])) for one in encoded]
+        pooled = torch.cat([one.pooled for one in encoded])[groups.back]
+        return TextFeatures(torch.cat(tokens)[groups.back] if tokens_read else tokens[0], pooled)
+
+    def _encode(self, ids: Tensor, positions: Tensor, token_rows: int | None) -> TextFeatures:
+        """Encode ids (B, L), class token last, at `positions` (1, L, D)."""
         mask = self.mask(ids)
         # Empty where nothing is masked, so that blocks are called as they always were.
         seen = () if mask is None else (mask,)
-        x = self.token_embed(ids) + self.pos_embed
+        x = self.token_embed(ids) + positions
         x = x.to(compute_dtype(x))
         *blocks, last = self.blocks
         for block in blocks:

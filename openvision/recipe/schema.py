@@ -165,6 +165,15 @@ class Recipe(Section):
             raise ValueError("warm_start.frozen names a text tower, which the model does not have")
         return self
 
+    @model_validator(mode="after")
+    def _trims(self) -> "Recipe":
+        if self.run.trim_texts and self.model.text is not None and self.model.text.pad_id is None:
+            raise ValueError(
+                "run.trim_texts leaves padding out, which this text tower reads; set model.text.pad_id to the "
+                "tokenizer's padding, 0 in vocabularies of this project, or leave the key out"
+            )
+        return self
+
     def shapes_of(self, stage: Stage) -> NativeShapes | None:
         """The shapes of a stage's images; None for squares."""
         if stage.native is None:

@@ -273,6 +273,10 @@ class Run(Section):
     resumed run is then the uninterrupted one. It may be slower; a CPU gives the same bits without it."""
     precision: Literal["float32", "bfloat16", "auto"] = "auto"
     """Compute dtype; "auto" is bfloat16 on devices with fast bfloat16. Parameters stay float32."""
+    trim_texts: bool = False
+    """Texts are computed in groups of similar length, and padding beyond a group's longest is left out; on an
+    accelerator captions are, too, as they always are on a CPU. Needs `model.text.pad_id`: padding that is read stays.
+    Losses and gradients are the same but for rounding."""
     compile: bool = False
     """Compile each block with torch.compile: about a minute of warm-up, then faster steps."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"

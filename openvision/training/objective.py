@@ -16,6 +16,7 @@ from openvision.data.batch import Batch
 from openvision.frozen.autoencoder import as_signed
 from openvision.frozen.perceptual import open_perceptual
 from openvision.models.decoders.autoregressive import teacher_forcing_ids
+from openvision.models.decoders.lengths import Lengths
 from openvision.models.layers import Block
 from openvision.models.openvision import OpenVision, OpenVisionOutput
 from openvision.models.openvision2 import random_patches
@@ -111,7 +112,7 @@ class ImageTextObjective:
     def embed(self, batch: Batch) -> Embeds:
         """Image embeddings (B, E) and text embeddings (K, B, E), unit vectors."""
         texts = self.texts(batch)
-        text_embeds = self.model.encode_text(torch.cat(texts)).unflatten(0, (len(texts), -1))
+        text_embeds = self.model.encode_text(torch.cat(texts), self.text_lengths(batch)).unflatten(0, (len(texts), -1))
         return self.model.encode_image(batch.images), text_embeds
 
     def forward(self, batch: Batch, randomness: SampleRandomness, target_tokens: Tensor) -> tuple[Embeds, Terms]:
@@ -121,7 +122,12 @@ class ImageTextObjective:
     def output(self, batch: Batch) -> OpenVisionOutput:
         """What the model makes of the batch."""
         call = self.call or self.model
-        return call(batch.images, *self.texts(batch), caption_lengths=_caption_lengths(batch))
+        return call(
+            batch.images,
+            *self.texts(batch),
+            caption_lengths=_caption_lengths(batch),
+            text_lengths=self.text_lengths(batch),
+        )
 
     def terms(self, output: OpenVisionOutput, batch: Batch, target_tokens: Tensor) -> tuple[Embeds, Terms]:
         """What `forward` returns, of the model's output."""
@@ -167,6 +173,13 @@ class ImageTextObjective:
         """Ids (B, context_length) of each kind of text that is contrasted."""
         ids: dict[Text, Tensor] = {"alt": batch.alt_ids, "sentence": batch.sentence_ids}
         return [ids[kind] for kind in self.loss.texts]
+
+    def text_lengths(self, batch: Batch) -> Lengths | None:
+        """Lengths of these texts, one kind after the other, (K * B,); None where they are not trimmed."""
+        if batch.text_lengths is None:
+            return None
+        kinds: dict[Text, Tensor] = dict(zip(("alt", "sentence"), batch.text_lengths.unbind(dim=1), strict=True))
+        return _on_host(torch.cat([kinds[kind] for kind in self.loss.texts]), batch)
 
 
 @dataclass(frozen=True)
@@ -260,6 +273,7 @@ class UnifiedObjective:
             input_ids=teacher_forcing_ids(batch.labels, self.bos_id),
             noise=noise,
             caption_lengths=_caption_lengths(batch),
+            text_lengths=self._contrast.text_lengths(batch),
         )
         terms = {
             "caption": _caption(output.caption_states, batch, self.model.decoder.head.weight, target_tokens),
@@ -330,16 +344,21 @@ def _vision_blocks(model: ContrastiveModel | CaptioningModel | OpenVision3) -> l
     return list(model.vision.blocks)  # pyright: ignore[reportReturnType]
 
 
-def _caption_lengths(batch: Batch) -> Tensor | None:
-    """Positions up to the last target of each caption; None on an accelerator.
+def _caption_lengths(batch: Batch) -> Lengths | None:
+    """Positions up to the last target of each caption; None on an accelerator, unless texts are to be trimmed.
 
-    There every batch would have other shapes, which costs more than the positions that are saved.
+    There batches have other shapes then, which may cost more than the positions that are saved.
     """
     mask = batch.label_mask
-    if batch.images.device.type != "cpu" or not mask.shape[1]:
+    if not mask.shape[1] or (batch.images.device.type != "cpu" and batch.text_lengths is None):
         return None
     positions = torch.arange(1, mask.shape[1] + 1)
-    return (mask * positions).amax(dim=1)
+    return _on_host((mask * positions).amax(dim=1), batch)
+
+
+def _on_host(lengths: Tensor, batch: Batch) -> Lengths:
+    """Lengths in the form that stays on the host, whatever wraps the model."""
+    return lengths if batch.images.device.type == "cpu" else lengths.numpy()
 
 
 def _caption(states: Tensor, batch: Batch, head: Tensor, target_tokens: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ must decide alike (is everything finite, stop, save) they decide once a step, be
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -82,6 +83,7 @@ class Step:
         batch = next(self.batches)
         waited = time.perf_counter() - begin
         caption_tokens = batch.label_mask.sum().item() / len(batch.images)
+        text_tokens = _text_tokens(batch, run.recipe.loss.texts)
 
         self._beat("forward, backward and update")
         run.optimizer.zero_grad(set_to_none=True)
@@ -109,8 +111,8 @@ class Step:
         if progress.stage_step == 0:
             # The first step compiles and opens connections; from now on a lost process is noticed sooner.
             processes.shorten_timeouts(run.recipe.parallel.step_timeout_seconds)
-        texts = len(run.recipe.loss.texts)
-        flops = training_flops(run.recipe.model, stage.resolution, texts, caption_tokens) * stage.batch_size
+        texts, tokens = len(run.recipe.loss.texts), (caption_tokens, text_tokens)
+        flops = training_flops(run.recipe.model, stage.resolution, texts, *tokens) * stage.batch_size
         progress.step += 1
         progress.stage_step += 1
         progress.position += stage.batch_size
@@ -124,8 +126,9 @@ class Step:
             terms = losses.values()
             means = dict(zip(terms, processes.mean(list(terms.values())), strict=True))
             measured = {"gradient_norm": HostCopy(norm).values()[0]} if norms is None else norms.values()
-            numbers = {**means, "lr": rate, **measured, **self._equal_texts(batch), **self.meter.read()}
-            left = seconds_left(run.recipe.model, texts, run.recipe.stages, progress, caption_tokens)
+            trimmed = {} if text_tokens is None else {"text_tokens": round(text_tokens, 2)}
+            numbers = {**means, "lr": rate, **measured, **self._equal_texts(batch), **trimmed, **self.meter.read()}
+            left = seconds_left(run.recipe.model, texts, run.recipe.stages, progress, *tokens)
             self.log.train(log_position(progress, stage.resolution), numbers, left)
         return agreed
 
@@ -168,6 +171,13 @@ class Step:
 
     def _beat(self, what: str) -> None:
         self.watchdog.beat(self.run.progress.step, what)
+
+
+def _text_tokens(batch: Batch, kinds: Sequence[str]) -> float | None:
+    """Mean number of ids, class token included, of the contrasted texts; None where they are not trimmed, or absent."""
+    if batch.text_lengths is None or not kinds:
+        return None
+    return batch.text_lengths[:, [("alt", "sentence").index(kind) for kind in kinds]].double().mean().item() + 1
 
 
 _WRONG_ANSWERS = (

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
+from openvision.models.decoders.parallel import DecoderConfig
 from openvision.models.openvision2 import OpenVision2Config
 from openvision.models.openvision3 import OpenVision3Config
 from openvision.recipe.schema import Recipe, parse_recipe
@@ -37,6 +38,8 @@ VARIANTS: dict[str, dict[str, dict]] = {
     "muon": {"optimizer": {"clip_norm": 1.0, "ema": 0.9, "kind": "muon"}},
     "full checkpointing": {"run": {"activation_checkpointing": "full"}},
     "dense": {"table": {"dense": {}}},
+    # Captions under stochastic depth are not grouped in one transformer.
+    "trimmed": {"run": {"trim_texts": True}, "stage": {"drop_path": 0.0}, "masked": True},
     "float32 moments": {"optimizer": {"clip_norm": 1.0, "ema": 0.9, "first_moment": "float32"}},
 }
 
@@ -44,6 +47,10 @@ VARIANTS: dict[str, dict[str, dict]] = {
 def recipe_of(kind: str, micro_batches: int = 1, precision: str = "float32", variant: str = "everything") -> Recipe:
     model, loss = MODELS[kind]
     change = VARIANTS[variant]
+    if change.get("run", {}).get("trim_texts") and "text" in model:
+        model = {**model, "text": {**model["text"], "pad_id": 0, "pool": "mean"}}
+    if change.get("masked") and kind == "openvision":
+        model = {**model, "decoder": {**model["decoder"], "reads_padding": False}}
     stage = {"resolution": 32, "samples": 320, "batch_size": 8, "base_learning_rate": 0.01}
     table = {
         "name": kind,
@@ -104,12 +111,23 @@ def expected_copies(recipe: Recipe) -> Counter[str]:
         "objectives/caption.py, sent": 2 * micro if model.decoder is not None else 0,
         # Patches to read, or the samples whose pixels are compared.
         "training/objective.py, sent": micro if isinstance(model, OpenVision2Config) or unified else 0,
+        # Rows of the groups of texts that are trimmed, those that a decoder reads apart, and of captions.
+        "models/decoders/lengths.py, sent": _groupings(recipe),
         # Patches that the student does not see.
         "training/dense.py, sent": micro if recipe.dense is not None else 0,
         # Scales of dropped branches, in every forward pass, and where the noise on tokens begins.
         "training/randomness.py, sent": (micro * forwards if stage.drop_path else 0) + (micro if unified else 0),
     }
     return +Counter(copies)
+
+
+def _groupings(recipe: Recipe) -> int:
+    """How often a step of one micro-batch sorts by length."""
+    if not recipe.run.trim_texts:
+        return 0
+    captions, texts = int(recipe.model.decoder is not None), int(recipe.model.text is not None)
+    masked = isinstance(recipe.model.decoder, DecoderConfig) and not recipe.model.decoder.reads_padding
+    return captions + texts + masked
 
 
 @pytest.mark.parametrize(("micro_batches", "precision"), [(1, "float32"), (2, "float32"), (2, "bfloat16")])
@@ -122,9 +140,11 @@ def test_a_steady_step_waits_for_nothing(kind, micro_batches, precision, shapes_
     assert received == {"training/guards.py, HostCopy": 1}
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "everything"])
-def test_every_option_of_a_step_waits_for_nothing(variant, shapes_folder, tmp_path):
-    recipe = recipe_of("openvision", 1, "float32", variant)
+@pytest.mark.parametrize(
+    ("variant", "kind"), [*((name, "openvision") for name in VARIANTS if name != "everything"), ("trimmed", "genlip")]
+)
+def test_every_option_of_a_step_waits_for_nothing(variant, kind, shapes_folder, tmp_path):
+    recipe = recipe_of(kind, 1, "float32", variant)
     # Spikes are looked for once there are enough losses to compare with.
     sent, received = steady_step(recipe, shapes_folder, tmp_path, losses=30)
     assert sent == expected_copies(recipe)

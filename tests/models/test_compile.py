@@ -112,6 +112,15 @@ def test_every_way_into_a_block(entry, precision):
     compiled_once(getattr(block, entry), in_precision, precision, resolutions=(*RESOLUTIONS, 64))
 
 
+def test_a_block_over_trimmed_texts():
+    """Groups of similar length have any length: the second graph serves all that follow."""
+
+    def inputs(length: int) -> Case:
+        return tokens(length, batch=4), torch.arange(length) < torch.tensor([[3], [length], [4], [length - 1]])
+
+    compiled_once(Block(WIDTH, 2, 48, "tanh").forward, inputs, resolutions=(7, 12, 24, 9, 40))
+
+
 def test_a_block_with_stochastic_depth():
     block = Block(WIDTH, 2, 48, "none")
 

@@ -4,7 +4,9 @@ The counter counts whole products: `masked_flops` is the stated difference, the 
 """
 
 from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,6 +101,20 @@ def test_forward_of_openvision2(meta, size, patch, image_attention):
         assert counted == autoregressive_trunk_flops(config.decoder, config.vision, kept)
         states = torch.empty(1, 60, config.decoder.width)
         assert count(model.decoder.logits, states) == head_flops(config.decoder, 60)
+
+
+@pytest.mark.parametrize("reads_padding", [True, False])
+def test_of_trimmed_texts_what_is_computed_is_counted(meta, reads_padding):
+    config = variant("tiny", 16, 160)
+    assert config.decoder is not None
+    trimming = replace(config.text, pad_id=0)
+    config = replace(config, text=trimming, decoder=replace(config.decoder, reads_padding=reads_padding))
+    model, (images, ids) = OpenVision(config), inputs(config, 160, batch=2)
+    # Beside its 16 ids each text has its class token.
+    forward = sum(tower.forward for tower in sample_flops(config, 160, 2, caption_tokens=0, text_tokens=17))
+    masked = masked_flops(config, 160)
+    assert count(partial(model, text_lengths=np.full(4, 16)), images, ids, ids) == 2 * (forward + masked)
+    assert forward < sum(tower.forward for tower in sample_flops(config, 160, 2, caption_tokens=0))
 
 
 @pytest.mark.parametrize(("size", "patch", "resolution"), [("tiny", 16, 160), ("small", 8, 160), ("large", 14, 84)])

@@ -63,6 +63,15 @@ MODELS["distilled"] = {
 }
 MODELS["sigmoid"] = {**MODELS["openvision"], "loss": {"kind": "sigmoid", "logit_scales": "per_text"}}
 MODELS["dense"] = {**MODELS["openvision"], "dense": {"weight": 0.5}}
+_MASKED = {"pad_id": 0, "pool": "mean"}
+MODELS["trimmed"] = {
+    "model": {
+        **MODELS["openvision"]["model"],
+        "text": {**MODELS["openvision"]["model"]["text"], **_MASKED},
+        "decoder": {**MODELS["openvision"]["model"]["decoder"], "reads_padding": False},
+    },
+    "run": {"trim_texts": True},
+}
 CASES = [(name, micro_batches) for name in MODELS for micro_batches in (2, 1)]
 
 
@@ -73,7 +82,7 @@ def recipe_of(name: str, parallel: dict[str, Any]) -> Recipe:
     return parse_recipe({**MODELS[name], **rest}, name)
 
 
-def batch_of(processes: Processes, context: int) -> Batch:
+def batch_of(processes: Processes, context: int, trimmed: bool) -> Batch:
     """This process's rows of a global batch whose captions are of very different lengths."""
     rng = torch.Generator().manual_seed(5)
     rows = slice(processes.rank * GLOBAL // processes.size, (processes.rank + 1) * GLOBAL // processes.size)
@@ -86,6 +95,12 @@ def batch_of(processes: Processes, context: int) -> Batch:
         "label_mask": torch.arange(10) < lengths[:, None],
         "positions": torch.arange(GLOBAL),
     }
+    if trimmed:
+        tensors["text_lengths"] = lengths[:, None] + torch.tensor([[0, 1]])
+        for name, length in zip(("alt_ids", "sentence_ids"), tensors["text_lengths"].unbind(1), strict=True):
+            padding = torch.arange(context) >= length[:, None]
+            padding[:, -1] = False
+            tensors[name] = tensors[name].clamp(min=1).masked_fill(padding, 0)
     own = {name: tensor[rows] for name, tensor in tensors.items()}
     keys = [""] * len(own["images"])
     return Batch(**own, keys=keys, rejects=(), texts_cut=0, captions_missing=0, remarks=())
@@ -109,7 +124,7 @@ def run(out: str, parallel: dict[str, Any]) -> None:
             optimizer = build_optimizer(model.module, recipe.optimizer)
             objective = distilled(build_objective(model, recipe.loss, 1), model, taught)
             objective = with_dense(objective, model, recipe.dense)
-            batch = batch_of(processes, 12 if recipe.context_length else 0)
+            batch = batch_of(processes, 12 if recipe.context_length else 0, recipe.run.trim_texts)
             randomness = SampleRandomness(0, batch.positions.numpy(), 0.2)
             losses = forward_backward(model, objective, batch, randomness, micro_batches=micro_batches)
             norms = apply_update(optimizer, 0.0, gradient_norm(optimizer), measure=True)

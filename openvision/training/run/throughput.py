@@ -71,16 +71,22 @@ class Meter:
 
 
 def seconds_left(
-    config: ModelConfig, texts: int, stages: Sequence[Stage], progress: Progress, caption_tokens: float
+    config: ModelConfig,
+    texts: int,
+    stages: Sequence[Stage],
+    progress: Progress,
+    caption_tokens: float,
+    text_tokens: float | None = None,
 ) -> float:
     """Compute that is left over the rate of compute so far: later stages cost more a step.
 
-    `texts` and `caption_tokens` of a sample as in `training_flops`.
+    `texts`, `caption_tokens` and `text_tokens` of a sample as in `training_flops`.
     """
     left = 0.0
     for index, stage in enumerate(stages[progress.stage :]):
         steps = stage.steps - (0 if index else progress.stage_step)
-        left += steps * stage.batch_size * training_flops(config, stage.resolution, texts, caption_tokens)
+        flops = training_flops(config, stage.resolution, texts, caption_tokens, text_tokens)
+        left += steps * stage.batch_size * flops
     return left / 1e12 * progress.seconds / progress.tflops
 
 

@@ -68,7 +68,12 @@ def open_loader(
         dataset,
         tokenizer,
         InputSpec(
-            stage.resolution, recipe.context_length, recipe.caption_length, recipe.augment, recipe.shapes_of(stage)
+            stage.resolution,
+            recipe.context_length,
+            recipe.caption_length,
+            recipe.augment,
+            recipe.shapes_of(stage),
+            recipe.run.trim_texts,
         ),
         batch_size=stage.batch_size,
         seed=recipe.seed,

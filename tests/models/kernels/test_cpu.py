@@ -169,7 +169,8 @@ def test_groups_of_captions_reach_as_far_as_their_longest():
         asked.append((sorted(rows.tolist()), reach))
         return rows[:, None, None].expand(-1, reach, 1) + torch.zeros(1)
 
-    states = states_by_length(torch.tensor([9, 1, 0, 4, 8, 2, 3, 9]), 10, states_of)
+    lengths = torch.tensor([9, 1, 0, 4, 8, 2, 3, 9])
+    states = states_by_length(lengths, 10, states_of, lengths.device)
     assert asked == [([1, 2, 5, 6], 3), ([0, 3, 4, 7], 9)]
     assert states[:, 0, 0].tolist() == list(range(8))
     assert states.shape == (8, 10, 1)
