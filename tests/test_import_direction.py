@@ -19,7 +19,7 @@ ALLOWED = {
     "images": set(),
     "data": {"text", "images"},
     "weights": {"models", "text", "images"},
-    "teachers": {"models", "weights"},
+    "teachers": {"models", "weights", "data", "images"},
     "encoding": {"models", "text", "images", "runtime"},
     "recipe": {"models", "text", "images", "data", "runtime", "frozen"},
     "evaluation": {"models", "frozen", "text", "images", "data", "weights", "encoding", "runtime"},
