@@ -19,7 +19,7 @@ ALLOWED = {
     "images": set(),
     "data": {"text", "images"},
     "weights": {"models", "text", "images"},
-    "teachers": {"models", "weights"},
+    "teachers": {"models", "weights", "data", "images", "frozen"},
     "encoding": {"models", "text", "images", "runtime"},
     "recipe": {"models", "text", "images", "data", "runtime", "frozen"},
     "evaluation": {"models", "frozen", "text", "images", "data", "weights", "encoding", "runtime"},
@@ -35,7 +35,7 @@ ALLOWED = {
         *("models", "objectives", "text", "images", "data", "weights", "encoding", "runtime", "recipe", "evaluation"),
         *("planning", "teachers", "frozen"),
     },
-    "planning": {"models", "objectives", "recipe", "runtime", "frozen"},
+    "planning": {"models", "objectives", "recipe", "runtime", "frozen", "teachers"},
     "generation": {
         *("models", "text", "images", "data", "weights", "encoding", "runtime", "evaluation", "frozen"),
     },

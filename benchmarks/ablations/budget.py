@@ -120,7 +120,8 @@ def measure_speeds(
         trainer.progress.stage_step = 0
         endless = stage.model_copy(update={"samples": ENDLESS, "warmup_samples": 0})
         begin = clock(processes.device)
-        with open_loader(recipe, stage, trainer.parts.dataset, trainer.parts.tokenizer, processes, 0, folder) as loader:
+        parts = trainer.parts
+        with open_loader(recipe, stage, parts.dataset, parts.tokenizer, processes, 0, folder, parts.features) as loader:
             batches = DeviceBatches(iter(loader), processes.device)
             meter = Meter(processes.device, None)
             step = Step(trainer.parts, endless, batches, meter, NoLog(), trainer.watchdog, trainer.stop, trainer.guard)

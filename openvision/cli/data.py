@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from openvision.cli import data_picto, data_recap, data_scenes, data_tools
+from openvision.cli import data_picto, data_recap, data_scenes, data_teach, data_tools
 from openvision.cli.progress import ProgressLine
 from openvision.terminal import counted, echo
 
@@ -14,6 +14,7 @@ data_tools.register(app)
 app.command()(data_picto.picto)
 app.command()(data_scenes.scenes)
 app.command()(data_recap.recap)
+app.command()(data_teach.teach)
 
 
 @app.callback()

@@ -47,6 +47,8 @@ class Batch:
     """Height and width of each image, int64 (B, 2), on the CPU; None when all are alike."""
     text_lengths: Tensor | None = None
     """Ids of alt-text and sentence before their padding, int64 (B, 2), on the CPU, where texts are to be trimmed."""
+    features: tuple[Tensor, ...] = ()
+    """(B, ...) what is stored of the view of each sample (stored_features.py), in the order of the input's files."""
 
     @property
     def rejected(self) -> Counter[str]:
@@ -59,12 +61,14 @@ class Batch:
 ArrayBatch = tuple[dict[str, np.ndarray], list[str], tuple[Reject, ...], int, int, tuple[tuple[str, str], ...]]
 _TENSORS = ("images", "alt_ids", "sentence_ids", "labels", "label_mask", "positions")
 _OPTIONAL = ("shapes", "text_lengths")
+_FEATURES = "features."
 
 
 def to_arrays(batch: Batch) -> ArrayBatch:
     """A batch as a worker sends it."""
     names = (*_TENSORS, *(name for name in _OPTIONAL if getattr(batch, name) is not None))
     arrays: dict[str, np.ndarray] = {name: getattr(batch, name).numpy() for name in names}
+    arrays |= {f"{_FEATURES}{number}": feature.numpy() for number, feature in enumerate(batch.features)}
     return arrays, batch.keys, batch.rejects, batch.texts_cut, batch.captions_missing, batch.remarks
 
 
@@ -72,6 +76,14 @@ def from_arrays(sent: ArrayBatch) -> Batch:
     """The batch that `to_arrays` has sent."""
     arrays, keys, rejects, texts_cut, captions_missing, remarks = sent
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    stored = [name for name in tensors if name.startswith(_FEATURES)]
+    features = tuple(tensors.pop(name) for name in stored)
     return Batch(
-        **tensors, keys=keys, rejects=rejects, texts_cut=texts_cut, captions_missing=captions_missing, remarks=remarks
+        **tensors,
+        keys=keys,
+        rejects=rejects,
+        texts_cut=texts_cut,
+        captions_missing=captions_missing,
+        remarks=remarks,
+        features=features,
     )

@@ -3,7 +3,7 @@
 - Position p of a run is sample `stream[p]` (mixture.py, order.py): computed, not stored, so a run resumes anywhere at
   once.
 - Crop, colour jitter and choice of captions come from a generator keyed by (seed, p): identical for any number of
-  threads, workers and processes, and however often the run was resumed.
+  threads, workers and processes, and however often the run was resumed. With fixed views it draws one of them.
 - Process r of W takes rows r*B/W to (r+1)*B/W of every global batch of B: the global batches do not depend on W.
 - No image is in a global batch twice (distinct.py), unless the options allow it.
 - A sample that cannot be used is replaced by another one, counted by reason and listed; too many of them stop the run.
@@ -28,10 +28,11 @@ from openvision.data.distinct import DistinctOrder, Grid
 from openvision.data.mixture import Mixture, Ordering, Stream
 from openvision.data.order import Interleaved
 from openvision.data.shards.dataset import Sample, ShardDataset
+from openvision.data.stored_features import StoredFeatures
 from openvision.data.workers import end_with_parent
 from openvision.errors import OpenVisionError
 from openvision.files import PatientLines, read_json_lines
-from openvision.images.augment import Augment, Jitter, apply_jitter, draw_jitter, random_crop
+from openvision.images.augment import Augment, Jitter, apply_jitter, draw_jitter, random_crop, view_generator
 from openvision.images.decode import BadSampleError, Pixels, SourceImage, open_image
 from openvision.images.native import NativeShapes, pack, rows_by_shape
 from openvision.images.preprocess import to_batch
@@ -66,6 +67,8 @@ class InputSpec:
     """Shapes that images keep their aspect in; None resizes to squares of `resolution`."""
     text_lengths: bool = False
     """Whether batches say how long each text is before its padding."""
+    features: tuple[StoredFeatures, ...] = ()
+    """What is read of the fixed views (`augment.views`) beside the images."""
 
 
 @dataclass(frozen=True)
@@ -246,6 +249,31 @@ def _reasons(rejects: Iterable[Reject]) -> str:
 
 
 @dataclass(frozen=True)
+class _Randomness:
+    """What is drawn for a position."""
+
+    own: np.random.Generator
+    """Keyed by seed and position."""
+    view: int | None
+    """Number of the fixed view; None where every crop is a new one."""
+
+    def of(self, key: str) -> np.random.Generator:
+        """What draws crop and colours of the sample `key`."""
+        return self.own if self.view is None else view_generator(key, self.view)
+
+
+@dataclass(frozen=True)
+class _Usable:
+    """A sample with its crop."""
+
+    index: int
+    sample: Sample
+    image: np.ndarray
+    drawn: np.random.Generator
+    """What has drawn the crop, and draws the colours next."""
+
+
+@dataclass(frozen=True)
 class _Replacement:
     """A sample for a row whose candidates are all bad, and what was rejected on the way to it."""
 
@@ -294,12 +322,17 @@ class _BatchBuilder:
         keys: list[str] = []
         missing = 0
         remarks: list[tuple[str, str]] = []
+        features: list[list[np.ndarray]] = []
         for position in positions:
-            rng = self._generator(position)
-            source, sample, image = self._usable(position, rng, rejects)
-            images.append(image)
-            jitters.append(draw_jitter(rng, self.inputs.augment))
-            captions.append(sample_captions(sample.alt, sample.synthetic, rng))
+            randomness = self._randomness(position)
+            source, found = self._usable(position, randomness, rejects)
+            sample = found.sample
+            images.append(found.image)
+            jitters.append(draw_jitter(found.drawn, self.inputs.augment))
+            captions.append(sample_captions(sample.alt, sample.synthetic, randomness.own))
+            if randomness.view is not None:
+                place = self.mixture.sources[source].place(found.index)
+                features.append([stored.read(*place, randomness.view) for stored in self.inputs.features])
             missing += not sample.synthetic
             keys.append(self.mixture.qualified_key(source, sample.key))
             remarks += [(remark, keys[-1]) for remark in sample.remarks]
@@ -323,6 +356,7 @@ class _BatchBuilder:
             remarks=tuple(remarks),
             shapes=shapes,
             text_lengths=self._lengths(alt_ids, sentence_ids) if self.inputs.text_lengths else None,
+            features=tuple(torch.from_numpy(np.stack(rows)) for rows in zip(*features, strict=True)),
         )
 
     def _lengths(self, *texts: Tensor) -> Tensor:
@@ -344,35 +378,38 @@ class _BatchBuilder:
             return self.inputs.native.random_crop(image, rng, self.inputs.augment)
         return random_crop(image, rng, self.inputs.resolution, self.inputs.augment)
 
-    def _generator(self, position: int) -> np.random.Generator:
+    def _randomness(self, position: int) -> _Randomness:
         # Counter-based: the numbers of any position without drawing those before it.
-        return np.random.Generator(np.random.Philox(key=[self.seed, position]))
+        own = np.random.Generator(np.random.Philox(key=[self.seed, position]))
+        views = self.inputs.augment.views
+        return _Randomness(own, None if views is None else int(own.integers(views)))
 
-    def _usable(self, position: int, rng: np.random.Generator, rejects: list[Reject]) -> tuple[int, Sample, np.ndarray]:
-        """Source, sample and crop at `position`, or of the sample that replaces one that cannot be used."""
+    def _usable(self, position: int, randomness: _Randomness, rejects: list[Reject]) -> tuple[int, _Usable]:
+        """Source and sample at `position`, or the sample that replaces one that cannot be used."""
         source, index = self.stream[position]
         before = len(rejects)
-        found = self._first_usable(source, self._candidates(position, source, index), rng, rejects)
+        found = self._first_usable(source, self._candidates(position, source, index), randomness, rejects)
         tried = len(rejects) - before
         if found is None and isinstance(self.stream, DistinctOrder) and tried < _MAX_REPLACEMENTS:
             replacement = self._replacements(self.stream, position)[position]
             rejects += replacement.rejects
-            found = self._first_usable(source, (replacement.index,), rng, [])
+            found = self._first_usable(source, (replacement.index,), randomness, [])
         if found is None:
             raise OpenVisionError(
                 f"{self.mixture.names[source]}: {tried} samples in a row cannot be used "
                 f"({_reasons(rejects)}); fix or regenerate the shards"
             )
-        return source, *found[1:]
+        return source, found
 
     def _first_usable(
-        self, source: int, candidates: Iterable[int], rng: np.random.Generator, rejects: list[Reject]
-    ) -> tuple[int, Sample, np.ndarray] | None:
-        """The first of the candidates that can be used: its number, itself and its crop."""
+        self, source: int, candidates: Iterable[int], randomness: _Randomness, rejects: list[Reject]
+    ) -> _Usable | None:
+        """The first of the candidates that can be used."""
         for index in candidates:
             try:
                 sample, image = self._caches[source][index]
-                return index, sample, self._crop(image, rng)
+                drawn = randomness.of(sample.key)
+                return _Usable(index, sample, self._crop(image, drawn), drawn)
             except BadSampleError as error:
                 rejects.append(Reject(self.mixture.key(source, index), error.reason, str(error)))
         return None
@@ -400,13 +437,13 @@ class _BatchBuilder:
         rows, taken, needy, bad = stream.rows(position), set[int](), list[int](), list[Reject]()
         for place, index in rows.samples.items():
             candidates = self._candidates(place, source, index)
-            found = self._first_usable(source, candidates, self._generator(place), bad)
-            taken.add(found[0]) if found is not None else needy.append(place)
+            found = self._first_usable(source, candidates, self._randomness(place), bad)
+            taken.add(found.index) if found is not None else needy.append(place)
         free = (index for index in rows.unused() if index not in taken)
         replacements: dict[int, _Replacement] = {}
         for place in needy:
             rejects: list[Reject] = []
-            found = self._first_usable(source, free, self._generator(place), rejects)
+            found = self._first_usable(source, free, self._randomness(place), rejects)
             if found is None:
                 usable, needed = len(taken) + len(replacements), len(rows.positions)
                 raise OpenVisionError(
@@ -414,7 +451,7 @@ class _BatchBuilder:
                     f"{needed} different ones of a batch ({_reasons(bad + rejects)}); set batch_size to at most "
                     f"{usable}, or fix or regenerate the shards"
                 )
-            replacements[place] = _Replacement(found[0], rejects)
+            replacements[place] = _Replacement(found.index, rejects)
         self._last_resort = (batch, replacements)
         return replacements
 

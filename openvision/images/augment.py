@@ -4,6 +4,7 @@ Random numbers are drawn a sample at a time from that sample's own generator, pi
 sample looks the same in any batch, thread or process, and the arithmetic is vectorised.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -39,6 +40,9 @@ class Augment(BaseModel):
     """Share of samples whose colours are changed."""
     grayscale_probability: Probability = 0.2
     """Share of samples that become grey."""
+    views: Annotated[int, Field(ge=1, le=2**16)] | None = None
+    """Fixed views of an image, of which each time one is drawn: crop and colours follow from the sample's key and the
+    number of the view, whatever the run. None draws a new view each time."""
 
     @model_validator(mode="after")
     def _check_ranges(self) -> "Augment":
@@ -57,6 +61,12 @@ class Jitter:
     """Indices into (brightness, contrast, saturation, hue); empty for no jitter."""
     amounts: tuple[float, float, float, float]
     gray: bool
+
+
+def view_generator(key: str, view: int) -> np.random.Generator:
+    """What draws the crop and colours of a fixed view of the sample `key`, in any run, epoch and process."""
+    number = int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+    return np.random.Generator(np.random.Philox(key=[number, view]))
 
 
 def random_crop_box(rng: np.random.Generator, height: int, width: int, augment: Augment) -> Box:

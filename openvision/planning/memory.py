@@ -53,6 +53,32 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Bytes of a step beside its model (beside.py), of one sample."""
+
+    kept: Range
+    """Until the backward pass."""
+    batch: float
+    """Of each sample of the whole batch, throughout the step."""
+    before: Range = (0.0, 0.0)
+    """Worked with before the model's own forward pass."""
+    during: float = 0.0
+    """Worked with at the end of it."""
+
+    def __add__(self, other: "Beside") -> "Beside":
+        """Both: what is kept adds up, of what is worked with the larger counts."""
+        return Beside(
+            (self.kept[0] + other.kept[0], self.kept[1] + other.kept[1]),
+            self.batch + other.batch,
+            (max(self.before[0], other.before[0]), max(self.before[1], other.before[1])),
+            max(self.during, other.during),
+        )
+
+
+NOTHING = Beside((0.0, 0.0), 0.0)
+
+
+@dataclass(frozen=True)
 class Stack:
     """The blocks of one transformer and the tokens that one sample puts through them."""
 
@@ -162,6 +188,9 @@ def state_bytes(parameters: Parameters, setting: Setting) -> dict[str, float]:
         "first moment": moment * total / shards,
         "second moment": FLOAT * total / shards,
     }
+    if parameters.frozen:
+        # Teachers and averaged towers are whole on every device.
+        state["frozen"] = FLOAT * sum(parameters.frozen.values())
     if setting.average:
         state["average"] = FLOAT * total / shards
     if setting.bf16:
@@ -270,12 +299,19 @@ def peak_bytes(
     setting: Setting,
     micro_batch: int,
     local_batch: int,
+    beside: Beside = NOTHING,
 ) -> Range:
-    """Peak of one training step on one device whose batch of `local_batch` runs `micro_batch` samples at a time."""
+    """Peak of one training step on one device whose batch of `local_batch` runs `micro_batch` samples at a time.
+
+    `parameters` are those of the run, `beside` what it keeps beside the model.
+    """
     state = state_bytes(parameters, setting)
-    whole = sum(state.values())
-    low, high = (micro_batch * value for value in activation_bytes(config, resolution, texts, setting))
-    work = micro_batch * max(stack.work_bytes(setting) for stack in stacks(config, resolution, texts))
+    whole = sum(state.values()) + local_batch * beside.batch
+    low, high = (
+        micro_batch * (value + kept)
+        for value, kept in zip(activation_bytes(config, resolution, texts, setting), beside.kept, strict=True)
+    )
+    work = micro_batch * max(beside.during, *(stack.work_bytes(setting) for stack in stacks(config, resolution, texts)))
     loss = loss_memory(config, local_batch, local_batch * setting.devices, texts, micro_batch, setting.gpu).ours
     if isinstance(config, OpenVision3Config) and (at_once := config.reconstruction.decoded_at_once) is not None:
         decoded = min(at_once, -(-micro_batch // config.reconstruction.pixels_of))
@@ -283,5 +319,6 @@ def peak_bytes(
     fixed = FIXED[setting.gpu]
     # In one batch, gradients replace activations during backward; with micro-batches they are there all along.
     growing = state["gradients"] if micro_batch == local_batch else 0.0
-    lowest = max(whole - growing + low + loss, whole) + fixed[0]
-    return lowest, (whole + high + work + loss) * FRAGMENTATION + fixed[1]
+    before = (micro_batch * beside.before[0] - state["gradients"], micro_batch * beside.before[1])
+    lowest = whole + max(low + loss - growing, before[0], 0.0) + fixed[0]
+    return lowest, (whole + max(high + work + loss, before[1])) * FRAGMENTATION + fixed[1]

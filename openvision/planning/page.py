@@ -64,7 +64,7 @@ def _work(plan: Plan, framed: bool) -> Table:
     heads = [f"{s.stage.resolution} px, {s.patches} patches" for s in plan.stages]
     table = _table("Model and work: GFLOP a sample, forward", ["tower", "parameters", *heads], framed)
     for index, tower in enumerate(plan.stages[0].towers):
-        parameters = plan.parameters.towers.get(tower.name)
+        parameters = plan.parameters.towers.get(tower.name) or plan.parameters.frozen.get(tower.name)
         cells = [number(stage.towers[index].forward / 1e9) for stage in plan.stages]
         table.add_row(_tower_name(plan, tower.name), count(parameters) if parameters else "", *cells)
     for label, get in _totals():

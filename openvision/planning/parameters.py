@@ -1,6 +1,7 @@
 """How many parameters a model has and where they are, counted on the meta device."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -13,11 +14,13 @@ class Parameters:
     """Numbers of parameters."""
 
     towers: dict[str, int]
-    """By tower: "vision", "text", "decoder"; the temperature counts for none."""
+    """By tower: "vision", "text", "decoder"; what is trained beside the model; the temperature counts for none."""
     total: int
     in_blocks: int
     """Those of transformer blocks: what bf16 copies are made of, and what sharding gathers block by block."""
     largest_block: int
+    frozen: dict[str, int] = field(default_factory=dict)
+    """Teachers and averaged towers, which are kept beside the model and not trained."""
 
     @property
     def outside_blocks(self) -> int:
@@ -25,13 +28,17 @@ class Parameters:
         return self.total - self.in_blocks
 
 
-def count_parameters(config: ModelConfig) -> Parameters:
-    """Build the model without memory and count."""
+def count_parameters(
+    config: ModelConfig, trained: Mapping[str, int] | None = None, frozen: Mapping[str, int] | None = None
+) -> Parameters:
+    """Build the model without memory and count; `trained` and `frozen` are beside it."""
     with torch.device("meta"):
         model = build_model(config)
     towers = {name: _count(tower) for name, tower in model.named_children()}
     blocks = [_count(block) for tower in model.children() for block in getattr(tower, "blocks", ())]
-    return Parameters(towers, _count(model), sum(blocks), max(blocks))
+    beside = dict(trained or {})
+    total = _count(model) + sum(beside.values())
+    return Parameters(towers | beside, total, sum(blocks), max(blocks), dict(frozen or {}))
 
 
 def _count(module: nn.Module) -> int:

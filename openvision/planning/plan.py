@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from openvision.hardware import Device, Range, model_flops_utilisation
 from openvision.models.flops import TowerFlops, contrastive_flops, patches_of, sample_flops
 from openvision.models.openvision2 import ModelConfig
+from openvision.planning.beside import Additions, additions_of
 from openvision.planning.cautions import warnings_of
 from openvision.planning.cost import (
     LOADER_OVERHEAD,
@@ -88,12 +89,13 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, assumptions: Assumptions) -> Plan:
-    """Plan `recipe` without running or allocating anything."""
-    parameters = count_parameters(recipe.model)
-    fits = [_fits(recipe, stage, parameters, assumptions) for stage in recipe.stages]
+    """Plan `recipe` without training it; teachers that are no released names are loaded and counted."""
+    additions = additions_of(recipe)
+    parameters = count_parameters(recipe.model, additions.trained(), additions.frozen())
+    fits = [_fits(recipe, stage, parameters, assumptions, additions) for stage in recipe.stages]
     layout = _fastest(recipe, fits)
     stages = tuple(
-        _plan_stage(recipe, stage, parameters, assumptions, found, None if layout is None else found[layout])
+        _plan_stage(recipe, stage, parameters, assumptions, found, None if layout is None else found[layout], additions)
         for stage, found in zip(recipe.stages, fits, strict=True)
     )
     return Plan(recipe, assumptions, parameters, stages, tuple(warnings_of(recipe, stages, assumptions)))
@@ -124,19 +126,29 @@ def settings_of(recipe: Recipe, assumptions: Assumptions) -> Iterator[Setting]:
         first_moment_bytes=2 if recipe.optimizer.first_moment == "bfloat16" else 4,
         average=recipe.optimizer.ema is not None,
     )
-    shardings: tuple[Sharding, ...] = ("replicated", "sharded") if assumptions.devices > 1 else ("replicated",)
+    # The dense objective and native shapes are refused with FSDP2.
+    sharded = assumptions.devices > 1 and recipe.dense is None and not any(stage.native for stage in recipe.stages)
+    shardings: tuple[Sharding, ...] = ("replicated", "sharded") if sharded else ("replicated",)
     for checkpointing in CHECKPOINTING:
         for sharding in shardings:
             yield replace(base, checkpointing=checkpointing, sharding=sharding)
 
 
-def _fits(recipe: Recipe, stage: Stage, parameters: Parameters, assumptions: Assumptions) -> tuple[Fit, ...]:
+def _fits(
+    recipe: Recipe, stage: Stage, parameters: Parameters, assumptions: Assumptions, additions: Additions
+) -> tuple[Fit, ...]:
     model, texts, local = recipe.model, texts_of(recipe), local_batch(stage, assumptions)
-    towers = sample_flops(model, stage.resolution, texts, assumptions.caption_tokens)
+    towers = _towers(recipe, stage, assumptions, additions)
     return tuple(
-        _fit(model, parameters, stage.resolution, texts, setting, towers, local, assumptions.device)
+        _fit(model, parameters, stage.resolution, texts, setting, towers, local, assumptions.device, additions)
         for setting in settings_of(recipe, assumptions)
     )
+
+
+def _towers(recipe: Recipe, stage: Stage, assumptions: Assumptions, additions: Additions) -> tuple[TowerFlops, ...]:
+    """Operations of a sample, the model's and what is beside it."""
+    towers = sample_flops(recipe.model, stage.resolution, texts_of(recipe), assumptions.caption_tokens)
+    return towers + additions.flops(stage.resolution)
 
 
 def local_batch(stage: Stage, assumptions: Assumptions) -> int:
@@ -151,10 +163,11 @@ def _plan_stage(
     assumptions: Assumptions,
     fits: tuple[Fit, ...],
     chosen: Fit | None,
+    additions: Additions,
 ) -> StagePlan:
     model, texts, local = recipe.model, texts_of(recipe), local_batch(stage, assumptions)
     device, devices = assumptions.device, assumptions.devices
-    towers = sample_flops(model, stage.resolution, texts, assumptions.caption_tokens)
+    towers = _towers(recipe, stage, assumptions, additions)
     training = sum(tower.training for tower in towers)
     factor = chosen.stretch.factor if chosen else 1.0
     parts = chosen.parts if chosen else 1
@@ -199,9 +212,13 @@ def _fit(
     towers: tuple[TowerFlops, ...],
     local: int,
     device: Device,
+    additions: Additions,
 ) -> Fit:
+    beside = additions.memory(resolution, texts, setting)
+    own = activation_bytes(model, resolution, texts, setting)
+
     def peak(micro_batch: int) -> Range:
-        return peak_bytes(model, parameters, resolution, texts, setting, micro_batch, local)
+        return peak_bytes(model, parameters, resolution, texts, setting, micro_batch, local, beside)
 
     sizes = [size for size in range(local, 0, -1) if local % size == 0]
     certain = next((size for size in sizes if peak(size)[1] <= device.memory), 0)
@@ -210,7 +227,7 @@ def _fit(
     return Fit(
         setting=setting,
         state=sum(state_bytes(parameters, setting).values()),
-        per_sample=activation_bytes(model, resolution, texts, setting),
+        per_sample=(own[0] + beside.kept[0], own[1] + beside.kept[1]),
         micro_batch=certain,
         hopeful=hopeful,
         parts=parts,

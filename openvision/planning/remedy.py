@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from openvision.errors import OpenVisionError
+from openvision.planning.beside import Additions, additions_of
 from openvision.planning.memory import Checkpointing, Setting, peak_bytes
 from openvision.planning.parameters import count_parameters
 from openvision.recipe.schema import Recipe
@@ -76,11 +78,13 @@ class MemoryPlan:
         """The fewest micro-batches that surely fit by the planner's high estimate; None when none do."""
         recipe, stage = self.recipe, self.recipe.stages[self.index]
         setting = replace(self._setting(), checkpointing=checkpointing)
-        parameters = count_parameters(recipe.model)
+        additions, texts = _additions(recipe), len(recipe.loss.texts)
+        parameters = count_parameters(recipe.model, additions.trained(), additions.frozen())
+        beside = additions.memory(stage.resolution, texts, setting)
         for count in self._divisors():
             peak = peak_bytes(
-                *(recipe.model, parameters, stage.resolution, len(recipe.loss.texts), setting),
-                *(self._local // count, self._local),
+                *(recipe.model, parameters, stage.resolution, texts, setting),
+                *(self._local // count, self._local, beside),
             )
             if peak[1] <= self.memory:
                 return count
@@ -104,3 +108,11 @@ class MemoryPlan:
 
     def _divisors(self) -> list[int]:
         return [count for count in range(1, self._local + 1) if self._local % count == 0]
+
+
+def _additions(recipe: Recipe) -> Additions:
+    """What the recipe adds to its model; a teacher that cannot be read now must not hide what has happened."""
+    try:
+        return additions_of(recipe)
+    except OpenVisionError:
+        return Additions(recipe.model, (), recipe.dense)

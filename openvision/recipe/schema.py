@@ -209,6 +209,12 @@ class Recipe(Section):
                 "teacher: a model without a text tower trains no pooled vector that a teacher could shape; distil into "
                 'a model of kind "openvision", with [model.text]'
             )
+        cached = next((number for number, one in enumerate(self.teacher or ()) if one.cache is not None), None)
+        if cached is not None and self.augment.views is None:
+            raise ValueError(
+                f"teacher.{cached}.cache holds features of fixed views of each image; set augment.views to their "
+                "number, e.g. 4, or leave cache out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -400,6 +400,9 @@ class TeacherTable(Section):
     """Weight of the divergence of how student and teacher order the other images of the batch."""
     temperature: Annotated[float, Field(gt=0)] = 0.1
     """Of the cosines in `similarity`."""
+    cache: str | None = None
+    """Folder of its features of the views of `augment.views`, which `openvision data teach` computes once, each view at
+    the teacher's own resolution. Without it the teacher reads every batch."""
 
     @property
     def title(self) -> str:

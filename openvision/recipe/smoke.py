@@ -137,7 +137,7 @@ def _without_start(warm: WarmStart | None) -> WarmStart | None:
 
 def _untrained(teachers: tuple[TeacherTable, ...] | None) -> tuple[TeacherTable, ...] | None:
     """Small towers with random weights in the place of the teachers: nothing is downloaded."""
-    changes = {"library": "untrained", "resolution": None}
+    changes = {"library": "untrained", "resolution": None, "cache": None}
     return teachers and tuple(one.model_copy(update={**changes, "name": one.title}) for one in teachers)
 
 

@@ -1,4 +1,4 @@
-"""Frozen encoders that a student is distilled from: ours and those of other libraries, read alike.
+"""Frozen encoders that a student is distilled from: ours, those of other libraries, and what they say on disk.
 
-May import models and weights.
+May import models, weights, data and images.
 """

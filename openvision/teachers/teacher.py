@@ -4,6 +4,7 @@ A teacher sees the crop that the student sees, so that their patches cover the s
 the size that the teacher reads and normalised as it was trained. That is known from its config or refused.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -80,8 +81,13 @@ class Teacher:
             raise OpenVisionError(f"teacher {source} cannot read an image of {size} pixels: {reason}") from error
         self.pooled_width = probe.pooled.shape[1]
         """Channels of a pooled vector."""
-        self.patch_width: int | None = None if probe.patches is None else probe.patches.shape[1]
+        self.patch_map = None if probe.patches is None else tuple(probe.patches.shape[1:])
+        """Channels, rows and columns of the map of patches; None without a map."""
+
+    @property
+    def patch_width(self) -> int | None:
         """Channels of a patch; None without a map."""
+        return None if self.patch_map is None else self.patch_map[0]
 
     def to(self, device: torch.device) -> "Teacher":
         """Move the weights; images must be on the same device."""
@@ -96,6 +102,14 @@ class Teacher:
             # Whitened like this the few channels of a transformer that are a hundred times the others do not decide.
             patches = F.layer_norm(patches.float().movedim(1, -1), patches.shape[1:2]).movedim(-1, 1)
         return TeacherFeatures(unit(pooled.float()), patches)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of names and values of the weights."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.module.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def describe(self) -> str:
         """One line: what it is and how it reads images."""

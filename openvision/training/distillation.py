@@ -1,24 +1,29 @@
 """Distillation: a student learns beside its own losses what frozen teachers say of the same images.
 
-Teachers read a batch once, before it is cut into micro-batches; their features travel with its rows. The student's
+Teachers read a batch once, before it is cut into micro-batches; their features travel with its rows. Those of a teacher
+with a cache come with the batch, and the teacher itself is not kept (`teachers/cache.py`). The student's
 projections to the teachers' widths are parameters of the run, not of the model: they are trained, sharded and saved
 with it, and left out of what is evaluated and written.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openvision.data.batch import Batch
+from openvision.data.shards.dataset import ShardDataset
 from openvision.errors import OpenVisionError
+from openvision.images.augment import Augment
 from openvision.models.layers import Block, LayerNorm
 from openvision.models.openvision import OpenVisionOutput
 from openvision.objectives.distillation import cosine_distance, similarity_divergence
 from openvision.recipe.sections import TeacherTable
 from openvision.runtime import autocast
+from openvision.teachers.cache import TeacherCache
 from openvision.teachers.load import load_teacher
 from openvision.teachers.teacher import Teacher
 from openvision.training.objective import Embeds, ImageTextObjective, Objective, Terms
@@ -45,8 +50,16 @@ class TaughtBatch(Batch):
 class Taught:
     """A teacher, and what of it the recipe asks for."""
 
-    teacher: Teacher
+    teacher: Teacher | None
+    """None where a cache has its features."""
     table: TeacherTable
+    pooled_width: int
+    """Channels of its pooled vector."""
+    patch_width: int | None
+    """Channels of a patch; None without a map."""
+    description: str
+    """One line for the log."""
+    cache: TeacherCache | None = None
 
     @property
     def weights(self) -> dict[str, float]:
@@ -55,18 +68,40 @@ class Taught:
         return {f"{self.table.title}_{kind}": weight for kind, weight in kinds.items() if weight}
 
 
-def load_teachers(tables: Sequence[TeacherTable]) -> list[Taught]:
-    """The teachers of a recipe, on the CPU; raises OpenVisionError for one without patches that are to be learnt."""
+def load_teachers(
+    tables: Sequence[TeacherTable], augment: Augment | None = None, datasets: Sequence[ShardDataset] = ()
+) -> list[Taught]:
+    """The teachers of a recipe, on the CPU, those with a cache for `datasets` and the views of `augment` read from it.
+
+    Raises OpenVisionError for one without patches that are to be learnt, and for a cache that lacks features.
+    """
     taught = []
     for table in tables:
-        teacher = load_teacher(table.source, table.library, table.resolution)
-        if table.patches and teacher.patch_width is None:
-            raise OpenVisionError(
-                f"teacher {table.title}: {table.source} gives no grid of patch features that could be matched with the "
-                "student's; set its patches to 0"
-            )
-        taught.append(Taught(teacher, table))
+        teacher = open_teacher(table)
+        kept, cache, description = teacher, None, teacher.describe()
+        if table.cache is not None:
+            cache = cache_of(table, teacher, augment or Augment())
+            cache.require(datasets, table.title)
+            kept, description = None, f"{description}, features from {cache.folder}"
+        taught.append(Taught(kept, table, teacher.pooled_width, teacher.patch_width, description, cache))
     return taught
+
+
+def open_teacher(table: TeacherTable) -> Teacher:
+    """The teacher of a table, on the CPU; raises OpenVisionError for one without patches that are to be learnt."""
+    teacher = load_teacher(table.source, table.library, table.resolution)
+    if table.patches and teacher.patch_width is None:
+        raise OpenVisionError(
+            f"teacher {table.title}: {table.source} gives no grid of patch features that could be matched with the "
+            "student's; set its patches to 0"
+        )
+    return teacher
+
+
+def cache_of(table: TeacherTable, teacher: Teacher, augment: Augment) -> TeacherCache:
+    """The cache that a table names."""
+    assert table.cache is not None
+    return TeacherCache.of(Path(table.cache).expanduser(), teacher, augment, patches=table.patches > 0)
 
 
 class TeacherHeads(nn.Module):
@@ -75,11 +110,11 @@ class TeacherHeads(nn.Module):
     def __init__(self, width: int, taught: Sequence[Taught]) -> None:
         super().__init__()
         self.pooled = nn.ModuleList(
-            nn.Linear(width, one.teacher.pooled_width) if one.table.pooled else nn.Identity() for one in taught
+            nn.Linear(width, one.pooled_width) if one.table.pooled else nn.Identity() for one in taught
         )
         # The tokens of the last block have no norm behind them yet.
         self.patches = nn.ModuleList(
-            nn.Sequential(LayerNorm(width), nn.Linear(width, one.teacher.patch_width or 0))
+            nn.Sequential(LayerNorm(width), nn.Linear(width, one.patch_width or 0))
             if one.table.patches
             else nn.Identity()
             for one in taught
@@ -92,29 +127,47 @@ class TeacherHeads(nn.Module):
 def teach(batch: Batch, taught: Sequence[Taught], patch_size: int, chunks: int, precision: torch.dtype) -> TaughtBatch:
     """The batch with the features of its teachers, which read it in `chunks`; patches at the student's grid."""
     grid = (batch.images.shape[-2] // patch_size, batch.images.shape[-1] // patch_size)
+    pieces = max(1, min(chunks, len(batch.images)))
     vectors, patches = [], []
+    stored = iter(batch.features)
     for one in taught:
-        found = [
-            _features(one, images, grid, precision)
-            for images in batch.images.chunk(max(1, min(chunks, len(batch.images))))
-        ]
+        if one.teacher is None:
+            found = [_cached(one, stored, grid, pieces, precision)]
+        else:
+            found = [_features(one, one.teacher, images, grid, precision) for images in batch.images.chunk(pieces)]
         vectors.append(torch.cat([pooled for pooled, _ in found]))
         patches.append(torch.cat([tokens for _, tokens in found]))
-    own = {name.name: getattr(batch, name.name) for name in fields(batch)}
+    own = {name.name: getattr(batch, name.name) for name in fields(batch) if name.name != "features"}
     share = torch.full((len(batch.images),), 1 / len(batch.images), device=batch.images.device)
     return TaughtBatch(**own, vectors=tuple(vectors), patches=tuple(patches), share=share)
 
 
 @torch.no_grad()
-def _features(one: Taught, images: Tensor, grid: tuple[int, int], precision: torch.dtype) -> tuple[Tensor, Tensor]:
+def _features(
+    one: Taught, teacher: Teacher, images: Tensor, grid: tuple[int, int], precision: torch.dtype
+) -> tuple[Tensor, Tensor]:
     with autocast(images.device.type, precision):
-        features = one.teacher(images)
+        features = teacher(images)
     if not one.table.patches or features.patches is None:
         return features.pooled, images.new_empty(len(images), 0, 1)
-    spatial = features.patches
+    return features.pooled, _at_grid(features.patches, grid, precision)
+
+
+def _cached(
+    one: Taught, stored: Iterator[Tensor], grid: tuple[int, int], pieces: int, precision: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The same from what the loader has read, (B, P) and (B, C, rows, columns)."""
+    pooled = next(stored).float()
+    if not one.table.patches:
+        return pooled, pooled.new_empty(len(pooled), 0, 1)
+    return pooled, torch.cat([_at_grid(some.float(), grid, precision) for some in next(stored).chunk(pieces)])
+
+
+def _at_grid(spatial: Tensor, grid: tuple[int, int], precision: torch.dtype) -> Tensor:
+    """A map (B, C, rows, columns) -> tokens (B, N, C) at the student's grid."""
     if spatial.shape[-2:] != grid:
         spatial = F.interpolate(spatial, grid, mode="bilinear", antialias=True, align_corners=False)
-    return features.pooled, spatial.flatten(2).transpose(1, 2).to(precision)
+    return spatial.flatten(2).transpose(1, 2).to(precision)
 
 
 @dataclass(frozen=True)

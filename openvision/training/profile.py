@@ -122,7 +122,7 @@ def profile_recipe(
 
     with ExitStack() as stack:
         stack.enter_context(_timed(run.model.module, run.objective, phases))
-        loader = open_loader(recipe, stage, run.dataset, run.tokenizer, run.processes, 0, run.folder)
+        loader = open_loader(recipe, stage, run.dataset, run.tokenizer, run.processes, 0, run.folder, run.features)
         batches = DeviceBatches(iter(stack.enter_context(loader)), device)
 
         def take_step() -> None:

@@ -109,7 +109,14 @@ class Trainer:
         device = self.processes.device
         meter = Meter(device, total_peak_flops(device, self.processes.size, settings.peak_tflops))
         with open_loader(
-            self.recipe, stage, parts.dataset, parts.tokenizer, self.processes, progress.position, parts.folder
+            self.recipe,
+            stage,
+            parts.dataset,
+            parts.tokenizer,
+            self.processes,
+            progress.position,
+            parts.folder,
+            parts.features,
         ) as loader:
             batches = DeviceBatches(iter(loader), device)
             step = Step(parts, stage, batches, meter, self.log, self.watchdog, self.stop, self.guard)

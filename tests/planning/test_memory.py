@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,8 +35,13 @@ def forward(config: ModelConfig, model, resolution: int, batch: int):
 
 
 def kept_by_autograd(config: ModelConfig, resolution: int, batch: int, bf16: bool) -> int:
-    """Bytes of distinct storages saved for the backward pass, parameters and their bf16 copies left out."""
+    """Bytes that the forward pass of a model keeps."""
     model = build_model(config)
+    return bytes_kept(model, lambda: forward(config, model, resolution, batch), bf16)
+
+
+def bytes_kept(model: torch.nn.Module, run: Callable[[], object], bf16: bool) -> int:
+    """Bytes of distinct storages saved for the backward pass, parameters and their bf16 copies left out."""
     shapes = {tuple(p.shape) for p in model.parameters() if p.ndim == 2}
     shapes |= {shape[::-1] for shape in shapes}
     pointers = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -52,7 +58,7 @@ def kept_by_autograd(config: ModelConfig, resolution: int, batch: int, bf16: boo
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
     ):
-        output = forward(config, model, resolution, batch)
+        output = run()
     del output
     return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
 

@@ -10,6 +10,7 @@ import pytest
 from openvision.errors import OpenVisionError
 from openvision.hardware import DEVICES, GIB
 from openvision.models.flops import training_flops
+from openvision.planning.beside import additions_of
 from openvision.planning.numbers import plan_numbers
 from openvision.planning.plan import Plan, make_plan, texts_of
 from openvision.planning.stage import Assumptions
@@ -41,12 +42,14 @@ def test_every_recipe_can_be_planned(path):
     assert made.cost.hours[0] < made.cost.hours[1]
     # Logit scales and bias belong to no tower.
     model, loss = made.recipe.model, made.recipe.loss
+    additions = additions_of(made.recipe)
     numbers = 0 if model.text is None else 1 + sum(loss.model_options.values())
     assert made.parameters.total == sum(made.parameters.towers.values()) + numbers
     for stage in made.stages:
         tokens = made.assumptions.caption_tokens
         resolution = stage.stage.resolution
-        assert stage.training == training_flops(made.recipe.model, resolution, texts_of(made.recipe), tokens)
+        own = training_flops(made.recipe.model, resolution, texts_of(made.recipe), tokens)
+        assert stage.training == own + sum(part.training for part in additions.flops(resolution))
         assert stage.chosen is None or stage.local_batch == stage.chosen.micro_batch * stage.chosen.parts
         for fit in stage.fits:
             assert fit.peak[0] < fit.peak[1]

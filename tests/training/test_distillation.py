@@ -80,7 +80,9 @@ def test_patches_are_resampled_to_the_students_grid():
     assert isinstance(batch, TaughtBatch)
     assert [tokens.shape for tokens in batch.patches] == [(8, 16, 64), (8, 16, 64)]
     assert [vectors.shape for vectors in batch.vectors] == [(8, 48), (8, 48)]
-    whole = taught[0].teacher(batch.images).patches
+    teacher = taught[0].teacher
+    assert teacher is not None
+    whole = teacher(batch.images).patches
     assert whole is not None
     assert whole.shape[-2:] == (4, 4), "56 px in patches of 14: the student's grid already"
     torch.testing.assert_close(batch.patches[0], whole.flatten(2).transpose(1, 2))

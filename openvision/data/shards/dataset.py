@@ -202,6 +202,27 @@ class ShardDataset:
         shard, row = self._locate(index)
         return self._indices[shard].key(row)
 
+    def place(self, index: int) -> tuple[str, int]:
+        """Where a sample is, whatever the folder is called: SHA-256 of its shard's index, and the row there."""
+        shard, row = self._locate(index)
+        return shard.index_sha256, row
+
+    def places(self) -> dict[str, range]:
+        """SHA-256 of the index of each shard that has samples -> their numbers."""
+        begins = [0, *self._ends]
+        return {
+            shard.index_sha256: range(begin, begin + shard.samples)
+            for shard, begin in zip(self._manifest.shards, begins, strict=False)
+            if shard.samples
+        }
+
+    def image(self, index: int) -> tuple[str, bytes]:
+        """Key and encoded image of a sample, whatever its texts are; raises OpenVisionError for a broken shard."""
+        shard, row = self._locate(index)
+        entry = self._indices[shard][row]
+        members = read_members(self.store, shard.name, entry)
+        return entry.key, next(members[extension] for extension in IMAGE_EXTENSIONS if extension in members)
+
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`; raises BadSampleError for broken json or texts, OpenVisionError for a broken shard."""
         shard, row = self._locate(index)

@@ -13,6 +13,7 @@ from openvision.data.mixture import Mixture, Ordering
 from openvision.data.order import Interleaved
 from openvision.data.shards.dataset import ShardDataset
 from openvision.data.shards.store import join_folder
+from openvision.data.stored_features import StoredFeatures
 from openvision.errors import OpenVisionError
 from openvision.recipe.schema import Recipe
 from openvision.recipe.sections import Data, Source, Stage
@@ -61,8 +62,9 @@ def open_loader(
     processes: Processes,
     start: int,
     run_folder: Path,
+    features: tuple[StoredFeatures, ...] = (),
 ) -> Loader:
-    """Batches of a stage for this process, from sample `start` of the run on."""
+    """Batches of a stage for this process, from sample `start` of the run on, with `features` of their views."""
     rank = processes.rank
     return Loader(
         dataset,
@@ -74,6 +76,7 @@ def open_loader(
             recipe.augment,
             recipe.shapes_of(stage),
             recipe.run.trim_texts,
+            features,
         ),
         batch_size=stage.batch_size,
         seed=recipe.seed,
@@ -150,9 +153,9 @@ class DeviceBatches(Iterator[Batch]):
         batch, self._ahead = self._ahead or self._sent(next(self.batches)), None
         if self._stream is not None:
             torch.cuda.current_stream(self.device).wait_stream(self._stream)
-            for name in _ON_DEVICE:
+            for tensor in (*(getattr(batch, name) for name in _ON_DEVICE), *batch.features):
                 # The memory must not be used again before the work of this step has read it.
-                getattr(batch, name).record_stream(torch.cuda.current_stream(self.device))
+                tensor.record_stream(torch.cuda.current_stream(self.device))
         return batch
 
     def prefetch(self) -> None:
@@ -165,7 +168,8 @@ class DeviceBatches(Iterator[Batch]):
         if self.device.type == "cpu":
             return batch
         with torch.cuda.stream(self._stream):
-            return replace(batch, **{name: send(getattr(batch, name), self.device) for name in _ON_DEVICE})
+            sent = {name: send(getattr(batch, name), self.device) for name in _ON_DEVICE}
+            return replace(batch, **sent, features=tuple(send(one, self.device) for one in batch.features))
 
 
 REMARKS = {

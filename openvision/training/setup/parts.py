@@ -8,6 +8,7 @@ import torch
 
 from openvision.data.mixture import Mixture
 from openvision.data.shards.dataset import ShardDataset
+from openvision.data.stored_features import StoredFeatures
 from openvision.errors import OpenVisionError
 from openvision.evaluation.evaluators.base import Evaluator
 from openvision.files import JsonObject, make_folder
@@ -72,6 +73,8 @@ class RunParts:
     progress: Progress
     evaluators: list[Evaluator]
     """What is evaluated beside the validation split."""
+    features: tuple[StoredFeatures, ...]
+    """What the loader reads beside the images: features of teachers with a cache."""
     record: SessionHistory | None
     """The session history; only the main process has it."""
     new: bool
@@ -145,8 +148,11 @@ def set_up_run(
     use_deterministic_algorithms(recipe.run.deterministic)
     # A run that has checkpoints is filled from one: `recipe.start` is not read again.
     start = None if checkpoints(run_folder / "checkpoints") else recipe.start
-    taught = load_teachers(recipe.teacher or ())
-    started += [one.teacher.to(processes.device).describe() for one in taught]
+    taught = load_teachers(recipe.teacher or (), recipe.augment, dataset.sources)
+    for one in taught:
+        started.append(one.description)
+        if one.teacher is not None:
+            one.teacher.to(processes.device)
     model = build_distributed_model(
         recipe.model,
         recipe.run,
@@ -208,6 +214,7 @@ def set_up_run(
         checkpoints=store,
         progress=progress,
         evaluators=evaluators,
+        features=tuple(stored for one in taught if one.cache is not None for stored in one.cache.stored()),
         record=record,
         new=new,
     )
