@@ -92,13 +92,12 @@ def recipe_of(part: str, seed: int, samples: int, autoencoder: Path) -> Recipe:
 
 def evaluators(limit: int, probe_train: int) -> dict[str, Evaluator]:
     """What is measured on the validation scenes."""
-    own = {"data": _VALIDATION, "label": "name"}
     return {
         "reconstruction": Reconstruction(data=_VALIDATION, limit=limit, stand_in=False),
-        "names": ZeroShot(**own),
+        "names": ZeroShot(data=_VALIDATION, label="name"),
         "sentences": Retrieval(data=_VALIDATION, text="synthetic", sentences=True, captions=1),
         "captions": CaptionLoss(data=_VALIDATION),
-        "probe": LinearProbe(**own, train=_TRAIN, train_limit=probe_train),
+        "probe": LinearProbe(data=_VALIDATION, label="name", train=_TRAIN, train_limit=probe_train),
     }
 
 
