@@ -18,7 +18,7 @@ def train_generator(
     ] = "synthetic",
     steps: Annotated[int, typer.Option(help="Updates.", min=1)] = 5000,
     batch_size: Annotated[int, typer.Option(help="Images an update.", min=1)] = 64,
-    learning_rate: Annotated[float, typer.Option(help="Constant, of AdamW; RAE's by default.", min=1e-9)] = 2e-4,
+    learning_rate: Annotated[float, typer.Option(help="Constant, of AdamW; RAE's by default.", min=0)] = 2e-4,
     limit: Annotated[int, typer.Option(help="Images to train on, kept in memory as tokens.", min=2)] = 20_000,
     seed: Annotated[int, typer.Option(help="Seed of initialisation, order and noise.", min=0)] = 0,
     device: Device = "auto",
