@@ -18,6 +18,7 @@ def train_generator(
     ] = "synthetic",
     steps: Annotated[int, typer.Option(help="Updates.", min=1)] = 5000,
     batch_size: Annotated[int, typer.Option(help="Images an update.", min=1)] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Constant, of AdamW; RAE's by default.", min=0)] = 2e-4,
     limit: Annotated[int, typer.Option(help="Images to train on, kept in memory as tokens.", min=2)] = 20_000,
     seed: Annotated[int, typer.Option(help="Seed of initialisation, order and noise.", min=0)] = 0,
     device: Device = "auto",
@@ -29,7 +30,7 @@ def train_generator(
     from openvision.runtime import resolve_device
 
     where, line = resolve_device(device), ProgressLine("steps")
-    training = GeneratorTraining(text, steps, batch_size, limit=limit, seed=seed)
+    training = GeneratorTraining(text, steps, batch_size, learning_rate, limit, seed)
     loss = train(encoder, shards, output, training, where, lambda step, _: line(step, step / steps))
     echo(f"trained generator: {output}, loss {loss:.4f}")
 
@@ -51,10 +52,10 @@ def generate(
     from PIL import Image
 
     from openvision.files import atomic_write_bytes
-    from openvision.generation.train_generator import generate_images
+    from openvision.generation.generate import open_generator
     from openvision.runtime import resolve_device
 
-    images = generate_images(generator, texts, resolve_device(device), steps, guidance, seed, encoder)
+    images = open_generator(generator, resolve_device(device), encoder).images(texts, steps, guidance, seed)
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate(list(images), axis=1)).save(buffer, "PNG")
     atomic_write_bytes(output, buffer.getvalue())

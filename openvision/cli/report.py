@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from openvision.cli.options import Device
 from openvision.terminal import echo
 
 
@@ -13,8 +14,18 @@ def report(
     data: Annotated[
         str | None, typer.Option(help="Folder of the run's shards; by default the one that it was trained on.")
     ] = None,
+    generator: Annotated[
+        Path | None, typer.Option(help="Generator on the run's encoder, whose images are shown and measured.")
+    ] = None,
+    device: Device = "auto",
 ) -> None:
     """Write the report of a run as one self-contained HTML page: metrics, curves, galleries."""
     from openvision.evaluation.report.run_page import build_report
 
-    echo(f"report: {build_report(run, data)}")
+    generated = None
+    if generator is not None:
+        from openvision.generation.nearness import measure_for_run
+        from openvision.runtime import resolve_device
+
+        generated = measure_for_run(generator, run, data, resolve_device(device))
+    echo(f"report: {build_report(run, data, generated)}")

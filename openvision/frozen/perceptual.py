@@ -99,8 +99,8 @@ def open_perceptual(name: Perceptual, folder: str | None = None) -> PerceptualDi
         return open_stand_in()
     if folder is None:
         raise OpenVisionError(
-            f"LPIPS needs its backbone, torchvision's vgg16: name the folder that holds {LPIPS_FILES[0]}, or take "
-            '"efficientnet-lite0", whose weights are a package'
+            f"LPIPS needs its backbone, torchvision's vgg16: name the folder that holds {LPIPS_FILES[0]} in "
+            'loss.reconstruction.folder, or take perceptual = "efficientnet-lite0", whose weights are a package'
         )
     backbone = _read_backbone(Path(folder).expanduser())
     package = require("lpips", extra="lpips")

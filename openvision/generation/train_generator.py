@@ -1,4 +1,4 @@
-"""Train a generator on the tokens of an OpenVision 3 model, keep it in a folder, and make images with it.
+"""Train a generator on the tokens of an OpenVision 3 model and keep it in a folder, which generate.py reads.
 
 model.safetensors    the averaged weights, and mean and deviation of the tokens
 config.json          its shape, the encoder that it belongs to, and how it was trained
@@ -6,31 +6,26 @@ config.json          its shape, the encoder that it belongs to, and how it was t
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from openvision.encoding import encode_texts, evaluating
 from openvision.errors import OpenVisionError
 from openvision.evaluation.data.images import ShardImages
-from openvision.evaluation.suites.results import file_sha256
-from openvision.files import JsonObject, atomic_folder, read_json
-from openvision.frozen.autoencoder import as_uint8
+from openvision.files import atomic_folder
+from openvision.generation.generate import CONFIG, WEIGHTS, load_encoder
 from openvision.generation.generator import Generator, GeneratorConfig
 from openvision.images.decode import BadSampleError
 from openvision.images.preprocess import prepare, to_batch
 from openvision.models.openvision3 import OpenVision3
-from openvision.text.tokenizer import Tokenizer
-from openvision.weights.load import load_checkpoint
+from openvision.runtime import autocast, resolve_precision
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 DROPPED, AVERAGE, CLIP = 0.1, 0.999, 1.0
 _BATCH = 64
 
@@ -44,6 +39,7 @@ class GeneratorTraining:
     steps: int = 5000
     batch_size: int = 64
     learning_rate: float = 2e-4
+    """Constant. RAE's is for a transformer six times as wide; a small one trained for minutes takes 1e-3."""
     limit: int = 20_000
     """Images whose tokens are kept in memory."""
     seed: int = 0
@@ -60,7 +56,7 @@ def train_generator(
     """Train and write `folder`; returns the mean loss of the last 100 steps. Raises OpenVisionError."""
     if folder.exists():
         raise OpenVisionError(f"{folder} exists; choose another place or remove it")
-    encoder, tokenizer, digest = _load_encoder(source)
+    encoder, tokenizer, digest = load_encoder(source)
     encoder.to(device)
     tokens, texts = _tokens(encoder, shards, training, device)
     conditions = torch.from_numpy(encode_texts(encoder, tokenizer, texts)).to(device)
@@ -70,9 +66,11 @@ def train_generator(
     averaged = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     random, losses = torch.Generator().manual_seed(training.seed), []
+    precision = resolve_precision("auto", device)
     for step in range(training.steps):
         rows = torch.randint(len(tokens), (training.batch_size,), generator=random)
-        loss = model.loss(tokens[rows].to(device), conditions[rows], DROPPED, random)
+        with autocast(device.type, precision):
+            loss = model.loss(tokens[rows].to(device), conditions[rows], DROPPED, random)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -94,49 +92,6 @@ def train_generator(
         content = {"generator": asdict(model.config), "encoder": {"source": source, "sha256": digest}, **facts}
         (temporary / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
     return final
-
-
-def generate_images(
-    folder: Path,
-    texts: Sequence[str],
-    device: torch.device,
-    steps: int = 50,
-    guidance: float = 2.0,
-    seed: int = 0,
-    encoder: str | None = None,
-) -> NDArray[np.uint8]:
-    """Images uint8 (n, H, W, 3) for n texts, by the generator in `folder`.
-
-    `encoder` names its encoder where it is no longer where it was. Raises OpenVisionError for another one.
-    """
-    content = _read_config(folder)
-    named = content["encoder"]
-    unified, tokenizer, digest = _load_encoder(encoder or named["source"])
-    if digest != named["sha256"]:
-        raise OpenVisionError(
-            f"{encoder or named['source']} is not the encoder that {folder} was trained on: its weights differ; name "
-            "that one with --encoder"
-        )
-    model = _load_generator(folder, GeneratorConfig(**content["generator"])).to(device).eval()
-    unified.to(device)
-    conditions = torch.from_numpy(encode_texts(unified, tokenizer, texts)).to(device)
-    side = round(model.config.tokens**0.5)
-    images: list[Tensor] = []
-    random = torch.Generator().manual_seed(seed)
-    with evaluating(unified):
-        for part in conditions.split(_BATCH):
-            tokens = model.sample(part, steps, guidance, random)
-            images.append(as_uint8(unified.decode_tokens(tokens, (side, side))).cpu())
-    return torch.cat(images).permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def _load_encoder(source: str) -> tuple[OpenVision3, Tokenizer, str]:
-    loaded = load_checkpoint(source)
-    if loaded.unified is None or loaded.tokenizer is None:
-        raise OpenVisionError(
-            f"{source} cannot make images: a generator needs the model folder of an OpenVision 3 run, with its decoder"
-        )
-    return loaded.unified, loaded.tokenizer, file_sha256(Path(loaded.source) / WEIGHTS)
 
 
 def _tokens(
@@ -166,23 +121,3 @@ def _tokens(
     if not found:
         raise OpenVisionError(f"{shards}: no image can be read; restore the shards")
     return torch.cat(found), kept
-
-
-def _read_config(folder: Path) -> JsonObject:
-    if not (folder / CONFIG).is_file():
-        raise OpenVisionError(f"{folder} has no {CONFIG}: give a folder that `openvision train-generator` wrote")
-    content = read_json(folder / CONFIG)
-    if not {"generator", "encoder"} <= content.keys():
-        raise OpenVisionError(f"{folder / CONFIG} does not describe a generator; train one again")
-    return content
-
-
-def _load_generator(folder: Path, config: GeneratorConfig) -> Generator:
-    model = Generator(config)
-    try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise OpenVisionError(
-            f"{folder / WEIGHTS} cannot be read: {str(error).splitlines()[0]}; train the generator again"
-        ) from error
-    return model

@@ -28,6 +28,7 @@ from openvision.models.genlip import GenLipTower, GenLipVisionConfig
 from openvision.models.kernels.dispatch import compute_dtype, full_precision, linear_fp32
 from openvision.models.layers import (
     Block,
+    Init,
     LayerNorm,
     init_vision_block,
     is_skeleton,
@@ -135,6 +136,9 @@ class ReconstructionConfig:
     decoded_at_once: int | None = None
     """Images that the autoencoder decodes at a time, recomputing its activations in the backward pass; None decodes
     all and keeps them."""
+    init: Init = "published"
+    """Initial values of the blocks and of the projection before them, as in the vision tower: "published" or
+    "by_width"."""
 
     def __post_init__(self) -> None:
         check_transformer(self.width, self.depth, self.mlp_dim, self.heads)
@@ -145,6 +149,10 @@ class ReconstructionConfig:
         check_count("pixels_of", self.pixels_of, 1, 2**20)
         if self.decoded_at_once is not None:
             check_count("decoded_at_once", self.decoded_at_once, 1, 2**20)
+
+    def to_dict(self) -> JsonObject:
+        """Plain dictionary, as written to `config.json`: options that are off are left out, as older versions need."""
+        return stored(self, ("init",))
 
 
 class ReconstructionDecoder(nn.Module):
@@ -165,11 +173,14 @@ class ReconstructionDecoder(nn.Module):
 
     def init_weights(self) -> None:
         """Initialise every parameter as in the vision tower."""
+        by_width = self.config.init == "by_width"
+        nn.init.normal_(self.proj.weight, std=self.proj.in_features**-0.5 if by_width else 0.02)
+        # Small in any width: the first guess is the mean of the latents.
+        nn.init.normal_(self.head.weight, std=0.02)
         for linear in (self.proj, self.head):
-            nn.init.normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
         for block in self.blocks:
-            init_vision_block(block, self.config.width)  # pyright: ignore[reportArgumentType]
+            init_vision_block(block, self.config.width, self.config.init)  # pyright: ignore[reportArgumentType]
         self.norm.reset_parameters()
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -215,7 +226,8 @@ class OpenVision3Config:
 
     def to_dict(self) -> JsonObject:
         """Plain nested dictionary, as written to `config.json`."""
-        return stored(self, OPTIONS) | {"vision": self.vision.to_dict(), "text": self.text.to_dict()}
+        towers = {"vision": self.vision, "text": self.text, "reconstruction": self.reconstruction}
+        return stored(self, OPTIONS) | {name: tower.to_dict() for name, tower in towers.items()}
 
     @staticmethod
     def from_dict(data: JsonObject) -> "OpenVision3Config":

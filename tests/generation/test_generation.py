@@ -14,8 +14,9 @@ from openvision.evaluation.data.images import ShardImages
 from openvision.frozen.autoencoder import as_signed, open_autoencoder
 from openvision.frozen.config import AutoencoderConfig
 from openvision.generation.autoencoder import AutoencoderTraining, train_autoencoder
+from openvision.generation.generate import open_generator
 from openvision.generation.generator import Generator, GeneratorConfig, shifted
-from openvision.generation.train_generator import GeneratorTraining, generate_images, train_generator
+from openvision.generation.train_generator import GeneratorTraining, train_generator
 from openvision.images.preprocess import prepare, to_batch
 from openvision.models.openvision3 import OpenVision3, OpenVision3Config
 from openvision.text.tokenizer import Tokenizer
@@ -98,12 +99,12 @@ def test_it_samples_the_distribution_it_was_trained_on():
 def test_the_same_seed_makes_the_same_images(generator, encoder):
     folder, _ = generator
     one, again, other = (
-        generate_images(folder, ["a red square", "a blue bar"], CPU, steps=3, seed=seed) for seed in (0, 0, 1)
+        open_generator(folder, CPU).images(["a red square", "a blue bar"], steps=3, seed=seed) for seed in (0, 0, 1)
     )
     assert one.shape == (2, 32, 32, 3)
     assert np.array_equal(one, again)
     assert not np.array_equal(one, other)
-    assert generate_images(folder, ["a"], CPU, steps=1, encoder=str(encoder)).shape == (1, 32, 32, 3)
+    assert open_generator(folder, CPU, str(encoder)).images(["a"], steps=1).shape == (1, 32, 32, 3)
 
 
 def test_from_the_command_line(generator, tmp_path):
@@ -121,13 +122,13 @@ def test_what_does_not_fit_is_refused(generator, encoder, shapes_folder, tiny_ru
     with pytest.raises(OpenVisionError, match="no sample has a 'title'"):
         train_generator(str(encoder), shapes_folder / "train", tmp_path / "g", GeneratorTraining("title"), CPU)
     with pytest.raises(OpenVisionError, match="give a folder that `openvision train-generator` wrote"):
-        generate_images(tmp_path, ["a"], CPU)
+        open_generator(tmp_path, CPU)
     torch.manual_seed(1)
     config = recipe_of("openvision3").model
     assert isinstance(config, OpenVision3Config)
     save_folder(tmp_path / "other", OpenVision3(config), Tokenizer.train(["a red square"], 40), "", {})
     with pytest.raises(OpenVisionError, match="its weights differ"):
-        generate_images(folder, ["a"], CPU, encoder=str(tmp_path / "other"))
+        open_generator(folder, CPU, str(tmp_path / "other"))
 
 
 def test_times_are_moved_towards_noise_and_keep_their_ends():

@@ -11,7 +11,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from openvision.errors import require
-from openvision.evaluation.report.gallery import Map, Neighbours, Pixels, Query, pixels_of
+from openvision.evaluation.report.gallery import Neighbours, Pixels, Query, pixels_of
 from openvision.evaluation.suites.results import Result
 from openvision.files import JsonObject
 
@@ -187,15 +187,15 @@ def neighbours_figure(examples: Sequence[Neighbours], images: dict[str, str], co
     return made
 
 
-def patch_figure(maps: Sequence[Map], images: dict[str, str], columns: int = 6) -> "Figure":
-    """Images above the principal components of their patch tokens."""
-    rows = -(-len(maps) // columns)
-    made = figure(1.5 * columns, 3.1 * rows)
-    grid = _grid(made, 2 * rows, columns, 0)
-    for index, example in enumerate(maps):
+def stacked_figure(stacks: Sequence[Sequence[str]], images: dict[str, str], columns: int = 6) -> "Figure":
+    """Stacks of equally many images, e.g. one above its map; the names are those of `images`."""
+    rows, height = -(-len(stacks) // columns), max((len(stack) for stack in stacks), default=1)
+    made = figure(1.5 * columns, 1.55 * height * rows)
+    grid = _grid(made, height * rows, columns, 0)
+    for index, stack in enumerate(stacks):
         row, column = divmod(index, columns)
-        _show(grid[2 * row][column], pixels_of(images[example["image"]]))
-        _show(grid[2 * row + 1][column], pixels_of(images[example["map"]]))
+        for below, name in enumerate(stack):
+            _show(grid[height * row + below][column], pixels_of(images[name]))
     return made
 
 

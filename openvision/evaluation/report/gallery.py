@@ -131,6 +131,7 @@ class Shown(TypedDict, total=False):
     neighbours: list[Neighbours]
     captions: list[Caption]
     reconstructions: list[Map]
+    ceilings: list[Map]
 
 
 class Gallery(TypedDict):
@@ -221,7 +222,7 @@ class _Examples:
         if isinstance(evaluator, (Knn, Baselines)) and self._shows_neighbours(evaluator):
             return {"neighbours": self._neighbours(evaluator)}
         if isinstance(evaluator, Reconstruction):
-            return {"reconstructions": self._reconstructions(evaluator)}
+            return self._reconstructions(evaluator)
         if isinstance(evaluator, CaptionLoss):
             return {"captions": self._captions(evaluator)}
         return {}
@@ -352,18 +353,24 @@ class _Examples:
             shown.append({"image": self._add(images, row), "name": names[row], "nearest": found})
         return shown
 
-    def _reconstructions(self, evaluator: Reconstruction) -> list[Map]:
-        """Images and what an OpenVision 3 model makes of them."""
+    def _reconstructions(self, evaluator: Reconstruction) -> Shown:
+        """Images, what an OpenVision 3 model makes of them, and what its autoencoder alone does."""
         images = open_images(evaluator.data, self.root)
         rows = self._lot(images, evaluator.data, RECONSTRUCTED, SEED + 4)
         prepared, unified = self._prepared(images, rows), require_openvision3(self.model)
         with evaluating(unified) as device:
-            made = as_uint8(unified.reconstruct(prepared.to(device))).cpu()
-        both = [each.permute(0, 2, 3, 1).contiguous().numpy() for each in (prepared, made)]
-        return [
-            {"text": "", "image": self.album.add(true), "map": self.album.add(decoded)}
-            for true, decoded in zip(*both, strict=True)
+            sent, autoencoder = prepared.to(device), unified.vision.autoencoder(device)
+            made = as_uint8(unified.reconstruct(sent)).cpu()
+            ceiling = as_uint8(autoencoder.decode(autoencoder.encode(sent))).cpu()
+        true, made, ceiling = (each.permute(0, 2, 3, 1).contiguous().numpy() for each in (prepared, made, ceiling))
+        maps: list[list[Map]] = [
+            [
+                {"text": "", "image": self.album.add(own), "map": self.album.add(decoded)}
+                for own, decoded in zip(true, side, strict=True)
+            ]
+            for side in (made, ceiling)
         ]
+        return {"reconstructions": maps[0], "ceilings": maps[1]}
 
     def _captions(self, evaluator: CaptionLoss) -> list[Caption]:
         """Captions that the model writes; version 1 reads its own zero-shot guess, never the true name."""

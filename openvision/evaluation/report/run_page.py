@@ -2,10 +2,12 @@
 
     RUN/report/index.html           images inside as data URIs, no request to any server
     RUN/report/learning_curves.png  accuracy.png, retrieval.png, neighbours.png, patches.png
+    RUN/report/reconstructions.png  of OpenVision 3; with a generator generated.png and generated.json
 
 The page is written completely or not at all. Its numbers and examples are those of the run's suite (suites/own.py).
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ from openvision.evaluation.report import figures
 from openvision.evaluation.report.gallery import (
     GALLERY,
     SEED,
+    Album,
     Caption,
     Gallery,
     Map,
@@ -24,7 +27,8 @@ from openvision.evaluation.report.gallery import (
     read_gallery,
     write_gallery,
 )
-from openvision.evaluation.report.parts import Cell, Row, Table, asked, chart, provenance, side_by_side
+from openvision.evaluation.report.generated import Generated, reconstruction_table
+from openvision.evaluation.report.parts import Cell, Maps, Row, Table, asked, chart, provenance, side_by_side
 from openvision.evaluation.report.template import render
 from openvision.evaluation.suites.held_out import METRICS, MODEL, HeldOut, current_result, held_out_sets
 from openvision.evaluation.suites.own import recipe_of_run, suite_of_run
@@ -63,11 +67,12 @@ class SetView:
     groups: Table | None
 
 
-def build_report(run: Path, data: str | Path | None = None) -> Path:
+def build_report(run: Path, data: str | Path | None = None, generated: Generated | None = None) -> Path:
     """Write RUN/report and return the path of its index.html; `data` is by default what the run was trained on.
 
-    Measures first when RUN/evaluation.json is missing or about other weights. Raises OpenVisionError when the run has
-    no model, no metrics, no text tower, or its data are missing.
+    `generated` are images of a generator on the tokens of the run's encoder. Measures first when RUN/evaluation.json is
+    missing or about other weights. Raises OpenVisionError when the run has no model, no metrics, no text tower, or its
+    data are missing.
     """
     lines = read_log(run / "metrics.jsonl")
     result = current_result(run, data)
@@ -82,11 +87,15 @@ def build_report(run: Path, data: str | Path | None = None) -> Path:
     gallery = read_gallery(run)
     examples = _examples(gallery, sets[0].name)
     notes = suite_of_run(run, data)[0].notes
-    page = render("report.html", _context(run, lines, result, sets, notes, gallery, examples))
+    made = _add_generated(gallery, generated)
+    page = render("report.html", _context(run, lines, result, sets, notes, gallery, examples, generated, made))
     with atomic_folder(run / "report") as folder:
         (folder / "index.html").write_text(page, encoding="utf-8")
-        for name, png in _pngs(lines, gallery, examples).items():
+        for name, png in _pngs(lines, gallery, examples, made).items():
             (folder / name).write_bytes(png)
+        if generated is not None:
+            content = {"rows": generated.rows, "facts": generated.facts}
+            (folder / "generated.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return run / "report" / "index.html"
 
 
@@ -115,6 +124,11 @@ class Examples:
     neighbours: list[Neighbours] = field(default_factory=list)
     captions: list[Caption] = field(default_factory=list)
     reconstructions: list[Map] = field(default_factory=list)
+    ceilings: list[Map] = field(default_factory=list)
+
+    def reconstructed(self) -> list[Maps]:
+        """Images beside what the autoencoder alone, which older galleries lack, and the encoder keep of them."""
+        return side_by_side([one for one in (self.ceilings, self.reconstructions) if one])
 
 
 def _examples(gallery: Gallery, data: str) -> Examples:
@@ -128,17 +142,32 @@ def _examples(gallery: Gallery, data: str) -> Examples:
         examples.neighbours = one.get("neighbours", examples.neighbours)
         examples.captions = one.get("captions", examples.captions)
         examples.reconstructions = one.get("reconstructions", examples.reconstructions)
+        examples.ceilings = one.get("ceilings", examples.ceilings)
     return examples
 
 
-def _pngs(lines: list[JsonObject], gallery: Gallery, examples: Examples) -> dict[str, bytes]:
+def _add_generated(gallery: Gallery, generated: Generated | None) -> list[Maps]:
+    """Examples of a generator, their images added to those of the gallery."""
+    album = Album()
+    made = generated.examples(album) if generated is not None else []
+    gallery["images"] |= album.images
+    return made
+
+
+def _pngs(lines: list[JsonObject], gallery: Gallery, examples: Examples, made: Sequence[Maps]) -> dict[str, bytes]:
     images = gallery["images"]
+    shown = {
+        "patches": side_by_side([gallery["patches"]]),
+        "reconstructions": examples.reconstructed(),
+        "generated": made,
+    }
+    stacks = {name: [[one.image, *filter(None, one.maps)] for one in rows] for name, rows in shown.items() if rows}
     return {
         "learning_curves.png": figures.to_png(figures.learning_curves(lines)),
         "accuracy.png": figures.to_png(figures.accuracy_over_compute(lines)),
         "retrieval.png": figures.to_png(figures.retrieval_figure(examples.queries, images), dpi=110),
         "neighbours.png": figures.to_png(figures.neighbours_figure(examples.neighbours, images), dpi=110),
-        "patches.png": figures.to_png(figures.patch_figure(gallery["patches"], images), dpi=110),
+        **{f"{name}.png": figures.to_png(figures.stacked_figure(one, images), dpi=110) for name, one in stacks.items()},
     }
 
 
@@ -150,6 +179,8 @@ def _context(
     notes: Sequence[str],
     gallery: Gallery,
     examples: Examples,
+    generated: Generated | None,
+    made: Sequence[Maps],
 ) -> dict[str, object]:
     """Everything the template reads."""
     recipe = recipe_of_run(run)
@@ -168,7 +199,11 @@ def _context(
         "examples": examples,
         "queries": asked([result.name], [examples.queries]),
         "patches": side_by_side([gallery["patches"]]),
-        "reconstructions": side_by_side([examples.reconstructions]),
+        "reconstructions": examples.reconstructed(),
+        "reconstruction_table": reconstruction_table(result.measured),
+        "generated": generated,
+        "generated_table": generated.table() if generated is not None else None,
+        "made": made,
         "images": gallery["images"],
         "resolution": result.content["settings"]["resolution"],
         "intervals": result.content["settings"].get("intervals", "bootstrap"),
