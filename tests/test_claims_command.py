@@ -86,6 +86,26 @@ def test_rows_are_found_again_and_replaced(parts, tmp_path):
     assert lines[1]["measured"]["single objects"]["values"]["top1"] == 0.75
 
 
+def test_a_run_serves_every_table_and_what_only_tunes_serves_none(parts, tmp_path):
+    rows = parts.rows.Rows(tmp_path / "rows.jsonl")
+    for table, variant in (("f", "clip"), ("a", "no_decoder"), ("tuning", "full"), ("speeds", "full"), ("f", "full")):
+        rows.put(row_of(variant, table=table))
+    assert [row["variant"] for row in rows.of(("full", "no_decoder", "clip"))] == ["full", "no_decoder", "clip"]
+    key = parts.rows.key_of
+    assert key(row_of("clip", table="a")) in rows
+    assert key(row_of("no_decoder", table="tuning")) not in rows
+    assert len(rows.serving("tuning")) == len(rows.serving("speeds")) == 1
+
+
+def test_variants_that_cost_the_same_share_their_speeds(parts):
+    variants, alike = parts.variants.VARIANTS, parts.variants.costs_as
+    assert alike(variants["full"], variants["full_alt25"])
+    assert alike(variants["full"], variants["caption_weight_half"])
+    assert alike(variants["no_decoder"], variants["no_decoder_alt0"])
+    for other in ("no_decoder", "clip", "whole_caption", "full_published", "wide", "patch16_tokens"):
+        assert not alike(variants["full"], variants[other])
+
+
 def test_a_line_that_a_crash_cut_off_is_left_out(parts, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(row_of()) + "\n" + json.dumps(row_of(seed=1))[:40])
@@ -134,7 +154,7 @@ def test_every_variant_is_a_recipe_in_every_size(parts):
             recipe = variants.recipe_of(chosen, profile, [6400] * count, 0.004, 3, Path("vocabulary"), ())
             assert recipe.seed == 3
             assert recipe.stages[0].base_learning_rate == pytest.approx(0.004)
-            assert (recipe.model.decoder is None) == (("clip" in name and "open" not in name) or name == "no_decoder")
+            assert (recipe.model.decoder is None) == (("clip" in name and "open" not in name) or name.startswith("no_decoder"))
 
 
 def test_a_variant_differs_from_the_full_recipe_by_its_overrides_alone(parts):

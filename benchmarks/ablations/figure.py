@@ -48,13 +48,14 @@ def picture(rows: Sequence[JsonObject]) -> bytes:
 
 
 def crossing(rows: Sequence[JsonObject]) -> bytes:
-    """PNG of the full recipe and plain CLIP against the share of alt-texts that say anything."""
+    """PNG of the full recipe, without its decoder, and plain CLIP against the share of alt-texts that say anything."""
     made = figure(10.4, 3.6)
+    sides = {"full": "full recipe", "no_decoder": "without decoder", "clip": "plain CLIP"}
     for axis, (title, metric, label) in zip(made.subplots(1, len(BARS)), BARS, strict=True):
-        for colour, (side, text) in zip(COLOURS[::2], (("full", "full recipe"), ("clip", "plain CLIP")), strict=False):
+        for colour, (side, text) in zip(COLOURS, sides.items(), strict=False):
             shares: dict[float, list[float]] = {}
             for row in rows:
-                if row["variant"].split("_")[0] == side and not row["variant"].startswith(f"{side}_errors"):
+                if row["variant"].partition("_alt")[0] == side:
                     share = 100 * VARIANTS[row["variant"]].world.informative
                     shares.setdefault(share, []).extend(values_of([row], title, metric))
             points = sorted((share, values) for share, values in shares.items() if values)

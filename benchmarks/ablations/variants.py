@@ -80,15 +80,18 @@ _PUBLISHED = ("model.vision.init=published", "model.text.pad_id=none", "model.te
 """What they change."""
 
 
+_SIDES = {"full": ("full recipe", ()), "no_decoder": ("without decoder", _NO_DECODER), "clip": ("plain CLIP", _CLIP)}
+
+
 def _worlds() -> dict[str, Variant]:
-    """Variants of the full recipe and of plain CLIP in poorer and richer worlds."""
+    """The full recipe, without its decoder, and plain CLIP in poorer and richer worlds."""
     found = {}
     for percent in (100, 75, 50, 25, 0):
         world = World(informative=percent / 100)
-        found[f"full_alt{percent}"] = Variant(f"full recipe, {percent} % of alt-texts say something", (), "full")
-        found[f"clip_alt{percent}"] = Variant(f"plain CLIP, {percent} % of alt-texts say something", _CLIP, "clip")
-        for side in ("full", "clip"):
-            found[f"{side}_alt{percent}"] = replace(found[f"{side}_alt{percent}"], world=world)
+        for side, (title, overrides) in _SIDES.items():
+            tuned_as = "clip" if side == "clip" else "full"
+            words = f"{title}, {percent} % of alt-texts say something"
+            found[f"{side}_alt{percent}"] = Variant(words, overrides, tuned_as, world=world)
     for percent in (0, 10, 30):
         title = f"full recipe, {percent} % of what captions say is wrong"
         found[f"full_errors{percent}"] = Variant(title, (), "full", world=World(caption_errors=percent / 100))
@@ -108,6 +111,7 @@ VARIANTS: dict[str, Variant] = {
         "full",
         world=World(one_sentence=True),
     ),
+    "caption_weight_half": Variant("caption weight 0.5", ("loss.caption=0.5",), "full"),
     "caption_weight1": Variant("caption weight 1", ("loss.caption=1",), "full"),
     "caption_weight4": Variant("caption weight 4", ("loss.caption=4",), "full"),
     "full_resolution": Variant("full recipe, full resolution from the start", (), "full", full_resolution=True),
@@ -147,8 +151,8 @@ VARIANTS: dict[str, Variant] = {
 
 TABLES: dict[str, tuple[str, ...]] = {
     "a": ("full", "no_decoder", "no_sentence", "clip", "openvision2"),
-    "b": ("full", "clip", *_worlds()),
-    "c": ("full", "whole_caption", "no_decoder", "caption_weight1", "caption_weight4"),
+    "b": (*_SIDES, *_worlds()),
+    "c": ("full", "whole_caption", "no_decoder", "caption_weight_half", "caption_weight1", "caption_weight4"),
     "d": ("full", "full_resolution", "clip_full_resolution", "early", "late", "patch16", "patch16_tokens", "wide"),
     "e": ("openvision2", "keep10", "keep25", "keep50", "keep100", "causal", "positions"),
     "f": (
@@ -271,13 +275,20 @@ def variant(name: str) -> Variant:
 
 
 def costs_as(one: Variant, other: Variant) -> bool:
-    """Whether a sample of both takes the same time: they differ at most in what texts say."""
+    """Whether a sample of both takes the same time: they differ at most in what texts say, and in a weight."""
 
     def cost(side: Variant) -> Variant:
         world = World(scale=side.world.scale, one_sentence=side.world.one_sentence)
-        return replace(side, title="", tuned_as="", world=world)
+        parts = tuple(change for change in side.overrides if not _is_weight(change))
+        return replace(side, title="", tuned_as="", world=world, overrides=parts)
 
     return cost(one) == cost(other)
+
+
+def _is_weight(change: str) -> bool:
+    """Whether an override is the weight of a decoder that is still there."""
+    key, _, value = change.partition("=")
+    return key == "loss.caption" and float(value) > 0
 
 
 def parts_of(chosen: Variant, profile: Profile) -> list[tuple[int, float]]:
