@@ -45,11 +45,11 @@ from openvision.weights.load import load_checkpoint
 CAPTIONER, ENCODERS, RECAPTIONED = "captioner", "encoders", "recaptioned"
 RIVALS = {"alt-texts alone": None, "our decoder's captions": "recaption", "true captions": "synthetic"}
 """Side -> name of the caption that it learns from."""
-_TOWER = {"width": 128, "depth": 4, "mlp_dim": 512, "heads": 2, "patch_size": 8, "image_size": 48}
-_TOWER |= {"init": "by_width"}
-_TEXT = {"width": 128, "depth": 2, "mlp_dim": 512, "heads": 2, "vocab_size": 1024, "context_length": 24}
-_TEXT |= {"pad_id": 0, "pool": "mean"}
-_DECODER = {"width": 96, "depth": 1, "mlp_dim": 384, "heads": 2, "vocab_size": 1024, "caption_length": 72}
+_VOCABULARY = 1024
+_TOWER = {"width": 128, "depth": 4, "mlp_dim": 512, "heads": 2, "patch_size": 8, "image_size": 48, "init": "by_width"}
+_TEXT = {"width": 128, "depth": 2, "mlp_dim": 512, "heads": 2, "vocab_size": _VOCABULARY, "context_length": 24}
+_MASKED = {"pad_id": 0, "pool": "mean"}
+_DECODER = {"width": 96, "depth": 1, "mlp_dim": 384, "heads": 2, "vocab_size": _VOCABULARY, "caption_length": 72}
 _BATCH, _WARMUP, _EXAMPLES = 64, 0.05, 12
 _WORD = re.compile(r"\w+")
 
@@ -62,7 +62,7 @@ def recipe_of(side: str, caption: str | None, samples: int, seed: int, vocabular
         model |= {"kind": "openvision2", "keep_ratio": 0.35}
         model["decoder"] = _DECODER | {"depth": 2, "text_positions": "learned"}
     else:
-        model |= {"text": _TEXT, "embed_dim": 128}
+        model |= {"text": _TEXT | _MASKED, "embed_dim": 128}
         if not captions:
             del model["decoder"]
     texts = [] if side == CAPTIONER else ["alt", "sentence"] if captions else ["alt"]
@@ -218,7 +218,7 @@ def prepare(root: Path, scenes: int, held_out: int) -> JsonObject:
     split_scenes(root, scenes, held_out)
     texts = [text for sample in ShardDataset(root / CAPTIONER) for text in (str(sample.alt), str(sample.synthetic))]
     (root / "vocabulary").mkdir(exist_ok=True)
-    Tokenizer.train(texts, _TEXT["vocab_size"]).save(root / "vocabulary")
+    Tokenizer.train(texts, _VOCABULARY).save(root / "vocabulary")
     return {"scenes": scenes, "held_out": held_out}
 
 

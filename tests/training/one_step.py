@@ -103,7 +103,9 @@ def batch_of(processes: Processes, context: int, trimmed: bool) -> Batch:
             tensors[name] = tensors[name].clamp(min=1).masked_fill(padding, 0)
     own = {name: tensor[rows] for name, tensor in tensors.items()}
     keys = [""] * len(own["images"])
-    return Batch(**own, keys=keys, rejects=(), texts_cut=0, captions_missing=0, remarks=())
+    lengths_of_texts = own.pop("text_lengths", None)
+    counts = {"rejects": (), "texts_cut": 0, "captions_missing": 0, "remarks": ()}
+    return Batch(**own, keys=keys, **counts, text_lengths=lengths_of_texts)
 
 
 def run(out: str, parallel: dict[str, Any]) -> None:

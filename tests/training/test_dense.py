@@ -115,7 +115,8 @@ def test_targets_are_what_sets_a_patch_apart():
     assert found.dtype == torch.float32
     assert torch.equal(found[..., 0], torch.zeros(2, 5))
     torch.testing.assert_close(patch_targets(tokens)[..., 1:].std(dim=1, correction=0), torch.ones(2, 2))
-    torch.testing.assert_close(patch_targets(tokens)[:1], patch_targets(tokens[:1])), "a sample alone"
+    # A sample alone is like a sample of a batch.
+    torch.testing.assert_close(patch_targets(tokens)[:1], patch_targets(tokens[:1]))
 
 
 def test_the_average_begins_with_the_tower_and_follows_it():

@@ -110,8 +110,12 @@ def test_a_transformers_export_is_timed_without_a_notice(tiny_run, tmp_path):
     folder = tmp_path / "vit"
     export(load_checkpoint(tiny_run), "transformers", folder, ExportOptions(check=False))
     notices: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = notices.append
+
+    class Notices(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            notices.append(record)
+
+    handler = Notices()
     transformers_logging.add_handler(handler)
     try:
         (found,) = measure_latency([folder], runs=1)
