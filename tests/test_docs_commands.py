@@ -1,17 +1,19 @@
 """Every command block of README and docs is run, or checked against `--help`.
 
-The line before a block says what it is: `<!-- run -->` (executed here, on the tiny run), `<!-- run: slow -->` (the
+The line before a block says what it is: `<!-- run -->` (executed here, on a small run), `<!-- run: slow -->` (the
 same, by `make test-slow`), `<!-- slow -->` (by `make test-slow`, in a fresh clone), `<!-- run: oracle -->` (by
 tests/oracle, where timm and open_clip are), `<!-- needs: hub -->` or gpu, cluster, dataset (parsed, checked). A block
 without is an error.
 """
 
+import copy
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +25,17 @@ from torch.distributed.run import get_args_parser
 
 from openvision.cli.main import app
 from openvision.data.sources.scenes.make import Options, make_scenes
+from openvision.recipe.schema import parse_recipe
+from openvision.training.trainer import Trainer
+from tests.conftest import TINY_RECIPE
 from tests.preloaded import Preloaded
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"(?:^<!-- ([^\n]*?) -->\n)?^```(bash|console|sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS = {"hub", "gpu", "cluster", "dataset"}
+# What recipes/quickstart.toml sets of the towers, beside their sizes.
+QUICKSTART_MODEL = {"vision": {"init": "by_width"}, "text": {"pad_id": 0, "pool": "mean"}}
 
 
 @dataclass(frozen=True)
@@ -142,10 +149,28 @@ def test_links_lead_somewhere(document):
             assert not anchor or anchor in anchors(target), f"{document.name} links to {link}"
 
 
-def make_workshop(folder: Path, tiny_run: Path, shapes_folder: Path) -> Path:
-    """A folder that looks like a checkout after the quickstart, with the tiny run in its place."""
-    shutil.copytree(tiny_run, folder / "runs/quickstart")
-    # The tiny run was trained on shapes somewhere else; docs measure it on the quickstart's data.
+@pytest.fixture(scope="module")
+def small_quickstart(tmp_path_factory, shapes_folder) -> Path:
+    """The tiny run with the quickstart's text tower, which masks padding: stock classes take no such tower."""
+    content: dict[str, Any] = copy.deepcopy(TINY_RECIPE)
+    for part, added in QUICKSTART_MODEL.items():
+        content["model"][part] |= added
+    run = tmp_path_factory.mktemp("run") / "quickstart"
+    Trainer(parse_recipe(content, "quickstart"), shapes_folder, run).run()
+    return run
+
+
+def test_the_stand_in_has_what_the_quickstart_adds():
+    model = tomllib.loads((ROOT / "recipes/quickstart.toml").read_text())["model"]
+    sizes = {"width", "depth", "mlp_dim", "heads", "patch_size", "image_size", "vocab_size", "context_length"}
+    added = {part: {key: model[part][key] for key in model[part].keys() - sizes} for part in ("vision", "text")}
+    assert added == QUICKSTART_MODEL
+
+
+def make_workshop(folder: Path, quickstart: Path, shapes_folder: Path) -> Path:
+    """A folder that looks like a checkout after the quickstart, with a small run in its place."""
+    shutil.copytree(quickstart, folder / "runs/quickstart")
+    # The small run was trained on shapes somewhere else; docs measure it on the quickstart's data.
     (folder / "runs/quickstart/data.json").unlink()
     make_scenes(folder / "runs/scenes", Options(train=40, held_out=12, objects=5), workers=1)
     # Shapes stand in for emoji, which take longer to draw.
@@ -156,8 +181,8 @@ def make_workshop(folder: Path, tiny_run: Path, shapes_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory, tiny_run, shapes_folder) -> Path:
-    return make_workshop(tmp_path_factory.mktemp("workshop"), tiny_run, shapes_folder)
+def workshop(tmp_path_factory, small_quickstart, shapes_folder) -> Path:
+    return make_workshop(tmp_path_factory.mktemp("workshop"), small_quickstart, shapes_folder)
 
 
 @pytest.fixture(scope="module")
@@ -185,9 +210,9 @@ def test_run(document, workshop, programs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("document", dict.fromkeys(b.document for b in with_marker("run: slow")), ids=name_of)
-def test_run_slow(document, tmp_path, tiny_run, shapes_folder, programs):
+def test_run_slow(document, tmp_path, small_quickstart, shapes_folder, programs):
     """The whole page in order, in a workshop of its own: blocks that take long stand on those before them."""
-    folder = make_workshop(tmp_path, tiny_run, shapes_folder)
+    folder = make_workshop(tmp_path, small_quickstart, shapes_folder)
     for block in blocks():
         if block.document == document and block.marker in ("run", "run: slow"):
             execute(block, folder, programs)

@@ -13,7 +13,7 @@ from openvision.models.text import TextConfig
 from openvision.models.vision import VisionConfig
 from openvision.text.tokenizer import Tokenizer
 from openvision.weights.folder import save_folder
-from tests.test_docs_commands import with_marker
+from tests.test_docs_commands import ROOT, with_marker
 
 BLOCKS = with_marker("run: oracle")
 
@@ -27,8 +27,12 @@ def test_run(block, tmp_path) -> None:
     config = OpenVisionConfig(
         embed_dim=24,
         vision=VisionConfig(width=48, depth=2, mlp_dim=96, heads=3, patch_size=8, image_size=32),
-        text=TextConfig(width=32, depth=2, mlp_dim=64, heads=2, vocab_size=120, context_length=12),
+        # Masked padding, as the quickstart has it: no stock class takes such a text tower.
+        text=TextConfig(
+            width=32, depth=2, mlp_dim=64, heads=2, vocab_size=120, context_length=12, pad_id=0, pool="mean"
+        ),
     )
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     save_folder(tmp_path / "runs/quickstart/model", OpenVision(config), Tokenizer.train(["a dog"], 100), "", {})
     # The commands are processes of their own, which need the operators that conftest.py declares for this one.
     shim = tmp_path / "shim"

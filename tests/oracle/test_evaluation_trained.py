@@ -1,4 +1,4 @@
-"""The same on trained weights: those of `make quickstart`, on its validation split."""
+"""The same on trained weights: those of `openvision quickstart --source openmoji`, on its validation split."""
 
 # pyright: reportMissingImports=false
 
@@ -27,9 +27,10 @@ from openvision.weights.load import load_checkpoint
 from openvision.weights.open_clip import CONFIG_FILE, config_to_open_clip, to_open_clip
 
 RUNS = Path(__file__).parents[2] / "runs"
+MODEL = RUNS / "quickstart_openmoji/model"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not (RUNS / "quickstart/model").is_dir(), reason="run `make quickstart` first"),
+    pytest.mark.skipif(not MODEL.is_dir(), reason="run `openvision quickstart --source openmoji` first"),
 ]
 
 
@@ -37,7 +38,7 @@ pytestmark = [
 def trained(tmp_path_factory):
     """The checkpoint, the same weights in open_clip, and the split."""
     folder = tmp_path_factory.mktemp("weights")
-    checkpoint = load_checkpoint(RUNS / "quickstart/model")
+    checkpoint = load_checkpoint(MODEL)
     model = checkpoint.model
     assert model is not None
     # open_clip has no caption decoder.
