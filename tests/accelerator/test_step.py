@@ -5,6 +5,7 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ from tests.accelerator.models import MODELS
 
 WAITS = (DataDependentOutputException, DynamicOutputShapeException)
 # What the recipe of a variant changes. The first has everything on.
-VARIANTS: dict[str, dict[str, dict]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "everything": {},
     "plain": {"optimizer": {}, "guards": {}, "run": {}, "stage": {"drop_path": 0.0}},
     "spikes logged": {"guards": {"spikes": "log"}},
