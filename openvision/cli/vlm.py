@@ -18,7 +18,13 @@ def build(
     encoder: EncoderOption,
     llm: Annotated[str, typer.Option(help="Causal language model: folder, .gguf file or Hub id.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
-    framework: Annotated[str, typer.Option(help="llava-1.5 or llava-next.")] = "llava-1.5",
+    framework: Annotated[str, typer.Option(help="llava-1.5, llava-next or llava-native.")] = "llava-1.5",
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="llava-native: patches of an image, at most; by default those of the encoder's square.", min=1
+        ),
+    ] = None,
     feature_layer: Annotated[int, typer.Option(help="Hidden state for the projector; -1 is the last block's.")] = -2,
     pad_token: Annotated[
         str | None, typer.Option(help="Existing token for padding, for a tokenizer without one.")
@@ -39,6 +45,7 @@ def build(
 
     options = BuildOptions(
         framework=framework,  # pyright: ignore[reportArgumentType]
+        max_tokens=max_tokens,
         feature_layer=feature_layer,
         seed=seed,
         dtype=dtype,
@@ -47,6 +54,8 @@ def build(
     geometry = run(encoder, llm, output, options, Request(vision_only=True, revision=revision, offline=offline))
     side = geometry.grid
     tokens = f"{side} x {side} = {geometry.patches} tokens a square"
+    if geometry.native is not None:
+        tokens = f"up to {geometry.native.max_tokens} patches an image in native shapes, a line break behind each row"
     if geometry.pinpoints:
         most = max(geometry.tokens(height, width) for height, width in geometry.pinpoints)
         tokens += f", up to {most} an image in tiles"
@@ -97,6 +106,7 @@ def plan(
     from openvision.hardware import device_named
     from openvision.multimodal.cost import plan_stages
     from openvision.multimodal.model.geometry import Geometry, anyres_pinpoints
+    from openvision.multimodal.model.native import native_shapes
     from openvision.multimodal.recipe import load_vlm_recipe
     from openvision.weights.load import vision_shape
 
@@ -106,6 +116,8 @@ def plan(
     geometry = Geometry(vision.image_size, vision.patch_size, 1, vision.width, vision.depth)
     if read.framework == "llava-next":
         geometry = replace(geometry, pinpoints=anyres_pinpoints(vision.image_size))
+    if read.framework == "llava-native":
+        geometry = replace(geometry, native=native_shapes(vision.patch_size, read.max_tokens or geometry.patches))
     for cost in plan_stages(read.stages, vision, geometry, llm_parameters, samples, text_tokens, which, devices):
         sample = cost.sample
         echo(
@@ -115,7 +127,7 @@ def plan(
         )
         if cost.stage.learning_rate.encoder is None:
             squares = geometry.squares(2 * vision.image_size, 2 * vision.image_size)
-            size = cost.samples * squares * geometry.patches * geometry.width * 2
+            size = cost.samples * squares * geometry.most_patches * geometry.width * 2
             gain = (
                 f"make a step {sample.cached_speedup:.2f} times as fast" if sample.llm else "leave only the projector"
             )

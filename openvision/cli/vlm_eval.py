@@ -133,7 +133,10 @@ def compare(
 
     loaded = load_vlm_recipe(recipe, overrides)
     options = BuildOptions(
-        framework=loaded.framework, feature_layer=feature_layer, tokenizer=TokenizerOptions(pad_token, chat_template)
+        framework=loaded.framework,
+        max_tokens=loaded.max_tokens,
+        feature_layer=feature_layer,
+        tokenizer=TokenizerOptions(pad_token, chat_template),
     )
     plan = EncoderComparison(
         contestants=parse_contestants(encoder),

@@ -62,7 +62,9 @@ def sample_cost(
     rates = stage.learning_rate
     side = geometry.image_size * (2 if geometry.pinpoints else 1)
     visual = geometry.tokens(side, side)
-    encoder = vision_flops(vision, vision.image_size, None) * geometry.squares(side, side)
+    # A square image of native shapes stands for all: every shape has about as many patches.
+    read = vision.image_size if geometry.native is None else geometry.native.shape_of(1, 1)[0]
+    encoder = vision_flops(vision, read, None) * geometry.squares(side, side)
     # The objective "words" does not run the language model.
     llm = 2 * llm_parameters * (visual + text_tokens) if stage.objective == "answers" else 0.0
     trains_llm = rates.llm is not None and stage.lora is None

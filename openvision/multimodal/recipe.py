@@ -14,6 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_v
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
 from openvision.multimodal.model.geometry import Aspect, Framework
+from openvision.multimodal.model.native import LEAST_TOKENS
 from openvision.recipe.schema import read_recipe_text
 from openvision.recipe.sections import Section
 from openvision.recipe.text import apply_override, describe_problem
@@ -72,7 +73,8 @@ class VlmStage(Section):
     samples: PositiveInt | None = None
     """Samples to train on, in several epochs or part of one; by default one epoch."""
     aspect: Aspect = "pad"
-    """pad: pad to a square; crop: the centre square; anyres: tiles, for llava-next."""
+    """pad: pad to a square; crop: the centre square; anyres: tiles, for llava-next; native: one image that keeps its
+    aspect, for llava-native."""
     batch_size: PositiveInt
     """Samples of an optimizer step, over all devices."""
     micro_batch: PositiveInt | None = None
@@ -142,7 +144,9 @@ class VlmRecipe(Section):
     name: str
     description: str = ""
     framework: Framework
-    """How images become tokens: one square, or tiles."""
+    """How images become tokens: one square, tiles, or one grid of the image's own shape."""
+    max_tokens: PositiveInt | None = None
+    """Budget of patches of an image in llava-native; by default that with which the model was built."""
     seed: Annotated[int, Field(ge=0)] = 42
     image_first: bool = True
     """Move `<image>` to the start of its question, as LLaVA does."""
@@ -154,11 +158,20 @@ class VlmRecipe(Section):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stages must have different names, not {names}")
+        fitting = {"llava-1.5": ("pad", "crop"), "llava-next": ("anyres",), "llava-native": ("native",)}
         for stage in self.stages:
-            if (stage.aspect == "anyres") != (self.framework == "llava-next"):
+            if stage.aspect not in fitting[self.framework]:
                 raise ValueError(
                     f"stage {stage.name}: aspect {stage.aspect!r} does not fit {self.framework}; "
-                    "use anyres for llava-next, pad or crop for llava-1.5"
+                    "use anyres for llava-next, native for llava-native, pad or crop for llava-1.5"
+                )
+        if self.max_tokens is not None:
+            if self.framework != "llava-native":
+                raise ValueError(f"max_tokens is of llava-native alone, not of {self.framework}; leave it out")
+            if self.max_tokens < LEAST_TOKENS:
+                raise ValueError(
+                    f"max_tokens {self.max_tokens} is too small for an image of 4 to 1; set it to {LEAST_TOKENS} "
+                    "or more"
                 )
         return self
 

@@ -27,6 +27,12 @@ def next_folder(llm_folder, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def native_folder(llm_folder, tmp_path_factory) -> Path:
+    """A tiny LLaVA-1.5 whose images keep their aspect."""
+    return tiny.write_model(llm_folder, tmp_path_factory.mktemp("native") / "model", "llava-native")
+
+
+@pytest.fixture(scope="session")
 def data_folder(tmp_path_factory) -> Path:
     """Twelve conversations about images and one without."""
     return tiny.write_data(tmp_path_factory.mktemp("conversations") / "data")

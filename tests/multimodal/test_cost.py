@@ -34,7 +34,7 @@ def test_operations_are_those_torch_counts(model_folder, rates) -> None:
     turns = [{"from": "human", "value": "<image>\n" + "What is it? " * 25}, {"from": "gpt", "value": "A cat."}]
     sample = parse_conversation({"conversations": turns}, "x", 1)
     tokenizer, image_token = assistant.processor.tokenizer, assistant.processor.image_token_id
-    tokenized = tokenize(sample, tokenizer, image_token, [geometry.patches], 999)
+    tokenized = tokenize(sample, tokenizer, image_token, [[image_token] * geometry.patches], 999)
     item: Item = {
         "input_ids": tokenized.input_ids,
         "labels": tokenized.labels,

@@ -29,12 +29,12 @@ def encoder(config: VisionConfig = VISION, seed: int = 0) -> Checkpoint:
 
 def build_tiny(llm: Path, framework: str = "llava-1.5") -> Built:
     """A whole model in memory."""
-    return assemble(tiny_tower(), tiny_llm(llm), BuildOptions(framework=framework))  # pyright: ignore[reportArgumentType]
+    return assemble(tiny_tower(framework), tiny_llm(llm), BuildOptions(framework=framework))  # pyright: ignore[reportArgumentType]
 
 
-def tiny_tower() -> VisionTower:
-    """The random encoder as a stock tower."""
-    return tower_of(encoder())
+def tiny_tower(framework: str = "llava-1.5") -> VisionTower:
+    """The random encoder as a stock tower, or as one that reads native shapes of up to 25 patches."""
+    return tower_of(encoder(), max_tokens=25 if framework == "llava-native" else None)
 
 
 def tiny_llm(llm: Path) -> LanguageModel:

@@ -6,11 +6,13 @@ from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
 from openvision.multimodal.data.conversation import IGNORED
 from openvision.multimodal.data.dataset import Item
 from openvision.multimodal.model.geometry import Geometry
+from openvision.multimodal.model.native import pad_images
 
 # Batches whose samples are sorted together: enough for similar lengths, few enough to stay shuffled.
 _POOL = 50
@@ -62,9 +64,9 @@ class ImageInputs(TypedDict, total=False):
     """Images of a batch; empty without images."""
 
     pixel_values: Tensor
-    """Pixels float32 (squares, 3, S, S), or features (squares, 1, N, D)."""
+    """Pixels float32 (squares, 3, S, S), or features (squares, 1, N, D); native shapes are padded to the largest."""
     image_sizes: Tensor
-    """int64 (n, 2): heights and widths; anyres only."""
+    """int64 (n, 2): heights and widths, for anyres of the images, for native shapes of what the tower reads."""
 
 
 class Batch(ImageInputs):
@@ -117,11 +119,24 @@ class Collator:
         return {**(self._pack(rows) if self.packed else self._pad(rows)), **images}
 
     def _images(self, items: Sequence[Item]) -> ImageInputs:
+        if self.geometry.native is not None:
+            return self._native([image for item in items for image in item.get("native", [])], items)
         found = [item["features"] for item in items if "features" in item]
         found = found or [item["pixel_values"] for item in items if "pixel_values" in item]
         if not found:
             return {}
         return self._as_pixels(torch.cat(found), [size for item in items for size in item["image_sizes"]])
+
+    def _native(self, images: Sequence[Tensor], items: Sequence[Item]) -> ImageInputs:
+        """Images of several shapes, pixels (3, H, W) or features (N, D), padded to the largest."""
+        if not images:
+            return {}
+        shapes = self.geometry.native
+        assert shapes is not None
+        sizes = torch.tensor([shapes.shape_of(*size) for item in items for size in item["image_sizes"]])
+        if images[0].ndim == 2:
+            return {"pixel_values": pad_sequence(list(images), batch_first=True)[:, None], "image_sizes": sizes}
+        return {"pixel_values": pad_images(images), "image_sizes": sizes}
 
     def _as_pixels(self, values: Tensor, sizes: Sequence[tuple[int, int]]) -> ImageInputs:
         # Features (squares, N, D) take the place of pixels (squares, 3, S, S), see `feature_cache.CachedTower`.
@@ -131,6 +146,11 @@ class Collator:
         return inputs
 
     def _blank_image(self) -> ImageInputs:
+        if self.geometry.native is not None:
+            height, width = self.geometry.native.shape_of(1, 1)
+            count = height * width // self.geometry.patch_size**2
+            values = torch.zeros(1, 1, count, self.geometry.width) if self.cached else torch.zeros(1, 3, height, width)
+            return {"pixel_values": values, "image_sizes": torch.tensor([[height, width]])}
         side = self.geometry.image_size
         squares, features = self.geometry.squares(side, side), (self.geometry.patches, self.geometry.width)
         values = torch.zeros(squares, *features) if self.cached else torch.zeros(squares, 3, side, side)
@@ -140,6 +160,10 @@ class Collator:
         """Append the blank image's tokens to the shortest row."""
         row = min(rows, key=lambda row: len(row.input_ids))
         count = self.geometry.tokens(self.geometry.image_size, self.geometry.image_size)
+        if self.geometry.native is not None:
+            # Nobody reads where its rows end.
+            rows_of_patches, columns = self.geometry.native_grid(1, 1)
+            count = rows_of_patches * columns
         row.input_ids += [self.image_token_id] * count
         row.labels += [IGNORED] * count
 

@@ -73,28 +73,28 @@ def tokenize(
     conversation: Conversation,
     tokenizer: Tokenizer,
     image_token_id: int,
-    image_tokens: Sequence[int],
+    images: Sequence[Sequence[int]],
     max_length: int,
 ) -> TokenizedConversation:
-    """Ids and labels of a conversation; image i becomes `image_tokens[i]` tokens.
+    """Ids and labels of a conversation; image i becomes the ids `images[i]`.
 
     Truncates to `max_length` tokens. Raises SampleError when that cuts an image or every answer, or when the chat
     template does not write answers after their prompts.
     """
     text, answers = _text_and_answers(conversation, tokenizer)
     tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    counts = iter(image_tokens)
+    each = iter(images)
     ids: list[int] = []
     labels: list[int] = []
     for token, (_, end) in zip(tokens["input_ids"], tokens["offset_mapping"], strict=True):
         if token == image_token_id:
-            count = next(counts)
-            if len(ids) + count > max_length:
+            image = next(each)
+            if len(ids) + len(image) > max_length:
                 raise SampleError(
                     f"sample {conversation.id}: its image does not fit into max_length {max_length}; increase it"
                 )
-            ids += [token] * count
-            labels += [IGNORED] * count
+            ids += image
+            labels += [IGNORED] * len(image)
         else:
             ids.append(token)
             labels.append(token if any(start < end <= stop for start, stop in answers) else IGNORED)

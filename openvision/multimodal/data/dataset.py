@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import torch
 from PIL import Image
@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from openvision.errors import OpenVisionError, require
 from openvision.files import JsonObject, append_lines
+from openvision.images.decode import BadSampleError
 from openvision.multimodal.data.conversation import (
     IGNORED,
     Conversation,
@@ -29,6 +30,7 @@ from openvision.multimodal.data.feature_cache import FeatureCache
 from openvision.multimodal.data.images import ImageFile, ImageSource, ImageSourceError, RowImage
 from openvision.multimodal.model.geometry import Aspect, Geometry
 from openvision.multimodal.model.huggingface import Processor
+from openvision.multimodal.model.native import prepare, row_break
 from openvision.untrusted import json_text, load_json, path_inside
 
 # More broken samples in a row than this stop the run: the cause is not a single file.
@@ -147,6 +149,8 @@ class Item(TypedDict):
     """float32 (squares, 3, S, S); missing without images."""
     features: NotRequired[Tensor]
     """(squares, N, D), in place of pixels."""
+    native: NotRequired[list[Tensor]]
+    """Of each image in native shapes: float32 pixels (3, H, W), or features (N, D)."""
 
 
 class ConversationDataset(Dataset[Item]):
@@ -163,9 +167,10 @@ class ConversationDataset(Dataset[Item]):
         features: FeatureCache | None = None,
     ) -> None:
         """`features` must hold these images in this aspect."""
-        if (aspect == "anyres") != bool(geometry.pinpoints):
+        if aspect not in geometry.aspects:
             raise OpenVisionError(
-                f"aspect {aspect!r} does not fit the model; use anyres for llava-next, pad or crop for llava-1.5"
+                f"aspect {aspect!r} does not fit the model; use anyres for llava-next, native for llava-native, pad or "
+                "crop for llava-1.5"
             )
         self.samples = samples
         self.processor = processor
@@ -175,6 +180,8 @@ class ConversationDataset(Dataset[Item]):
         self.options = options or ReadOptions()
         self.features = features
         self.replaced: Counter[str] = Counter()
+        # Squares and tiles have none in the text.
+        self._end_of_row = 0 if geometry.native is None else row_break(processor.tokenizer)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -201,22 +208,40 @@ class ConversationDataset(Dataset[Item]):
         item: Item = {"input_ids": [], "labels": [], "image_sizes": []}
         if sample.images and self.features is not None:
             found = [self.features.read(image, self.aspect) for image in sample.images]
-            item["features"] = torch.cat([feature for feature, _ in found])
+            self._put(item, "features", [feature for feature, _ in found])
             item["image_sizes"] = [size for _, size in found]
         elif sample.images:
             images = [image.open() for image in sample.images]
-            item["pixel_values"] = torch.cat([self.pixels(image) for image in images])
+            self._put(item, "pixel_values", [self.pixels(image) for image in images])
             item["image_sizes"] = [(image.height, image.width) for image in images]
-        tokenized = self._tokenize(sample, [self.geometry.tokens(*size) for size in item["image_sizes"]])
+        token, end_of_row = self.processor.image_token_id, self._end_of_row
+        tokenized = self._tokenize(
+            sample, [self.geometry.image_ids(*size, token, end_of_row) for size in item["image_sizes"]]
+        )
         item["input_ids"], item["labels"] = tokenized.input_ids, tokenized.labels
         return item
 
-    def _tokenize(self, sample: ConversationSample, image_tokens: Sequence[int]) -> TokenizedConversation:
+    def _put(self, item: Item, name: Literal["features", "pixel_values"], values: Sequence[Tensor]) -> None:
+        """Give a sample its images; those of native shapes differ in size."""
+        if self.geometry.native is None:
+            item[name] = torch.cat(list(values))
+        else:
+            item["native"] = [value[0] for value in values]
+
+    def _tokenize(self, sample: ConversationSample, images: Sequence[Sequence[int]]) -> TokenizedConversation:
         tokenizer, image_token_id = self.processor.tokenizer, self.processor.image_token_id
-        return tokenize(sample.conversation, tokenizer, image_token_id, image_tokens, self.max_length)
+        return tokenize(sample.conversation, tokenizer, image_token_id, images, self.max_length)
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """Normalised float32 (squares, 3, S, S): the square, or the base image and its tiles."""
+        """Normalised float32 (squares, 3, S, S): the square, or the base image and its tiles; (1, 3, H, W) natively.
+
+        Raises ImageSourceError for an aspect that no native shape has.
+        """
+        if self.geometry.native is not None:
+            try:
+                return prepare(image, self.geometry.native, self.processor.image_processor)[None]
+            except BadSampleError as error:
+                raise ImageSourceError(str(error)) from error
         prepared = self.processor.image_processor(images=image, do_pad=self.aspect != "crop", return_tensors="pt")
         pixels = prepared["pixel_values"]
         return pixels[0] if self.geometry.pinpoints else pixels
@@ -226,7 +251,7 @@ class ConversationDataset(Dataset[Item]):
         for sample in self.samples:
             try:
                 # Images take no tokens here, so that nothing is truncated that training will see.
-                tokenized = self._tokenize(sample, [0] * len(sample.images))
+                tokenized = self._tokenize(sample, [()] * len(sample.images))
             except SampleError:
                 # Raised or counted when the sample is read.
                 continue
@@ -234,7 +259,7 @@ class ConversationDataset(Dataset[Item]):
 
     def lengths(self) -> list[int]:
         """Estimated tokens of every sample, for batches of similar length; opens no image."""
-        visual = self.geometry.patches * (3 if self.geometry.pinpoints else 1)
+        visual = self.geometry.most_patches * (3 if self.geometry.pinpoints else 1)
         return [
             sum(len(turn.text) for turn in sample.conversation.turns) // 4 + visual * len(sample.images)
             for sample in self.samples

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from openvision.errors import OpenVisionError
 from openvision.files import append_lines, atomic_write_bytes, make_folder, read_json_lines
+from openvision.images.native import rows_by_shape
 from openvision.multimodal.data.images import PIXEL_RULES, ImageFile, ImageSource, ImageSourceError
 from openvision.multimodal.model.geometry import Aspect, Geometry
 from openvision.multimodal.model.huggingface import Llava, Processor, transformers
@@ -52,6 +53,8 @@ def encoder_key(model: Llava, processor: Processor, dtype: torch.dtype) -> str:
     preparation = processor.image_processor.to_dict()
     # The rest of the tower's shape follows from the weights.
     shape = [config.vision_config.model_type, config.vision_config.image_size, config.vision_feature_layer, str(dtype)]
+    # The budget of native shapes; keys of squares stay what they were.
+    shape += [native] if (native := getattr(config.vision_config, "native", None)) else []
     for value in (shape, preparation, PIXEL_RULES):
         hasher.update(json.dumps(value, sort_keys=True, default=str).encode())
     return hasher.hexdigest()[:32]
@@ -122,7 +125,7 @@ class FeatureCache:
             if self.geometry.pinpoints
             else 1
         )
-        return images * squares * self.geometry.patches * self.geometry.width * self.dtype.itemsize
+        return images * squares * self.geometry.most_patches * self.geometry.width * self.dtype.itemsize
 
     def fill(
         self,
@@ -147,8 +150,7 @@ class FeatureCache:
         sizes: dict[str, tuple[int, int]] = {}
         done = 0
         for batch in _batches(missing, pixels_of):
-            features = tower(torch.cat([pixels for _, pixels, _ in batch])).to(self.dtype).cpu()
-            parts = features.split([len(pixels) for _, pixels, _ in batch])
+            parts = self._encoded([pixels for _, pixels, _ in batch], tower)
             for (key, _, size), part in zip(batch, parts, strict=True):
                 pending[key], sizes[key] = part.contiguous(), size
             done += len(batch)
@@ -158,6 +160,14 @@ class FeatureCache:
                 pending, sizes = {}, {}
         if pending:
             self._write(pending, sizes)
+
+    def _encoded(self, images: Sequence[Tensor], tower: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Features of each image; those of one shape are computed together."""
+        found: dict[int, Tensor] = {}
+        for rows in rows_by_shape([(image.shape[-2], image.shape[-1]) for image in images]).values():
+            features = tower(torch.cat([images[row] for row in rows])).to(self.dtype).cpu()
+            found |= dict(zip(rows, features.split([len(images[row]) for row in rows]), strict=True))
+        return [found[row] for row in range(len(images))]
 
     def _write(self, features: dict[str, Tensor], sizes: dict[str, tuple[int, int]]) -> None:
         # safetensors does not store views of one tensor.
@@ -192,7 +202,11 @@ def _batches(
             image = source.open()
         except ImageSourceError:
             continue
-        batch.append((key, pixels_of(image), (image.height, image.width)))
+        try:
+            pixels = pixels_of(image)
+        except ImageSourceError:
+            continue
+        batch.append((key, pixels, (image.height, image.width)))
         if sum(len(pixels) for _, pixels, _ in batch) >= _BATCH:
             yield batch
             batch = []
@@ -212,14 +226,24 @@ def patch_features(model: Llava, pixels: Tensor) -> Tensor:
 class CachedTower(nn.Module):
     """Replaces a frozen tower: takes cached features as pixels and returns them as every hidden state."""
 
-    def __init__(self, prefix_tokens: int, depth: int) -> None:
+    def __init__(self, prefix_tokens: int, depth: int, patch_size: int) -> None:
         super().__init__()
         self.prefix_tokens = prefix_tokens
         self.states = depth + 1
+        self.patch_size = patch_size
 
-    def forward(self, pixel_values: Tensor, **_: object) -> "BaseModelOutputWithPooling":
-        """Features (n, 1, N, D) -> hidden states (n, prefix + N, D), with zeros as prefix tokens."""
+    def forward(
+        self, pixel_values: Tensor, image_sizes: Tensor | None = None, **_: object
+    ) -> "BaseModelOutputWithPooling":
+        """Features (n, 1, N, D) -> hidden states (n, prefix + N, D), with zeros as prefix tokens.
+
+        With `image_sizes`, int64 (n, 2) in pixels, an image has the first of its N rows, and the states are those of
+        all images one behind the other, (1, sum, D), as `own_tower` returns them.
+        """
         features = pixel_values[:, 0]
+        if image_sizes is not None:
+            counts = (image_sizes // self.patch_size).prod(dim=-1).tolist()
+            features = torch.cat([row[:count] for row, count in zip(features, counts, strict=True)])[None]
         prefix = features.new_zeros(len(features), self.prefix_tokens, features.shape[-1])
         tokens = torch.cat([prefix, features], dim=1)
         output = transformers().modeling_outputs.BaseModelOutputWithPooling

@@ -15,6 +15,7 @@ from torch import nn
 
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_folder
+from openvision.models.flops import patches_of
 from openvision.multimodal.model.geometry import Framework, Geometry, anyres_pinpoints, check_processor
 from openvision.multimodal.model.huggingface import (
     Llava,
@@ -26,9 +27,10 @@ from openvision.multimodal.model.huggingface import (
     transformers,
 )
 from openvision.multimodal.model.llm import IMAGE_TOKEN, LanguageModel, TokenizerOptions, load_llm
+from openvision.multimodal.model.native import row_break
 from openvision.multimodal.model.towers import VisionTower, load_tower
 from openvision.provenance import git_state, library_versions
-from openvision.weights.load import Request
+from openvision.weights.load import Request, vision_shape
 
 PROVENANCE = "openvision_vlm.json"
 _TOLERANCE = 1e-4
@@ -60,6 +62,8 @@ class BuildOptions:
     """Settings of a new model."""
 
     framework: Framework = "llava-1.5"
+    max_tokens: int | None = None
+    """Budget of patches of an image, llava-native only; by default the patches of the encoder's square."""
     feature_layer: int = -2
     """Hidden state that the projector reads: -1 is the last block's, 1 the first block's."""
     seed: int = 0
@@ -95,7 +99,7 @@ def build(
         raise OpenVisionError(f"{folder} exists and is not empty; choose another folder")
     if options.dtype not in ("float32", "bfloat16", "float16"):
         raise OpenVisionError(f"unknown dtype {options.dtype!r}; choose float32, bfloat16 or float16")
-    tower = load_tower(encoder, request)
+    tower = load_tower(encoder, request, max_tokens=_budget(encoder, options, request))
     built = assemble(tower, load_llm(llm, options.tokenizer), options)
     with atomic_folder(folder) as temporary:
         save(built, temporary, {"encoder": str(encoder), "llm": str(llm)}, options)
@@ -114,6 +118,13 @@ def assemble(tower: VisionTower, llm: LanguageModel, options: BuildOptions) -> B
         )
     anyres = options.framework == "llava-next"
     geometry = tower.geometry
+    if (options.framework == "llava-native") != (geometry.native is not None):
+        raise OpenVisionError(
+            f"the tower {tower.source} was loaded for {'native shapes' if geometry.native else 'squares'}, which "
+            f"{options.framework} does not read; load it with max_tokens for llava-native alone"
+        )
+    if geometry.native is not None:
+        row_break(llm.tokenizer)
     if anyres:
         geometry = replace(geometry, pinpoints=anyres_pinpoints(geometry.image_size))
     layer = _layer(options.feature_layer, geometry)
@@ -140,6 +151,17 @@ def assemble(tower: VisionTower, llm: LanguageModel, options: BuildOptions) -> B
     return Built(model, processor, geometry)
 
 
+def _budget(encoder: str | Path, options: BuildOptions, request: Request | None) -> int | None:
+    """Patches that an image may have in native shapes; None for another framework."""
+    if options.framework != "llava-native":
+        if options.max_tokens is not None:
+            raise OpenVisionError(f"max_tokens is of llava-native alone, not of {options.framework}; leave it out")
+        return None
+    if options.max_tokens is not None:
+        return options.max_tokens
+    return patches_of(shape := vision_shape(encoder), shape.image_size)
+
+
 def save(built: Built, folder: Path, origin: dict[str, str], options: BuildOptions) -> None:
     """Write model, processor and their provenance."""
     with quiet():
@@ -154,6 +176,7 @@ def save(built: Built, folder: Path, origin: dict[str, str], options: BuildOptio
         "patch_size": geometry.patch_size,
         "prefix_tokens": geometry.prefix_tokens,
         "tokens_of_a_square": geometry.patches,
+        **({} if geometry.native is None else {"max_tokens": geometry.native.max_tokens}),
         "seed": options.seed,
         "git": git_state(),
         "libraries": library_versions() | {"transformers": transformers().__version__},

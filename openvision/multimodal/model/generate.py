@@ -13,10 +13,12 @@ from torch import Tensor
 
 from openvision.errors import OpenVisionError
 from openvision.images.decode import to_rgb_image
+from openvision.images.native import NativeShapes
 from openvision.multimodal.data.conversation import Turn, messages_of
 from openvision.multimodal.model.geometry import Geometry, check_processor
 from openvision.multimodal.model.huggingface import Llava, Processor, Tokenizer, quiet, transformers
 from openvision.multimodal.model.llm import IMAGE_TOKEN, render
+from openvision.multimodal.model.native import expand_images, pad_images, prepare_or_refuse, row_break
 from openvision.multimodal.model.own_tower import register
 from openvision.runtime import Processes, describe_memory, explain_out_of_memory, resolve_device
 from openvision.weights.hub import is_path
@@ -113,6 +115,8 @@ class Assistant:
 
     def prepare(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """Inputs of `generate` on the model's device, padded on the left."""
+        if self.geometry.native is not None:
+            return self._prepare_native(prompts, self.geometry.native)
         images = [[to_rgb_image(image) for image in prompt.images] for prompt in prompts]
         self.processor.tokenizer.padding_side = "left"
         prepared = self.processor(
@@ -124,6 +128,29 @@ class Assistant:
             return_tensors="pt",
         )
         return dict(prepared.to(self.model.device, self.model.dtype))
+
+    def _prepare_native(self, prompts: Sequence[Prompt], shapes: NativeShapes) -> dict[str, Tensor]:
+        """The same for images that keep their aspect; raises OpenVisionError for an image of an extreme one."""
+        tokenizer, image_token = self.processor.tokenizer, self.processor.image_token_id
+        given = [to_rgb_image(image) for prompt in prompts for image in prompt.images]
+        images = [prepare_or_refuse(image, shapes, self.processor.image_processor) for image in given]
+        end_of_row = row_break(tokenizer)
+        ids_of = (self.geometry.image_ids(image.height, image.width, image_token, end_of_row) for image in given)
+        rows = [
+            expand_images(
+                tokenizer(render_prompt(prompt, tokenizer), add_special_tokens=False)["input_ids"], image_token, ids_of
+            )
+            for prompt in prompts
+        ]
+        length = max(map(len, rows))
+        ids = torch.tensor([[tokenizer.pad_token_id] * (length - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+        device = self.model.device
+        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        if images:
+            inputs["pixel_values"] = pad_images(images).to(device, self.model.dtype)
+            inputs["image_sizes"] = torch.tensor([image.shape[1:] for image in images])
+        return inputs
 
 
 def load_assistant(folder: str | Path, device: str | torch.device | None = None, dtype: str = "auto") -> Assistant:

@@ -1,4 +1,5 @@
-"""Visual tokens of an image: one square for LLaVA-1.5, anyres tiles with newlines for LLaVA-NeXT (papers.md 4).
+"""Visual tokens of an image: one square for LLaVA-1.5, anyres tiles with newlines for LLaVA-NeXT (papers.md 4), one
+grid of its own shape for llava-native.
 
 All counts follow from the vision tower's configuration and the grids, so they are checked before anything runs.
 """
@@ -8,12 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from openvision.errors import OpenVisionError
+from openvision.images.native import NativeShapes
+from openvision.multimodal.model.native import native_shapes
 
 if TYPE_CHECKING:
     from openvision.multimodal.model.huggingface import LlavaConfig, Processor
 
-Framework = Literal["llava-1.5", "llava-next"]
-Aspect = Literal["pad", "crop", "anyres"]
+Framework = Literal["llava-1.5", "llava-next", "llava-native"]
+Aspect = Literal["pad", "crop", "anyres", "native"]
 # Rows and columns of tiles that Open-LLaVA-NeXT chooses from, in its order.
 ANYRES_GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 
@@ -33,6 +36,13 @@ class Geometry:
     """Blocks of the tower."""
     pinpoints: tuple[tuple[int, int], ...] = ()
     """Heights and widths in pixels that anyres may choose; empty for one square."""
+    native: NativeShapes | None = None
+    """Shapes in which an image keeps its aspect; None for squares."""
+
+    @property
+    def aspects(self) -> tuple[Aspect, ...]:
+        """How images of this model may be read."""
+        return ("native",) if self.native else ("anyres",) if self.pinpoints else ("pad", "crop")
 
     @property
     def grid(self) -> int:
@@ -51,11 +61,32 @@ class Geometry:
 
     def tokens(self, height: int, width: int) -> int:
         """Tokens of an image of `height` x `width` pixels in the language model."""
+        if self.native is not None:
+            rows, columns = self.native_grid(height, width)
+            return rows * columns + rows
         if not self.pinpoints:
             return self.patches
         rows, columns = self.unpadded(height, width)
         # The base image, the tiles without padding, and a newline after each of their rows.
         return self.patches + rows * columns + rows
+
+    def native_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches of an image that keeps its aspect; raises BadSampleError as `shape_of`."""
+        assert self.native is not None
+        tall, wide = self.native.shape_of(height, width)
+        return tall // self.patch_size, wide // self.patch_size
+
+    def image_ids(self, height: int, width: int, image_token: int, row_break: int) -> list[int]:
+        """Ids of an image in the text: its tokens, in native shapes with `row_break` behind each row."""
+        if self.native is None:
+            return [image_token] * self.tokens(height, width)
+        rows, columns = self.native_grid(height, width)
+        return ([image_token] * columns + [row_break]) * rows
+
+    @property
+    def most_patches(self) -> int:
+        """Patches of an image that the tower encodes at once, at most."""
+        return self.patches if self.native is None else self.native.max_tokens
 
     def squares(self, height: int, width: int) -> int:
         """Squares of an image that the tower encodes: one, or the base and its tiles."""
@@ -94,6 +125,7 @@ def anyres_pinpoints(image_size: int) -> tuple[tuple[int, int], ...]:
 def model_geometry(config: "LlavaConfig") -> Geometry:
     """Geometry of a built model, from its `LlavaConfig` or `LlavaNextConfig`."""
     vision = config.vision_config
+    budget = (getattr(vision, "native", None) or {}).get("max_tokens")
     pinpoints = getattr(config, "image_grid_pinpoints", None) or ()
     return Geometry(
         image_size=vision.image_size,
@@ -102,7 +134,14 @@ def model_geometry(config: "LlavaConfig") -> Geometry:
         width=vision.hidden_size,
         depth=vision.num_hidden_layers,
         pinpoints=tuple((height, width) for height, width in pinpoints),
+        native=None if budget is None else native_shapes(vision.patch_size, budget),
     )
+
+
+def set_budget(config: "LlavaConfig", max_tokens: int) -> None:
+    """Have a model read native shapes of at most `max_tokens` patches; raises OpenVisionError for too few."""
+    native_shapes(config.vision_config.patch_size, max_tokens)
+    config.vision_config.native = {"max_tokens": max_tokens}  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def check_processor(processor: "Processor", config: "LlavaConfig", folder: object) -> Geometry:

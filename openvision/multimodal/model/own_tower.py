@@ -1,5 +1,5 @@
-"""A tower that no stock class of transformers can hold, as a model of transformers: GenLIP's, or one behind an
-autoencoder (OpenVision 3), whose encoding half is part of it.
+"""A tower that no stock class of transformers can hold, as a model of transformers: GenLIP's, one behind an autoencoder
+(OpenVision 3), whose encoding half is part of it, and any of ours that reads images of native shapes.
 
 A program that loads such a folder with stock classes calls `register` first; `load_assistant` and `tower_of` do.
 """
@@ -16,6 +16,7 @@ from openvision.errors import require
 from openvision.files import JsonObject
 from openvision.frozen.autoencoder import FromDiffusers, Pixels, open_autoencoder
 from openvision.frozen.conv import ConvAutoencoder, ConvConfig
+from openvision.images.native import rows_by_shape
 from openvision.models.openvision3 import LatentVisionConfig, build_vision, vision_config
 from openvision.models.vision import VisionConfig, VisionTransformer
 from openvision.multimodal.model.huggingface import Pretrained, transformers
@@ -34,8 +35,32 @@ class _Tower(nn.Module):
     tower: VisionTransformer
     autoencoder: nn.Module | None
 
-    def forward(self, pixel_values: Tensor, **_: object) -> "BaseModelOutputWithPooling":
-        """Images (B, 3, H, W), normalised as the processor does -> hidden states (B, prefix + N, D) of every layer."""
+    with_prefix: bool
+    """Whether hidden states hold the tokens before the patches; not in native shapes."""
+
+    def forward(
+        self, pixel_values: Tensor, image_sizes: Tensor | None = None, **_: object
+    ) -> "BaseModelOutputWithPooling":
+        """Images (B, 3, H, W), normalised as the processor does -> hidden states (B, prefix + N, D) of every layer.
+
+        With `image_sizes`, int64 (B, 2), an image is the top left of its row, and the states are those of all images
+        one behind the other, (1, sum of N, D), as stock LLaVA splits them again.
+        """
+        output = transformers().modeling_outputs.BaseModelOutputWithPooling
+        if image_sizes is None:
+            states, pooled = self._states(pixel_values)
+            return output(last_hidden_state=states[-1], pooler_output=pooled, hidden_states=states)
+        found: dict[int, tuple[Tensor, ...]] = {}
+        for (height, width), rows in rows_by_shape([(tall, wide) for tall, wide in image_sizes.tolist()]).items():
+            states, _pooled = self._states(pixel_values[rows, :, :height, :width])
+            found |= {row: tuple(layer[place] for layer in states) for place, row in enumerate(rows)}
+        joined = tuple(
+            torch.cat(tokens)[None] for tokens in zip(*(found[row] for row in range(len(found))), strict=True)
+        )
+        return output(last_hidden_state=joined[-1], hidden_states=joined)
+
+    def _states(self, pixel_values: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Hidden states of every layer, (B, prefix + N, D), and the pooled vectors, for images of one shape."""
         shape = self.tower.config
         images = pixel_values
         if self.autoencoder is not None and isinstance(shape, LatentVisionConfig):
@@ -44,12 +69,11 @@ class _Tower(nn.Module):
         features = self.tower.forward_features(images, layers=range(shape.depth + 1))
         states = tuple(
             layer.patch_tokens
-            if layer.class_token is None
+            if layer.class_token is None or not self.with_prefix
             else torch.cat([layer.class_token[:, None], layer.patch_tokens], dim=1)
             for layer in features.layers
         )
-        output = transformers().modeling_outputs.BaseModelOutputWithPooling
-        return output(last_hidden_state=states[-1], pooler_output=features.pooled, hidden_states=states)
+        return states, features.pooled
 
 
 @cache
@@ -62,10 +86,19 @@ def register() -> tuple[type[Any], type[Any]]:
 
         model_type = MODEL_TYPE
 
-        def __init__(self, tower: JsonObject | None = None, autoencoder: JsonObject | None = None, **rest: Any) -> None:
-            """`tower` is `asdict` of a VisionConfig; `autoencoder` the shape of a network that has one, else None."""
+        def __init__(
+            self,
+            tower: JsonObject | None = None,
+            autoencoder: JsonObject | None = None,
+            native: JsonObject | None = None,
+            **rest: Any,
+        ) -> None:
+            """`tower` is `asdict` of a VisionConfig; `autoencoder` the shape of a network that has one, else None.
+
+            `native` has the budget of patches, `max_tokens`, of images that keep their aspect; None for squares.
+            """
             super().__init__(**rest)
-            self.tower, self.autoencoder = tower or {}, autoencoder
+            self.tower, self.autoencoder, self.native = tower or {}, autoencoder, native
             if tower:
                 self.hidden_size, self.num_hidden_layers = tower["width"], tower["depth"]
                 self.num_attention_heads, self.intermediate_size = tower["heads"], tower["mlp_dim"]
@@ -83,6 +116,9 @@ def register() -> tuple[type[Any], type[Any]]:
             library.PreTrainedModel.__init__(self, config)
             shape = vision_config(config.tower)
             self.tower = build_vision(shape, None)
+            self.with_prefix = config.native is None
+            # Stock LLaVA divides image sizes by it.
+            self.patch_size = shape.patch_size
             self.autoencoder = _empty_network(shape, config.autoencoder)
             if self.autoencoder is not None:
                 self.autoencoder.requires_grad_(False)
@@ -96,8 +132,11 @@ def register() -> tuple[type[Any], type[Any]]:
     return OpenVisionTowerConfig, OpenVisionTower
 
 
-def wrap(vision: VisionTransformer) -> Pretrained:
-    """A tower of ours as a model of transformers; it shares the weights, and those of the autoencoder."""
+def wrap(vision: VisionTransformer, native: JsonObject | None = None) -> Pretrained:
+    """A tower of ours as a model of transformers; it shares the weights, and those of the autoencoder.
+
+    `native` as in its configuration: the budget of images that keep their aspect.
+    """
     shape, network, settings = vision.config, {}, None
     if isinstance(shape, LatentVisionConfig):
         network, settings = _encoding_half(open_autoencoder(shape.autoencoder).network)
@@ -107,7 +146,7 @@ def wrap(vision: VisionTransformer) -> Pretrained:
         content["autoencoder"]["source"] = _INSIDE
     config, kind = register()
     with torch.device("meta"):
-        model = kind(config(content, settings))
+        model = kind(config(content, settings, native))
     state = {f"tower.{name}": tensor for name, tensor in vision.state_dict().items() if not name.startswith("head.")}
     model.load_state_dict(state | {f"autoencoder.{name}": tensor for name, tensor in network.items()}, assign=True)
     return cast(Pretrained, model.eval())

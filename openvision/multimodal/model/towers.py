@@ -16,6 +16,7 @@ from openvision.models.openvision3 import LatentVisionConfig
 from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionTransformer
 from openvision.multimodal.model.geometry import Geometry
 from openvision.multimodal.model.huggingface import Pretrained, quiet, transformers
+from openvision.multimodal.model.native import native_shapes
 from openvision.multimodal.model.own_tower import wrap
 from openvision.weights.export.targets import ExportOptions, export
 from openvision.weights.load import Checkpoint, Request, load_checkpoint
@@ -47,24 +48,35 @@ class VisionTower:
     source: str
 
 
-def load_tower(source: str | Path, request: Request | None = None, check: bool = True) -> VisionTower:
+def load_tower(
+    source: str | Path, request: Request | None = None, check: bool = True, max_tokens: int | None = None
+) -> VisionTower:
     """Load a vision tower.
 
     A folder of transformers of type vit, clip or siglip is loaded as it is. Any other `source` is an OpenVision
     checkpoint: it is converted to a `ViTModel`, whose outputs are compared with the original's unless `check` is False.
-    Raises OpenVisionError for a folder of another type or with tensors missing.
+    With `max_tokens` it reads images of native shapes, within this budget of patches. Raises OpenVisionError for a
+    folder of another type, with tensors missing or, with `max_tokens`, of a stock tower.
     """
     kind = _stock_type(Path(source))
+    if kind is not None and max_tokens is not None:
+        raise OpenVisionError(
+            f"{source} is a stock {kind}, whose positions are of one grid: it cannot take images of native shapes; use "
+            "an OpenVision encoder, or the framework llava-1.5 or llava-next"
+        )
     if kind is not None:
         return _stock_tower(Path(source), kind)
     loaded = load_checkpoint(source, request or Request(vision_only=True))
-    return tower_of(loaded, check)
+    return tower_of(loaded, check, max_tokens)
 
 
-def tower_of(checkpoint: Checkpoint, check: bool = True) -> VisionTower:
-    """Convert a loaded OpenVision checkpoint to a `ViTModel`, or to our own class where no stock one can hold it."""
-    if isinstance(checkpoint.vision.config, GenLipVisionConfig | LatentVisionConfig):
-        return _own_tower(checkpoint)
+def tower_of(checkpoint: Checkpoint, check: bool = True, max_tokens: int | None = None) -> VisionTower:
+    """Convert a loaded OpenVision checkpoint to a `ViTModel`, or to our own class where no stock one can hold it.
+
+    With `max_tokens`, a budget of patches for images of native shapes, it is our own class.
+    """
+    if max_tokens is not None or isinstance(checkpoint.vision.config, GenLipVisionConfig | LatentVisionConfig):
+        return _own_tower(checkpoint, max_tokens)
     vision = Checkpoint(checkpoint.vision, None, None, checkpoint.source, checkpoint.provenance)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "vit"
@@ -74,14 +86,16 @@ def tower_of(checkpoint: Checkpoint, check: bool = True) -> VisionTower:
     return replace(tower, source=checkpoint.source)
 
 
-def _own_tower(checkpoint: Checkpoint) -> VisionTower:
+def _own_tower(checkpoint: Checkpoint, max_tokens: int | None) -> VisionTower:
     config = checkpoint.vision.config
-    prefix = checkpoint.vision.config.prefix_tokens
-    geometry = Geometry(config.image_size, config.patch_size, prefix, config.width, config.depth)
+    shapes = None if max_tokens is None else native_shapes(config.patch_size, max_tokens)
+    prefix = config.prefix_tokens if shapes is None else 0
+    geometry = Geometry(config.image_size, config.patch_size, prefix, config.width, config.depth, native=shapes)
+    native = None if max_tokens is None else {"max_tokens": max_tokens}
     # An autoencoder is given pixels in [-1, 1].
     latent = isinstance(config, LatentVisionConfig)
     mean, deviation = ((0.5,) * 3, (0.5,) * 3) if latent else (IMAGENET_MEAN, IMAGENET_STD)
-    return VisionTower(wrap(checkpoint.vision), geometry, mean, deviation, BILINEAR, checkpoint.source)
+    return VisionTower(wrap(checkpoint.vision, native), geometry, mean, deviation, BILINEAR, checkpoint.source)
 
 
 def _agree(tower: VisionTower, vision: VisionTransformer) -> None:

@@ -13,7 +13,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from openvision.multimodal.data.dataset import (
 from openvision.multimodal.data.feature_cache import CachedTower, FeatureCache, encoder_key, patch_features
 from openvision.multimodal.model.build import PROVENANCE
 from openvision.multimodal.model.generate import Assistant, load_assistant
+from openvision.multimodal.model.geometry import model_geometry, set_budget
 from openvision.multimodal.model.huggingface import Llava, quiet, transformers
 from openvision.multimodal.recipe import VlmRecipe, VlmStage, dump_vlm_recipe
 from openvision.multimodal.training.modules import add_lora, choose_trained, merge_lora
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
 SHORT_SAMPLE = 256
 # Reads of a feature from which caching it pays.
 _READS = 1.5
-_TYPES = {"llava-1.5": "llava", "llava-next": "llava_next"}
+_TYPES = {"llava-1.5": "llava", "llava-next": "llava_next", "llava-native": "llava"}
 
 
 def train(
@@ -122,7 +123,7 @@ class _VlmRun:
     def _train_stage(self, index: int, stage: VlmStage, start: Path, target: Path) -> None:
         """Train one stage from the model in `start` and write the result to `target`."""
         arguments = self._arguments(index, stage)
-        assistant = load_assistant(start, "cpu", "float32")
+        assistant = self._load(start)
         self._check_framework(assistant)
         dataset = self._dataset(assistant, stage)
         arguments.max_steps = math.ceil((stage.samples or len(dataset)) / stage.batch_size)
@@ -154,6 +155,14 @@ class _VlmRun:
         self.processes.barrier()
         for reason, count in sorted(dataset.replaced.items()):
             self.say(f"{stage.name}  samples replaced, {reason}: {count}")
+
+    def _load(self, folder: Path) -> Assistant:
+        """A model on the CPU, with the recipe's budget of patches where it reads native shapes."""
+        assistant = load_assistant(folder, "cpu", "float32")
+        if self.recipe.max_tokens is None or assistant.geometry.native is None:
+            return assistant
+        set_budget(assistant.model.config, self.recipe.max_tokens)
+        return replace(assistant, geometry=model_geometry(assistant.model.config))
 
     def _leave(self, step: int, stop: StopRequest) -> NoReturn:
         if stop.requeue and self.processes.is_main:
@@ -233,7 +242,9 @@ class _VlmRun:
         self.processes.barrier()
         cache.scan()
         dataset.features = cache
-        model.model.vision_tower = CachedTower(dataset.geometry.prefix_tokens, dataset.geometry.depth)
+        model.model.vision_tower = CachedTower(
+            dataset.geometry.prefix_tokens, dataset.geometry.depth, dataset.geometry.patch_size
+        )
 
     def _report_features(self, stage: VlmStage) -> Callable[[int, float], None]:
         reported = 0.0
@@ -290,10 +301,11 @@ class _VlmRun:
 
     def _check_framework(self, assistant: Assistant) -> None:
         found = assistant.model.config.model_type
-        if found != _TYPES[self.recipe.framework]:
+        native = assistant.geometry.native is not None
+        if found != _TYPES[self.recipe.framework] or native != (self.recipe.framework == "llava-native"):
             raise OpenVisionError(
-                f"{assistant.folder} holds a {found} model, but the recipe is for {self.recipe.framework}; build the "
-                f"model with --framework {self.recipe.framework}"
+                f"{assistant.folder} holds a {found} model{' of native shapes' if native else ''}, but the recipe is "
+                f"for {self.recipe.framework}; build the model with --framework {self.recipe.framework}"
             )
 
     def _announce(
@@ -313,7 +325,7 @@ class _VlmRun:
     def _write(self, index: int, start: Path, target: Path, state: dict[str, Tensor]) -> None:
         """Write a stock model: the stage's initial model with the trained weights, LoRA merged."""
         stage = self.recipe.stages[index]
-        assistant = load_assistant(start, "cpu", "float32")
+        assistant = self._load(start)
         self._choose_trained(assistant.model, index)
         load_trained(assistant.model, state)
         if stage.lora is not None:

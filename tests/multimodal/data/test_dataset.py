@@ -47,7 +47,8 @@ def row(*texts: str, **more) -> dict:
 
 
 def encoded(sample, tokenizer, counts=(), max_length=400):
-    return tokenize(sample, tokenizer, tokenizer.convert_tokens_to_ids("<image>"), counts, max_length)
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    return tokenize(sample, tokenizer, image, [[image] * count for count in counts], max_length)
 
 
 # Answers only.

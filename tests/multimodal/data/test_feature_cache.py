@@ -171,10 +171,10 @@ def test_workers_open_files_themselves(subject) -> None:
 
 def test_the_stand_in_returns_what_it_is_given() -> None:
     features = torch.randn(3, 1, 25, 48)
-    states = CachedTower(1, 3)(features, output_hidden_states=True).hidden_states
+    states = CachedTower(1, 3, 8)(features, output_hidden_states=True).hidden_states
     assert len(states) == 4
     assert torch.equal(states[-2][:, 1:], features[:, 0])
-    assert torch.equal(CachedTower(0, 3)(features).hidden_states[-2], features[:, 0])
+    assert torch.equal(CachedTower(0, 3, 8)(features).hidden_states[-2], features[:, 0])
 
 
 def test_anyres_disk_is_that_of_the_largest_grid(next_folder, data_folder, tmp_path) -> None:

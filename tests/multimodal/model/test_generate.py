@@ -15,7 +15,7 @@ RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 70), "blue"
 SHORT = Decoding(max_new_tokens=6)
 
 
-@pytest.fixture(scope="module", params=["model_folder", "next_folder"])
+@pytest.fixture(scope="module", params=["model_folder", "next_folder", "native_folder"])
 def assistant(request) -> Assistant:
     return load_assistant(request.getfixturevalue(request.param), "cpu")
 
