@@ -5,7 +5,7 @@
 Random weights in a released shape at patch 16; one thread. All folders take turns in every round, so that whatever
 slows the machine slows all of them alike; "speed" is the median over rounds of open_clip's time over the export's.
 Static int8 is calibrated on noise here: its speed does not depend on the images. Needs timm and open_clip, as
-`make test` installs them.
+`make test` installs them. On a busy machine `taskset -c 1 chrt -r 1` before the command keeps a core for it, as root.
 """
 
 import argparse
@@ -73,8 +73,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 def source(report: dict[str, Any]) -> str:
     """What was measured, on what, and how."""
     machine, versions = report["machine"], ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-    return f"""{report["date"]}, one thread of {machine["processor"]}, load {machine["load"]:.0f} for {machine["cores"]}
-cores; {versions}; `{report["command"]}`.
+    core = " with a core of its own (real-time priority)" if machine["real_time"] else ""
+    return f"""{report["date"]}, one thread of {machine["processor"]}{core}, load {machine["load"]:.0f} for
+{machine["cores"]} cores; {versions}; `{report["command"]}`.
 Milliseconds are medians; "x" is the median over rounds of open_clip's time over the export's."""
 
 
@@ -94,7 +95,12 @@ def main() -> None:
         "date": datetime.now(UTC).date().isoformat(),
         "command": " ".join(["python", "benchmarks/exports.py", *sys.argv[1:]]),
         "git": git_state(),
-        "machine": {"processor": processor_name(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
+        "machine": {
+            "processor": processor_name(),
+            "cores": os.cpu_count(),
+            "load": os.getloadavg()[0],
+            "real_time": os.sched_getscheduler(0) in (os.SCHED_RR, os.SCHED_FIFO),
+        },
         "versions": {
             name: version(name) for name in ("torch", "onnxruntime", "timm", "open_clip_torch", "transformers")
         },

@@ -5,7 +5,8 @@
 Vectors are features of real images, so that they cluster as embeddings do: of each image the mean patch tokens of the
 last layers, as many as give the width. From each of them many are made by adding a share of the difference of two
 others, and a little noise: that stays within the directions that the images span. Queries are made in the same way and
-are not in the index. A table is written beside the JSON file.
+are not in the index. A table is written beside the JSON file. On a busy machine `taskset -c 1 chrt -r 1` before the
+command keeps a core for it, as root.
 """
 
 import argparse
@@ -103,7 +104,8 @@ def table(content: dict) -> str:
     """The numbers as Markdown."""
     said = content["measured"]
     head = f"{content['vectors']:,} vectors of width {content['width']}, jittered from {content['images']:,} images"
-    load = f" Other programs used the machine (load {content['load']:.0f})." if content["load"] > 2 else ""
+    load = f" Other programs used the machine (load {content['load']:.0f})" if content["load"] > 2 else ""
+    load += (", but not this core." if content["real_time"] else ".") if load else ""
     lists = f"FAISS, {said['probes']} of {said['lists']} lists"
     return f"""{head}
 ({content["date"]}, one core of {content["processor"]}, {content["queries"]} queries):
@@ -149,6 +151,7 @@ def main() -> None:
         "images": len(features),
         # Of the last fifteen minutes: on a busy machine the slowest queries wait for a core.
         "load": os.getloadavg()[2],
+        "real_time": os.sched_getscheduler(0) in (os.SCHED_RR, os.SCHED_FIFO),
         "queries": options.queries,
         "measured": measured,
     }

@@ -82,7 +82,7 @@ def _device(name: str) -> Iterator[Finding]:
         yield Finding("speed", "note", f"{cores} cores may decode images more slowly than the GPU reads them")
     threads = os.environ.get("OMP_NUM_THREADS")
     if device.type == "cpu" and threads == "1" and cores > 1:
-        yield Finding("threads", "note", f"OMP_NUM_THREADS is 1 and leaves {cores - 1} cores idle; unset it")
+        yield Finding("threads", "note", f"OMP_NUM_THREADS is 1 and leaves {cores - 1} of {cores} cores idle; unset it")
 
 
 def _torchvision() -> Iterator[Finding]:

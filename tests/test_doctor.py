@@ -90,7 +90,7 @@ def test_idle_cores_are_told(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
     (finding,) = found("threads", device="cpu")
-    assert "leaves 2 cores idle" in finding.text
+    assert "leaves 2 of 3 cores idle" in finding.text
 
 
 def test_the_command_fails_where_something_will(monkeypatch):

@@ -80,7 +80,9 @@ def embed(
     output exists, its suffix is unknown, or the parts beside it belong to other images or another model.
     """
     if output.suffix not in _FORMATS:
-        raise OpenVisionError(f"{output} must end in {' or '.join(_FORMATS)}")
+        raise OpenVisionError(
+            f"{output} must end in {' or '.join(_FORMATS)}; for a folder of vectors give a name without a suffix"
+        )
     if output.exists():
         raise OpenVisionError(f"{output} exists; remove it or choose another name")
     if output.suffix == ".parquet":

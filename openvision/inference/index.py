@@ -79,7 +79,7 @@ class VectorIndex:
         job, side = self.vectors.job, encoder.resolution
         if job.weights != weights_hash(encoder):
             raise OpenVisionError(
-                f"{self.vectors.folder} has vectors of another checkpoint, {job.model}; give that one with --model, or "
+                f"{self.vectors.folder} has vectors of another checkpoint, {job.model}; give that checkpoint, or "
                 "encode the images again"
             )
         found = ([side, side] if isinstance(side, int) else list(side), encoder.preprocessing)

@@ -132,6 +132,12 @@ def finish(output: Path, job: Job, images: Images) -> EmbedResult:
         skipped |= bad
     if not sum(counts):
         reason = next(iter(skipped.values()))
+        # Nothing is left: the same command must read the images again once they are fixed.
+        for number in range(len(counts)):
+            file = shard_file(output, job, number)
+            file.unlink()
+            file.with_suffix(".json").unlink(missing_ok=True)
+        (output / MANIFEST).unlink()
         raise OpenVisionError(f"none of the {total} images in {job.source} can be read; first: {reason}")
     write_manifest(output, job, width, counts)
     return EmbedResult(sum(counts), list(skipped.items()))
@@ -281,6 +287,8 @@ def _cached_shard(file: Path, changed: int) -> tuple[NDArray[np.float32], list[s
 
 def open_vector_folder(folder: Path) -> VectorFolder:
     """Read the manifest; raises OpenVisionError when the job is not complete, or the manifest is broken."""
+    if not is_vector_folder(folder):
+        raise OpenVisionError(f"{folder} is no folder of vectors; `openvision encode IMAGES -o {folder}` writes one")
     content = read_json(folder / MANIFEST)
     if content.get("version") != VERSION:
         raise OpenVisionError(f"{folder / MANIFEST} is not of version {VERSION}; encode the images again")

@@ -126,7 +126,7 @@ def test_vectors_of_another_checkpoint_are_refused(encoder, many, tmp_path):
         index.check_encoder(Encoder(encoder.model, None, resolution=16))
     with torch.no_grad():
         encoder.vision.cls_token.add_(1)
-    with pytest.raises(OpenVisionError, match=r"vectors of another checkpoint, .*model; give that one with --model"):
+    with pytest.raises(OpenVisionError, match=r"vectors of another checkpoint, .*model; give that checkpoint, or"):
         index.check_encoder(encoder)
     with pytest.raises(OpenVisionError, match=r"another job \(weights differ\)"):
         encode_folder(encoder, many, tmp_path / "index")
@@ -144,6 +144,9 @@ def test_what_is_no_folder_of_vectors(encoder, many, tmp_path):
     (bad / "a.png").write_bytes(b"no picture")
     with pytest.raises(OpenVisionError, match="none of the 1 images"):
         encode_folder(encoder, bad, tmp_path / "index")
+    assert list((tmp_path / "index").iterdir()) == []
+    with pytest.raises(OpenVisionError, match="mine is no folder of vectors; `openvision encode IMAGES"):
+        VectorIndex.open(tmp_path / "mine")
 
 
 @pytest.mark.parametrize(
