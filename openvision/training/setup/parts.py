@@ -144,7 +144,9 @@ def set_up_run(
     torch.set_float32_matmul_precision(recipe.run.float32_matmul)
     use_deterministic_algorithms(recipe.run.deterministic)
     # A run that has checkpoints is filled from one: `recipe.start` is not read again.
-    start = None if checkpoints(run_folder / "checkpoints") else recipe.start
+    start, warm = recipe.start, recipe.warm_start
+    if checkpoints(run_folder / "checkpoints"):
+        start, warm = None, warm and warm.model_copy(update={"text": None})
     taught = load_teachers(recipe.teacher or ())
     started += [one.teacher.to(processes.device).describe() for one in taught]
     model = build_distributed_model(
@@ -156,7 +158,7 @@ def set_up_run(
         start,
         started.append,
         taught,
-        recipe.warm_start,
+        warm,
         tokenizer,
         recipe.dense,
     )
