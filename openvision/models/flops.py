@@ -179,8 +179,11 @@ def text_flops(config: TextConfig, embed_dim: int, tokens_read: bool = False, te
     `tokens_read`: whether the caption decoder reads its tokens; if not, the last block computes the class token alone.
     """
     tokens = config.context_length if text_tokens is None else round(text_tokens)
+    # BERT reads one of [bos] and class token, and computes every block whole.
+    sentence = config.encoder == "bert"
+    tokens -= sentence
     block = tokens * _projections(config) + _attention(config.width, tokens**2)
-    last = block if tokens_read else _last_block(config, tokens, 1)
+    last = block if tokens_read or sentence else _last_block(config, tokens, 1)
     return (config.depth - 1) * block + last + 2 * config.width * embed_dim
 
 

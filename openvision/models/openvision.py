@@ -11,7 +11,7 @@ from openvision.models.contrast import OPTIONS, Contrasting
 from openvision.models.decoders.lengths import Lengths
 from openvision.models.decoders.parallel import DecoderConfig, ParallelCaptionDecoder
 from openvision.models.layers import unit
-from openvision.models.text import TextConfig, TextFeatures, TextTransformer
+from openvision.models.text import TextConfig, TextFeatures, build_text
 from openvision.models.vision import VisionConfig, VisionFeatures, VisionTransformer
 from openvision.untrusted import check_count
 
@@ -82,7 +82,7 @@ class OpenVision(Contrasting):
         super().__init__()
         self.config = config
         self.vision = VisionTransformer(config.vision, config.embed_dim)
-        self.text = TextTransformer(config.text, config.embed_dim)
+        self.text = build_text(config.text, config.embed_dim)
         self.decoder = (
             ParallelCaptionDecoder(config.decoder, config.vision.width, config.text.width) if config.decoder else None
         )

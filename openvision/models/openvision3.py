@@ -35,7 +35,7 @@ from openvision.models.layers import (
     sincos_position_table,
     unit,
 )
-from openvision.models.text import TextConfig, TextTransformer
+from openvision.models.text import TextConfig, build_text
 from openvision.models.vision import VisionConfig, VisionTransformer
 from openvision.untrusted import check_count
 
@@ -274,7 +274,7 @@ class OpenVision3(Contrasting):
         super().__init__()
         self.config = config
         self.vision = LatentVisionTransformer(config.vision, config.embed_dim)
-        self.text = TextTransformer(config.text, config.embed_dim)
+        self.text = build_text(config.text, config.embed_dim)
         self.decoder = AutoregressiveCaptionDecoder(config.decoder, config.vision.width)
         self.reconstruction = ReconstructionDecoder(config.reconstruction, config.vision)
         self.add_contrast(config)

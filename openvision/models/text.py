@@ -15,7 +15,7 @@ from openvision.files import JsonObject
 from openvision.models.bounds import MAX_LENGTH, MAX_VOCABULARY, MIN_CONTEXT, check_transformer, stored
 from openvision.models.decoders.lengths import Lengths, groups_by_length
 from openvision.models.kernels.dispatch import compute_dtype, linear_fp32
-from openvision.models.layers import Block, LayerNorm, init_text_block, is_skeleton
+from openvision.models.layers import LAYER_NORM_EPS, Block, LayerNorm, init_text_block, is_skeleton, zero_biases
 from openvision.untrusted import check_count
 
 
@@ -36,6 +36,13 @@ class TextConfig:
     pool: Literal["class", "mean"] = "class"
     """What is projected: the "class" token, as published, or the "mean" of all tokens that are neither class token nor
     padding, which needs `pad_id`."""
+    encoder: Literal["openvision", "bert"] = "openvision"
+    """"bert" is the encoder of BERT and RoBERTa, for weights of a sentence encoder (`warm_start.text`): norms behind
+    branches and embeddings, the class token in front."""
+    first: Literal["class", "bos"] = "class"
+    """First id of a text of a "bert" tower: the class token, as in BERT, or [bos], which is "<s>" in RoBERTa's kind."""
+    norm_eps: float = LAYER_NORM_EPS
+    """Epsilon of the norms of a "bert" tower."""
 
     def __post_init__(self) -> None:
         check_transformer(self.width, self.depth, self.mlp_dim, self.heads)
@@ -45,10 +52,16 @@ class TextConfig:
         if self.pool == "mean" and self.pad_id is None:
             raise ValueError('pool "mean" leaves padding out: give pad_id, 0 in vocabularies of this project')
         check_count("context_length", self.context_length, MIN_CONTEXT, MAX_LENGTH)
+        if self.encoder == "openvision" and (self.first, self.norm_eps) != ("class", LAYER_NORM_EPS):
+            raise ValueError('first and norm_eps are of encoder "bert"; leave them out')
+        if self.encoder == "bert" and self.pad_id is None:
+            raise ValueError('encoder "bert" reads no padding: give pad_id, 0 in vocabularies of BERT')
+        if not 0 < self.norm_eps < 1:
+            raise ValueError(f"norm_eps must be between 0 and 1, not {self.norm_eps}")
 
     def to_dict(self) -> JsonObject:
         """Plain dictionary, as written to `config.json`: options that are off are left out, as older versions need."""
-        return stored(self, ("pad_id", "pool"))
+        return stored(self, ("pad_id", "pool", "encoder", "first", "norm_eps"))
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,7 @@ class TextTransformer(nn.Module):
         if ids.shape[-1] != self.config.context_length:
             raise ValueError(f"texts have {ids.shape[-1]} ids, the tower reads exactly {self.config.context_length}")
         if lengths is None:
-            return self._encode(ids, self.pos_embed, token_rows)
+            return self.encode(ids, self.pos_embed, token_rows)
         if self.config.pad_id is None:
             raise ValueError("this tower reads padding, which cannot be trimmed: give model.text.pad_id")
         read = len(ids) if token_rows is None else token_rows
@@ -119,15 +132,18 @@ class TextTransformer(nn.Module):
         groups = groups_by_length(lengths, self.config.context_length - 1, ids.device)
         encoded = []
         for rows, reach in zip(groups.rows, groups.reaches, strict=True):
-            # The class token keeps the position behind the longest text that the tower can read.
-            kept, positions = (torch.cat([x[:, :reach], x[:, -1:]], dim=1) for x in (ids[rows], self.pos_embed))
-            encoded.append(self._encode(kept, positions, None if tokens_read else 0))
+            kept = torch.cat([ids[rows][:, :reach], ids[rows][:, -1:]], dim=1)
+            encoded.append(self.encode(kept, self.positions(reach), None if tokens_read else 0))
         longest = groups.reaches[-1]
         tokens = [F.pad(one.tokens, (0, 0, 0, longest - one.tokens.shape[1])) for one in encoded]
         pooled = torch.cat([one.pooled for one in encoded])[groups.back]
         return TextFeatures(torch.cat(tokens)[groups.back] if tokens_read else tokens[0], pooled)
 
-    def _encode(self, ids: Tensor, positions: Tensor, token_rows: int | None) -> TextFeatures:
+    def positions(self, reach: int) -> Tensor:
+        """Positions (1, reach + 1, D) of the first ids and of the class token, which keeps its place behind all."""
+        return torch.cat([self.pos_embed[:, :reach], self.pos_embed[:, -1:]], dim=1)
+
+    def encode(self, ids: Tensor, positions: Tensor, token_rows: int | None) -> TextFeatures:
         """Encode ids (B, L), class token last, at `positions` (1, L, D)."""
         mask = self.mask(ids)
         # Empty where nothing is masked, so that blocks are called as they always were.
@@ -174,6 +190,83 @@ class TextTransformer(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """(B, L) -> (B, E) embedding, float32, not normalised."""
         return self.project(self.forward_features(ids, token_rows=0).pooled)
+
+
+class PostNormBlock(Block):
+    """BERT's block: x = norm1(x + attn(x)); x = norm2(x + mlp(x))."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__(config.width, config.heads, config.mlp_dim, gelu="none")
+        self.norm1.eps = self.norm2.eps = config.norm_eps
+
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D); `seen`, bool (B, L), are the positions that may be attended to."""
+        x = self.norm1(x + (self.attn(x) if seen is None else self.attn(x, seen)))
+        return self.norm2(x + self.mlp(x))
+
+    def forward_rows(self, x: Tensor, rows: Tensor, seen: Tensor | None = None) -> Tensor:
+        """`forward(x, seen)` at positions `rows`, int64 (B, K) -> (B, K, D)."""
+        return self.forward(x, seen).gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
+
+
+class SentenceTower(TextTransformer):
+    """BERT's encoder, and a projection of ours, behind the layout of ids that all text towers read.
+
+    A text is [CLS] or <s>, its tokens, its end; the other of [bos] and class token is left out. The positions hold the
+    embedding of token type 0 as well.
+    """
+
+    def __init__(self, config: TextConfig, embed_dim: int) -> None:
+        # Its parts are others than those of TextTransformer; what they are called is the same.
+        nn.Module.__init__(self)
+        self.config = config
+        self.token_embed = embedding(config.vocab_size, config.width)
+        self.pos_embed = nn.Parameter(torch.empty(1, config.context_length - 1, config.width))
+        self.embed_norm = nn.LayerNorm(config.width, config.norm_eps)
+        self.blocks = nn.ModuleList(PostNormBlock(config) for _ in range(config.depth))
+        self.head = nn.Linear(config.width, embed_dim, bias=False)
+        if not is_skeleton(self):
+            self.init_weights()
+
+    def init_weights(self) -> None:
+        """Initialise every parameter as BERT does, the projection as OpenVision does."""
+        nn.init.normal_(self.token_embed.weight, std=0.02)
+        nn.init.normal_(self.pos_embed, std=0.02)
+        self.embed_norm.reset_parameters()
+        for block in self.blocks:
+            assert isinstance(block, PostNormBlock)
+            for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+                nn.init.normal_(linear.weight, std=0.02)
+            zero_biases(block)
+        nn.init.normal_(self.head.weight, std=self.config.width**-0.5)
+
+    def positions(self, reach: int) -> Tensor:
+        """Positions (1, reach, D) of the first ids."""
+        return self.pos_embed[:, :reach]
+
+    def encode(self, ids: Tensor, positions: Tensor, token_rows: int | None) -> TextFeatures:
+        """Encode ids (B, L), [bos] first and class token last, at `positions` (1, L - 1, D)."""
+        mask = ids[:, :-1] != self.config.pad_id
+        if self.config.first == "class":
+            ids = torch.cat([ids[:, -1:], ids[:, 1:]], dim=1)
+        x = self.embed_norm(self.token_embed(ids[:, :-1]) + positions)
+        x = x.to(compute_dtype(x))
+        for block in self.blocks:
+            x = block(x, mask)
+        return TextFeatures(tokens=x[:token_rows], pooled=self.pooled(x, mask))
+
+    def pooled(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Tokens (B, L, D) and which of them are no padding -> the first token or the mean (B, D)."""
+        x = x.to(self.embed_norm.weight.dtype)
+        if self.config.pool == "class" or mask is None:
+            return x[:, 0]
+        kept = mask[..., None].to(x.dtype)
+        return (x * kept).sum(dim=1) / kept.sum(dim=1)
+
+
+def build_text(config: TextConfig, embed_dim: int) -> TextTransformer:
+    """The text tower of a configuration."""
+    return SentenceTower(config, embed_dim) if config.encoder == "bert" else TextTransformer(config, embed_dim)
 
 
 def embedding(entries: int, width: int) -> nn.Embedding:

@@ -161,6 +161,16 @@ class Recipe(Section):
             raise ValueError("warm_start says how weights are taken from `start`; give start, or leave the table out")
         if warm.vocabulary and self.data.vocab_size is None and self.data.tokenizer is None:
             raise ValueError("warm_start.vocabulary takes another vocabulary: give data.vocab_size or data.tokenizer")
+        if warm.text is not None:
+            if self.model.text is None or self.model.text.encoder != "bert":
+                raise ValueError(
+                    "warm_start.text names a sentence encoder, of whose kind the text tower must be: set "
+                    'model.text.encoder = "bert"'
+                )
+            if self.data.vocab_size is not None or warm.vocabulary is not None:
+                raise ValueError(
+                    "warm_start.text brings its tokenizer along; leave data.vocab_size and warm_start.vocabulary out"
+                )
         if "text" in warm.frozen and self.model.text is None:
             raise ValueError("warm_start.frozen names a text tower, which the model does not have")
         return self
@@ -315,7 +325,8 @@ class Recipe(Section):
                 f"model.vision.image_size {self.model.vision.image_size} must be the resolution of the last stage, "
                 f"{self.stages[-1].resolution}: a trained model is used at that resolution"
             )
-        if self.data.vocab_size is None and self.data.tokenizer is None and self.start is None:
+        brought = self.start is not None or (self.warm_start is not None and self.warm_start.text is not None)
+        if self.data.vocab_size is None and self.data.tokenizer is None and not brought:
             raise ValueError("data: give either vocab_size (to train a vocabulary) or tokenizer (a path)")
         if self.data.vocab_size and self.data.vocab_size > self.vocab_size:
             raise ValueError(f"data.vocab_size {self.data.vocab_size} exceeds the model's vocab_size {self.vocab_size}")

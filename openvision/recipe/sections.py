@@ -364,6 +364,9 @@ class WarmStart(Section):
     """Allows another depth: blocks of the start in even distances, or its first ones."""
     vocabulary: Literal["by_entry"] | None = None
     """"by_entry" allows the recipe's own vocabulary: rows of entries that both have are copied, others fresh."""
+    text: str | None = None
+    """Local folder of a sentence encoder of transformers: the text tower takes its weights, and the run its tokenizer.
+    Of `start` the vision tower alone is taken then."""
     frozen: tuple[Literal["vision", "text"], ...] = ()
     """Towers that are not trained, but for their projection into the shared space: locked-image and locked-text
     tuning."""

@@ -193,6 +193,11 @@ class Tokenizer:
         """Number of ids that a model must have room for: that of the entries, unless the vocabulary has holes."""
         return self._size
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it was made here: in any library its file then reads names of special tokens as characters."""
+        return self._is_own
+
     def vocabulary(self) -> dict[str, int]:
         """Entry -> id."""
         return self._backend.get_vocab()

@@ -142,7 +142,11 @@ def test_a_steady_step_waits_for_nothing(kind, micro_batches, precision, shapes_
 
 
 @pytest.mark.parametrize(
-    ("variant", "kind"), [*((name, "openvision") for name in VARIANTS if name != "everything"), ("trimmed", "genlip")]
+    ("variant", "kind"),
+    [
+        *((name, "openvision") for name in VARIANTS if name != "everything"),
+        pytest.param("trimmed", "genlip", marks=pytest.mark.slow),
+    ],
 )
 def test_every_option_of_a_step_waits_for_nothing(variant, kind, shapes_folder, tmp_path):
     recipe = recipe_of(kind, 1, "float32", variant)

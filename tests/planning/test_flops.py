@@ -30,7 +30,7 @@ from openvision.models.genlip import GenLip, GenLipConfig, GenLipTextConfig, Gen
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.openvision2 import ModelConfig, OpenVision2, OpenVision2Config
 from openvision.models.openvision3 import LatentVisionConfig, OpenVision3, OpenVision3Config, ReconstructionConfig
-from openvision.models.text import TextConfig, TextTransformer
+from openvision.models.text import TextConfig, TextTransformer, build_text
 from openvision.models.variants import SIZES, variant, variant2
 from tests.planning.conftest import count
 
@@ -101,6 +101,12 @@ def test_forward_of_openvision2(meta, size, patch, image_attention):
         assert counted == autoregressive_trunk_flops(config.decoder, config.vision, kept)
         states = torch.empty(1, 60, config.decoder.width)
         assert count(model.decoder.logits, states) == head_flops(config.decoder, 60)
+
+
+def test_a_sentence_encoder(meta):
+    config = TextConfig(24, 3, 40, 2, vocab_size=60, context_length=16, pad_id=0, pool="mean", encoder="bert")
+    ids = torch.zeros(1, 16, dtype=torch.long)
+    assert count(embed_and_read, build_text(config, 8), ids) == text_flops(config, 8)
 
 
 @pytest.mark.parametrize("reads_padding", [True, False])

@@ -30,6 +30,7 @@ from openvision.recipe.sections import Run
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.setup.evaluators import complete_evaluators
 from openvision.training.setup.start import tokenizer_of_start
+from openvision.weights.sentence_encoder import tokenizer_of_encoder
 
 DATA = "data.json"
 LOCK = "LOCK"
@@ -198,6 +199,8 @@ def claim_tokenizer(
     if reuse and (folder / "tokenizer.json").is_file():
         return Tokenizer.load(folder)
     tokenizer = Tokenizer.load(Path(settings.tokenizer)) if settings.tokenizer is not None else None
+    if recipe.warm_start is not None and recipe.warm_start.text is not None:
+        tokenizer = tokenizer_of_encoder(Path(recipe.warm_start.text).expanduser(), tokenizer)
     if recipe.start is not None:
         theirs = tokenizer_of_start(recipe.start, recipe.model, tokenizer, recipe.warm_start)
         if theirs is not None and tokenizer is None:

@@ -1,6 +1,7 @@
 """The model of a run: built, initialised, warm-started from given weights, distributed over the processes."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from openvision.training.setup.compile import prepare_blocks
 from openvision.training.setup.initialize import broadcast_parameters, initialise, materialise
 from openvision.training.setup.parallel import DistributedModel, distribute, shard
 from openvision.training.setup.start import describe_start, start_from
+from openvision.weights.sentence_encoder import read_sentence_encoder
 
 
 def build_distributed_model(
@@ -80,6 +82,9 @@ def fill(
         notes: list[str] = []
         taken = start_from(model, start, warm, tokenizer, notes.append)
         say(describe_start(model, start, taken, notes))
+    if warm is not None and warm.text is not None:
+        assert model.text is not None
+        say(read_sentence_encoder(Path(warm.text).expanduser()).copy_into(model.text))
     for part in model.children():
         if isinstance(part, DensePredictor):
             part.follow(model.vision, 0.0)

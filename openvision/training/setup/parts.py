@@ -147,7 +147,9 @@ def set_up_run(
     torch.set_float32_matmul_precision(recipe.run.float32_matmul)
     use_deterministic_algorithms(recipe.run.deterministic)
     # A run that has checkpoints is filled from one: `recipe.start` is not read again.
-    start = None if checkpoints(run_folder / "checkpoints") else recipe.start
+    start, warm = recipe.start, recipe.warm_start
+    if checkpoints(run_folder / "checkpoints"):
+        start, warm = None, warm and warm.model_copy(update={"text": None})
     taught = load_teachers(recipe.teacher or (), recipe.augment, dataset.sources)
     for one in taught:
         started.append(one.description)
@@ -162,7 +164,7 @@ def set_up_run(
         start,
         started.append,
         taught,
-        recipe.warm_start,
+        warm,
         tokenizer,
         recipe.dense,
     )

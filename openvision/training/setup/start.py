@@ -74,7 +74,7 @@ def tokenizer_of_start(
     vocabulary, or with an unknown one and none is named.
     """
     loaded = load_checkpoint(source, Request(image_size=config.vision.image_size))
-    if _alike(loaded, config) is None:
+    if _alike(loaded, config, warm) is None:
         return None
     if warm is not None and warm.vocabulary is not None:
         if loaded.tokenizer is None:
@@ -117,7 +117,7 @@ def start_from(
     another shape.
     """
     loaded = load_checkpoint(source, Request(image_size=model.vision.config.image_size))
-    given = _alike(loaded, model.config)
+    given = _alike(loaded, model.config, warm)
     shared = None
     if warm is not None and warm.vocabulary is not None and given is not None:
         assert tokenizer is not None
@@ -154,8 +154,13 @@ def _copy_numbers(model: Contrasting, given: Contrasting) -> list[str]:
     return list(taken)
 
 
-def _alike(loaded: Checkpoint, config: ModelConfig) -> AnyModel | None:
-    """The whole model of a checkpoint if it is of the kind of `config`: from others only the vision tower is taken."""
+def _alike(loaded: Checkpoint, config: ModelConfig, warm: WarmStart | None) -> AnyModel | None:
+    """The whole model of a checkpoint if it is of the kind of `config`: from others only the vision tower is taken.
+
+    So it is where the ids are those of another text tower.
+    """
+    if warm is not None and warm.text is not None:
+        return None
     if isinstance(config, OpenVision3Config):
         return loaded.unified
     return loaded.captioner if config.text is None else loaded.model

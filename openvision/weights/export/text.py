@@ -81,6 +81,16 @@ def example_ids(checkpoint: Checkpoint, batch: int = len(EXAMPLE_TEXTS)) -> Tens
     return torch.randint(0, model.config.text.vocab_size, (batch, length), generator=generator)
 
 
+def comparable_rows(tokenizer: Tokenizer) -> list[int]:
+    """Rows of EXAMPLE_TEXTS that other libraries split as training does, by the file of this tokenizer.
+
+    A file that was not made here has them read names of special tokens as such; it has no place to say otherwise.
+    """
+    special = [name for name in vars(tokenizer.special).values() if name is not None]
+    rows = range(len(EXAMPLE_TEXTS))
+    return [row for row in rows if tokenizer.is_own or not any(name in EXAMPLE_TEXTS[row] for name in special)]
+
+
 def stock_ids(folder: Path, texts: list[str]) -> Tensor:
     """Ids of `texts` by the tokenizer.json in a folder, read by the `tokenizers` library alone."""
     import tokenizers
