@@ -15,7 +15,6 @@ from torch import nn
 
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_folder
-from openvision.models.flops import patches_of
 from openvision.multimodal.model.geometry import Framework, Geometry, anyres_pinpoints, check_processor
 from openvision.multimodal.model.huggingface import (
     Llava,
@@ -28,9 +27,9 @@ from openvision.multimodal.model.huggingface import (
 )
 from openvision.multimodal.model.llm import IMAGE_TOKEN, LanguageModel, TokenizerOptions, load_llm
 from openvision.multimodal.model.native import row_break
-from openvision.multimodal.model.towers import VisionTower, load_tower
+from openvision.multimodal.model.towers import OF_THE_SQUARE, VisionTower, load_tower
 from openvision.provenance import git_state, library_versions
-from openvision.weights.load import Request, vision_shape
+from openvision.weights.load import Request
 
 PROVENANCE = "openvision_vlm.json"
 _TOLERANCE = 1e-4
@@ -99,7 +98,7 @@ def build(
         raise OpenVisionError(f"{folder} exists and is not empty; choose another folder")
     if options.dtype not in ("float32", "bfloat16", "float16"):
         raise OpenVisionError(f"unknown dtype {options.dtype!r}; choose float32, bfloat16 or float16")
-    tower = load_tower(encoder, request, max_tokens=_budget(encoder, options, request))
+    tower = load_tower(encoder, request, max_tokens=_budget(options))
     built = assemble(tower, load_llm(llm, options.tokenizer), options)
     with atomic_folder(folder) as temporary:
         save(built, temporary, {"encoder": str(encoder), "llm": str(llm)}, options)
@@ -151,15 +150,13 @@ def assemble(tower: VisionTower, llm: LanguageModel, options: BuildOptions) -> B
     return Built(model, processor, geometry)
 
 
-def _budget(encoder: str | Path, options: BuildOptions, request: Request | None) -> int | None:
+def _budget(options: BuildOptions) -> int | None:
     """Patches that an image may have in native shapes; None for another framework."""
-    if options.framework != "llava-native":
-        if options.max_tokens is not None:
-            raise OpenVisionError(f"max_tokens is of llava-native alone, not of {options.framework}; leave it out")
-        return None
+    if options.framework == "llava-native":
+        return OF_THE_SQUARE if options.max_tokens is None else options.max_tokens
     if options.max_tokens is not None:
-        return options.max_tokens
-    return patches_of(shape := vision_shape(encoder), shape.image_size)
+        raise OpenVisionError(f"max_tokens is of llava-native alone, not of {options.framework}; leave it out")
+    return None
 
 
 def save(built: Built, folder: Path, origin: dict[str, str], options: BuildOptions) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from openvision.errors import OpenVisionError
+from openvision.models.flops import patches_of
 from openvision.models.genlip import GenLipVisionConfig
 from openvision.models.openvision3 import LatentVisionConfig
 from openvision.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionTransformer
@@ -33,6 +34,8 @@ _CLASSES = {
 
 BILINEAR = 2
 """Pillow's number of the filter that images are resized with in training."""
+OF_THE_SQUARE = 0
+"""A budget of as many patches as the encoder's square has."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ def load_tower(
 
     A folder of transformers of type vit, clip or siglip is loaded as it is. Any other `source` is an OpenVision
     checkpoint: it is converted to a `ViTModel`, whose outputs are compared with the original's unless `check` is False.
-    With `max_tokens` it reads images of native shapes, within this budget of patches. Raises OpenVisionError for a
-    folder of another type, with tensors missing or, with `max_tokens`, of a stock tower.
+    With `max_tokens` it reads images of native shapes, within this budget of patches or `OF_THE_SQUARE`. Raises
+    OpenVisionError for a folder of another type, with tensors missing or, with `max_tokens`, of a stock tower.
     """
     kind = _stock_type(Path(source))
     if kind is not None and max_tokens is not None:
@@ -73,7 +76,7 @@ def load_tower(
 def tower_of(checkpoint: Checkpoint, check: bool = True, max_tokens: int | None = None) -> VisionTower:
     """Convert a loaded OpenVision checkpoint to a `ViTModel`, or to our own class where no stock one can hold it.
 
-    With `max_tokens`, a budget of patches for images of native shapes, it is our own class.
+    With `max_tokens`, a budget of patches for images of native shapes or `OF_THE_SQUARE`, it is our own class.
     """
     if max_tokens is not None or isinstance(checkpoint.vision.config, GenLipVisionConfig | LatentVisionConfig):
         return _own_tower(checkpoint, max_tokens)
@@ -88,6 +91,8 @@ def tower_of(checkpoint: Checkpoint, check: bool = True, max_tokens: int | None 
 
 def _own_tower(checkpoint: Checkpoint, max_tokens: int | None) -> VisionTower:
     config = checkpoint.vision.config
+    if max_tokens == OF_THE_SQUARE:
+        max_tokens = patches_of(config, config.image_size)
     shapes = None if max_tokens is None else native_shapes(config.patch_size, max_tokens)
     prefix = config.prefix_tokens if shapes is None else 0
     geometry = Geometry(config.image_size, config.patch_size, prefix, config.width, config.depth, native=shapes)

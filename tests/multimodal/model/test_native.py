@@ -15,10 +15,9 @@ from openvision.multimodal.data.batching import Collator
 from openvision.multimodal.data.conversation import IGNORED
 from openvision.multimodal.data.dataset import ConversationDataset, read_llava_json
 from openvision.multimodal.data.feature_cache import FeatureCache, patch_features
-from openvision.multimodal.model.build import BuildOptions, assemble
+from openvision.multimodal.model.build import BuildOptions, assemble, build
 from openvision.multimodal.model.generate import Prompt, load_assistant
 from openvision.multimodal.model.native import row_break
-from openvision.multimodal.model.towers import load_tower
 from openvision.multimodal.recipe import parse_vlm_recipe
 from openvision.multimodal.training.run import train
 from openvision.weights.folder import save_folder
@@ -207,7 +206,7 @@ def test_an_encoder_of_one_grid_is_refused(llm_folder, tmp_path) -> None:
     shape = CLIPVisionConfig(hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=3)
     CLIPVisionModel(shape).save_pretrained(tmp_path / "clip")
     with pytest.raises(OpenVisionError, match="is a stock clip_vision_model, whose positions are of one grid"):
-        load_tower(tmp_path / "clip", max_tokens=64)
+        build(tmp_path / "clip", llm_folder, tmp_path / "vlm", BuildOptions(framework="llava-native"))
     with pytest.raises(OpenVisionError, match="was loaded for squares, which llava-native does not read"):
         assemble(tiny.tiny_tower(), tiny.tiny_llm(llm_folder), BuildOptions(framework="llava-native"))
 
