@@ -1,4 +1,4 @@
-"""Images out of an encoder: training of our own autoencoder, and a generator on the tokens of OpenVision 3.
+"""Images out of an encoder: training of our own autoencoder, a generator on the tokens of OpenVision 3, its measures.
 
 May import `models`, `text`, `images`, `data`, `weights`, `encoding`, `runtime`, `evaluation` and `frozen`.
 """

@@ -62,8 +62,8 @@ def open_generator(folder: Path, device: torch.device, encoder: str | None = Non
     unified, tokenizer, digest = load_encoder(encoder or named["source"])
     if digest != named["sha256"]:
         raise OpenVisionError(
-            f"{encoder or named['source']} is not the encoder that {folder} was trained on: its weights differ; name "
-            "that one with --encoder"
+            f"{encoder or named['source']} is not the encoder that {folder} was trained on: its weights differ; give "
+            "that one"
         )
     model = _load_generator(folder, GeneratorConfig(**content["generator"])).to(device).eval()
     unified.to(device)

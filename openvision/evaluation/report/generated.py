@@ -26,11 +26,7 @@ _RECONSTRUCTION = {
     "rfid": ("rFID", 2),
     "fd_efficientnet_lite0": (f"FD on {STAND_IN}", 1),
 }
-_SIDES = {
-    "": "this encoder",
-    "autoencoder_": "autoencoder alone: the ceiling",
-    "constant_": "one colour for all: nothing",
-}
+_SIDES = {"": "this encoder", "autoencoder_": "autoencoder alone: the ceiling", "constant_": "one colour for all"}
 _NEARNESS = {"fd_efficientnet_lite0": (f"FD on {STAND_IN}", 1), "agreement": ("asked text ranked first, %", 1)}
 
 
