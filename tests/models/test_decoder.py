@@ -65,9 +65,9 @@ def test_no_square_is_formed(monkeypatch):
     decoder = ParallelCaptionDecoder(CONFIG, image_width=24, text_width=16)
     shapes = []
 
-    def spy(q, k, v, causal=False):
+    def spy(q, k, v, causal=False, seen=None):
         shapes.append((q.shape[2], k.shape[2]))
-        return attention(q, k, v, causal)
+        return attention(q, k, v, causal, seen)
 
     monkeypatch.setattr(openvision.models.decoders.parallel, "attention", spy)
     decoder(torch.randn(1, 9, 24), torch.randn(1, 5, 16))

@@ -85,9 +85,9 @@ def test_every_parameter_is_trained():
 def test_no_square_is_formed_and_the_patches_of_the_last_block_are_keys_only(monkeypatch):
     shapes = []
 
-    def spy(q, k, v, causal=False):
+    def spy(q, k, v, causal=False, seen=None):
         shapes.append((q.shape[2], k.shape[2]))
-        return attention(q, k, v, causal)
+        return attention(q, k, v, causal, seen)
 
     monkeypatch.setattr(openvision.models.decoders.parallel, "attention", spy)
     GenLip(CONFIG)(*batch())

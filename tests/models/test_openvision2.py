@@ -85,9 +85,9 @@ def test_only_the_final_norm_of_the_tower_is_not_trained_and_the_head_not_by_the
 def test_no_square_is_formed(monkeypatch):
     shapes = []
 
-    def spy(q, k, v, causal=False):
+    def spy(q, k, v, causal=False, seen=None):
         shapes.append((q.shape[2], k.shape[2]))
-        return attention(q, k, v, causal)
+        return attention(q, k, v, causal, seen)
 
     monkeypatch.setattr(openvision.models.decoders.parallel, "attention", spy)
     OpenVision2(config())(*batch())
