@@ -5,17 +5,32 @@
 The teacher is the quickstart's model; the student has half its width and its three stages in one. How many samples a
 run sees is set by its own speed, which the first steps measure, the teacher's forward pass included. Rows are added to
 --out, one a run.
+
+    python benchmarks/distillation.py runs/quickstart/model runs/quickstart/scenes --cost
+
+measures what the teacher costs when it reads every batch and when its features come from disk, and what making them
+costs, in seconds of processor time.
 """
 
 import argparse
+import json
+import statistics
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
-from openvision.files import append_lines, read_json_lines
+from openvision.data.shards.dataset import ShardDataset
+from openvision.files import append_lines, atomic_write_text, read_json_lines
+from openvision.provenance import processor_name
 from openvision.recipe.schema import Recipe, parse_recipe
+from openvision.training.distillation import cache_of, open_teacher
+from openvision.training.run.log import NoLog
+from openvision.training.run.throughput import Meter
+from openvision.training.setup.data import DeviceBatches, open_loader
+from openvision.training.step import Step
 from openvision.training.trainer import Trainer
 from openvision.untrusted import json_text
 
@@ -31,12 +46,18 @@ ARMS: dict[str, dict[str, float] | None] = {
     "all": {"pooled": 1.0, "patches": 1.0, "similarity": 1.0},
 }
 METRICS = ("top1", "top5", "t2i_r5", "sentence_t2i_r5")
+# Steps of a measurement of cost, those before it, its repetitions, and fixed views of an image in a cache.
+COST_STEPS, COST_WARM, COST_REPEATS, COST_VIEWS = 10, 2, 3, 1
 
 
-def recipe_of(arm: str, teacher: Path, seed: int, steps: int) -> Recipe:
+def recipe_of(arm: str, teacher: Path, seed: int, steps: int, cache: Path | None = None) -> Recipe:
     """The student's recipe for `steps` updates."""
     weights = ARMS[arm]
     table = {} if weights is None else {"teacher": [{"source": str(teacher), "name": "teacher", **weights}]}
+    augment = {"crop_area": [0.8, 1.0], "jitter": 0.1, "grayscale_probability": 0}
+    if cache is not None:
+        table["teacher"][0]["cache"] = str(cache)
+        augment["views"] = COST_VIEWS
     samples = steps * BATCH
     stage = {"resolution": 64, "samples": samples, "batch_size": BATCH, "base_learning_rate": 6e-3}
     return parse_recipe(
@@ -49,7 +70,7 @@ def recipe_of(arm: str, teacher: Path, seed: int, steps: int) -> Recipe:
                 "text": TEXT,
             },
             "loss": {"caption": 0, "texts": ["alt", "sentence"]},
-            "augment": {"crop_area": [0.8, 1.0], "jitter": 0.1, "grayscale_probability": 0},
+            "augment": augment,
             "data": {"train": "train", "validation": "validation", "tokenizer": str(teacher)},
             "stages": [stage | {"warmup_samples": samples // 10}],
             "run": {"log_every": 50, "evaluate_every": 10**9, "checkpoint_every": 10**9, "device": "cpu"},
@@ -78,6 +99,73 @@ def train(arm: str, teacher: Path, data: Path, seed: int, steps: int) -> tuple[f
         return measured[-1] - begin, {name: numbers[name] for name in METRICS}
 
 
+def step_seconds(arm: str, teacher: Path, data: Path, folder: Path, cache: Path | None = None) -> float:
+    """Processor seconds of an update, loading included: the mean of COST_STEPS after COST_WARM."""
+    recipe = recipe_of(arm, teacher, 0, COST_WARM + COST_STEPS, cache)
+    trainer = Trainer(recipe, data, Path(tempfile.mkdtemp(dir=folder)) / "run")
+    parts, stage = trainer.parts, recipe.stages[0]
+    with open_loader(
+        recipe, stage, parts.dataset, parts.tokenizer, parts.processes, 0, parts.folder, parts.features
+    ) as loader:
+        batches, meter = DeviceBatches(iter(loader), parts.processes.device), Meter(parts.processes.device, None)
+        step = Step(parts, stage, batches, meter, NoLog(), trainer.watchdog, trainer.stop, trainer.guard)
+        for _ in range(COST_WARM):
+            step()
+        begin = time.process_time()
+        for _ in range(COST_STEPS):
+            step()
+        return (time.process_time() - begin) / COST_STEPS
+
+
+def cost(teacher: Path, data: Path, out: Path) -> None:
+    """Compare steps without a teacher, with one that reads every batch, and with one that is read from disk."""
+    datasets = [ShardDataset(data / "train")]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for arm in ("pooled", "all"):
+            recipe = recipe_of(arm, teacher, 0, COST_STEPS, Path(folder) / arm)
+            assert recipe.teacher is not None
+            table = recipe.teacher[0]
+            loaded = open_teacher(table)
+            cache = cache_of(table, loaded, recipe.augment)
+            stored = cache.bytes_for(cache.missing(datasets))
+            begin = time.process_time()
+            cache.fill(datasets, loaded)
+            views = len(datasets[0]) * COST_VIEWS
+            made = (time.process_time() - begin) / views
+            # In turns, so that what else the machine does meets all alike.
+            measured = [
+                (
+                    step_seconds("scratch", teacher, data, Path(folder)),
+                    step_seconds(arm, teacher, data, Path(folder)),
+                    step_seconds(arm, teacher, data, Path(folder), Path(folder) / arm),
+                )
+                for _ in range(COST_REPEATS)
+            ]
+            alone, computed, cached = (statistics.median(column) for column in zip(*measured, strict=True))
+            rows.append(
+                {
+                    "arm": arm,
+                    "step_without_teacher_s": round(alone, 4),
+                    "step_computed_s": round(computed, 4),
+                    "step_cached_s": round(cached, 4),
+                    "all_steps_s": [[round(value, 4) for value in one] for one in measured],
+                    "fill_s_per_view": round(made, 6),
+                    "bytes_per_view": round(stored / views),
+                }
+            )
+            print(json_text(rows[-1]), flush=True)
+    report = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": {"processor": processor_name(), "threads": 1},
+        "torch": torch.__version__,
+        "batch": BATCH,
+        "views": COST_VIEWS,
+        "results": rows,
+    }
+    atomic_write_text(out, json.dumps(report, indent=2) + "\n")
+
+
 def main() -> None:
     """Train every arm for every seed and print its row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,9 +174,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "distillation.jsonl")
+    parser.add_argument("--cost", action="store_true", help="measure the cost of the teacher, cached and not")
+    results = Path(__file__).parent / "results"
+    parser.add_argument("--out", type=Path, help="distillation.jsonl or distillation_cost.json by default")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.cost:
+        cost(arguments.teacher, arguments.data, arguments.out or results / "distillation_cost.json")
+        return
+    out = arguments.out or results / "distillation.jsonl"
     for seed in arguments.seeds:
         for arm in arguments.arms:
             few, many = (
@@ -97,7 +191,7 @@ def main() -> None:
             steps = max(SPEED_STEPS, int(arguments.seconds / (many - few) * 3 * SPEED_STEPS))
             seconds, numbers = train(arm, arguments.teacher, arguments.data, seed, steps)
             row = {"arm": arm, "seed": seed, "samples": steps * BATCH, "cpu_seconds": round(seconds, 1), **numbers}
-            append_lines(arguments.out, json_text(row) + "\n")
+            append_lines(out, json_text(row) + "\n")
             print(json_text(row), flush=True)
 
 
