@@ -1,10 +1,10 @@
 """An ONNX bundle: its script without torch gives the encoder's answers; latency of exported folders."""
 
 import json
-import logging
 import subprocess
 import sys
 import sysconfig
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -109,20 +109,14 @@ def test_latency_of_a_bundle_and_of_weights_in_turns(bundle, tiny_run, monkeypat
 def test_a_transformers_export_is_timed_without_a_notice(tiny_run, tmp_path):
     folder = tmp_path / "vit"
     export(load_checkpoint(tiny_run), "transformers", folder, ExportOptions(check=False))
-    notices: list[logging.LogRecord] = []
-
-    class Notices(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            notices.append(record)
-
-    handler = Notices()
+    handler = BufferingHandler(capacity=1000)
     transformers_logging.add_handler(handler)
     try:
         (found,) = measure_latency([folder], runs=1)
     finally:
         transformers_logging.remove_handler(handler)
     assert (found.runtime, found.pixels) == ("transformers, cpu", 32)
-    assert notices == []
+    assert handler.buffer == []
 
 
 def test_bad_input_is_one_sentence(bundle, tiny_run, tmp_path):
