@@ -92,11 +92,11 @@ def captions_of(url: str, shards: Path, output: Path, model: str | None = None, 
     return [sample.synthetic for sample in ShardDataset(output, "recaption")]
 
 
-def captions_here(model: Path, shards: Path) -> list[str]:
-    """Captions of the same decoder, asked in this process."""
+def captions_here(model: Path, shards: Path) -> list[str | None]:
+    """Captions of the same decoder, asked in this process; an empty one is none."""
     captioner = load_decoder(str(model), torch.device("cpu"), Sampling(max_tokens=9), 32)
     questions = [Question("", sample.key, 0, sample.image, "png", "", 0) for sample in ShardDataset(shards)]
-    return [answer.text.strip() for _, answer in captioner.answers(questions)]
+    return [answer.text.strip() or None for _, answer in captioner.answers(questions)]
 
 
 def test_a_job_against_our_decoder_in_another_process(served, model, shards, tmp_path):
