@@ -17,7 +17,7 @@ from openvision.data.sources.scenes.texts import AltTexts
 from openvision.errors import OpenVisionError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-PARTS = ("variants", "worlds", "budget", "rows", "runs", "schedule")
+PARTS = ("variants", "worlds", "budget", "rows", "runs", "schedule", "figure")
 SUITE = """
 description = "what an encoder of smoke size can be asked"
 [[evaluate]]
@@ -104,6 +104,17 @@ def test_variants_that_cost_the_same_share_their_speeds(parts):
     assert alike(variants["no_decoder"], variants["no_decoder_alt0"])
     for other in ("no_decoder", "clip", "whole_caption", "full_published", "wide", "patch16_tokens"):
         assert not alike(variants["full"], variants[other])
+
+
+def test_curves_have_a_point_for_each_share_of_alt_texts(parts, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(parts.figure, "to_png", lambda made: drawn.update(made=made) or b"png")
+    names = ("full", "full_alt25", "no_decoder", "clip", "clip_alt25", "full_errors30")
+    assert parts.figure.crossing([row_of(name, top1=0.5 + 0.1 * ("25" in name)) for name in names]) == b"png"
+    lines = {line.get_label(): line.get_xydata().tolist() for line in drawn["made"].axes[0].lines}
+    # Captions with errors are no share of alt-texts.
+    both = [[25, pytest.approx(60)], [80, pytest.approx(50)]]
+    assert lines == {"full recipe": both, "without decoder": [[80, 50]], "plain CLIP": both}
 
 
 def test_a_line_that_a_crash_cut_off_is_left_out(parts, tmp_path):

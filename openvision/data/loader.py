@@ -32,7 +32,7 @@ from openvision.data.stored_features import StoredFeatures
 from openvision.data.workers import end_with_parent
 from openvision.errors import OpenVisionError
 from openvision.files import PatientLines, read_json_lines
-from openvision.images.augment import Augment, Jitter, apply_jitter, draw_jitter, random_crop, view_generator
+from openvision.images.augment import Augment, Draws, Jitter, apply_jitter, draw_jitter, draws_at, random_crop
 from openvision.images.decode import BadSampleError, Pixels, SourceImage, open_image
 from openvision.images.native import NativeShapes, pack, rows_by_shape
 from openvision.images.preprocess import to_batch
@@ -249,20 +249,6 @@ def _reasons(rejects: Iterable[Reject]) -> str:
 
 
 @dataclass(frozen=True)
-class _Randomness:
-    """What is drawn for a position."""
-
-    own: np.random.Generator
-    """Keyed by seed and position."""
-    view: int | None
-    """Number of the fixed view; None where every crop is a new one."""
-
-    def of(self, key: str) -> np.random.Generator:
-        """What draws crop and colours of the sample `key`."""
-        return self.own if self.view is None else view_generator(key, self.view)
-
-
-@dataclass(frozen=True)
 class _Usable:
     """A sample with its crop."""
 
@@ -324,15 +310,15 @@ class _BatchBuilder:
         remarks: list[tuple[str, str]] = []
         features: list[list[np.ndarray]] = []
         for position in positions:
-            randomness = self._randomness(position)
-            source, found = self._usable(position, randomness, rejects)
+            draws = draws_at(self.seed, position, self.inputs.augment)
+            source, found = self._usable(position, draws, rejects)
             sample = found.sample
             images.append(found.image)
             jitters.append(draw_jitter(found.drawn, self.inputs.augment))
-            captions.append(sample_captions(sample.alt, sample.synthetic, randomness.own))
-            if randomness.view is not None:
+            captions.append(sample_captions(sample.alt, sample.synthetic, draws.own))
+            if draws.view is not None:
                 place = self.mixture.sources[source].place(found.index)
-                features.append([stored.read(*place, randomness.view) for stored in self.inputs.features])
+                features.append([stored.read(*place, draws.view) for stored in self.inputs.features])
             missing += not sample.synthetic
             keys.append(self.mixture.qualified_key(source, sample.key))
             remarks += [(remark, keys[-1]) for remark in sample.remarks]
@@ -378,22 +364,16 @@ class _BatchBuilder:
             return self.inputs.native.random_crop(image, rng, self.inputs.augment)
         return random_crop(image, rng, self.inputs.resolution, self.inputs.augment)
 
-    def _randomness(self, position: int) -> _Randomness:
-        # Counter-based: the numbers of any position without drawing those before it.
-        own = np.random.Generator(np.random.Philox(key=[self.seed, position]))
-        views = self.inputs.augment.views
-        return _Randomness(own, None if views is None else int(own.integers(views)))
-
-    def _usable(self, position: int, randomness: _Randomness, rejects: list[Reject]) -> tuple[int, _Usable]:
+    def _usable(self, position: int, draws: Draws, rejects: list[Reject]) -> tuple[int, _Usable]:
         """Source and sample at `position`, or the sample that replaces one that cannot be used."""
         source, index = self.stream[position]
         before = len(rejects)
-        found = self._first_usable(source, self._candidates(position, source, index), randomness, rejects)
+        found = self._first_usable(source, self._candidates(position, source, index), draws, rejects)
         tried = len(rejects) - before
         if found is None and isinstance(self.stream, DistinctOrder) and tried < _MAX_REPLACEMENTS:
             replacement = self._replacements(self.stream, position)[position]
             rejects += replacement.rejects
-            found = self._first_usable(source, (replacement.index,), randomness, [])
+            found = self._first_usable(source, (replacement.index,), draws, [])
         if found is None:
             raise OpenVisionError(
                 f"{self.mixture.names[source]}: {tried} samples in a row cannot be used "
@@ -402,13 +382,13 @@ class _BatchBuilder:
         return source, found
 
     def _first_usable(
-        self, source: int, candidates: Iterable[int], randomness: _Randomness, rejects: list[Reject]
+        self, source: int, candidates: Iterable[int], draws: Draws, rejects: list[Reject]
     ) -> _Usable | None:
         """The first of the candidates that can be used."""
         for index in candidates:
             try:
                 sample, image = self._caches[source][index]
-                drawn = randomness.of(sample.key)
+                drawn = draws.of(sample.key)
                 return _Usable(index, sample, self._crop(image, drawn), drawn)
             except BadSampleError as error:
                 rejects.append(Reject(self.mixture.key(source, index), error.reason, str(error)))
@@ -437,13 +417,13 @@ class _BatchBuilder:
         rows, taken, needy, bad = stream.rows(position), set[int](), list[int](), list[Reject]()
         for place, index in rows.samples.items():
             candidates = self._candidates(place, source, index)
-            found = self._first_usable(source, candidates, self._randomness(place), bad)
+            found = self._first_usable(source, candidates, draws_at(self.seed, place, self.inputs.augment), bad)
             taken.add(found.index) if found is not None else needy.append(place)
         free = (index for index in rows.unused() if index not in taken)
         replacements: dict[int, _Replacement] = {}
         for place in needy:
             rejects: list[Reject] = []
-            found = self._first_usable(source, free, self._randomness(place), rejects)
+            found = self._first_usable(source, free, draws_at(self.seed, place, self.inputs.augment), rejects)
             if found is None:
                 usable, needed = len(taken) + len(replacements), len(rows.positions)
                 raise OpenVisionError(

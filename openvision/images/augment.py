@@ -69,6 +69,26 @@ def view_generator(key: str, view: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[number, view]))
 
 
+@dataclass(frozen=True)
+class Draws:
+    """What is drawn at a position of a run."""
+
+    own: np.random.Generator
+    """Keyed by seed and position."""
+    view: int | None
+    """Number of the fixed view; None where every crop is a new one."""
+
+    def of(self, key: str) -> np.random.Generator:
+        """What draws crop and colours of the sample `key`."""
+        return self.own if self.view is None else view_generator(key, self.view)
+
+
+def draws_at(seed: int, position: int, augment: Augment) -> Draws:
+    """What is drawn at a position, without drawing for those before it: the generator is counter-based."""
+    own = np.random.Generator(np.random.Philox(key=[seed, position]))
+    return Draws(own, None if augment.views is None else int(own.integers(augment.views)))
+
+
 def random_crop_box(rng: np.random.Generator, height: int, width: int, augment: Augment) -> Box:
     """Draw a crop as TensorFlow's `sample_distorted_bounding_box` does: (y, x, height, width) in pixels.
 

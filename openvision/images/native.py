@@ -108,7 +108,13 @@ def grid_of(aspect: float, max_tokens: int) -> tuple[int, int]:
         return rows, columns
     narrow = max(1, math.isqrt(math.floor(max_tokens * aspect + 1e-6)))
     grids = [(max(1, min(round(c / aspect), max_tokens // c)), c) for c in (narrow, min(narrow + 1, max_tokens))]
-    return max(grids, key=lambda grid: grid[0] * grid[1] * min(grid[1] / grid[0] / aspect, aspect * grid[0] / grid[1]))
+
+    def shown(grid: tuple[int, int]) -> float:
+        rows, columns = grid
+        # Of two that show as much the narrower one, whichever way the last digits fall.
+        return round(rows * columns * min(columns / rows / aspect, aspect * rows / columns), 6)
+
+    return max(grids, key=shown)
 
 
 def pack(images: Sequence[Tensor], pixels: int) -> tuple[Tensor, Tensor]:
