@@ -74,6 +74,21 @@ _VERSION2 = (
 )
 
 
+# As wide and deep as the others, with an MLP of as many parameters; the layer that a loss reaches is read.
+_GENLIP = (
+    "model.kind=genlip",
+    "model.text=none",
+    "model.embed_dim=none",
+    "model.vision.init=none",
+    "model.vision.mlp_dim=344",
+    "model.vision.readout=before_last",
+    "model.decoder.width=128",
+    *(f"model.decoder.{key}=none" for key in ("depth", "mlp_dim", "heads")),
+    "loss.contrastive=0",
+    "loss.texts=[]",
+)
+
+
 _PLUS = ("model.vision.init=by_width", "model.text.pad_id=0", "model.text.pool=mean", "optimizer.kind=muon")
 """The changes of recipes/openvision-plus."""
 _PUBLISHED = ("model.vision.init=published", "model.text.pad_id=none", "model.text.pool=class", "optimizer.kind=adam")
@@ -104,6 +119,7 @@ VARIANTS: dict[str, Variant] = {
     "no_decoder": Variant("without decoder", _NO_DECODER, "full"),
     "no_sentence": Variant("without sentence", ('loss.texts=["alt"]',), "full"),
     "openvision2": Variant("caption alone (OpenVision 2)", _VERSION2, "full"),
+    "genlip": Variant("one transformer (GenLIP)", _GENLIP, "full"),
     **_worlds(),
     "whole_caption": Variant(
         "whole caption as contrastive text",
@@ -155,6 +171,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "c": ("full", "whole_caption", "no_decoder", "caption_weight_half", "caption_weight1", "caption_weight4"),
     "d": ("full", "full_resolution", "clip_full_resolution", "early", "late", "patch16", "patch16_tokens", "wide"),
     "e": ("openvision2", "keep10", "keep25", "keep50", "keep100", "causal", "positions"),
+    "k": ("full", "no_decoder", "clip", "openvision2", "genlip"),
     "f": (
         "full",
         "clip",
