@@ -89,7 +89,7 @@ class Claims:
         from ablations.worlds import make_vocabulary, make_world
 
         root, world = self.machine.work / self.world, variant(name).world
-        plain = replace(DEFAULT_WORLD, scale=world.scale)
+        plain = replace(DEFAULT_WORLD, scale=world.scale, aspects=world.aspects)
         data, held_out = (make_world(root, each, self.profile, self.cores) for each in (world, plain))
         return data, held_out, make_vocabulary(root, self.profile, self.cores)
 

@@ -220,7 +220,13 @@ def train(task: Task, chosen: Variant, profile: Profile) -> Trained:
     lines = read_json_lines(folder / "metrics.jsonl")
     waits = [line["data_wait"] for line in lines if "data_wait" in line]
     checkpoint = load_checkpoint(model)
-    how = Settings(device=task.device, threads=task.evaluation_threads, bfloat16=task.device != "cpu", batch_size=256)
+    how = Settings(
+        preprocessing=chosen.preprocessing,
+        device=task.device,
+        threads=task.evaluation_threads,
+        bfloat16=task.device != "cpu",
+        batch_size=256,
+    )
     # They serve a resumed run, and no run of these is resumed.
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     seconds = float(checkpoint.provenance["training_seconds"])

@@ -4,6 +4,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
@@ -30,16 +31,21 @@ class World:
     """Side of the images over that of the profile."""
     one_sentence: bool = False
     """Captions are one long sentence, so that the contrastive text is the whole caption."""
+    aspects: tuple[float, ...] = (1.0,)
+    """Width over height of the images."""
 
     @property
     def name(self) -> str:
         """Name of the data folder."""
         name = f"alt{100 * self.informative:.0f}-errors{100 * self.caption_errors:.0f}"
         name += f"-scale{self.scale}" if self.scale > 1 else ""
+        name += "" if self.aspects == (1.0,) else f"-aspects{len(self.aspects)}"
         return name + ("-whole" if self.one_sentence else "")
 
 
 DEFAULT_WORLD = World()
+WIDE_WORLD = World(aspects=(0.25, 0.5, 1.0, 2.0, 4.0))
+"""Receipts, squares and panoramas, equally many of each."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class Variant:
     """One stage at the last resolution."""
     first_share: float | None = None
     """Share of the first stage in time or samples; the profile's by default. The others keep their proportions."""
+    preprocessing: Literal["crop", "squash", "native"] = "crop"
+    """How it reads what it is measured on; with "native" it is trained on native shapes, too."""
 
 
 _CLIP = ("model.decoder=none", "loss.caption=0", 'loss.texts=["alt"]')
@@ -120,6 +128,17 @@ VARIANTS: dict[str, Variant] = {
     "no_sentence": Variant("without sentence", ('loss.texts=["alt"]',), "full"),
     "openvision2": Variant("caption alone (OpenVision 2)", _VERSION2, "full"),
     "genlip": Variant("one transformer (GenLIP)", _GENLIP, "full"),
+    "dense": Variant("plain CLIP, dense objective", (*_CLIP, "dense.weight=1.0"), "clip"),
+    "dense_light": Variant("plain CLIP, dense objective, weight 0.3", (*_CLIP, "dense.weight=0.3"), "clip"),
+    "registers": Variant("plain CLIP, 4 registers", (*_CLIP, "model.vision.registers=4"), "clip"),
+    "map": Variant("plain CLIP, attention pooling", (*_CLIP, "model.vision.pool=map"), "clip"),
+    "sigmoid": Variant("without decoder, sigmoid loss", (*_NO_DECODER, "loss.kind=sigmoid"), "full"),
+    "joint": Variant("without decoder, one softmax of both texts", (*_NO_DECODER, "loss.captions=joint"), "full"),
+    "two_scales": Variant(
+        "without decoder, a logit scale for each text", (*_NO_DECODER, "loss.logit_scales=per_text"), "full"
+    ),
+    "wide_square": Variant("squares, squashed", _NO_DECODER, "full", world=WIDE_WORLD, preprocessing="squash"),
+    "wide_native": Variant("native shapes", _NO_DECODER, "full", world=WIDE_WORLD, preprocessing="native"),
     **_worlds(),
     "whole_caption": Variant(
         "whole caption as contrastive text",
@@ -171,6 +190,8 @@ TABLES: dict[str, tuple[str, ...]] = {
     "c": ("full", "whole_caption", "no_decoder", "caption_weight_half", "caption_weight1", "caption_weight4"),
     "d": ("full", "full_resolution", "clip_full_resolution", "early", "late", "patch16", "patch16_tokens", "wide"),
     "e": ("openvision2", "keep10", "keep25", "keep50", "keep100", "causal", "positions"),
+    "o": ("clip", "dense", "dense_light", "registers", "map", "no_decoder", "sigmoid", "joint", "two_scales"),
+    "n": ("wide_square", "wide_native"),
     "k": ("full", "no_decoder", "clip", "openvision2", "genlip"),
     "f": (
         "full",
@@ -295,7 +316,7 @@ def costs_as(one: Variant, other: Variant) -> bool:
     """Whether a sample of both takes the same time: they differ at most in what texts say, and in a weight."""
 
     def cost(side: Variant) -> Variant:
-        world = World(scale=side.world.scale, one_sentence=side.world.one_sentence)
+        world = replace(side.world, informative=0.8, caption_errors=0.05)
         parts = tuple(change for change in side.overrides if not _is_weight(change))
         return replace(side, title="", tuned_as="", world=world, overrides=parts)
 
@@ -336,6 +357,7 @@ def recipe_of(
     parts = parts_of(chosen, profile)
     table["seed"], table["data"]["tokenizer"] = seed, str(vocabulary)
     table["model"]["vision"]["image_size"] = parts[-1][0]
+    patch = table["model"]["vision"]["patch_size"]
     table["stages"] = [
         {
             "resolution": resolution,
@@ -343,6 +365,7 @@ def recipe_of(
             "batch_size": profile.batch_size,
             "base_learning_rate": rate * factor,
             "warmup_samples": int(WARMUP * count),
+            **({"native": {"max_tokens": (resolution // patch) ** 2}} if chosen.preprocessing == "native" else {}),
         }
         for (resolution, _), count, factor in zip(parts, samples, STAGE_RATES, strict=False)
     ]

@@ -1,5 +1,6 @@
 """The scenes of each variant, and the vocabulary that all of them share."""
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -27,9 +28,9 @@ def alt_texts(informative: float) -> AltTexts:
 def make_world(root: Path, world: World, profile: Profile, workers: int) -> Path:
     """The data folder of a world below `root`, made where it is missing.
 
-    Images and held-out scenes are those of the default world, but for their size.
+    Images and held-out scenes are those of the default world, but for their size and shape.
     """
-    plain = root / World(world.informative, world.caption_errors, world.scale).name
+    plain = root / replace(world, one_sentence=False).name
     options = Options(
         profile.scenes,
         profile.held_out,
@@ -37,6 +38,7 @@ def make_world(root: Path, world: World, profile: Profile, workers: int) -> Path
         profile.objects,
         caption_errors=world.caption_errors,
         alt=alt_texts(world.informative),
+        aspects=world.aspects,
     )
     make_scenes(plain, options, workers)
     if world.one_sentence:

@@ -1,5 +1,7 @@
 """The commands of the command line, in the groups of `openvision --help`."""
 
+from typing import Annotated
+
 import typer
 
 from openvision.cli import (
@@ -30,6 +32,7 @@ from openvision.cli import (
     vlm_eval,
     weights,
 )
+from openvision.terminal import echo
 
 app = typer.Typer(
     name="openvision",
@@ -38,6 +41,29 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        from openvision import __version__
+
+        echo(f"openvision-encoders {__version__}, torch {version('torch')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    asked: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the versions of this package and torch.", callback=_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    pass
+
 
 app.command(rich_help_panel="Start here")(quickstart.quickstart)
 app.command(rich_help_panel="Start here")(demo.demo)

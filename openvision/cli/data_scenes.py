@@ -24,6 +24,9 @@ def scenes(
     alt_one: Annotated[float, typer.Option(help="Share that names one group of objects.")] = 0.47,
     alt_everything: Annotated[float, typer.Option(help="Share that names all objects.")] = 0.25,
     alt_junk: Annotated[float, typer.Option(help="Share with words of web pages around.")] = 0.6,
+    aspect: Annotated[
+        list[float] | None, typer.Option(help="Width over height of the images; several times: equally many of each.")
+    ] = None,
     drawings: Annotated[
         bool, typer.Option("--drawings", help="Also write heldout_drawings, by another artist; fetched by npm.")
     ] = False,
@@ -38,7 +41,9 @@ def scenes(
     from openvision.data.sources.scenes.texts import AltTexts
 
     alt = AltTexts(alt_nothing, alt_word, alt_one, alt_everything, alt_junk)
-    options = Options(train, held_out, size, objects, seed, words, word_size, caption_errors, alt, drawings)
+    options = Options(
+        train, held_out, size, objects, seed, words, word_size, caption_errors, alt, drawings, tuple(aspect or [1.0])
+    )
     line = ProgressLine("scene")
     make_scenes(folder, options, workers, lambda done, total: line(done, done / total), packages, offline)
     echo(f"shards: {folder}")

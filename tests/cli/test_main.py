@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import openvision
 from openvision.cli.main import app, main
 
 
@@ -20,6 +22,12 @@ def test_help_lists_every_command():
     assert result.exit_code == 0
     for command in ("quickstart", "train", "data", "tokenizer", "eval", "report", "classify", "search"):
         assert command in result.output
+
+
+def test_version_names_package_and_torch():
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert result.output == f"openvision-encoders {openvision.__version__}, torch {torch.__version__}\n"
 
 
 @pytest.mark.parametrize(

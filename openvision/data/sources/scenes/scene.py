@@ -40,7 +40,18 @@ _LAYOUTS: dict[int, tuple[tuple[Slot, ...], ...]] = {
         ),
     ),
 }
+# On canvases that are much wider or higher than a square the groups stand in a row or in a column.
+_ROWS = {number: layouts[0] for number, layouts in _LAYOUTS.items()}
+_COLUMNS: dict[int, tuple[Slot, ...]] = {
+    1: _ROWS[1],
+    2: _LAYOUTS[2][1],
+    3: (("top", 0.5, 0.18, 0.84, 0.31), ("middle", 0.5, 0.5, 0.84, 0.31), ("bottom", 0.5, 0.82, 0.84, 0.31)),
+}
+_WIDE, NARROWEST, WIDEST = 1.5, 0.125, 8.0
+# Share of a wide canvas that a printed word takes beside the objects.
+_WORD_COLUMN = 0.3
 _SIZES = {"small": 0.65, "medium": 0.82, "large": 1.0}
+_ABOVE_OR_BELOW, _BESIDE = ("above", "below"), ("to the left of", "to the right of")
 # Printed words are larger or smaller than asked for by this share at most: 24 to 28 px of 96 by default.
 _WORD_SPREAD = 0.08
 SMALLEST_WORD, LARGEST_WORD = 0.125, 0.4
@@ -62,8 +73,15 @@ class World:
     """Size of printed words (an em), a share of the side; they are printed smaller where they would not fit."""
     texture_share: float = 0.4
     """Backgrounds that are not plain."""
+    aspects: tuple[float, ...] = (1.0,)
+    """Width over height of the images, each as probable as the others."""
 
     def __post_init__(self) -> None:
+        if not self.aspects or not all(NARROWEST <= aspect <= WIDEST for aspect in self.aspects):
+            given = ", ".join(f"{aspect:g}" for aspect in self.aspects) or "none"
+            raise OpenVisionError(
+                f"the aspects ({given}) must be between {NARROWEST} and {WIDEST:g}: width over height of the images"
+            )
         for name, value in (("word share", self.word_share), ("texture share", self.texture_share)):
             if not 0 <= value <= 1:
                 raise OpenVisionError(f"the {name} {value} must be between 0 and 1")
@@ -104,16 +122,26 @@ class Word:
 
     text: str
     place: str
-    """above or below the objects."""
+    """above or below the objects; to the left of or to the right of them on wide images."""
     band: float
-    """Height of the room above or below, a share of the side."""
+    """Height of the room above or below, a share of the image's; width of the room beside them."""
     size: float
-    """An em, a share of the side."""
+    """An em, a share of the side of a square of the image's area."""
     x: float
     y: float
     """Where in its room, 0 to 1 from left and top."""
     font: int
     colour: tuple[int, int, int]
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether it stands left or right of the objects."""
+        return self.place in _BESIDE
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it stands above or left of them."""
+        return self.place in (_BESIDE[0], _ABOVE_OR_BELOW[0])
 
 
 @dataclass(frozen=True)
@@ -124,6 +152,13 @@ class Scene:
     colour: str
     texture: str
     word: Word | None
+    aspect: float = 1.0
+    """Width over height."""
+
+    def canvas(self, size: int) -> tuple[int, int]:
+        """Width and height in pixels of an image with the area of a square of `size`."""
+        root = self.aspect**0.5
+        return round(size * root), round(size / root)
 
     def relation(self, first: int, second: int) -> str:
         """Where the first group is, seen from the second: "to the left of", "above" and so on."""
@@ -200,9 +235,11 @@ def held_out_combinations(scene: Scene) -> Iterator[tuple[str, str]]:
 def sample_scene(world: World, split: str, seed: int, index: int) -> Scene:
     """Scene `index` of a split."""
     draw = Draw(VERSION, seed, split, index)
+    # A stream of its own: squares are what they are without other aspects.
+    aspect = Draw(VERSION, seed, split, index, "aspect").one(world.aspects)
     wanted = _ACCEPTED.get(split, _is_trained)
     for _ in range(_TRIES):
-        scene = _sample(world, split, draw)
+        scene = _sample(world, split, aspect, draw)
         if wanted(scene):
             return scene
     raise OpenVisionError(f"no scene of split {split} is possible with {len(world.kinds)} kinds of objects; use more")
@@ -215,7 +252,13 @@ def _is_trained(scene: Scene) -> bool:
 _ACCEPTED: dict[str, Callable[[Scene], bool]] = {COMBINATIONS: lambda scene: not _is_trained(scene)}
 
 
-def _sample(world: World, split: str, draw: Draw) -> Scene:
+def _layouts(number: int, aspect: float) -> tuple[tuple[Slot, ...], ...]:
+    if aspect >= _WIDE:
+        return (_ROWS[number],)
+    return (_COLUMNS[number],) if aspect <= 1 / _WIDE else _LAYOUTS[number]
+
+
+def _sample(world: World, split: str, aspect: float, draw: Draw) -> Scene:
     single = split == SINGLE
     number = 1 if single else 1 + draw.weighted(world.groups)
     colour = draw.one(tuple(COLOURS))
@@ -226,17 +269,19 @@ def _sample(world: World, split: str, draw: Draw) -> Scene:
         words = HELD_OUT_WORDS if split == NEW_WORDS else WORDS
         size = world.word_size * draw.between(1 - _WORD_SPREAD, 1 + _WORD_SPREAD)
         place = draw.between(0, 1), draw.between(0, 1)
-        word = Word(
-            draw.one(words), draw.one(("above", "below")), world.word_size, size, *place, draw.one(range(1000)), ink
-        )
-    slots = draw.one(_LAYOUTS[number])
+        sides, band = (_ABOVE_OR_BELOW, world.word_size * aspect**0.5) if aspect < _WIDE else (_BESIDE, _WORD_COLUMN)
+        word = Word(draw.one(words), draw.one(sides), band, size, *place, draw.one(range(1000)), ink)
+    slots = draw.one(_layouts(number, aspect))
     groups = []
     for kind, (place, x, y, width, height) in zip(draw.some(world.kinds, number), slots, strict=True):
         count = 1 if single else 1 + draw.weighted(world.counts)
         size = tuple(_SIZES)[draw.weighted((0.25, 0.5, 0.25))]
         x, y = x + draw.between(-0.02, 0.02), y + draw.between(-0.02, 0.02)
-        if word is not None:
-            y = y * (1 - word.band) + (word.band if word.place == "above" else 0)
+        if word is not None and word.is_beside:
+            x = x * (1 - word.band) + (word.band if word.is_first else 0)
+            width *= 1 - word.band
+        elif word is not None:
+            y = y * (1 - word.band) + (word.band if word.is_first else 0)
             height *= 1 - word.band
         groups.append(Group(kind, count, place, size, x, y, width * _SIZES[size], height * _SIZES[size]))
-    return Scene(tuple(groups), colour, texture, word)
+    return Scene(tuple(groups), colour, texture, word, aspect)

@@ -129,7 +129,7 @@ def _misread(scene: Scene, rate: float, kinds: tuple[Kind, ...], draw: Draw) -> 
         for group in scene.groups
     )
     colour = draw.one(tuple(COLOURS)) if draw.chance(rate) else scene.colour
-    return Scene(groups, colour, scene.texture, scene.word)
+    return Scene(groups, colour, scene.texture, scene.word, scene.aspect)
 
 
 def _whole(scene: Scene, draw: Draw) -> str:
