@@ -91,8 +91,8 @@ class Options:
     def stamp(self) -> dict[str, object]:
         """What a folder says that it was made from; squares, as before there were other aspects."""
         found: dict[str, object] = asdict(self)
-        shapes = found.pop("aspects")
-        return found if shapes == (1.0,) else found | {"aspects": list(shapes)}
+        del found["aspects"]
+        return found if self.aspects == (1.0,) else found | {"aspects": list(self.aspects)}
 
     @property
     def splits(self) -> tuple[str, ...]:
