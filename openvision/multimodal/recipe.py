@@ -17,7 +17,7 @@ from openvision.multimodal.model.geometry import Aspect, Framework
 from openvision.multimodal.model.native import LEAST_TOKENS
 from openvision.recipe.schema import read_recipe_text
 from openvision.recipe.sections import Section
-from openvision.recipe.text import apply_override, describe_problem
+from openvision.recipe.text import apply_override, describe_problems
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -192,8 +192,7 @@ def parse_vlm_recipe(data: JsonObject, source: str) -> VlmRecipe:
     try:
         return VlmRecipe.model_validate(data)
     except ValidationError as error:
-        schema = VlmRecipe.model_json_schema()
-        problems = "; ".join(describe_problem(problem, schema, {}) for problem in error.errors())
+        problems = describe_problems(error, VlmRecipe.model_json_schema(), {})
         raise OpenVisionError(f"recipe {source}: {problems}") from error
 
 

@@ -43,7 +43,7 @@ from openvision.recipe.sections import (
     TeacherTable,
     WarmStart,
 )
-from openvision.recipe.text import apply_override, describe_problem
+from openvision.recipe.text import apply_override, describe_problems
 from openvision.renamed import translate_recipe
 
 # `model.kind` -> its definition in the schema. The default is OpenVision 1; without a decoder that is plain CLIP.
@@ -388,8 +388,7 @@ def parse_recipe(data: JsonObject, source: str) -> Recipe:
     except RecursionError as error:
         raise OpenVisionError(f"recipe {source} is nested too deeply") from error
     except ValidationError as error:
-        schema = Recipe.model_json_schema()
-        problems = "; ".join(describe_problem(problem, schema, KINDS) for problem in error.errors())
+        problems = describe_problems(error, Recipe.model_json_schema(), KINDS)
         raise OpenVisionError(f"recipe {source}: {problems}") from error
 
 

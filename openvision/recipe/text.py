@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from openvision.errors import OpenVisionError, describe_value
@@ -96,6 +97,15 @@ def apply_override(data: JsonObject, override: str) -> None:
             node[last] = parsed
     except (ValueError, IndexError, TypeError, AttributeError):
         raise OpenVisionError(f"--set {override!r}: the recipe has no key {path}") from None
+
+
+def describe_problems(error: ValidationError, schema: JsonObject, kinds: dict[str, str]) -> str:
+    """What is wrong with a recipe, in one line; `kinds` as in `known_keys`."""
+    problems = error.errors()
+    # A list whose items are wrong counts as too short, too: it lacks nothing else.
+    within = {problem["loc"][:end] for problem in problems for end in range(len(problem["loc"]))}
+    told = [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in within]
+    return "; ".join(describe_problem(problem, schema, kinds) for problem in told)
 
 
 def describe_problem(problem: ErrorDetails, schema: JsonObject, kinds: dict[str, str]) -> str:

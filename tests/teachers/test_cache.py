@@ -2,7 +2,10 @@
 
 import copy
 import json
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +193,36 @@ def test_a_run_with_a_cache_is_the_run_without(shapes_folder, tmp_path):
     for one, other in zip(cached, computed, strict=True):
         assert one == pytest.approx(other, rel=2e-3, abs=1e-4)
     assert "features from" in json.dumps((tmp_path / "cached" / "sessions.json").read_text())
+
+
+@pytest.mark.slow
+def test_processes_make_the_features_and_learn_from_them(shapes_folder, tmp_path):
+    """Two under torchrun share the shards of `data teach`, then train with DDP; the losses are those of one process."""
+    data = tmp_path / "data" / "train"
+    with ShardWriter(data, samples_per_shard=5) as writer:
+        for sample in ShardDataset(shapes_folder / "train"):
+            writer.write(sample.key, sample.image, sample.extension, str(sample.alt), {"synthetic": sample.synthetic})
+    recipe = recipe_with(tmp_path / "cache", data=TINY_RECIPE["data"] | {"validation": None})
+    file = tmp_path / "recipe.toml"
+    file.write_text(dump_recipe(recipe))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--"]
+    launch += ["openvision.cli.main"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def together(*arguments: str) -> str:
+        done = subprocess.run([*launch, *arguments], capture_output=True, text=True, env=environment, timeout=600)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    shards = len(list(data.glob("*.tar")))
+    assert shards > 2
+    said = together("data", "teach", str(file), "--data", str(data.parent))
+    assert said.count(f"{shards} shards to do") == 1
+    assert "0 shards to do" in together("data", "teach", str(file), "--data", str(data.parent))
+    together("train", str(file), "--data", str(data.parent), "--run", str(tmp_path / "two"))
+    Trainer(recipe, data.parent, tmp_path / "one").run()
+    for one, two in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
 
 
 def test_bad_recipes(tmp_path):

@@ -306,6 +306,16 @@ def test_bad_recipes(override, message) -> None:
     assert message in str(error.value)
 
 
+def test_stages_that_are_wrong_are_not_also_missing() -> None:
+    path = next(path for path in RECIPES if path.stem == "llava-1.5")
+    with pytest.raises(OpenVisionError) as error:
+        load_vlm_recipe(path, ["stages.0.bach_size=3", "stages.1.bach_size=3"])
+    assert str(error.value).count("unknown key") == 2
+    assert "at least 1" not in str(error.value)
+    with pytest.raises(OpenVisionError, match="at least 1 entry"):
+        load_vlm_recipe(path, ["stages=[]"])
+
+
 @pytest.mark.parametrize(
     ("run", "message"),
     [
