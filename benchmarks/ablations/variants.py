@@ -137,6 +137,9 @@ VARIANTS: dict[str, Variant] = {
     "two_scales": Variant(
         "without decoder, a logit scale for each text", (*_NO_DECODER, "loss.logit_scales=per_text"), "full"
     ),
+    "scaled_positions": Variant(
+        "without decoder, positions scaled with the grid", (*_NO_DECODER, "model.vision.position_side=8"), "full"
+    ),
     "wide_square": Variant("squares, squashed", _NO_DECODER, "full", world=WIDE_WORLD, preprocessing="squash"),
     "wide_native": Variant("native shapes", _NO_DECODER, "full", world=WIDE_WORLD, preprocessing="native"),
     **_worlds(),
@@ -190,7 +193,18 @@ TABLES: dict[str, tuple[str, ...]] = {
     "c": ("full", "whole_caption", "no_decoder", "caption_weight_half", "caption_weight1", "caption_weight4"),
     "d": ("full", "full_resolution", "clip_full_resolution", "early", "late", "patch16", "patch16_tokens", "wide"),
     "e": ("openvision2", "keep10", "keep25", "keep50", "keep100", "causal", "positions"),
-    "o": ("clip", "dense", "dense_light", "registers", "map", "no_decoder", "sigmoid", "joint", "two_scales"),
+    "o": (
+        "clip",
+        "dense",
+        "dense_light",
+        "registers",
+        "map",
+        "no_decoder",
+        "sigmoid",
+        "joint",
+        "two_scales",
+        "scaled_positions",
+    ),
     "n": ("wide_square", "wide_native"),
     "k": ("full", "no_decoder", "clip", "openvision2", "genlip"),
     "f": (
