@@ -54,7 +54,8 @@ def run_on_ray(items: Sequence[str], open_work: Callable[[], Work], cluster: Clu
     ray = require("ray", extra="ray")
     started = not ray.is_initialized()
     if started:
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+        # Without an address Ray joins a cluster that it remembers, and waits for one that is gone.
+        ray.init(address=cluster.address or "local", log_to_driver=False, logging_level="error")
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         rows = [{"item": item} for item in items]

@@ -98,8 +98,55 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(images, tiny_run, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+# Workers are on two nodes if they are two, because no node has room for a second one.
+TWO_NODES = """
+import sys
+from pathlib import Path
+
+import ray
+from ray.cluster_utils import Cluster as Nodes
+
+import openvision
+from openvision.cluster import Cluster
+from openvision.inference.encode_cluster import encode_on_ray
+
+images, model, out, notes = map(Path, sys.argv[1:])
+nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 10**8})
+for _ in range(2):
+    nodes.add_node(num_cpus=1, object_store_memory=10**8)
+
+
+def load():
+    found = openvision.load_vision(model)
+    if ray.is_initialized() and ray.get_runtime_context().get_actor_id():
+        (notes / ray.get_runtime_context().get_node_id()).touch()
+    return found
+
+
+found = encode_on_ray(load, images, out, Cluster(2, address=nodes.address), shard=1)
+print(found.encoded, "encoded", len(found.skipped), "skipped")
+"""
+
+
+@pytest.mark.slow
+def test_on_two_nodes(images, tiny_run, tmp_path):
+    """Three Ray nodes of one processor on this machine: two workers, and Ray's own tasks."""
+    pytest.importorskip("ray")
+    encode_folder(openvision.load_vision(tiny_run), images, tmp_path / "alone", shard=1)
+    script, notes = tmp_path / "nodes.py", tmp_path / "notes"
+    script.write_text(TWO_NODES)
+    notes.mkdir()
+    command = [sys.executable, script, images, tiny_run, tmp_path / "out", notes]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "16 encoded 1 skipped" in done.stdout
+    assert len(list(notes.iterdir())) == 2
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")
+
+
 @pytest.mark.slow
 def test_on_a_local_ray(images, tiny_run, tmp_path):
+    """Beside the memory of a cluster that is gone, which the test before leaves."""
     pytest.importorskip("ray")
     out = tmp_path / "out"
     command = [sys.executable, "-m", "openvision.cli.main", "encode", str(images), "--model", str(tiny_run)]
