@@ -63,6 +63,7 @@ class Claims:
         threads = max(1, cores // arguments.at_once)
         self.machine = Machine(_device_name(self.device), arguments.at_once, workers, threads, work)
         self.suite: str = arguments.suite
+        self.start: str | None = arguments.start
         self.cores = cores
 
     def say(self, message: str) -> None:
@@ -130,6 +131,7 @@ class Claims:
                         folder="",
                         group="",
                         members=(),
+                        start=self.start,
                         speeds=self.speeds_of(name) if seconds is not None and table != SPEEDS else (),
                     )
                     found.append(replace(task, folder=str(self.machine.work / "runs" / task.name)))
@@ -322,6 +324,7 @@ def parse() -> argparse.Namespace:
     common.add_argument("--device", help="the CPU for table and tune, auto for gpu")
     common.add_argument("--workers", type=int, help="decoding processes of each run")
     common.add_argument("--scenes", type=int, help="training scenes")
+    common.add_argument("--start", help="model folder that every run starts from; fresh weights by default")
     common.add_argument("--smoke", action="store_true", help="tiny towers, few scenes")
     measured = argparse.ArgumentParser(add_help=False)
     measured.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

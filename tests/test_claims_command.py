@@ -74,10 +74,11 @@ def test_rows_are_found_again_and_replaced(parts, tmp_path):
     again = parts.rows.Rows(tmp_path / "rows.jsonl")
     key = parts.rows.key_of
     assert key(row_of(seed=0)) in again
-    # One whose evaluation was cut short is made again, and so is one of another budget, learning rate or world.
+    # One whose evaluation was cut short is made again, and so is one of another budget, learning rate, start or world.
     assert key(row_of(seed=1)) not in again
     assert key(row_of(seed=0, planned_seconds=20.0)) not in again
     assert key(row_of(seed=0, rate=0.002)) not in again
+    assert key(row_of(seed=0, start="runs/other/model")) not in again
     assert key(row_of(seed=0, world="scenes2-300")) not in again
     again.put(row_of(seed=1, top1=0.75))
     assert key(row_of(seed=1)) in again
@@ -304,7 +305,7 @@ def test_rows_come_as_runs_end_and_failures_are_told(parts, tmp_path, monkeypatc
 def claims(parts, tmp_path):
     arguments = argparse.Namespace(
         command="table", smoke=True, scenes=None, out=tmp_path / "out", work=tmp_path / "work", device="cpu",
-        workers=None, at_once=2, suite="scenes",
+        workers=None, at_once=2, suite="scenes", start=None,
     )  # fmt: skip
     return parts.claims.Claims(arguments)
 

@@ -21,7 +21,7 @@ _UNTAUGHT = ("chance_", "majority_", "pixels", "untrained_")
 _NOT_SHARES = ("loss", "median", "count")
 TUNING, SPEEDS = "tuning", "speeds"
 """Rows of these are no results: they serve the runs of the tables."""
-_KEY = ("variant", "seed", "world", "suite", "profile", "rate", "planned_seconds", "planned_samples")
+_KEY = ("variant", "seed", "world", "suite", "profile", "rate", "planned_seconds", "planned_samples", "start")
 
 
 def key_of(row: JsonObject) -> tuple[object, ...]:

@@ -65,6 +65,8 @@ class Task:
     members: tuple[str, ...]
     speeds: tuple[Speed, ...] = ()
     """Of each stage, as they were measured before; empty where the run measures them itself."""
+    start: str | None = None
+    """Model folder that the run starts from, or None for fresh weights."""
 
     @property
     def name(self) -> str:
@@ -166,6 +168,7 @@ def _facts(task: Task, chosen: Variant) -> JsonObject:
         "rate": task.rate,
         "planned_seconds": task.seconds,
         "planned_samples": task.samples,
+        "start": task.start,
         "at_once": len(task.members),
         "loader_workers": task.workers,
         "machine": machine(task.device),
@@ -194,7 +197,8 @@ def speeds_of(task: Task, chosen: Variant, profile: Profile) -> list[Speed]:
 
 
 def _settings(task: Task) -> tuple[str, ...]:
-    return f"run.device={task.device}", f"run.loader_workers={task.workers}"
+    start = () if task.start is None else (f"start={task.start}",)
+    return f"run.device={task.device}", f"run.loader_workers={task.workers}", *start
 
 
 def _write(task: Task, row: JsonObject) -> None:
