@@ -156,6 +156,8 @@ def test_a_model_that_was_not_asked_has_a_dash(parts):
 def test_rows_of_other_budgets_stand_apart(parts):
     rows = [row_of(), row_of(planned_seconds=None, planned_samples=5000), row_of(rate=0.002)]
     assert "| seeds | 1 | 1 | 1 |  |" in parts.rows.markdown(rows)
+    assert "starts from" not in parts.rows.markdown(rows)
+    assert "| starts from | fresh weights | runs/m |" in parts.rows.markdown([row_of(), row_of(start="runs/m")])
 
 
 def test_every_variant_is_a_recipe_in_every_size(parts):

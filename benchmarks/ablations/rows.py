@@ -107,7 +107,7 @@ def markdown(rows: Sequence[JsonObject]) -> str:
     """A table with a column for each variant and budget: mean and standard deviation over seeds of each metric."""
     groups: dict[tuple[object, ...], list[JsonObject]] = {}
     for row in rows:
-        budget = (row.get("planned_seconds"), row.get("planned_samples"))
+        budget = (row.get("planned_seconds"), row.get("planned_samples"), row.get("start"))
         groups.setdefault((row["title"], row["world"], row["profile"], row["rate"], *budget), []).append(row)
     columns = list(groups.values())
     lines = [
@@ -118,6 +118,8 @@ def markdown(rows: Sequence[JsonObject]) -> str:
         ["seconds", *(spread([row["seconds"] for row in group], 0) for group in columns), ""],
         ["samples", *(spread([row["samples"] for row in group], 0) for group in columns), ""],
     ]
+    if any(row.get("start") for row in rows):
+        lines.append(["starts from", *(group[0].get("start") or "fresh weights" for group in columns), ""])
     for title, metric in metrics_of(rows):
         cells = [spread(values_of(group, title, metric)) for group in columns]
         lines.append([f"{title}, {metric}", *cells, spread(untaught(rows, title, metric))])
