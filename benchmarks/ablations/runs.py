@@ -290,7 +290,7 @@ def measured_by(model: EvaluatedModel, suite: str | None, data: str) -> Iterator
         return
     chosen = load_suite(suite)
     present, _ = chosen.present(data, skip_missing=False)
-    able, _ = usable(present, model.has_text, model.has_decoder)
+    able, _ = usable(present, model.has_text, model.has_decoder, model.preprocessing == "native")
     ordered = sorted(able, key=lambda evaluator: evaluator.kind not in _FIRST)
     for evaluator, measured in measure_all(ordered, model, data):
         yield {evaluator.title: {"kind": evaluator.kind, "values": measured.values}}

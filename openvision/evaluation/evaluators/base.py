@@ -84,6 +84,8 @@ class Evaluator(BaseModel, ABC):
     """Whether it can only be measured on a model with a text tower."""
     needs_decoder: ClassVar[bool] = False
     """Whether it can only be measured on a model with a caption decoder."""
+    needs_one_grid: ClassVar[bool] = False
+    """Whether it compares patches of images of one grid, which native shapes are not."""
 
     kind: str
     name: str = ""

@@ -25,7 +25,7 @@ from openvision.evaluation.data.options import open_images
 from openvision.evaluation.data.prompts import classifier, protocol
 from openvision.evaluation.evaluators.base import Evaluator, Measured
 from openvision.evaluation.evaluators.model import EvaluatedModel, Features
-from openvision.evaluation.evaluators.patch_probe import pixels_of_patches, present_iou
+from openvision.evaluation.evaluators.patch_probe import pixels_of_patches, present_iou, refuse_native
 from openvision.evaluation.metrics.bootstrap import Outcomes, interval
 from openvision.runtime import send
 
@@ -38,6 +38,7 @@ TOLERANCE = 1.0
 class TextPatches(Evaluator):
     """`miou` and `accuracy` of the patches of objects, averaged over images, and `majority_miou`."""
 
+    needs_one_grid: ClassVar[bool] = True
     kind: Literal["text_patches"] = "text_patches"
     limit: PositiveInt | None = 400
     """Images to measure on."""
@@ -87,6 +88,7 @@ class Correspondence(Evaluator):
     """`correspondence`: share of patches found again, averaged over images, and that of three baselines."""
 
     needs_text: ClassVar[bool] = False
+    needs_one_grid: ClassVar[bool] = True
     kind: Literal["correspondence"] = "correspondence"
     limit: PositiveInt | None = 400
     """Images to measure on."""
@@ -132,12 +134,6 @@ class Correspondence(Evaluator):
 
 
 Compute = Callable[[Tensor], Tensor]
-
-
-def refuse_native(kind: str, model: EvaluatedModel) -> None:
-    """Raise OpenVisionError for images of several grids."""
-    if model.preprocessing == "native":
-        raise OpenVisionError(f"{kind} compares patches of one grid: measure it without --native")
 
 
 def other_view(images: Tensor) -> Tensor:

@@ -37,6 +37,12 @@ _PATCH_PIXELS = 8
 Tokens = NDArray[np.float32]
 
 
+def refuse_native(kind: str, model: EvaluatedModel) -> None:
+    """Raise OpenVisionError for images of several grids."""
+    if model.preprocessing == "native":
+        raise OpenVisionError(f"{kind} compares patches of one grid: measure it without --native")
+
+
 class PatchProbe(TrainedEvaluator):
     """`patch_accuracy` and `miou` (mean IoU of drawing and ground), both averaged over images.
 
@@ -45,6 +51,7 @@ class PatchProbe(TrainedEvaluator):
     """
 
     needs_text: ClassVar[bool] = False
+    needs_one_grid: ClassVar[bool] = True
     kind: Literal["patch_probe"] = "patch_probe"
     limit: PositiveInt | None = 400
     """Images to measure on."""
@@ -63,8 +70,7 @@ class PatchProbe(TrainedEvaluator):
 
     def measure(self, model: EvaluatedModel, root: str | Path) -> Measured:
         """Learn from patches of `train`, answer for those of `data`."""
-        if model.preprocessing == "native":
-            raise OpenVisionError("patch_probe compares patches of one grid: measure it without --native")
+        refuse_native(self.kind, model)
         return self._measure_drawn(model, root) if self.mask is None else self._measure_masks(model, root)
 
     def _measure_drawn(self, model: EvaluatedModel, root: str | Path) -> Measured:

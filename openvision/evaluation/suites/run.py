@@ -163,7 +163,7 @@ def _measure(
 ) -> Result:
     """Measure what the result does not hold yet."""
     present, notes = suite.present(root, skip_missing)
-    chosen, without = usable(present, model.has_text, model.has_decoder)
+    chosen, without = usable(present, model.has_text, model.has_decoder, model.preprocessing == "native")
     if not chosen:
         source = result.content["checkpoint"]["source"]
         raise OpenVisionError(f"{source}: suite {suite.name!r} measures nothing on it: {'; '.join(without)}")

@@ -129,13 +129,17 @@ def _read(name: str) -> str:
         raise OpenVisionError(f"suite {name} cannot be read: {error}") from error
 
 
-def usable(evaluators: Sequence[Evaluator], has_text: bool, has_decoder: bool) -> tuple[list[Evaluator], list[str]]:
-    """Evaluators that can be measured on a model with these parts, and why the others cannot."""
+def usable(
+    evaluators: Sequence[Evaluator], has_text: bool, has_decoder: bool, native: bool = False
+) -> tuple[list[Evaluator], list[str]]:
+    """Evaluators that can be measured on a model with these parts, or on native shapes, and why the others cannot."""
     notes = []
     for one in evaluators:
         if one.needs_text and not has_text:
             notes.append((one, f"{one.title}: needs a text tower"))
         elif one.needs_decoder and not has_decoder:
             notes.append((one, f"{one.title}: needs a caption decoder"))
+        elif one.needs_one_grid and native:
+            notes.append((one, f"{one.title}: compares patches of one grid; measure it without --native"))
     left_out = [one for one, _ in notes]
     return [one for one in evaluators if one not in left_out], [note for _, note in notes]

@@ -377,3 +377,11 @@ def test_a_suite_that_needs_texts_and_a_tower_without(runs, fake_data, tmp_path)
     only_text = replace(suite, evaluators=parse_evaluators([{"kind": "zero_shot", "data": "train"}], "t"))
     with pytest.raises(OpenVisionError, match="measures nothing on it: zero_shot: needs a text tower"):
         run_suite(tower, only_text, fake_data, tmp_path / "p", say=lambda line: None)
+
+
+def test_what_needs_one_grid_is_skipped_on_native_shapes(runs, fake_data, tmp_path) -> None:
+    (tmp_path / "s.toml").write_text(f'{SUITE}[[evaluate]]\nkind = "correspondence"\ndata = "train"\n')
+    suite, native = load_suite(str(tmp_path / "s.toml")), Settings(preprocessing="native")
+    (result,) = run_suite([runs[0]], suite, fake_data, tmp_path / "o", native, say=lambda line: None)
+    assert "knn" in result.measured
+    assert result.content["skipped"] == ["correspondence: compares patches of one grid; measure it without --native"]
