@@ -45,11 +45,10 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        from openvision.provenance import library_versions
 
-        from openvision import __version__
-
-        echo(f"openvision-encoders {__version__}, torch {version('torch')}")
+        found = library_versions()
+        echo(", ".join(f"{name} {found[name]}" for name in ("openvision-encoders", "torch") if name in found))
         raise typer.Exit
 
 
