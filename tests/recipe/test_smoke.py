@@ -16,10 +16,10 @@ from openvision.recipe.smoke import prepare_smoke, write_smoke_data
 from openvision.weights.folder import load_any_folder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-FAST = ("openvision/ti16", "openvision/s16", "openvision2/l14")
+FAST = ("openvision/ti16", "openvision2/l14")
 SLOW = sorted(
     name
-    for folder in ("", "openvision", "openvision2", "clips", "distill", "beyond")
+    for folder in ("", "openvision", "openvision-plus", "openvision2", "clips", "distill", "beyond")
     for path in (RECIPES / folder).glob("*.toml")
     if (name := f"{folder}/{path.stem}".lstrip("/")) not in FAST
 )
