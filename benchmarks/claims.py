@@ -107,6 +107,9 @@ class Claims:
         """Runs of some variants, seed by seed, without those whose rows are there."""
         from ablations.runs import Task
 
+        others = [name for name in names if variant(name).program != "openvision"]
+        if self.start is not None and others:
+            raise OpenVisionError(f"{others[0]} cannot start from {self.start}; leave out --start, or name --variants")
         found = []
         for seed in seeds:
             for name in names:

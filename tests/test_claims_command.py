@@ -328,6 +328,18 @@ def test_runs_whose_rows_are_there_are_not_made_again(claims, monkeypatch):
     assert "| seeds | 1 | 1 |  |" in (claims.out / "table-a.md").read_text()
 
 
+def test_what_starts_from_a_model_leaves_that_model_alone(claims, monkeypatch):
+    monkeypatch.setattr(type(claims), "data_of", lambda self, name: (Path("d"), Path("h"), Path("v")))
+    given = ("a", ("full",), (0,), lambda name: (0.004,), 10.0, None, "scenes")
+    (fresh,) = claims.tasks(*given)
+    claims.start = f"{fresh.folder}/model"
+    (started,) = claims.tasks(*given)
+    assert started.start == claims.start
+    assert started.folder != fresh.folder
+    with pytest.raises(OpenVisionError, match="open_clip cannot start from"):
+        claims.tasks("f", ("full", "open_clip"), *given[2:])
+
+
 def test_learning_rates_are_chosen_by_the_validation(claims, monkeypatch):
     def make(self: object, tasks: list[object], deadline: float | None) -> bool:
         for rate, score in ((0.002, 0.3), (0.004, 0.2)):

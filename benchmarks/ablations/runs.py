@@ -71,7 +71,9 @@ class Task:
     @property
     def name(self) -> str:
         """Name of the run among all of one command."""
-        return f"{self.table}-{self.variant}-rate{self.rate:g}-seed{self.seed}"
+        # Its folder is emptied first, and must not be that of the model it starts from.
+        started = "" if self.start is None else "-started"
+        return f"{self.table}-{self.variant}-rate{self.rate:g}-seed{self.seed}{started}"
 
     @property
     def meeting(self) -> Meeting:

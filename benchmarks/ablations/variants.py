@@ -39,7 +39,7 @@ class World:
         """Name of the data folder."""
         name = f"alt{100 * self.informative:.0f}-errors{100 * self.caption_errors:.0f}"
         name += f"-scale{self.scale}" if self.scale > 1 else ""
-        name += "" if self.aspects == (1.0,) else f"-aspects{len(self.aspects)}"
+        name += "" if self.aspects == (1.0,) else "-aspects" + "-".join(f"{aspect:g}" for aspect in self.aspects)
         return name + ("-whole" if self.one_sentence else "")
 
 
@@ -330,7 +330,7 @@ def costs_as(one: Variant, other: Variant) -> bool:
     """Whether a sample of both takes the same time: they differ at most in what texts say, and in a weight."""
 
     def cost(side: Variant) -> Variant:
-        world = replace(side.world, informative=0.8, caption_errors=0.05)
+        world = replace(side.world, informative=DEFAULT_WORLD.informative, caption_errors=DEFAULT_WORLD.caption_errors)
         parts = tuple(change for change in side.overrides if not _is_weight(change))
         return replace(side, title="", tuned_as="", world=world, overrides=parts)
 
