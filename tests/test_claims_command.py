@@ -102,6 +102,7 @@ def test_variants_that_cost_the_same_share_their_speeds(parts):
     variants, alike = parts.variants.VARIANTS, parts.variants.costs_as
     assert alike(variants["full"], variants["full_alt25"])
     assert alike(variants["full"], variants["caption_weight_half"])
+    assert alike(variants["full"], variants["early"])
     assert alike(variants["no_decoder"], variants["no_decoder_alt0"])
     for other in ("no_decoder", "clip", "whole_caption", "full_published", "wide", "patch16_tokens"):
         assert not alike(variants["full"], variants[other])

@@ -327,12 +327,12 @@ def variant(name: str) -> Variant:
 
 
 def costs_as(one: Variant, other: Variant) -> bool:
-    """Whether a sample of both takes the same time: they differ at most in what texts say, and in a weight."""
+    """Whether a sample of both takes the same time: they differ at most in what texts say, in a weight, in shares."""
 
     def cost(side: Variant) -> Variant:
         world = replace(side.world, informative=DEFAULT_WORLD.informative, caption_errors=DEFAULT_WORLD.caption_errors)
         parts = tuple(change for change in side.overrides if not _is_weight(change))
-        return replace(side, title="", tuned_as="", world=world, overrides=parts)
+        return replace(side, title="", tuned_as="", world=world, overrides=parts, first_share=None)
 
     return cost(one) == cost(other)
 
