@@ -90,7 +90,8 @@ class Claims:
         from ablations.worlds import make_vocabulary, make_world
 
         root, world = self.machine.work / self.world, variant(name).world
-        plain = replace(DEFAULT_WORLD, scale=world.scale, aspects=world.aspects)
+        shown = ("scale", "aspects", "words", "word_size")
+        plain = replace(DEFAULT_WORLD, **{name: getattr(world, name) for name in shown})
         data, held_out = (make_world(root, each, self.profile, self.cores) for each in (world, plain))
         return data, held_out, make_vocabulary(root, self.profile, self.cores)
 

@@ -33,6 +33,10 @@ class World:
     """Captions are one long sentence, so that the contrastive text is the whole caption."""
     aspects: tuple[float, ...] = (1.0,)
     """Width over height of the images."""
+    words: float = 0.5
+    """Share of scenes with a printed word."""
+    word_size: float = 0.27
+    """Size of printed words, a share of the side."""
 
     @property
     def name(self) -> str:
@@ -40,12 +44,16 @@ class World:
         name = f"alt{100 * self.informative:.0f}-errors{100 * self.caption_errors:.0f}"
         name += f"-scale{self.scale}" if self.scale > 1 else ""
         name += "" if self.aspects == (1.0,) else "-aspects" + "-".join(f"{aspect:g}" for aspect in self.aspects)
+        if (self.words, self.word_size) != (0.5, 0.27):
+            name += f"-words{100 * self.words:.0f}-of{100 * self.word_size:.0f}"
         return name + ("-whole" if self.one_sentence else "")
 
 
 DEFAULT_WORLD = World()
 WIDE_WORLD = World(aspects=(0.25, 0.5, 1.0, 2.0, 4.0))
 """Receipts, squares and panoramas, equally many of each."""
+SIGNS_WORLD = World(words=1.0, word_size=0.4)
+"""Every scene has a printed word, as large as they are drawn."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,10 @@ VARIANTS: dict[str, Variant] = {
     ),
     "wide_square": Variant("squares, squashed", _NO_DECODER, "full", world=WIDE_WORLD, preprocessing="squash"),
     "wide_native": Variant("native shapes", _NO_DECODER, "full", world=WIDE_WORLD, preprocessing="native"),
+    **{
+        f"signs_{side}": Variant(title, overrides, "clip" if side == "clip" else "full", world=SIGNS_WORLD)
+        for side, (title, overrides) in _SIDES.items()
+    },
     **_worlds(),
     "whole_caption": Variant(
         "whole caption as contrastive text",
@@ -206,6 +218,7 @@ TABLES: dict[str, tuple[str, ...]] = {
         "scaled_positions",
     ),
     "n": ("wide_square", "wide_native"),
+    "w": ("signs_full", "signs_no_decoder", "signs_clip"),
     "k": ("full", "no_decoder", "clip", "openvision2", "genlip"),
     "f": (
         "full",

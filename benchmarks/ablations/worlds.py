@@ -28,7 +28,7 @@ def alt_texts(informative: float) -> AltTexts:
 def make_world(root: Path, world: World, profile: Profile, workers: int) -> Path:
     """The data folder of a world below `root`, made where it is missing.
 
-    Images and held-out scenes are those of the default world, but for their size and shape.
+    Images and held-out scenes are those of the default world, but for their size, shape and printed words.
     """
     plain = root / replace(world, one_sentence=False).name
     options = Options(
@@ -36,6 +36,8 @@ def make_world(root: Path, world: World, profile: Profile, workers: int) -> Path
         profile.held_out,
         profile.size * world.scale,
         profile.objects,
+        word_share=world.words,
+        word_size=world.word_size,
         caption_errors=world.caption_errors,
         alt=alt_texts(world.informative),
         aspects=world.aspects,
