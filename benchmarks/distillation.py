@@ -2,9 +2,10 @@
 
     python benchmarks/distillation.py runs/quickstart/model runs/quickstart/scenes --seconds 60 --seeds 0 1 2
 
-The teacher is the quickstart's model; the student has half its width and its three stages in one. How many samples a
-run sees is set by its own speed, which the first steps measure, the teacher's forward pass included. Rows are added to
---out, one a run.
+The teacher is the quickstart's model; the student has half its width, its three stages in one, and its optimizer and
+initial values. How many samples a run sees is set by its own speed, which the first steps measure, the teacher's
+forward pass included. The arms `text*` take the teacher's text tower and leave it as it is. Rows are added to --out,
+one a run.
 
     python benchmarks/distillation.py runs/quickstart/model runs/quickstart/scenes --cost
 
@@ -17,13 +18,14 @@ import json
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 from openvision.data.shards.dataset import ShardDataset
-from openvision.files import append_lines, atomic_write_text, read_json_lines
+from openvision.files import JsonObject, append_lines, atomic_write_text, read_json_lines
 from openvision.provenance import processor_name
 from openvision.recipe.schema import Recipe, parse_recipe
 from openvision.training.distillation import cache_of, open_teacher
@@ -36,14 +38,44 @@ from openvision.untrusted import json_text
 
 BATCH = 64
 SPEED_STEPS = 8
-VISION = {"width": 64, "depth": 3, "mlp_dim": 256, "heads": 1, "patch_size": 8, "image_size": 64}
-TEXT = {"width": 128, "depth": 2, "mlp_dim": 512, "heads": 2, "vocab_size": 1024, "context_length": 24}
-# Weights of the teacher's pooled vectors, patches and similarities.
-ARMS: dict[str, dict[str, float] | None] = {
-    "scratch": None,
-    "pooled": {"pooled": 1.0},
-    "similarity": {"pooled": 0.0, "similarity": 1.0},
-    "all": {"pooled": 1.0, "patches": 1.0, "similarity": 1.0},
+VISION = {
+    "width": 64,
+    "depth": 3,
+    "mlp_dim": 256,
+    "heads": 1,
+    "patch_size": 8,
+    "image_size": 64,
+    "init": "by_width",
+}
+TEXT = {
+    "width": 128,
+    "depth": 2,
+    "mlp_dim": 512,
+    "heads": 2,
+    "vocab_size": 1024,
+    "context_length": 24,
+    "pad_id": 0,
+    "pool": "mean",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What a student is given."""
+
+    weights: dict[str, float] = field(default_factory=dict)
+    """Of the teacher's pooled vectors, patches and similarities; without any there is no teacher."""
+    inherits_text: bool = False
+    """Its text tower is the teacher's, and is not trained."""
+
+
+ARMS = {
+    "scratch": Arm(),
+    "pooled": Arm({"pooled": 1.0}),
+    "similarity": Arm({"pooled": 0.0, "similarity": 1.0}),
+    "all": Arm({"pooled": 1.0, "patches": 1.0, "similarity": 1.0}),
+    "text": Arm(inherits_text=True),
+    "text_all": Arm({"pooled": 1.0, "patches": 1.0, "similarity": 1.0}, inherits_text=True),
 }
 METRICS = ("top1", "top5", "t2i_r5", "sentence_t2i_r5")
 # Steps of a measurement of cost, those before it, its repetitions, and fixed views of an image in a cache.
@@ -52,8 +84,12 @@ COST_STEPS, COST_WARM, COST_REPEATS, COST_VIEWS = 10, 2, 3, 1
 
 def recipe_of(arm: str, teacher: Path, seed: int, steps: int, cache: Path | None = None) -> Recipe:
     """The student's recipe for `steps` updates."""
-    weights = ARMS[arm]
-    table = {} if weights is None else {"teacher": [{"source": str(teacher), "name": "teacher", **weights}]}
+    given = ARMS[arm]
+    table: JsonObject = (
+        {"teacher": [{"source": str(teacher), "name": "teacher", **given.weights}]} if given.weights else {}
+    )
+    if given.inherits_text:
+        table |= {"start": str(teacher), "warm_start": {"towers": ["text"], "frozen": ["text"]}}
     augment = {"crop_area": [0.8, 1.0], "jitter": 0.1, "grayscale_probability": 0}
     if cache is not None:
         table["teacher"][0]["cache"] = str(cache)
@@ -71,6 +107,7 @@ def recipe_of(arm: str, teacher: Path, seed: int, steps: int, cache: Path | None
             },
             "loss": {"caption": 0, "texts": ["alt", "sentence"]},
             "augment": augment,
+            "optimizer": {"kind": "muon"},
             "data": {"train": "train", "validation": "validation", "tokenizer": str(teacher)},
             "stages": [stage | {"warmup_samples": samples // 10}],
             "run": {"log_every": 50, "evaluate_every": 10**9, "checkpoint_every": 10**9, "device": "cpu"},

@@ -157,7 +157,7 @@ class Recipe(Section):
         warm = self.warm_start
         if warm is None:
             return self
-        if self.start is None and (warm.patches or warm.layers or warm.vocabulary):
+        if self.start is None and (warm.patches or warm.layers or warm.vocabulary or warm.towers is not None):
             raise ValueError("warm_start says how weights are taken from `start`; give start, or leave the table out")
         if warm.vocabulary and self.data.vocab_size is None and self.data.tokenizer is None:
             raise ValueError("warm_start.vocabulary takes another vocabulary: give data.vocab_size or data.tokenizer")
@@ -173,7 +173,29 @@ class Recipe(Section):
                 )
         if "text" in warm.frozen and self.model.text is None:
             raise ValueError("warm_start.frozen names a text tower, which the model does not have")
+        if warm.towers is not None:
+            self._check_towers(warm, warm.towers)
         return self
+
+    def _check_towers(self, warm: WarmStart, towers: tuple[str, ...]) -> None:
+        """Raise ValueError where [warm_start] takes towers that are not there, none, or freezes others."""
+        if not towers:
+            raise ValueError(
+                "warm_start.towers is empty, so nothing is taken of `start`; leave start out, or name towers"
+            )
+        for name in towers:
+            if getattr(self.model, name, None) is None:
+                raise ValueError(f"warm_start.towers names {name!r}, which the model does not have")
+        taken = {*towers, *(() if warm.text is None else ("text",))}
+        if fresh := [name for name in warm.frozen if name not in taken]:
+            raise ValueError(
+                f"warm_start.frozen names {fresh[0]!r}, which warm_start.towers does not take: it would stay at its "
+                "random initial values"
+            )
+        if warm.text is not None and towers != ("vision",):
+            raise ValueError(
+                'warm_start.text takes the text tower from elsewhere: of `start` towers = ["vision"] can be taken'
+            )
 
     @model_validator(mode="after")
     def _trims(self) -> "Recipe":

@@ -367,6 +367,10 @@ class WarmStart(Section):
     text: str | None = None
     """Local folder of a sentence encoder of transformers: the text tower takes its weights, and the run its tokenizer.
     Of `start` the vision tower alone is taken then."""
+    towers: tuple[Literal["vision", "text", "decoder", "reconstruction"], ...] | None = None
+    """Towers that are taken of `start`, e.g. a teacher's text tower alone (TinyCLIP, arXiv 2309.12314); the others are
+    initialised at random. All that both models have by default. Learned numbers of the loss come with the text tower.
+    """
     frozen: tuple[Literal["vision", "text"], ...] = ()
     """Towers that are not trained, but for their projection into the shared space: locked-image and locked-text
     tuning."""

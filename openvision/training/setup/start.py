@@ -1,8 +1,8 @@
 """Warm start: what a run takes from the weights that its recipe names as `start`.
 
-Towers that both models have are copied. Token ids mean nothing without their vocabulary, so a text tower or a decoder
-comes with its tokenizer; the shape comes along when the recipe has no [model]. Into another patch size, depth or
-vocabulary they are taken as [warm_start] says (adapt.py).
+Towers that both models have are copied, or those of them that [warm_start] names. Token ids mean nothing without their
+vocabulary, so a text tower or a decoder comes with its tokenizer; the shape comes along when the recipe has no [model].
+Into another patch size, depth or vocabulary they are taken as [warm_start] says (adapt.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -74,7 +74,7 @@ def tokenizer_of_start(
     vocabulary, or with an unknown one and none is named.
     """
     loaded = load_checkpoint(source, Request(image_size=config.vision.image_size))
-    if _alike(loaded, config, warm) is None:
+    if _alike(loaded, config, warm) is None or not _takes_ids(warm):
         return None
     if warm is not None and warm.vocabulary is not None:
         if loaded.tokenizer is None:
@@ -109,31 +109,34 @@ def start_from(
 ) -> list[str]:
     """Copy into `model`, in place, every tower that the checkpoint `source` and the model have in common.
 
-    `warm` allows other shapes, and `note` is told what was changed for them; `tokenizer` is the model's, for another
-    vocabulary. Returns the names of the towers taken: "vision", "text", "decoder", "reconstruction", and of the learned
-    numbers: "logit_scale" and others of the loss. A model of
-    version 1 may start from a vision tower alone, one of version 2 from any vision tower. A JAX tree, which does not
-    contain its resolution, takes the recipe's: no parameter depends on it. Raises OpenVisionError when a tower has
-    another shape.
+    `warm` may name some of them, and allows other shapes, and `note` is told what was changed for them; `tokenizer` is
+    the model's, for another vocabulary. Returns the names of the towers taken: "vision", "text", "decoder",
+    "reconstruction", and of the learned numbers: "logit_scale" and others of the loss. A model of version 1 may start
+    from a vision tower alone, one of version 2 from any vision tower. A JAX tree, which does not contain its
+    resolution, takes the recipe's: no parameter depends on it. Raises OpenVisionError when a tower has another shape,
+    or is named and not there.
     """
     loaded = load_checkpoint(source, Request(image_size=model.vision.config.image_size))
     given = _alike(loaded, model.config, warm)
     shared = None
-    if warm is not None and warm.vocabulary is not None and given is not None:
+    if warm is not None and warm.vocabulary is not None and given is not None and _takes_ids(warm):
         assert tokenizer is not None
         assert loaded.tokenizer is not None
         shared = shared_entries(tokenizer, loaded.tokenizer)
     how = _Changes(source, warm or WarmStart(), shared, note)
-    how.copy(model.vision, loaded.vision, "vision")
-    taken = ["vision"]
-    if given is None:
-        return taken
-    for name in _TOWERS[1:]:
-        ours, theirs = getattr(model, name, None), getattr(given, name, None)
+    wanted = _TOWERS if how.warm.towers is None else how.warm.towers
+    taken = list[str]()
+    for name in (name for name in _TOWERS if name in wanted):
+        ours = getattr(model, name, None)
+        theirs = loaded.vision if name == "vision" else getattr(given, name, None)
         if ours is not None and theirs is not None:
             how.copy(ours, theirs, name)
             taken.append(name)
-    if isinstance(model, (OpenVision, OpenVision3)) and isinstance(given, type(model)):
+        elif how.warm.towers is not None:
+            raise OpenVisionError(
+                f"start = {source!r} has no {name} tower for this kind of model, which warm_start.towers names"
+            )
+    if isinstance(model, (OpenVision, OpenVision3)) and isinstance(given, type(model)) and "text" in wanted:
         taken += _copy_numbers(model, given)
     return taken
 
@@ -164,6 +167,11 @@ def _alike(loaded: Checkpoint, config: ModelConfig, warm: WarmStart | None) -> A
     if isinstance(config, OpenVision3Config):
         return loaded.unified
     return loaded.captioner if config.text is None else loaded.model
+
+
+def _takes_ids(warm: WarmStart | None) -> bool:
+    """Whether a tower that reads ids of a vocabulary may be taken."""
+    return warm is None or warm.towers is None or not {"text", "decoder"}.isdisjoint(warm.towers)
 
 
 def describe_start(model: AnyModel, source: str, taken: list[str], notes: Sequence[str] = ()) -> str:

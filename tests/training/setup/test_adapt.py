@@ -159,6 +159,57 @@ def test_another_vocabulary_and_a_frozen_tower(start, shapes_folder, tmp_path):
     assert not torch.equal(trained.text.get_parameter(name), given.model.text.get_parameter(name))
 
 
+def test_the_text_tower_alone_stays_locked_behind_a_smaller_image_tower(start, shapes_folder, tmp_path):
+    """A student inherits its teacher's text tower and vocabulary, and its own image tower learns that space."""
+    recipe = run_of(start, {"towers": ["text"], "frozen": ["text"]})
+    vision = VisionConfig(width=16, depth=1, mlp_dim=16, heads=1, patch_size=16, image_size=32)
+    recipe = recipe.model_copy(update={"model": replace(V1, vision=vision)})
+    trainer = Trainer(recipe, shapes_folder, tmp_path / "run")
+    given, model = load_checkpoint(start), trainer.parts.model.module
+    assert given.model is not None
+    assert given.tokenizer is not None
+    assert trainer.parts.tokenizer.vocabulary() == given.tokenizer.vocabulary()
+    assert isinstance(model, OpenVision)
+    assert torch.equal(model.logit_scale, given.model.logit_scale)
+    said = "copied text, logit_scale; initialised at random: vision"
+    assert said in (tmp_path / "run" / "sessions.json").read_text()
+    trainer.run()
+    trained = load_checkpoint(tmp_path / "run").model
+    assert trained is not None
+    for (name, own), before in zip(trained.text.named_parameters(), given.model.text.parameters(), strict=True):
+        assert torch.equal(own, before) == (not name.startswith("head.")), name
+    assert trained.vision.config.width == 16
+
+
+def test_the_vision_tower_alone_brings_no_vocabulary(start, shapes_folder, tmp_path):
+    recipe = run_of(start, {"towers": ["vision"]}, vocab_size=50)
+    trainer = Trainer(recipe, shapes_folder, tmp_path / "run")
+    given = load_checkpoint(start)
+    assert given.tokenizer is not None
+    assert trainer.parts.tokenizer.vocabulary() != given.tokenizer.vocabulary()
+    assert torch.equal(trainer.parts.model.module.vision.patch_embed.proj.weight, given.vision.patch_embed.proj.weight)
+
+
+def test_a_tower_that_the_start_lacks(start, tmp_path):
+    save_folder(tmp_path / "images", load_checkpoint(start).vision, None, "", {})
+    with pytest.raises(OpenVisionError, match=r"has no text tower for this kind of model, which warm_start"):
+        start_from(OpenVision(V1), str(tmp_path / "images"), WarmStart(towers=("text",)))
+
+
+@pytest.mark.parametrize(
+    ("warm", "message"),
+    [
+        ({"towers": []}, "towers is empty, so nothing is taken"),
+        ({"towers": ["text", "decoder"]}, "names 'decoder', which the model does not have"),
+        ({"towers": ["vision"], "frozen": ["text"]}, "names 'text', which warm_start.towers does not take"),
+        ({"towers": ["words"]}, "towers"),
+    ],
+)
+def test_towers_that_cannot_be_taken(start, warm, message):
+    with pytest.raises(OpenVisionError, match=message):
+        run_of(start, warm)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
