@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ablations.rows import SPEEDS, TUNING, Rows, key_of, markdown
-from ablations.variants import DEFAULT_WORLD, MEASUREMENTS, PROFILES, TABLES, VARIANTS, costs_as, variant
+from ablations.variants import MEASUREMENTS, PROFILES, TABLES, VARIANTS, costs_as, variant
 
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, append_lines, atomic_write_bytes, atomic_write_text, make_folder
@@ -90,9 +90,8 @@ class Claims:
         from ablations.worlds import make_vocabulary, make_world
 
         root, world = self.machine.work / self.world, variant(name).world
-        shown = ("scale", "aspects", "words", "word_size")
-        plain = replace(DEFAULT_WORLD, **{name: getattr(world, name) for name in shown})
-        data, held_out = (make_world(root, each, self.profile, self.cores) for each in (world, plain))
+        worlds = (world, world.with_default_texts)
+        data, held_out = (make_world(root, each, self.profile, self.cores) for each in worlds)
         return data, held_out, make_vocabulary(root, self.profile, self.cores)
 
     def tasks(

@@ -228,6 +228,16 @@ def main() -> None:
             steps = max(SPEED_STEPS, int(arguments.seconds / (many - few) * 3 * SPEED_STEPS))
             seconds, numbers = train(arm, arguments.teacher, arguments.data, seed, steps)
             row = {"arm": arm, "seed": seed, "samples": steps * BATCH, "cpu_seconds": round(seconds, 1), **numbers}
+            row |= {
+                "planned_seconds": arguments.seconds,
+                "teacher": str(arguments.teacher),
+                "data": str(arguments.data),
+            }
+            row |= {
+                "date": datetime.now(UTC).date().isoformat(),
+                "machine": processor_name(),
+                "torch": torch.__version__,
+            }
             append_lines(out, json_text(row) + "\n")
             print(json_text(row), flush=True)
 

@@ -44,9 +44,15 @@ class World:
         name = f"alt{100 * self.informative:.0f}-errors{100 * self.caption_errors:.0f}"
         name += f"-scale{self.scale}" if self.scale > 1 else ""
         name += "" if self.aspects == (1.0,) else "-aspects" + "-".join(f"{aspect:g}" for aspect in self.aspects)
-        if (self.words, self.word_size) != (0.5, 0.27):
+        if (self.words, self.word_size) != (World.words, World.word_size):
             name += f"-words{100 * self.words:.0f}-of{100 * self.word_size:.0f}"
         return name + ("-whole" if self.one_sentence else "")
+
+    @property
+    def with_default_texts(self) -> "World":
+        """The same images with the texts of the default world."""
+        texts = ("informative", "caption_errors", "one_sentence")
+        return replace(self, **{name: getattr(World, name) for name in texts})
 
 
 DEFAULT_WORLD = World()
@@ -343,8 +349,8 @@ def costs_as(one: Variant, other: Variant) -> bool:
     """Whether a sample of both takes the same time: they differ at most in what texts say, in a weight, in shares."""
 
     def cost(side: Variant) -> Variant:
-        world = replace(side.world, informative=DEFAULT_WORLD.informative, caption_errors=DEFAULT_WORLD.caption_errors)
         parts = tuple(change for change in side.overrides if not _is_weight(change))
+        world = side.world.with_default_texts
         return replace(side, title="", tuned_as="", world=world, overrides=parts, first_share=None)
 
     return cost(one) == cost(other)

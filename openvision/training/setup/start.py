@@ -124,9 +124,9 @@ def start_from(
         assert loaded.tokenizer is not None
         shared = shared_entries(tokenizer, loaded.tokenizer)
     how = _Changes(source, warm or WarmStart(), shared, note)
-    wanted = _TOWERS if how.warm.towers is None else how.warm.towers
+    wanted = [name for name in _TOWERS if how.warm.towers is None or name in how.warm.towers]
     taken = list[str]()
-    for name in (name for name in _TOWERS if name in wanted):
+    for name in wanted:
         ours = getattr(model, name, None)
         theirs = loaded.vision if name == "vision" else getattr(given, name, None)
         if ours is not None and theirs is not None:

@@ -187,6 +187,7 @@ def test_the_vision_tower_alone_brings_no_vocabulary(start, shapes_folder, tmp_p
     given = load_checkpoint(start)
     assert given.tokenizer is not None
     assert trainer.parts.tokenizer.vocabulary() != given.tokenizer.vocabulary()
+    assert "copied vision; initialised at random: text" in (tmp_path / "run" / "sessions.json").read_text()
     assert torch.equal(trainer.parts.model.module.vision.patch_embed.proj.weight, given.vision.patch_embed.proj.weight)
 
 
@@ -208,6 +209,24 @@ def test_a_tower_that_the_start_lacks(start, tmp_path):
 def test_towers_that_cannot_be_taken(start, warm, message):
     with pytest.raises(OpenVisionError, match=message):
         run_of(start, warm)
+
+
+@pytest.mark.parametrize(
+    ("towers", "is_started", "message"),
+    [
+        (["text", "vision"], True, "takes the text tower from elsewhere"),
+        (["vision"], False, "says how weights are taken from `start`; give start"),
+    ],
+)
+def test_towers_beside_a_sentence_encoder(start, towers, is_started, message):
+    table = run_of(start, {"towers": ["vision"]}, vocab_size=64).model_dump(exclude_none=True)
+    table["model"]["text"] |= {"encoder": "bert", "pad_id": 0}
+    table["data"].pop("vocab_size")
+    table["warm_start"] = {"text": "encoder", "towers": towers}
+    if not is_started:
+        del table["start"]
+    with pytest.raises(OpenVisionError, match=message):
+        parse_recipe(table, "beside")
 
 
 @pytest.mark.parametrize(
