@@ -5,6 +5,9 @@
 
 Runs `openvision vlm demo`, writes the committed results, and adds the lead of the first encoder over each other one,
 paired over the images of all sets. A finished run is not repeated, so the table can be written again from its folder.
+
+`--from-scratch` trains a small Llama from random weights (`recipes/vlm/scratch.toml`) instead of SmolLM2: it sees fifty
+times as many conversations in the same time, and knows nothing but these.
 """
 
 import argparse
@@ -15,11 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from openvision.files import read_json_lines
+from openvision.files import atomic_folder, make_folder, read_json_lines
 from openvision.multimodal.benchmarks.benchmark import Marks, tabulate
 from openvision.multimodal.benchmarks.scorers.pictures import PICTURES
 from openvision.multimodal.experiments.compare import parse_contestants, tables
 from openvision.multimodal.experiments.demo import Demo, default_contestants, demonstrate, source_of
+from openvision.multimodal.experiments.demo_data import CONVERSATIONS, DemoOptions
+from openvision.multimodal.model.toy import write_small_llm
 from openvision.multimodal.recipe import load_vlm_recipe
 from openvision.provenance import processor_name
 
@@ -62,23 +67,48 @@ def paired_table(paired: dict[str, dict[str, list[float]]], first: str) -> str:
     return "Points ahead, paired over the images of all sets:\n\n" + "\n".join(lines) + "\n"
 
 
+def options_of(images: int) -> DemoOptions:
+    """Conversations about so many images, in which a yes-or-no question is asked as often as by default."""
+    usual = DemoOptions()
+    return DemoOptions(images=images, pairs=usual.pairs * images // usual.images)
+
+
+def small_llm(shards: Path, runs: Path, options: DemoOptions) -> str:
+    """A small Llama with random weights and a tokenizer of the conversations about `shards`."""
+    data = source_of(shards).make(shards, make_folder(runs) / "data", options)
+    rows = json.loads((data / CONVERSATIONS).read_text(encoding="utf-8"))
+    folder = runs / "llm"
+    if not folder.exists():
+        with atomic_folder(folder) as temporary:
+            write_small_llm(temporary, (turn["value"] for row in rows for turn in row["conversations"]))
+    return str(folder)
+
+
 def main() -> None:
     """Run the demonstration and write JSON and markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default="runs/quickstart_openmoji/model")
     parser.add_argument("--other", action="append", default=[], help="NAME=ENCODER")
     parser.add_argument("--data", type=Path, default=Path("runs/openmoji"))
-    parser.add_argument("--recipe", type=Path, default=Path("recipes/vlm/demo.toml"))
+    parser.add_argument("--from-scratch", action="store_true", help="a small language model with random weights")
+    parser.add_argument("--recipe", type=Path, help="recipes/vlm/demo.toml, or scratch.toml, by default")
+    parser.add_argument("--images", type=int, default=DemoOptions().images, help="training images")
+    parser.add_argument("--no-baselines", action="store_true", help="without an untrained encoder and without blind")
     parser.add_argument("--runs", type=Path, default=Path("runs/vlm_demo"))
     parser.add_argument("--split", action="append", help="validation; the held-out sets by default")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results/vlm_demo.json"))
     options = parser.parse_args()
+    contestants = default_contestants(options.encoder, parse_contestants(options.other) if options.other else ())
+    recipe = options.recipe or Path("recipes/vlm") / ("scratch.toml" if options.from_scratch else "demo.toml")
+    data = options_of(options.images)
     demo = Demo(
         shards=options.data,
-        contestants=default_contestants(options.encoder, parse_contestants(options.other) if options.other else ()),
-        recipe=load_vlm_recipe(options.recipe, options.overrides),
+        contestants=contestants[:-2] if options.no_baselines else contestants,
+        recipe=load_vlm_recipe(recipe, options.overrides),
+        llm=small_llm(options.data, options.runs, data) if options.from_scratch else None,
         splits=tuple(options.split or source_of(options.data).held_out),
+        data=data,
     )
     result = demonstrate(demo, options.runs, lambda line: print(line, flush=True))
     day, threads = datetime.now(UTC).date().isoformat(), torch.get_num_threads()
@@ -90,7 +120,8 @@ def main() -> None:
     content = {**result, "date": day, "threads": threads, "ahead": leads}
     options.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     head = f"{day}, {processor_name()}, {threads} threads, torch {torch.__version__}; intervals of 95 %.\n\n"
-    text = f"# Encoders inside SmolLM2-135M-Instruct\n\n{head}{tables(result)}\n{paired_table(leads, first)}"
+    name = "a small Llama that is trained from scratch" if options.from_scratch else "SmolLM2-135M-Instruct"
+    text = f"# Encoders inside {name}\n\n{head}{tables(result)}\n{paired_table(leads, first)}"
     options.output.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -25,7 +25,7 @@ from openvision.multimodal.model.generate import Decoding, Prompt, load_assistan
 from openvision.multimodal.model.geometry import Geometry, anyres_pinpoints, check_processor
 from openvision.multimodal.model.llm import TokenizerOptions, load_llm
 from openvision.multimodal.model.towers import load_tower, tower_of
-from openvision.multimodal.model.toy import TEMPLATE, write_toy_llm
+from openvision.multimodal.model.toy import TEMPLATE, write_small_llm, write_toy_llm
 from openvision.multimodal.recipe import LearningRates
 from openvision.multimodal.training.modules import choose_trained
 from openvision.weights.folder import save_folder
@@ -235,6 +235,27 @@ def test_the_language_model_is_unchanged(tmp_path, tie) -> None:
     # One row more: the image token's.
     torch.testing.assert_close(inside[..., : alone.shape[-1]], alone)
     assert inside.shape[-1] == alone.shape[-1] + 1
+
+
+def test_a_language_model_to_train_from_scratch(tmp_path) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    texts = [f"How many {thing}?" for thing in ("umbrellas", "wolves", "keys")]
+    folder = write_small_llm(tmp_path / "llm", texts, width=64, depth=1)
+    # Words of the texts are one token each, any other text is still readable, and the template's marks are tokens.
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.tokenize("How many wolves?<|im_end|>") == ["How", "Ġmany", "Ġwolves", "?", "<|im_end|>"]
+    assert tokenizer.decode(tokenizer("naïve ☂").input_ids) == "naïve ☂"
+    # Initial values of one over the root of the width, not the usual 0.02.
+    weights = load_llm(folder).model.state_dict()
+    assert weights["model.layers.0.mlp.up_proj.weight"].std().item() == pytest.approx(0.125, rel=0.05)
+    config = AutoConfig.from_pretrained(folder)
+    assert (config.num_attention_heads, config.num_hidden_layers) == (2, 1)
+    again = load_llm(write_small_llm(tmp_path / "again", texts, width=64, depth=1)).model.state_dict()
+    assert weights.keys() == again.keys()
+    assert all(torch.equal(weight, again[name]) for name, weight in weights.items())
+    with pytest.raises(OpenVisionError, match="width 40 of a language model is no multiple of 32"):
+        write_small_llm(tmp_path / "odd", texts, width=40)
 
 
 def test_answers_stop_where_the_template_stops(llm_folder) -> None:
