@@ -67,10 +67,11 @@ def paired_table(paired: dict[str, dict[str, list[float]]], first: str) -> str:
     return "Points ahead, paired over the images of all sets:\n\n" + "\n".join(lines) + "\n"
 
 
-def options_of(images: int) -> DemoOptions:
+def options_of(images: int, questions: int) -> DemoOptions:
     """Conversations about so many images, in which a yes-or-no question is asked as often as by default."""
     usual = DemoOptions()
-    return DemoOptions(images=images, pairs=usual.pairs * images // usual.images)
+    pairs = usual.pairs * images // usual.images
+    return DemoOptions(images=images, pairs=pairs, yes_no=questions, open_=questions)
 
 
 def small_llm(shards: Path, runs: Path, options: DemoOptions) -> str:
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--from-scratch", action="store_true", help="a small language model with random weights")
     parser.add_argument("--recipe", type=Path, help="recipes/vlm/demo.toml, or scratch.toml, by default")
     parser.add_argument("--images", type=int, default=DemoOptions().images, help="training images")
+    parser.add_argument("--questions", type=int, default=DemoOptions().open_, help="of each form in a split")
     parser.add_argument("--no-baselines", action="store_true", help="without an untrained encoder and without blind")
     parser.add_argument("--runs", type=Path, default=Path("runs/vlm_demo"))
     parser.add_argument("--split", action="append", help="validation; the held-out sets by default")
@@ -101,7 +103,7 @@ def main() -> None:
     options = parser.parse_args()
     contestants = default_contestants(options.encoder, parse_contestants(options.other) if options.other else ())
     recipe = options.recipe or Path("recipes/vlm") / ("scratch.toml" if options.from_scratch else "demo.toml")
-    data = options_of(options.images)
+    data = options_of(options.images, options.questions)
     demo = Demo(
         shards=options.data,
         contestants=contestants[:-2] if options.no_baselines else contestants,
