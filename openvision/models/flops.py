@@ -6,7 +6,8 @@ kernel skips (`torch.utils.flop_counter` counts it: `masked_flops` is the differ
 each of forward, but for the patch embedding, since nobody needs the gradient of pixels.
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from openvision.frozen.cost import autoencoder_cost
 from openvision.models.decoders.autoregressive import AutoregressiveDecoderConfig
@@ -35,6 +36,8 @@ class TowerFlops:
     without_input_gradient: int = 0
     """Those of forward whose input, or whose weight, needs no gradient: one product backward, not two. What needs
     neither counts twice."""
+    frozen: bool = False
+    """Whether its blocks are not trained, and keep nothing for a backward pass."""
 
     @property
     def training(self) -> int:
@@ -48,6 +51,7 @@ def sample_flops(
     texts: int,
     caption_tokens: float | None = None,
     text_tokens: float | None = None,
+    frozen: Collection[str] = (),
 ) -> tuple[TowerFlops, ...]:
     """Operations of one training sample, tower by tower.
 
@@ -58,7 +62,27 @@ def sample_flops(
         caption_tokens: mean number of target tokens of a caption, whose logits alone are computed; None is every
             position, as if no caption were short.
         text_tokens: mean number of ids of a text that is trimmed, class token included; None is the context length.
+        frozen: "vision" or "text", whose head alone is trained (`warm_start.frozen`).
     """
+    towers = _trained_flops(config, resolution, texts, caption_tokens, text_tokens)
+    return tuple(_lock(tower, config, texts) if tower.name in frozen else tower for tower in towers)
+
+
+def _lock(tower: TowerFlops, config: ModelConfig, texts: int) -> TowerFlops:
+    """A tower that is computed without gradient, but for the weight of its head.
+
+    That the decoder's projection of its tokens needs no gradient of its input either is not counted: under one part in
+    a thousand.
+    """
+    read = config.vision if tower.name == "vision" else config.text
+    heads = texts if tower.name == "text" else 1
+    head = 0 if read is None or config.embed_dim is None else heads * 2 * read.width * config.embed_dim
+    return replace(tower, without_input_gradient=2 * tower.forward - head, frozen=True)
+
+
+def _trained_flops(
+    config: ModelConfig, resolution: int, texts: int, caption_tokens: float | None, text_tokens: float | None
+) -> tuple[TowerFlops, ...]:
     embed = patch_embed_flops(config.vision, resolution)
     if isinstance(config, OpenVision3Config):
         return _unified_flops(config, resolution, texts, caption_tokens, text_tokens)
@@ -93,7 +117,7 @@ def _unified_flops(
     decode = frozen.decode // config.reconstruction.pixels_of
     return (
         # Nobody needs a gradient of the images, nor of the autoencoder's weights.
-        TowerFlops("encoding", frozen.encode, 2 * frozen.encode),
+        TowerFlops("encoding", frozen.encode, 2 * frozen.encode, frozen=True),
         TowerFlops(
             "vision",
             vision_flops(config.vision, resolution, config.embed_dim),
@@ -141,9 +165,11 @@ def training_flops(
     texts: int,
     caption_tokens: float | None = None,
     text_tokens: float | None = None,
+    frozen: Collection[str] = (),
 ) -> int:
     """Operations of one training sample, forward and backward, all towers; arguments as of `sample_flops`."""
-    return sum(tower.training for tower in sample_flops(config, resolution, texts, caption_tokens, text_tokens))
+    towers = sample_flops(config, resolution, texts, caption_tokens, text_tokens, frozen)
+    return sum(tower.training for tower in towers)
 
 
 def patches_of(config: VisionConfig, resolution: int) -> int:
@@ -176,14 +202,16 @@ def vision_flops(config: VisionConfig, resolution: int, embed_dim: int | None, k
 def text_flops(config: TextConfig, embed_dim: int, tokens_read: bool = False, text_tokens: float | None = None) -> int:
     """Forward operations of one text of `text_tokens` ids, by default as many as there can be, head included.
 
-    `tokens_read`: whether the caption decoder reads its tokens; if not, the last block computes the class token alone.
+    `tokens_read`: whether the caption decoder reads its tokens; if not, the last block of a tower whose class token is
+    projected computes that alone.
     """
     tokens = config.context_length if text_tokens is None else round(text_tokens)
     # BERT reads one of [bos] and class token, and computes every block whole.
     sentence = config.encoder == "bert"
     tokens -= sentence
     block = tokens * _projections(config) + _attention(config.width, tokens**2)
-    last = block if tokens_read or sentence else _last_block(config, tokens, 1)
+    whole = tokens_read or sentence or config.pool == "mean"
+    last = block if whole else _last_block(config, tokens, 1)
     return (config.depth - 1) * block + last + 2 * config.width * embed_dim
 
 

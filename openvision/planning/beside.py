@@ -63,7 +63,7 @@ class Additions:
         for table, shape in self.teachers:
             if table.cache is None:
                 # Nobody needs a gradient of its weights or its images.
-                found.append(TowerFlops(_title(table), shape.forward, 2 * shape.forward))
+                found.append(TowerFlops(_title(table), shape.forward, 2 * shape.forward, frozen=True))
             heads = 2 * vision.width * shape.pooled_width * bool(table.pooled)
             heads += 2 * vision.width * patches * _channels(shape) * bool(table.patches)
             if heads:
@@ -75,7 +75,7 @@ class Additions:
             found += [
                 TowerFlops("masked pass", masked, patch_embed_flops(vision, resolution)),
                 TowerFlops("dense head", 4 * hidden * vision.width**2),
-                TowerFlops("averaged tower", seen, 2 * seen),
+                TowerFlops("averaged tower", seen, 2 * seen, frozen=True),
             ]
         return tuple(found)
 

@@ -46,8 +46,8 @@ def stretch(towers: tuple[TowerFlops, ...], config: ModelConfig, checkpointing: 
     """Recomputation: all blocks under full checkpointing, both towers once more under gradient caching."""
     forward = {tower.name: tower.forward for tower in towers}
     training = sum(tower.training for tower in towers)
-    # What needs no gradient at all is computed once: teachers and averaged towers, OpenVision 3's autoencoder.
-    frozen = {tower.name for tower in towers if tower.training == tower.forward}
+    # What is not trained is computed once: frozen and averaged towers, teachers, OpenVision 3's autoencoder.
+    frozen = {tower.name for tower in towers if tower.frozen}
     blocks = sum(flops for name, flops in forward.items() if name not in {"vocabulary", "decoding"} | frozen)
     embedded = forward["vision"] + forward["text"] + forward.get("encoding", 0) if config.text is not None else 0
     decoded = 0

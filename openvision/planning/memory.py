@@ -45,6 +45,8 @@ class Setting:
     first_moment_bytes: int = 2
     average: bool = False
     """Whether an average of the parameters (EMA) is kept."""
+    frozen: tuple[str, ...] = ()
+    """Towers of which only the projection into the shared space is trained."""
 
     @property
     def item(self) -> int:
@@ -182,11 +184,12 @@ def state_bytes(parameters: Parameters, setting: Setting) -> dict[str, float]:
     """Bytes by kind: float32 parameters and gradients, both moments, bf16 copies of the weights, what sharing takes."""
     shards = setting.devices if setting.sharding == "sharded" else 1
     total, moment = parameters.total, setting.first_moment_bytes
+    trained = total - sum(parameters.bodies[name] for name in setting.frozen)
     state = {
         "parameters": FLOAT * total / shards,
-        "gradients": FLOAT * total / shards,
-        "first moment": moment * total / shards,
-        "second moment": FLOAT * total / shards,
+        "gradients": FLOAT * trained / shards,
+        "first moment": moment * trained / shards,
+        "second moment": FLOAT * trained / shards,
     }
     if parameters.frozen:
         # Teachers and averaged towers are whole on every device.
@@ -202,7 +205,7 @@ def state_bytes(parameters: Parameters, setting: Setting) -> dict[str, float]:
         state["gathered"] = 2 * FLOAT * gathered
     elif setting.devices > 1:
         # DDP sends gradients from buffers of their size.
-        state["buckets"] = FLOAT * total
+        state["buckets"] = FLOAT * trained
     return state
 
 
@@ -283,12 +286,14 @@ def loss_memory(
 
 
 def activation_bytes(config: ModelConfig, resolution: int, texts: int, setting: Setting) -> Range:
-    """Activations of one sample that stay until the backward pass, all towers."""
+    """Activations of one sample that stay until the backward pass, all towers; frozen ones keep none."""
     rest = input_bytes(config, resolution) + decoder_edge_bytes(config, resolution)
     if isinstance(config, OpenVision3Config) and config.reconstruction.decoded_at_once is None:
         rest += decoding_bytes(config, resolution, setting) / config.reconstruction.pixels_of
-    low, high = (sum(stack.sample_bytes(setting)[end] for stack in stacks(config, resolution, texts)) for end in (0, 1))
-    return low + rest, high + rest
+    kept = [
+        stack.sample_bytes(setting) for stack in stacks(config, resolution, texts) if stack.name not in setting.frozen
+    ]
+    return sum(low for low, _ in kept) + rest, sum(high for _, high in kept) + rest
 
 
 def peak_bytes(

@@ -19,6 +19,8 @@ class Parameters:
     in_blocks: int
     """Those of transformer blocks: what bf16 copies are made of, and what sharding gathers block by block."""
     largest_block: int
+    bodies: dict[str, int]
+    """By tower without its projection into the shared space: what `warm_start.frozen` leaves as it is."""
     frozen: dict[str, int] = field(default_factory=dict)
     """Teachers and averaged towers, which are kept beside the model and not trained."""
 
@@ -38,8 +40,9 @@ def count_parameters(
     blocks = [_count(block) for tower in model.children() for block in getattr(tower, "blocks", ())]
     beside = dict(trained or {})
     total = _count(model) + sum(beside.values())
-    return Parameters(towers | beside, total, sum(blocks), max(blocks), dict(frozen or {}))
+    bodies = {name: count - _count(getattr(model.get_submodule(name), "head", None)) for name, count in towers.items()}
+    return Parameters(towers | beside, total, sum(blocks), max(blocks), bodies, dict(frozen or {}))
 
 
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _count(module: nn.Module | None) -> int:
+    return sum(parameter.numel() for parameter in module.parameters()) if module is not None else 0

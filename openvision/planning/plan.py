@@ -125,6 +125,7 @@ def settings_of(recipe: Recipe, assumptions: Assumptions) -> Iterator[Setting]:
         devices=assumptions.devices,
         first_moment_bytes=2 if recipe.optimizer.first_moment == "bfloat16" else 4,
         average=recipe.optimizer.ema is not None,
+        frozen=recipe.frozen_towers,
     )
     # The dense objective and native shapes are refused with FSDP2.
     sharded = assumptions.devices > 1 and recipe.dense is None and not any(stage.native for stage in recipe.stages)
@@ -147,7 +148,8 @@ def _fits(
 
 def _towers(recipe: Recipe, stage: Stage, assumptions: Assumptions, additions: Additions) -> tuple[TowerFlops, ...]:
     """Operations of a sample, the model's and what is beside it."""
-    towers = sample_flops(recipe.model, stage.resolution, texts_of(recipe), assumptions.caption_tokens)
+    texts, frozen = texts_of(recipe), recipe.frozen_towers
+    towers = sample_flops(recipe.model, stage.resolution, texts, assumptions.caption_tokens, frozen=frozen)
     return towers + additions.flops(stage.resolution)
 
 

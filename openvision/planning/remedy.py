@@ -99,6 +99,7 @@ class MemoryPlan:
             devices=self.devices,
             first_moment_bytes=2 if recipe.optimizer.first_moment == "bfloat16" else 4,
             average=recipe.optimizer.ema is not None,
+            frozen=recipe.frozen_towers,
         )
 
     @property

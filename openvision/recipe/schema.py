@@ -138,6 +138,11 @@ class Recipe(Section):
         return self.model.text is not None and self.loss.contrastive > 0
 
     @property
+    def frozen_towers(self) -> tuple[str, ...]:
+        """Towers of which only the projection into the shared space is trained."""
+        return () if self.warm_start is None else self.warm_start.frozen
+
+    @property
     def reads_synthetic(self) -> bool:
         """Whether any loss uses synthetic captions."""
         return self.model.decoder is not None or "sentence" in self.loss.texts

@@ -112,7 +112,8 @@ class Step:
             # The first step compiles and opens connections; from now on a lost process is noticed sooner.
             processes.shorten_timeouts(run.recipe.parallel.step_timeout_seconds)
         texts, tokens = len(run.recipe.loss.texts), (caption_tokens, text_tokens)
-        flops = training_flops(run.recipe.model, stage.resolution, texts, *tokens) * stage.batch_size
+        frozen = run.recipe.frozen_towers
+        flops = training_flops(run.recipe.model, stage.resolution, texts, *tokens, frozen) * stage.batch_size
         progress.step += 1
         progress.stage_step += 1
         progress.position += stage.batch_size
@@ -128,7 +129,7 @@ class Step:
             measured = {"gradient_norm": HostCopy(norm).values()[0]} if norms is None else norms.values()
             trimmed = {} if text_tokens is None else {"text_tokens": round(text_tokens, 2)}
             numbers = {**means, "lr": rate, **measured, **self._equal_texts(batch), **trimmed, **self.meter.read()}
-            left = seconds_left(run.recipe.model, texts, run.recipe.stages, progress, *tokens)
+            left = seconds_left(run.recipe.model, texts, run.recipe.stages, progress, *tokens, frozen)
             self.log.train(log_position(progress, stage.resolution), numbers, left)
         return agreed
 

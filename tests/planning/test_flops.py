@@ -32,6 +32,8 @@ from openvision.models.openvision2 import ModelConfig, OpenVision2, OpenVision2C
 from openvision.models.openvision3 import LatentVisionConfig, OpenVision3, OpenVision3Config, ReconstructionConfig
 from openvision.models.text import TextConfig, TextTransformer, build_text
 from openvision.models.variants import SIZES, variant, variant2
+from openvision.recipe.sections import WarmStart
+from openvision.training.setup.model import frozen_parameters
 from tests.planning.conftest import count
 
 MODELS = [(size, patch) for size, towers in SIZES.items() for patch in towers.patches]
@@ -109,6 +111,12 @@ def test_a_sentence_encoder(meta):
     assert count(embed_and_read, build_text(config, 8), ids) == text_flops(config, 8)
 
 
+def test_a_mean_of_tokens_needs_the_whole_last_block(meta):
+    config = TextConfig(24, 3, 40, 2, vocab_size=60, context_length=16, pad_id=0, pool="mean")
+    ids = torch.zeros(1, 16, dtype=torch.long)
+    assert count(build_text(config, 8), ids) == text_flops(config, 8) == text_flops(config, 8, tokens_read=True)
+
+
 @pytest.mark.parametrize("reads_padding", [True, False])
 def test_of_trimmed_texts_what_is_computed_is_counted(meta, reads_padding):
     config = variant("tiny", 16, 160)
@@ -139,6 +147,23 @@ def test_training_is_three_forwards_less_the_gradient_of_pixels(meta, size, patc
 
     masked = 3 * masked_flops(config, resolution)
     assert count(step) == 2 * (training_flops(config, resolution, texts=2, caption_tokens=60) + masked)
+
+
+@pytest.mark.parametrize("frozen", [("text",), ("vision",), ("vision", "text")])
+def test_training_with_frozen_towers(meta, frozen):
+    """What is computed: no gradient of their blocks, but that of their heads."""
+    config = replace(variant("tiny", 16, 160), decoder=None)
+    model = OpenVision(config)
+    for parameter in frozen_parameters(model, WarmStart(frozen=frozen)):
+        parameter.requires_grad_(False)
+    images, ids = inputs(config, 160, batch=2)
+
+    def step() -> None:
+        output = model(images, ids, ids)
+        (output.image_embeds.sum() + output.text_embeds.sum()).backward()
+
+    assert count(step) == 2 * training_flops(config, 160, texts=2, frozen=frozen)
+    assert count(step) < 2 * training_flops(config, 160, texts=2)
 
 
 def test_training_of_openvision2(meta):

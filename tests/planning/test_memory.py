@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from openvision.models.openvision2 import ModelConfig, OpenVision2Config, build_
 from openvision.models.variants import variant, variant2
 from openvision.planning.memory import Setting, activation_bytes, loss_memory, peak_bytes, state_bytes
 from openvision.planning.parameters import count_parameters
+from openvision.recipe.sections import WarmStart
+from openvision.training.setup.model import frozen_parameters
 
 GENLIP = GenLipConfig(GenLipVisionConfig(192, 6, 512, 3, 16, 160), GenLipTextConfig(128))
 
@@ -34,9 +37,13 @@ def forward(config: ModelConfig, model, resolution: int, batch: int):
     return model(images, ids, ids)
 
 
-def kept_by_autograd(config: ModelConfig, resolution: int, batch: int, bf16: bool) -> int:
+def kept_by_autograd(
+    config: ModelConfig, resolution: int, batch: int, bf16: bool, frozen: tuple[Literal["vision", "text"], ...] = ()
+) -> int:
     """Bytes that the forward pass of a model keeps."""
     model = build_model(config)
+    for parameter in [*model.untrained_parameters(), *frozen_parameters(model, WarmStart(frozen=frozen))]:
+        parameter.requires_grad_(False)
     return bytes_kept(model, lambda: forward(config, model, resolution, batch), bf16)
 
 
@@ -79,6 +86,13 @@ def test_activations_within_a_tenth(config, resolution, bf16):
     batch = 3
     _, eager = activation_bytes(config, resolution, 2, Setting(bf16=bf16, gpu=False))
     assert kept_by_autograd(config, resolution, batch, bf16) / batch == pytest.approx(eager, rel=0.1)
+
+
+@pytest.mark.parametrize("frozen", [("text",), ("vision",), ("vision", "text")])
+def test_activations_with_frozen_towers(frozen):
+    config = small_vocabulary(variant("tiny", 16, 160))
+    _, eager = activation_bytes(config, 160, 2, Setting(bf16=False, gpu=False, frozen=frozen))
+    assert kept_by_autograd(config, 160, 3, False, frozen) / 3 == pytest.approx(eager, rel=0.12)
 
 
 STEP = """
@@ -140,6 +154,21 @@ def test_state_of_a_parameter_is_fourteen_bytes_and_a_bf16_copy():
     assert state_bytes(parameters, Setting())["bf16 weights"] == 2 * parameters.in_blocks
     averaged = state_bytes(parameters, Setting(bf16=False, average=True, first_moment_bytes=4))
     assert sum(averaged.values()) == 20 * parameters.total
+
+
+def test_of_a_frozen_tower_only_the_parameters_are_kept():
+    config = variant("large", 14, 224)
+    parameters = count_parameters(config)
+    with torch.device("meta"):
+        tower = build_model(config).get_submodule("vision")
+    body = sum(parameter.numel() for name, parameter in tower.named_parameters() if not name.startswith("head."))
+    setting = Setting(bf16=False, devices=8, frozen=("vision",))
+    state, whole = state_bytes(parameters, setting), state_bytes(parameters, replace(setting, frozen=()))
+    assert state["parameters"] == whole["parameters"]
+    for name, size in {"gradients": 4, "first moment": 2, "second moment": 4, "buckets": 4}.items():
+        assert whole[name] - state[name] == size * body, name
+    kept, all_kept = (activation_bytes(config, 224, 2, one) for one in (setting, replace(setting, frozen=())))
+    assert kept[1] < all_kept[1] / 2
 
 
 def test_sharding_divides_the_state_but_not_what_is_gathered():

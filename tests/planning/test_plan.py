@@ -48,7 +48,8 @@ def test_every_recipe_can_be_planned(path):
     for stage in made.stages:
         tokens = made.assumptions.caption_tokens
         resolution = stage.stage.resolution
-        own = training_flops(made.recipe.model, resolution, texts_of(made.recipe), tokens)
+        frozen = made.recipe.frozen_towers
+        own = training_flops(made.recipe.model, resolution, texts_of(made.recipe), tokens, frozen=frozen)
         assert stage.training == own + sum(part.training for part in additions.flops(resolution))
         assert stage.chosen is None or stage.local_batch == stage.chosen.micro_batch * stage.chosen.parts
         for fit in stage.fits:

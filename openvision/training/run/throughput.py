@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -77,15 +77,16 @@ def seconds_left(
     progress: Progress,
     caption_tokens: float,
     text_tokens: float | None = None,
+    frozen: Collection[str] = (),
 ) -> float:
     """Compute that is left over the rate of compute so far: later stages cost more a step.
 
-    `texts`, `caption_tokens` and `text_tokens` of a sample as in `training_flops`.
+    `texts`, `caption_tokens`, `text_tokens` and `frozen` as in `training_flops`.
     """
     left = 0.0
     for index, stage in enumerate(stages[progress.stage :]):
         steps = stage.steps - (0 if index else progress.stage_step)
-        flops = training_flops(config, stage.resolution, texts, caption_tokens, text_tokens)
+        flops = training_flops(config, stage.resolution, texts, caption_tokens, text_tokens, frozen)
         left += steps * stage.batch_size * flops
     return left / 1e12 * progress.seconds / progress.tflops
 
