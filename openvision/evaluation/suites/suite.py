@@ -1,4 +1,4 @@
-"""Suites: named lists of evaluators, from this folder or from any TOML file of the same form.
+"""Suites: named lists of evaluators, from the folder `shipped` or from any TOML file of the same form.
 
 description = "what it measures"
 sets = ["a", "b"]        # optional: every evaluator without `data` is measured on each of these
@@ -81,7 +81,7 @@ class Suite:
 def load_suite(name: str) -> Suite:
     """A suite by its name or its file; raises OpenVisionError for one that is unknown, broken or empty."""
     if name in SUITES:
-        text = resources.files("openvision.evaluation.suites").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+        text = resources.files("openvision.evaluation.suites").joinpath("shipped", f"{name}.toml").read_text("utf-8")
     else:
         text = _read(name)
     try:
