@@ -1,6 +1,7 @@
 """The comparison and the demonstration, whole, with a tiny language model and tiny encoders."""
 
 import json
+import runpy
 
 import pytest
 import torch
@@ -196,3 +197,20 @@ def test_wrong_benchmark_folder_is_told_before_training(demonstrated, tmp_path):
     with pytest.raises(OpenVisionError, match="must hold"):
         compare(plan, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_script_trains_a_language_model_from_scratch(shards, encoder_folder, tmp_path, monkeypatch):  # noqa: F811
+    runs, output = tmp_path / "runs", tmp_path / "table.json"
+    command = f"vlm_demo.py --from-scratch --no-baselines --encoder {encoder_folder} --other same={encoder_folder}"
+    command += f" --data {shards} --images 8 --questions 8 --split validation --set stages.0.samples=32"
+    monkeypatch.setattr("sys.argv", [*command.split(), "--runs", str(runs), "-o", str(output)])
+    runpy.run_path("benchmarks/vlm_demo.py", run_name="__main__")
+    result = json.loads(output.read_text())
+    assert [row["name"] for row in result["rows"]] == ["trained", "same"]
+    # Equal encoders, equal order: equal models.
+    assert result["ahead"] == {"same": {metric: [0.0, 0.0, 0.0] for metric in ("open", "yes_no")}}
+    assert result["llm"] == "llm"
+    assert (
+        output.with_suffix(".md").read_text().startswith("# Encoders inside a small Llama that is trained from scratch")
+    )
+    assert len(list((runs / "data" / "images" / "train").iterdir())) == 8
