@@ -12,12 +12,14 @@ times as many conversations in the same time, and knows nothing but these.
 
 import argparse
 import json
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from openvision.errors import OpenVisionError
 from openvision.files import atomic_folder, make_folder, read_json_lines
 from openvision.multimodal.benchmarks.benchmark import Marks, tabulate
 from openvision.multimodal.benchmarks.scorers.pictures import PICTURES
@@ -129,4 +131,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OpenVisionError as error:
+        sys.exit(f"error: {error}")
