@@ -3,7 +3,7 @@
     python benchmarks/vlm_demo.py --encoder runs/quickstart_openmoji/model --other clip=runs/clip/model \
         --data runs/openmoji --runs runs/vlm_demo -o benchmarks/results/vlm_demo.json
 
-Runs `openvision vlm demo`, writes the committed results, and adds the lead of the first encoder over each other one,
+Runs `openvision vlm demo`, writes the committed results, and adds the lead of each encoder over each other one,
 paired over the images of all sets. A finished run is not repeated, so the table can be written again from its folder.
 
 `--from-scratch` trains a small Llama from random weights (`recipes/vlm/scratch.toml`) instead of SmolLM2: it sees fifty
@@ -118,14 +118,17 @@ def main() -> None:
     day, threads = datetime.now(UTC).date().isoformat(), torch.get_num_threads()
     # Without the path of this machine.
     result["llm"] = Path(result["llm"]).name
-    first, *others = [row["name"] for row in result["rows"]]
-    marks = read_marks(options.runs, first, demo.splits)
-    leads = {name: ahead(marks, read_marks(options.runs, name, demo.splits)) for name in others}
+    marks = {row["name"]: read_marks(options.runs, row["name"], demo.splits) for row in result["rows"]}
+    leads = {
+        name: {other: ahead(own, others) for other, others in marks.items() if other != name}
+        for name, own in marks.items()
+    }
     content = {**result, "date": day, "threads": threads, "ahead": leads}
     options.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     head = f"{day}, {processor_name()}, {threads} threads, torch {torch.__version__}; intervals of 95 %.\n\n"
     name = "a small Llama that is trained from scratch" if options.from_scratch else "SmolLM2-135M-Instruct"
-    text = f"# Encoders inside {name}\n\n{head}{tables(result)}\n{paired_table(leads, first)}"
+    paired = "\n".join(paired_table(lead, first) for first, lead in leads.items() if lead)
+    text = f"# Encoders inside {name}\n\n{head}{tables(result)}\n{paired}"
     options.output.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -208,7 +208,8 @@ def test_the_script_trains_a_language_model_from_scratch(shards, encoder_folder,
     result = json.loads(output.read_text())
     assert [row["name"] for row in result["rows"]] == ["trained", "same"]
     # Equal encoders, equal order: equal models.
-    assert result["ahead"] == {"same": {metric: [0.0, 0.0, 0.0] for metric in ("open", "yes_no")}}
+    level = {metric: [0.0, 0.0, 0.0] for metric in ("open", "yes_no")}
+    assert result["ahead"] == {"trained": {"same": level}, "same": {"trained": level}}
     assert result["llm"] == "llm"
     assert (
         output.with_suffix(".md").read_text().startswith("# Encoders inside a small Llama that is trained from scratch")
