@@ -232,8 +232,6 @@ def main() -> None:
                 "planned_seconds": arguments.seconds,
                 "teacher": str(arguments.teacher),
                 "data": str(arguments.data),
-            }
-            row |= {
                 "date": datetime.now(UTC).date().isoformat(),
                 "machine": processor_name(),
                 "torch": torch.__version__,

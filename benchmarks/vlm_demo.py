@@ -3,7 +3,7 @@
     python benchmarks/vlm_demo.py --encoder runs/quickstart_openmoji/model --other clip=runs/clip/model \
         --data runs/openmoji --runs runs/vlm_demo -o benchmarks/results/vlm_demo.json
 
-Runs `openvision vlm demo`, writes the committed results, and adds the lead of each encoder over each other one,
+Runs `openvision vlm demo`, writes the committed results, and adds the lead of each encoder over those after it,
 paired over the images of all sets. A finished run is not repeated, so the table can be written again from its folder.
 
 `--from-scratch` trains a small Llama from random weights (`recipes/vlm/scratch.toml`) instead of SmolLM2: it sees fifty
@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from datetime import UTC, datetime
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -103,12 +104,15 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results/vlm_demo.json"))
     options = parser.parse_args()
-    contestants = default_contestants(options.encoder, parse_contestants(options.other) if options.other else ())
+    others = parse_contestants(options.other) if options.other else ()
+    contestants = default_contestants(options.encoder, others)
+    if options.no_baselines:
+        contestants = tuple(one for one in contestants if one.name not in ("untrained", "blind") or one in others)
     recipe = options.recipe or Path("recipes/vlm") / ("scratch.toml" if options.from_scratch else "demo.toml")
     data = options_of(options.images, options.questions)
     demo = Demo(
         shards=options.data,
-        contestants=contestants[:-2] if options.no_baselines else contestants,
+        contestants=contestants,
         recipe=load_vlm_recipe(recipe, options.overrides),
         llm=small_llm(options.data, options.runs, data) if options.from_scratch else None,
         splits=tuple(options.split or source_of(options.data).held_out),
@@ -119,15 +123,14 @@ def main() -> None:
     # Without the path of this machine.
     result["llm"] = Path(result["llm"]).name
     marks = {row["name"]: read_marks(options.runs, row["name"], demo.splits) for row in result["rows"]}
-    leads = {
-        name: {other: ahead(own, others) for other, others in marks.items() if other != name}
-        for name, own in marks.items()
-    }
+    leads: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for one, other in combinations(marks, 2):
+        leads.setdefault(one, {})[other] = ahead(marks[one], marks[other])
     content = {**result, "date": day, "threads": threads, "ahead": leads}
     options.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     head = f"{day}, {processor_name()}, {threads} threads, torch {torch.__version__}; intervals of 95 %.\n\n"
     name = "a small Llama that is trained from scratch" if options.from_scratch else "SmolLM2-135M-Instruct"
-    paired = "\n".join(paired_table(lead, first) for first, lead in leads.items() if lead)
+    paired = "\n".join(paired_table(lead, first) for first, lead in leads.items())
     text = f"# Encoders inside {name}\n\n{head}{tables(result)}\n{paired}"
     options.output.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)

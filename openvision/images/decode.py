@@ -143,6 +143,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> SourceImage:
     if data.startswith(_JPEG_START) and _is_upright(data):
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        # Pillow reads some files that simplejpeg rejects, and its error says why when it cannot.
         except Exception:
             return Pixels(_decode_by_pillow(data, max_pixels))
         if colours in ("YCbCr", "Gray", "RGB"):

@@ -1,7 +1,6 @@
 """Small language models with random weights: a toy to try commands and tests, and one that is trained from scratch."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,10 +13,8 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _MARKS = ("<|im_start|>", "<|im_end|>", "<pad>")
-
-
-# Of a model that is trained from scratch.
 _HEAD, _VOCABULARY = 32, 1024
+"""Width of a head and most entries of a model that is trained from scratch."""
 
 
 def toy_tokenizer(
@@ -45,44 +42,31 @@ def write_toy_llm(
     folder: str | Path, width: int = 32, tie: bool = False, template: str | None = TEMPLATE, pad: str | None = "<pad>"
 ) -> Path:
     """Write a two-layer Llama with random weights and its tokenizer into `folder`; the weights are always the same."""
-    return _write(folder, toy_tokenizer(template, pad), _Shape(width, 2, heads=2, mlp_dim=2 * width, tie=tie))
+    shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return _write(folder, toy_tokenizer(template, pad), **shape, tie_word_embeddings=tie)
 
 
 def write_small_llm(folder: str | Path, texts: Iterable[str], width: int = 128, depth: int = 3) -> Path:
     """Write a Llama to be trained from scratch on `texts`, whose tokenizer it has, into `folder`.
 
     Its initial values have a deviation of one over the root of the width: with the usual 0.02 a narrow model needs
-    several times the steps (docs/experiments.md). Raises OpenVisionError for a width that is no multiple of 32.
+    some four times the steps (docs/experiments.md). Raises OpenVisionError for a width that is no multiple of 32.
     """
     if width % _HEAD:
         raise OpenVisionError(f"width {width} of a language model is no multiple of {_HEAD}, the width of a head")
-    shape = _Shape(width, depth, heads=width // _HEAD, mlp_dim=11 * width // 4, deviation=width**-0.5)
-    return _write(folder, toy_tokenizer(texts=texts), shape)
+    shape = {
+        "hidden_size": width,
+        "intermediate_size": 11 * width // 4,
+        "num_hidden_layers": depth,
+        "num_attention_heads": width // _HEAD,
+    }
+    return _write(folder, toy_tokenizer(texts=texts), **shape, tie_word_embeddings=False, initializer_range=width**-0.5)
 
 
-@dataclass(frozen=True)
-class _Shape:
-    width: int
-    depth: int
-    heads: int
-    mlp_dim: int
-    tie: bool = False
-    deviation: float = 0.02
-    """Of initial values."""
-
-
-def _write(folder: str | Path, tokenizer: Tokenizer, shape: _Shape) -> Path:
-    config = transformers().LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=shape.width,
-        intermediate_size=shape.mlp_dim,
-        num_hidden_layers=shape.depth,
-        num_attention_heads=shape.heads,
-        tie_word_embeddings=shape.tie,
-        initializer_range=shape.deviation,
-        bos_token_id=None,
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
-    )
+def _write(folder: str | Path, tokenizer: Tokenizer, **shape: float) -> Path:
+    """Write a Llama of a shape, as `LlamaConfig` takes it, and its tokenizer."""
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    config = transformers().LlamaConfig(vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=end, **shape)
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(1)
         transformers().LlamaForCausalLM(config).save_pretrained(folder)

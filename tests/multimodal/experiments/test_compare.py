@@ -5,6 +5,7 @@ import runpy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from openvision.errors import OpenVisionError
@@ -201,15 +202,29 @@ def test_wrong_benchmark_folder_is_told_before_training(demonstrated, tmp_path):
 
 def test_the_script_trains_a_language_model_from_scratch(shards, encoder_folder, tmp_path, monkeypatch):  # noqa: F811
     runs, output = tmp_path / "runs", tmp_path / "table.json"
-    command = f"vlm_demo.py --from-scratch --no-baselines --encoder {encoder_folder} --other same={encoder_folder}"
-    command += f" --data {shards} --images 8 --questions 8 --split validation --set stages.0.samples=32"
+    command = (
+        f"vlm_demo.py --from-scratch --no-baselines --encoder {encoder_folder} --other fresh=random:{encoder_folder}"
+    )
+    command += f" --data {shards} --images 8 --questions 8 --split validation --set stages.0.samples=128"
     monkeypatch.setattr("sys.argv", [*command.split(), "--runs", str(runs), "-o", str(output)])
     runpy.run_path("benchmarks/vlm_demo.py", run_name="__main__")
     result = json.loads(output.read_text())
-    assert [row["name"] for row in result["rows"]] == ["trained", "same"]
-    # Equal encoders, equal order: equal models.
-    level = {metric: [0.0, 0.0, 0.0] for metric in ("open", "yes_no")}
-    assert result["ahead"] == {"trained": {"same": level}, "same": {"trained": level}}
+    assert [row["name"] for row in result["rows"]] == ["trained", "fresh"]
+    first, other = (row["scores"]["validation"]["metrics"] for row in result["rows"])
+    assert list(result["ahead"]) == ["trained"]
+    for metric, (lead, low, high) in result["ahead"]["trained"]["fresh"].items():
+        assert lead == pytest.approx(first[metric]["value"] - other[metric]["value"])
+        assert low <= lead <= high
+    # The whole language model has learnt, not matrices beside it.
+    before = load_file(runs / "llm" / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    after = load_file(runs / "trained" / "run" / "model" / "model.safetensors")
+    (learnt,) = (
+        weight
+        for name, weight in after.items()
+        if name.endswith("layers.0.mlp.up_proj.weight") and "vision" not in name
+    )
+    assert learnt.shape == before.shape
+    assert not torch.equal(learnt, before)
     assert result["llm"] == "llm"
     assert (
         output.with_suffix(".md").read_text().startswith("# Encoders inside a small Llama that is trained from scratch")
