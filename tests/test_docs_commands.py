@@ -116,7 +116,7 @@ def test_commands_exist(block):
     for words in command_lines(block):
         while words and re.fullmatch(r"\w+=.*", words[0]):
             words = words[1:]
-        program = Path(words[0]).name
+        program = Path(words[0]).name if words else ""
         if program == "openvision":
             check_openvision(words[1:])
         elif program == "make":

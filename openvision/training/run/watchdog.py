@@ -8,6 +8,7 @@
 
 import contextlib
 import faulthandler
+import fcntl
 import json
 import os
 import sys
@@ -163,18 +164,33 @@ def claim_failure(run_folder: Path, rank: int, message: str) -> bool:
     A message that appears twice is better than none.
     """
     path = run_folder / FAILED
-    if not is_of_this_session(path):
-        with contextlib.suppress(OSError):
-            path.unlink()
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    except FileExistsError:
-        return False
-    except OSError:
-        return True
+    with _one_at_a_time(run_folder):
+        if path.exists() and not is_of_this_session(path):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            return False
+        except OSError:
+            return True
     with contextlib.suppress(OSError), os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(json.dumps({"process": rank, "message": message}) + "\n")
     return True
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Lock `folder`, where its file system can: nobody removes as stale what another process has just claimed."""
+    descriptor = None
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def is_of_this_session(path: Path) -> bool:

@@ -1,16 +1,24 @@
 """A hung process shows its stack, and of several that fail one speaks."""
 
+import contextlib
+import json
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from openvision.errors import OpenVisionError
+from openvision.training.run import watchdog
 from openvision.training.run.signals import Interrupted
 from openvision.training.run.watchdog import (
     AlreadyReportedError,
     LostProcessError,
     Watchdog,
+    claim_failure,
     clear_failure,
+    is_of_this_session,
     report_once,
 )
 
@@ -80,6 +88,29 @@ def test_a_bug_keeps_its_traceback_and_a_stop_is_no_failure(tmp_path):
     with pytest.raises(Interrupted):
         failing(tmp_path, 0, Interrupted("stopped"))
     assert not (tmp_path / "FAILED").exists()
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_of_failures_at_the_same_moment_one_speaks(tmp_path, monkeypatch, stale):
+    """Also between the look at the marker of the session before and its removal, where the others are held here."""
+    gate = threading.Barrier(2, timeout=0.2)
+
+    def look_together(path: Path) -> bool:
+        found = is_of_this_session(path)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            gate.wait()
+        return found
+
+    monkeypatch.setattr(watchdog, "is_of_this_session", look_together)
+    for _ in range(20):
+        clear_failure(tmp_path)
+        if stale:
+            (tmp_path / "FAILED").write_text("{}")
+            os.utime(tmp_path / "FAILED", (1, 1))
+        with ThreadPoolExecutor(4) as pool:
+            claims = list(pool.map(lambda rank: claim_failure(tmp_path, rank, "bad recipe"), range(4)))
+        assert claims.count(True) == 1
+        assert json.loads((tmp_path / "FAILED").read_text())["process"] == claims.index(True)
 
 
 def test_one_process_writes_no_marker(tmp_path):
