@@ -65,6 +65,10 @@ def sample_flops(
         frozen: "vision" or "text", whose head alone is trained (`warm_start.frozen`).
     """
     towers = _trained_flops(config, resolution, texts, caption_tokens, text_tokens)
+    if isinstance(config, GenLipConfig) and "vision" in frozen:
+        # The caption's ids go through the same blocks: gradients pass through their matrices and change none.
+        matrices = config.vision.depth * config.decoder.caption_length * _projections(config.vision)
+        towers = [replace(t, without_input_gradient=matrices) if t.name == "decoder" else t for t in towers]
     return tuple(_lock(tower, config, texts) if tower.name in frozen else tower for tower in towers)
 
 

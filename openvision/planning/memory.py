@@ -100,6 +100,8 @@ class Stack:
     """GenLIP's blocks may have a gate of attention."""
     scaled: bool = False
     """GenLIP's blocks have a gated MLP, and a learned scale on both branches."""
+    frozen: bool = False
+    """GenLIP's blocks are not trained, though gradients of the captions pass through them."""
 
     def token_bytes(self, setting: Setting) -> Range:
         """What autograd keeps of one token in one block, compiled and eager."""
@@ -118,6 +120,9 @@ class Stack:
         compiled = size * (6 * width + mlp) if setting.gpu else eager
         # What is multiplied is kept: attention and its gate, both branches and their scales, the halves of the MLP.
         products = size * (2 * (self.gated_attention + self.scaled) * width + 2 * self.scaled * mlp)
+        if self.frozen:
+            # What only a weight's gradient needs: inputs of matrices, and branches before their scales.
+            eager -= size * (5 * width + mlp)
         return compiled + products * (0.5 if setting.gpu else 1), eager + products
 
     def sample_bytes(self, setting: Setting) -> Range:
@@ -209,9 +214,14 @@ def state_bytes(parameters: Parameters, setting: Setting) -> dict[str, float]:
     return state
 
 
-def input_bytes(config: ModelConfig, resolution: int) -> int:
-    """One sample outside the blocks: pixels as bytes and normalised, patches as the embedding reads them (float32)."""
+def input_bytes(config: ModelConfig, resolution: int, frozen: bool = False) -> int:
+    """One sample outside the blocks: pixels as bytes and normalised, patches as the embedding reads them (float32).
+
+    A `frozen` vision tower keeps pixels alone.
+    """
     pixels = 3 * resolution**2
+    if frozen:
+        return pixels + FLOAT * pixels
     patches = config.vision.input_channels * config.vision.kernel**2 * patches_of(config.vision, resolution)
     embedded = 2 * FLOAT * config.vision.width * (patches_of(config.vision, resolution) + config.vision.prefix_tokens)
     # The attention pool keeps the normed tokens, and a key and a value of each.
@@ -286,13 +296,17 @@ def loss_memory(
 
 
 def activation_bytes(config: ModelConfig, resolution: int, texts: int, setting: Setting) -> Range:
-    """Activations of one sample that stay until the backward pass, all towers; frozen ones keep none."""
-    rest = input_bytes(config, resolution) + decoder_edge_bytes(config, resolution)
+    """Activations of one sample that stay until the backward pass, all towers; frozen ones keep none
+    (but of GenLIP's captions)."""
+    rest = input_bytes(config, resolution, "vision" in setting.frozen) + decoder_edge_bytes(config, resolution)
     if isinstance(config, OpenVision3Config) and config.reconstruction.decoded_at_once is None:
         rest += decoding_bytes(config, resolution, setting) / config.reconstruction.pixels_of
-    kept = [
-        stack.sample_bytes(setting) for stack in stacks(config, resolution, texts) if stack.name not in setting.frozen
-    ]
+    trained = [stack for stack in stacks(config, resolution, texts) if stack.name not in setting.frozen]
+    if isinstance(config, GenLipConfig) and not trained:
+        # Gradients of the caption's ids pass through the frozen blocks, those of patches do not.
+        stack = _one_transformer(config, resolution)
+        trained = [replace(stack, tokens=stack.last_tokens, frozen=True)]
+    kept = [stack.sample_bytes(setting) for stack in trained]
     return sum(low for low, _ in kept) + rest, sum(high for _, high in kept) + rest
 
 

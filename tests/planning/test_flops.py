@@ -186,6 +186,10 @@ def test_training_of_genlip(meta, gated, width):
     assert count(model.vision.patch_tokens, images) == vision_flops(config.vision, 160, None)
     counted = count(lambda: model.decoder.logits(model(images, ids)).sum().backward())
     assert counted == training_flops(config, 160, texts=0) + 3 * masked_flops(config, 160)
+    for parameter in frozen_parameters(model, WarmStart(frozen=("vision",))):
+        parameter.requires_grad_(False)
+    locked = count(lambda: model.decoder.logits(model(images, ids)).sum().backward())
+    assert locked == training_flops(config, 160, texts=0, frozen=("vision",)) + 3 * masked_flops(config, 160)
 
 
 def test_plain_clip_has_two_towers_and_one_text():

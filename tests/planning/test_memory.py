@@ -95,6 +95,17 @@ def test_activations_with_frozen_towers(frozen):
     assert kept_by_autograd(config, 160, 3, False, frozen) / 3 == pytest.approx(eager, rel=0.12)
 
 
+@pytest.mark.parametrize("resolution", [160, 320])
+def test_activations_of_genlips_captions_in_frozen_blocks(resolution):
+    config = small_vocabulary(GENLIP)
+    _, eager = activation_bytes(config, resolution, 2, Setting(bf16=False, gpu=False, frozen=("vision",)))
+    _, whole = activation_bytes(config, resolution, 2, Setting(bf16=False, gpu=False))
+    # Images are there all the same: pixels as bytes and float32.
+    kept = kept_by_autograd(config, resolution, 3, False, ("vision",)) / 3 + 5 * 3 * resolution**2
+    assert kept == pytest.approx(eager, rel=0.12)
+    assert eager < whole / 2
+
+
 STEP = """
 import re, sys, torch
 from pathlib import Path
