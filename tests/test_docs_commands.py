@@ -7,6 +7,7 @@ without is an error.
 """
 
 import copy
+import itertools
 import os
 import re
 import shlex
@@ -137,6 +138,26 @@ def anchors(document: Path) -> set[str]:
     """Names of the headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+TABLES = [*DOCUMENTS, *sorted((ROOT / "benchmarks").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("document", TABLES, ids=name_of)
+def test_tables_have_a_head_and_as_many_cells_in_every_row(document):
+    """An empty line within a table makes text of the rows below it."""
+    lines = document.read_text(encoding="utf-8").splitlines()
+    for table, rows in itertools.groupby(enumerate(lines, 1), lambda numbered: numbered[1].startswith("|")):
+        if table:
+            (first, head), *rest = rows
+            ruler = rest[0][1] if rest else ""
+            assert re.fullmatch(r"\|(\s*:?-+:?\s*\|)+", ruler), f"line {first} of {name_of(document)}: {head}"
+            for number, row in rest:
+                assert cells(row) == cells(head), f"line {number} of {name_of(document)}: {row}"
+
+
+def cells(row: str) -> int:
+    return row.replace(r"\|", "").count("|")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
