@@ -3,6 +3,7 @@ reading of files that may be anything."""
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -74,19 +75,36 @@ def append_lines(path: Path, text: str) -> None:
     A last line that a crash cut short is removed first.
     """
     try:
-        with open(path, "a+b", buffering=0) as file:
-            end = _end_whole_lines(file)
-            rest = memoryview(text.encode("utf-8", "backslashreplace"))
-            try:
-                while rest:
-                    rest = rest[file.write(rest) :]
-            except OSError:
-                # Where even that fails, the next append removes the torn line.
-                with contextlib.suppress(OSError):
-                    file.truncate(end)
-                raise
+        # The line that another process is writing now is not torn.
+        with open(path, "a+b", buffering=0) as file, locked(file.fileno()):
+            _append(file, memoryview(text.encode("utf-8", "backslashreplace")))
     except OSError as error:
         raise OpenVisionError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _append(file: FileIO, rest: memoryview) -> None:
+    end = _end_whole_lines(file)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        # Where even that fails, the next append removes the torn line.
+        with contextlib.suppress(OSError):
+            file.truncate(end)
+        raise
+
+
+@contextmanager
+def locked(descriptor: int) -> Iterator[None]:
+    """Wait for the lock of an open file or folder, and hold it; where the file system has no locks, go on without."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        # Closing is not enough: a process that was forked meanwhile has the file open, too.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _end_whole_lines(file: FileIO) -> int:

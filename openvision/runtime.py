@@ -226,7 +226,7 @@ class Processes:
         """Logical or of each flag over the processes; the same answer in all of them."""
         if self.group is None:
             return list(flags)
-        votes = torch.tensor(flags, dtype=torch.uint8)
+        votes = torch.tensor(flags, dtype=torch.uint8, device=self._small_device)
         dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._small)
         return [bool(vote) for vote in votes]
 
@@ -234,7 +234,7 @@ class Processes:
         """The mean of each value over the processes."""
         if self.group is None:
             return list(values)
-        total = torch.tensor(values, dtype=torch.float64)
+        total = torch.tensor(values, dtype=torch.float64, device=self._small_device)
         dist.all_reduce(total, group=self._small)
         return (total / self.size).tolist()
 
@@ -293,6 +293,11 @@ class Processes:
     def _small(self) -> dist.ProcessGroup | None:
         """The group for small decisions."""
         return self.control or self.group
+
+    @property
+    def _small_device(self) -> torch.device:
+        """Where its tensors are: nccl, which another library may have started alone, takes none of the CPU."""
+        return self.device if self.control is None else torch.device("cpu")
 
 
 SINGLE_PROCESS = Processes()

@@ -1,13 +1,14 @@
 """Files of JSON lines outlive a crash in the middle of a line, and a full disk."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openvision.errors import OpenVisionError
-from openvision.files import PatientLines, append_lines, atomic_folder, read_json_lines
+from openvision.files import PatientLines, append_lines, atomic_folder, locked, read_json_lines
 
 ROWS = st.lists(st.dictionaries(st.text(max_size=3), st.text(max_size=8), min_size=1), max_size=5)
 
@@ -25,6 +26,19 @@ def test_a_torn_last_line_is_removed_and_whole_ones_stay(before, after, cut, tmp
     assert left == before[: len(left)]
     assert len(left) in (written.count(b"\n"), written.count(b"\n") + 1)
     assert read_json_lines(path) == left + after
+
+
+def test_a_line_that_another_process_is_writing_is_not_torn(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    with ThreadPoolExecutor() as pool:
+        with open(path, "a+b", buffering=0) as file, locked(file.fileno()):
+            file.write(b'{"a": ')
+            later = pool.submit(append_lines, path, '{"b": 2}\n')
+            with pytest.raises(TimeoutError):
+                later.result(timeout=0.2)
+            file.write(b"1}\n")
+        later.result()
+    assert read_json_lines(path) == [{"a": 1}, {"b": 2}]
 
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path):

@@ -29,6 +29,7 @@ from openvision.recaption.prompts import Prompt
 from openvision.recaption.shard import Options, Origin, ShardWork, is_finished, report_name
 
 MANIFEST = "recaption.json"
+_JOB_LOCK = ".job.lock"
 # Seconds between the signs of life that a worker writes into the locks it holds.
 _SIGN = 5.0
 
@@ -264,11 +265,13 @@ def _manifest(store: Store, captioner: AnyCaptioner, prompt: Prompt, options: Op
 
 def _claim_folder(output: Path, manifest: JsonObject) -> None:
     """Make `output` the folder of this job; raises OpenVisionError when it is that of another one."""
-    is_foreign = output.is_dir() and not (output / MANIFEST).exists() and not (output / ".job.lock").exists()
-    if (output.exists() and not output.is_dir()) or (is_foreign and any(output.iterdir())):
+    # Looked at once: another worker may be the first one just now, and its lock comes before all else.
+    held = {path.name for path in output.iterdir()} if output.is_dir() else set[str]()
+    is_foreign = bool(held) and not held & {MANIFEST, _JOB_LOCK}
+    if (output.exists() and not output.is_dir()) or is_foreign:
         raise OpenVisionError(f"{output} exists and holds no recaption job; choose another output folder")
     make_folder(output)
-    with _lock(output / ".job.lock", wait=True):
+    with _lock(output / _JOB_LOCK, wait=True):
         if not (output / MANIFEST).exists():
             atomic_write_text(output / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
         # An option that the folder was written without had its default.

@@ -9,6 +9,7 @@ texts; the embeddings keep the size of the recipe.
 """
 
 import io
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,9 +61,11 @@ def smoke_recipe(recipe: Recipe) -> Recipe:
 
 
 def prepare_smoke(recipe: Recipe, run_folder: Path) -> tuple[Recipe, str]:
-    """The smoke form of `recipe` and its data folder, drawn below `run_folder`."""
+    """The smoke form of `recipe` and its data folder, drawn below `run_folder` by the main process of torchrun."""
     smoke, folder = smoke_recipe(recipe), run_folder / "smoke-data"
-    write_smoke_data(smoke, folder)
+    # The others join it before they read.
+    if os.environ.get("RANK", "0") == "0":
+        write_smoke_data(smoke, folder)
     return smoke, str(folder)
 
 

@@ -28,12 +28,12 @@ from openvision.renamed import read_metrics
 from openvision.runtime import SINGLE_PROCESS, Processes, describe_memory, explain_out_of_memory, join_processes
 from openvision.training.guards import DeferredGuard, require_finite_parameters
 from openvision.training.run.display import lasting_output
-from openvision.training.run.folder import RunLock, release
+from openvision.training.run.folder import lock_run, release
 from openvision.training.run.log import METRICS, NoLog, RunLog
-from openvision.training.run.signals import Interrupted, StopRequest, clear_requeue, mark_requeue
+from openvision.training.run.signals import Interrupted, StopRequest, begin_session, clear_requeue, mark_requeue
 from openvision.training.run.startup import active_watch
 from openvision.training.run.throughput import Meter, total_peak_flops
-from openvision.training.run.watchdog import AlreadyReportedError, Watchdog, clear_failure, report_once
+from openvision.training.run.watchdog import Watchdog, report_once
 from openvision.training.setup.data import (
     DeviceBatches,
     describe_left_out,
@@ -63,6 +63,10 @@ class Trainer:
         """Set up the run, or resume it from its newest checkpoint; arguments as of `set_up_run`."""
         self.log: RunLog | NoLog = NoLog()
         self.stop = StopRequest()
+        begin_session()
+        if processes.is_main:
+            # First of all: a start that fails must not look like a stop.
+            clear_requeue(run_folder)
         self.parts = set_up_run(recipe, data_folder, run_folder, processes, force, self._say)
         self.recipe, self.processes, self.progress = self.parts.recipe, processes, self.parts.progress
         self.model_folder = run_folder / "model"
@@ -77,7 +81,6 @@ class Trainer:
         with ExitStack() as open_parts:
             open_parts.push(self._release)
             if self.processes.is_main:
-                clear_requeue(self.parts.folder)
                 self.log = open_parts.enter_context(RunLog(self.recipe, self.parts.folder, self.progress.step))
                 lines = [self.parts.describe(), *describe_left_out(self.parts.dataset)]
                 if not self.progress.step:
@@ -278,13 +281,7 @@ def launch(recipe: Recipe, data_folder: str | Path, run_folder: Path, force: boo
             recipe.parallel.start_timeout_seconds, recipe.parallel.replicate, recipe.run.device
         ) as processes,
     ):
-        lock = RunLock(run_folder)
-        refusal = processes.broadcast(lock.take() if processes.is_main else None)
-        if refusal is not None:
-            raise OpenVisionError(refusal) if processes.is_main else AlreadyReportedError(refusal)
-        if processes.is_main:
-            clear_failure(run_folder)
-        processes.barrier()
+        lock = lock_run(run_folder, processes)
         trainer: Trainer | None = None
 
         def how_far() -> str:

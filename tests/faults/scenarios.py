@@ -40,14 +40,16 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _at_step(step: int, do: Any) -> None:
-    """Do something in the step after `step` updates, between the batch and the update."""
+def _at_step(step: int, do: Any, saved: bool = False) -> None:
+    """Do something in the step after `step` updates, between the batch and the update; once all is `saved`, or not."""
     from openvision.training.step import Step
 
     agree = Step._agree
 
     def agree_with_fault(self: Any, *arguments: Any) -> Any:
         if self.run.progress.step == step:
+            if saved:
+                self.run.checkpoints.finish()
             do()
         return agree(self, *arguments)
 
@@ -145,7 +147,8 @@ def _file_limit_at_step(what: list[int]) -> None:
     """From a step (number) on no file may grow beyond so many bytes: what a full disk does to large files."""
     step, size = what
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    _at_step(step, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY)))
+    # A save that is still on its way would meet the limit, too.
+    _at_step(step, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY)), saved=True)
 
 
 def _file_limit_after_training(size: int) -> None:

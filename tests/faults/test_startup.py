@@ -89,7 +89,7 @@ def test_a_second_trainer_is_refused(bench: Bench) -> None:
     """A run folder that is being trained: another trainer, of one or two processes, is refused and disturbs nothing."""
     run, log = bench.new_run(), bench.folder / "first.log"
     common = {"recipe": str(bench.recipe()), "data": str(bench.data), "run": str(run)}
-    first = bench.server.start("faults/scenarios:train", {**common, "faults": {"hang_at_step": [3, 20.0]}}, log)
+    first = bench.server.start("faults/scenarios:train", {**common, "faults": {"hang_at_step": [3, 600.0]}}, log)
     _wait_for(log, "step 3/")
     for processes in (1, 2):
         outcome = bench.run(run, processes=processes)

@@ -70,6 +70,15 @@ def test_drawn_data_have_the_captions_the_recipe_asks_for(tmp_path):
     assert sorted(path.stat().st_mtime_ns for path in Path(folder).rglob("*")) == before, "drawn once"
 
 
+def test_one_process_of_torchrun_draws(tmp_path, monkeypatch):
+    recipe = load_recipe(RECIPES / "openvision2" / "l14.toml")
+    monkeypatch.setenv("RANK", "1")
+    folder = prepare_smoke(recipe, tmp_path)[1]
+    assert not Path(folder).exists()
+    monkeypatch.setenv("RANK", "0")
+    assert Path(prepare_smoke(recipe, tmp_path)[1], "train").is_dir()
+
+
 def test_data_or_smoke_but_not_both(tmp_path):
     recipe = str(RECIPES / "quickstart.toml")
     run = CliRunner().invoke

@@ -67,7 +67,7 @@ class FeatureCache:
         self.folder = make_folder(folder / encoder)
         self.geometry = geometry
         self.dtype = dtype
-        self._digests = self._read_digests()
+        self._digests: dict[str, str] = {}
         self._places: dict[str, tuple[str, tuple[int, int]]] = {}
         self._open: dict[str, _OpenFile] = {}
         self.scan()
@@ -103,16 +103,16 @@ class FeatureCache:
             self._open[name] = safe_open(self.folder / name, framework="pt")
         return self._open[name].get_tensor(key), size
 
-    def missing(self, images: Sequence[ImageSource], aspect: Aspect) -> list[tuple[str, ImageSource]]:
-        """Keys and images without features, each content once; skips unreadable files."""
-        found: dict[str, ImageSource] = {}
-        for image in images:
+    def missing(self, images: Sequence[ImageSource], aspect: Aspect) -> list[tuple[str, int]]:
+        """Key and row in `images` of those without features, each content once; skips unreadable files."""
+        found: dict[str, int] = {}
+        for row, image in enumerate(images):
             try:
                 key = self.key(image, aspect)
             except ImageSourceError:
                 continue
             if key not in self._places:
-                found.setdefault(key, image)
+                found.setdefault(key, row)
         return list(found.items())
 
     def bytes_for(self, images: int) -> int:
@@ -179,6 +179,7 @@ class FeatureCache:
 
     def scan(self) -> None:
         """Index the files on disk, including those of other processes; raises OpenVisionError for a damaged one."""
+        self._digests = self._read_digests()
         for file in sorted(self.folder.glob("*.safetensors")):
             try:
                 with safe_open(file, framework="pt") as opened:

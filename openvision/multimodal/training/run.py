@@ -2,6 +2,7 @@
 
     run/recipe.toml               the resolved recipe
     run/metrics.jsonl             loss, learning rates, samples a second
+    run/LOCK                      locked by the main process: one trainer at a time
     run/rejects.jsonl             dropped samples and reasons
     run/stages/0-align/           checkpoints, and the model when the stage is complete
     run/model/                    the trained model, in the format of `openvision vlm build`
@@ -12,7 +13,7 @@ The same command resumes the run. Under torchrun every process calls `train`; on
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -33,15 +34,17 @@ from openvision.multimodal.data.dataset import (
     read_llava_json,
 )
 from openvision.multimodal.data.feature_cache import CachedTower, FeatureCache, encoder_key, patch_features
+from openvision.multimodal.data.images import ImageSource
 from openvision.multimodal.model.build import PROVENANCE
 from openvision.multimodal.model.generate import Assistant, load_assistant
-from openvision.multimodal.model.geometry import model_geometry, set_budget
+from openvision.multimodal.model.geometry import Aspect, model_geometry, set_budget
 from openvision.multimodal.model.huggingface import Llava, quiet, transformers
 from openvision.multimodal.recipe import VlmRecipe, VlmStage, dump_vlm_recipe
 from openvision.multimodal.training.modules import add_lora, choose_trained, merge_lora
 from openvision.multimodal.training.objectives import AnswerLoss, Objective, WordAlignment, count_words
 from openvision.multimodal.training.trainer import (
     StageLog,
+    agreed_stop,
     count_trained,
     last_checkpoint,
     load_trained,
@@ -58,8 +61,10 @@ from openvision.runtime import (
     resolve_device,
     resolve_precision,
 )
-from openvision.training.run.signals import Interrupted, StopRequest, clear_requeue, mark_requeue
+from openvision.training.run.folder import lock_run
+from openvision.training.run.signals import Interrupted, StopRequest, begin_session, clear_requeue, mark_requeue
 from openvision.training.run.startup import active_watch
+from openvision.training.run.watchdog import report_once
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -109,9 +114,17 @@ class _VlmRun:
 
     def train(self, model: Path) -> Path:
         """Train the stages that are not complete."""
-        self._claim_folder()
-        if self.processes.is_main:
-            clear_requeue(self.run)
+        begin_session()
+        with (
+            lock_run(self.run, self.processes),
+            report_once(self.run, self.processes.rank, self.processes.size, lambda: "training a language model"),
+        ):
+            if self.processes.is_main:
+                clear_requeue(self.run)
+            self._claim_folder()
+            return self._train_stages(model)
+
+    def _train_stages(self, model: Path) -> Path:
         last = len(self.recipe.stages) - 1
         for index, stage in enumerate(self.recipe.stages):
             target = (self.run if index == last else self._stage_folder(index)) / "model"
@@ -133,8 +146,9 @@ class _VlmRun:
         if self.device.type == "cpu" and max(dataset.lengths()) <= SHORT_SAMPLE:
             assistant.model.model.language_model.set_attn_implementation("eager")
         objective, collator = self._objective(assistant.model, dataset, stage), self._collator(dataset, stage)
-        log, stop, watch = StageLog(stage, self.run / "metrics.jsonl", self.say), StopRequest(), active_watch()
-        trainer = make_trainer(objective, dataset, collator, arguments, log, stop)
+        stop, watch = StopRequest(), active_watch()
+        log = StageLog(stage, self.run / "metrics.jsonl", self.say)
+        trainer = make_trainer(objective, dataset, collator, arguments, log, stop, self.processes)
         checkpoints = self._stage_folder(index) / "checkpoints"
         checkpoint = last_checkpoint(checkpoints, self.processes.is_main)
         self._announce(stage, trainer, objective, len(dataset), checkpoint)
@@ -144,6 +158,7 @@ class _VlmRun:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if watch is not None:
                 watch.end_training()
+        stopped = agreed_stop(stop, self.processes)
         if trainer.state.global_step < arguments.max_steps:
             self._leave(trainer.state.global_step, stop)
         if watch is not None:
@@ -155,6 +170,8 @@ class _VlmRun:
         self.processes.barrier()
         for reason, count in sorted(dataset.replaced.items()):
             self.say(f"{stage.name}  samples replaced, {reason}: {count}")
+        if stopped and index < len(self.recipe.stages) - 1:
+            self._leave(trainer.state.global_step, stop)
 
     def _load(self, folder: Path) -> Assistant:
         """A model on the CPU, with the recipe's budget of patches where it reads native shapes."""
@@ -223,18 +240,17 @@ class _VlmRun:
         if choice == "never":
             return
         images = [image for sample in dataset.samples for image in sample.images]
-        reads = samples * len(images) / len(dataset)
         key = encoder_key(model, dataset.processor, self.precision)
         folder = Path(self.recipe.run.cache_folder or self.run / "features")
         cache = FeatureCache(folder, key, dataset.geometry, self.precision)
-        # Before hashing files: caching does not pay for images that are read once, unless a previous run cached them.
-        if choice == "auto" and not len(cache) and reads < _READS * len(set(images)):
+        missing = None
+        if self.processes.is_main:
+            missing = _to_be_cached(cache, images, stage.aspect, samples * len(images) / len(dataset), choice)
+        # Another run may be filling the same cache: the processes would see different features missing.
+        missing = self.processes.broadcast(missing)
+        if missing is None:
             return
-        missing = cache.missing(images, stage.aspect)
-        self.processes.barrier()
-        if choice == "auto" and not _worth_caching(cache, len(missing), reads):
-            return
-        mine = [missing[row] for row in self.processes.rows(len(missing))]
+        mine = [(missing[row][0], images[missing[row][1]]) for row in self.processes.rows(len(missing))]
         if mine:
             model.model.vision_tower.to(self.device)
             with autocast(self.device.type, self.precision):
@@ -353,6 +369,17 @@ class _VlmRun:
             raise OpenVisionError(
                 f"{self.run} holds a run of another recipe (compare {path}); choose another run folder"
             )
+
+
+def _to_be_cached(
+    cache: FeatureCache, images: Sequence[ImageSource], aspect: Aspect, reads: float, choice: str
+) -> list[tuple[str, int]] | None:
+    """What `FeatureCache.missing` says; None where features are not worth caching."""
+    # Before hashing files: caching does not pay for images that are read once, unless a previous run cached them.
+    if choice == "auto" and not len(cache) and reads < _READS * len(set(images)):
+        return None
+    missing = cache.missing(images, aspect)
+    return None if choice == "auto" and not _worth_caching(cache, len(missing), reads) else missing
 
 
 def _worth_caching(cache: FeatureCache, missing: int, reads: float) -> bool:

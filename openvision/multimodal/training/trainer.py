@@ -23,6 +23,7 @@ from openvision.multimodal.model.huggingface import transformers
 from openvision.multimodal.recipe import VlmStage
 from openvision.multimodal.training.modules import module_of, parameter_groups
 from openvision.multimodal.training.objectives import Objective
+from openvision.runtime import Processes
 from openvision.training.run.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def make_trainer(
     arguments: "TrainingArguments",
     log: StageLog,
     stop: StopRequest,
+    processes: Processes,
 ) -> "Trainer":
     """The trainer of one stage; the class is defined here because transformers is imported late."""
     library, stage = transformers(), log.stage
@@ -87,11 +89,22 @@ def make_trainer(
         args=arguments,
         train_dataset=dataset,
         data_collator=collator,
-        callbacks=[_make_callback(log, stop)],
+        callbacks=[_make_callback(log, stop, processes)],
     )
     # Its lines are in our log.
     trainer.remove_callback(library.PrinterCallback)
     return trainer
+
+
+def agreed_stop(stop: StopRequest, processes: Processes) -> bool:
+    """Whether a process was asked to stop, which all of them do then; every process must call it.
+
+    A signal reaches them in different steps, and whoever stops alone leaves the others waiting for it.
+    """
+    wanted, requeue = processes.any_rank([stop.wanted, stop.requeue])
+    if wanted:
+        stop.ask(requeue)
+    return wanted
 
 
 def trained_state(trainer: "Trainer") -> dict[str, Tensor]:
@@ -131,7 +144,7 @@ def _trained(model: nn.Module, state: Mapping[str, object] | None) -> dict[str, 
     return {name: tensor.detach().cpu().contiguous() for name in names if isinstance(tensor := tensors[name], Tensor)}
 
 
-def _make_callback(log: StageLog, stop: StopRequest) -> "TrainerCallback":
+def _make_callback(log: StageLog, stop: StopRequest, processes: Processes) -> "TrainerCallback":
     name, batch_size = log.stage.name, log.stage.batch_size
 
     class StageCallback(transformers().TrainerCallback):
@@ -176,7 +189,7 @@ def _make_callback(log: StageLog, stop: StopRequest) -> "TrainerCallback":
         def on_step_end(
             self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: object
         ) -> "TrainerControl":
-            if stop.wanted:
+            if agreed_stop(stop, processes):
                 control.should_save = control.should_training_stop = True
             return control
 

@@ -10,7 +10,13 @@ from openvision.models.openvision2 import build_model
 from openvision.provenance import describe_run
 from openvision.recipe.schema import STORED, dump_recipe, load_recipe
 from openvision.text.tokenizer import Tokenizer
-from openvision.training.checkpoint.folders import DamagedCheckpointError, find_checkpoint, read_state, verify
+from openvision.training.checkpoint.folders import (
+    MANIFEST,
+    DamagedCheckpointError,
+    find_checkpoint,
+    read_state,
+    verify_beside_training,
+)
 from openvision.weights.folder import save_folder
 
 
@@ -26,16 +32,24 @@ def export_checkpoint(run: Path, which: str, output: Path, average: bool = False
     if output.exists():
         raise OpenVisionError(f"{output} exists; choose another place or remove it")
     path = find_checkpoint(run, which)
-    try:
-        verify(path)
-        state = read_state(path)
-    except DamagedCheckpointError as error:
-        raise OpenVisionError(f"checkpoint {path} is damaged: {error}; export another one with --step") from error
     recipe = load_recipe(run / STORED, stored=True)
     with torch.device("meta"):
         model: nn.Module = build_model(recipe.model)
     model.to_empty(device="cpu")
-    load_parameters(path, model, average)
+    try:
+        verify_beside_training(path)
+        state = read_state(path)
+        load_parameters(path, model, average)
+    except Exception as error:
+        # `prune` removes the manifest first, and the rest under the eyes of whoever reads it.
+        if not (path / MANIFEST).exists():
+            raise OpenVisionError(
+                f"checkpoint {path} was removed by its training meanwhile; export a newer one, or set "
+                "run.checkpoints_kept higher"
+            ) from error
+        if isinstance(error, DamagedCheckpointError):
+            raise OpenVisionError(f"checkpoint {path} is damaged: {error}; export another one with --step") from error
+        raise
     toml = dump_recipe(recipe)
     manifest = str(state.written_by.get("manifest_sha256", ""))
     provenance = describe_run(toml, manifest, recipe.seed, ["openvision", "checkpoint", "export"]) | {

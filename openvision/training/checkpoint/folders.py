@@ -268,7 +268,7 @@ def _read(checkpoint: Path) -> State:
         raise OpenVisionError(f"checkpoint {checkpoint}: {error}") from error
 
 
-def _verify_beside_training(checkpoint: Path) -> int:
+def verify_beside_training(checkpoint: Path) -> int:
     """`verify` while a training may prune or replace the checkpoint; raises RemovedCheckpointError, too."""
     while True:
         before = _manifest_bytes(checkpoint)
@@ -325,7 +325,7 @@ def verify_all(run: Path, which: str) -> Iterator[str]:
     broken = []
     for path in checkpoints(run / "checkpoints") if which == "all" else [newest]:
         try:
-            yield f"{path.name}: intact, {_verify_beside_training(path) / _MIB:.1f} MiB read"
+            yield f"{path.name}: intact, {verify_beside_training(path) / _MIB:.1f} MiB read"
         except RemovedCheckpointError:
             yield f"{path.name}: removed meanwhile by the training"
         except DamagedCheckpointError as error:

@@ -27,7 +27,9 @@ from openvision.errors import OpenVisionError
 from openvision.files import JsonObject, atomic_write_text, make_folder, read_json
 from openvision.recipe.schema import STORED, Recipe, dump_recipe, load_recipe
 from openvision.recipe.sections import Run
+from openvision.runtime import Processes
 from openvision.text.tokenizer import Tokenizer
+from openvision.training.run.watchdog import AlreadyReportedError, clear_failure
 from openvision.training.setup.evaluators import complete_evaluators
 from openvision.training.setup.start import tokenizer_of_start
 from openvision.weights.sentence_encoder import tokenizer_of_encoder
@@ -90,6 +92,21 @@ class RunLock:
         with contextlib.suppress(OSError):
             os.ftruncate(file, 0)
             os.write(file, f"process {os.getpid()} on {platform.node()} since {now}\n".encode())
+
+
+def lock_run(run_folder: Path, processes: Processes) -> RunLock:
+    """Lock the folder for all processes of a run, and remove what the session before said of its end.
+
+    Raises OpenVisionError in the main process when another run holds it, AlreadyReportedError in the others.
+    """
+    lock = RunLock(run_folder)
+    refusal = processes.broadcast(lock.take() if processes.is_main else None)
+    if refusal is not None:
+        raise OpenVisionError(refusal) if processes.is_main else AlreadyReportedError(refusal)
+    if processes.is_main:
+        clear_failure(run_folder)
+    processes.barrier()
+    return lock
 
 
 def is_claimed(run_folder: Path) -> bool:

@@ -6,8 +6,10 @@ second one does not wait for the end of the step.
 """
 
 import contextlib
+import os
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -85,5 +87,40 @@ def mark_requeue(run_folder: Path, where: str) -> None:
 
 
 def clear_requeue(run_folder: Path) -> None:
-    """Remove RUN/REQUEUE: the run has been started again."""
-    (run_folder / REQUEUE).unlink(missing_ok=True)
+    """Remove RUN/REQUEUE of the session before: the run has been started again.
+
+    What another process of this session has written stays.
+    """
+    path = run_folder / REQUEUE
+    if not is_of_this_session(path):
+        path.unlink(missing_ok=True)
+
+
+class _Session:
+    """From when on a file in the run folder is of this session."""
+
+    begun = time.time()
+    trained = False
+
+    @classmethod
+    def restart(cls) -> None:
+        cls.begun = time.time()
+
+
+# A process that was forked begins then, and not when the one before it imported this.
+os.register_at_fork(after_in_child=_Session.restart)
+
+
+def begin_session() -> None:
+    """Begin the session of this process, or its next one: what an earlier one left is no longer of this session."""
+    if _Session.trained:
+        _Session.restart()
+    _Session.trained = True
+
+
+def is_of_this_session(path: Path) -> bool:
+    """Whether a file exists that is not older than this process, or the session it has begun."""
+    try:
+        return path.stat().st_mtime >= _Session.begun
+    except OSError:
+        return False

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from openvision.errors import OpenVisionError
-from openvision.training.run.signals import EXIT_REQUEUE, REQUEUE, mark_requeue
-from openvision.training.run.watchdog import claim_failure, describe_loss, exit_immediately, is_of_this_session
+from openvision.training.run.signals import EXIT_REQUEUE, REQUEUE, is_of_this_session, mark_requeue
+from openvision.training.run.watchdog import claim_failure, describe_loss, exit_immediately
 from openvision.untrusted import printable
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)

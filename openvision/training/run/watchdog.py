@@ -8,7 +8,6 @@
 
 import contextlib
 import faulthandler
-import fcntl
 import json
 import os
 import sys
@@ -21,14 +20,13 @@ from types import TracebackType
 from typing import TextIO
 
 from openvision.errors import OpenVisionError
-from openvision.training.run.signals import Interrupted
+from openvision.files import locked
+from openvision.training.run.signals import Interrupted, is_of_this_session
 
 FAILED = "FAILED"
 HANGS = "hangs"
 # Seconds between noticing a lost process and reporting it: a process that knows the cause reports first.
 _GRACE = 1.0
-# What is older than this process was left by a session before, and not removed yet.
-_BEGUN = time.time()
 
 
 class LostProcessError(OpenVisionError):
@@ -103,13 +101,13 @@ class Watchdog:
                 self._beaten = time.monotonic()
 
     def _report(self, silent: float) -> None:
-        self.reported += 1
         where = f"process {self.rank} has made no progress for {silent:.0f} s: step {self._step + 1}, {self._what}"
         with contextlib.suppress(OSError):
             # On a full disk the line below still says it.
             self._file.write(f"{where}\n")
             self._file.flush()
         faulthandler.dump_traceback(self._file)
+        self.reported += 1
         self.say(f"{where}; its stack traces are in {self.path}")
 
 
@@ -182,23 +180,16 @@ def claim_failure(run_folder: Path, rank: int, message: str) -> bool:
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Lock `folder`, where its file system can: nobody removes as stale what another process has just claimed."""
-    descriptor = None
-    with contextlib.suppress(OSError):
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def is_of_this_session(path: Path) -> bool:
-    """Whether a file exists that is not older than this process."""
-    try:
-        return path.stat().st_mtime >= _BEGUN
     except OSError:
-        return False
+        yield
+        return
+    try:
+        with locked(descriptor):
+            yield
+    finally:
+        os.close(descriptor)
 
 
 def _is_loss(error: RuntimeError) -> bool:

@@ -1,6 +1,6 @@
 """The data of a run: its sources with their weights and captions, and the loader of a stage."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +47,20 @@ def open_training_data(data: Data, folder: str | Path, reads_synthetic: bool) ->
 def open_validation_data(data: Data, folder: str | Path) -> ShardDataset | None:
     """The shards that are evaluated during training; None when the recipe names none."""
     return _open(data, folder, Source(folder=data.validation)) if data.validation else None
+
+
+def require_same_data(processes: Processes, datasets: Sequence[Mixture | ShardDataset | None]) -> None:
+    """Raise OpenVisionError in every process where one of them sees other shards than the main one.
+
+    Each lists the folders itself; shards that are still being written, or an old listing of a network file system,
+    would silently give the processes different samples.
+    """
+    seen = processes.all_gather([None if one is None else one.manifest_hash() for one in datasets])
+    if different := [rank for rank, hashes in enumerate(seen) if hashes != seen[0]]:
+        raise OpenVisionError(
+            f"process {different[0]} sees other shards than process 0; train on data that nobody is writing, and "
+            "start again when all machines list the same files"
+        )
 
 
 def ordering_of(data: Data) -> Ordering:

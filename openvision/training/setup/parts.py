@@ -48,6 +48,7 @@ from openvision.training.setup.data import (
     open_training_data,
     open_validation_data,
     order_has_changed,
+    require_same_data,
 )
 from openvision.training.setup.evaluators import build_evaluators, complete_evaluators
 from openvision.training.setup.model import build_distributed_model, full_model
@@ -132,6 +133,7 @@ def set_up_run(
     processes.barrier()
     dataset = open_training_data(recipe.data, data_folder, recipe.reads_synthetic)
     validation = open_validation_data(recipe.data, data_folder)
+    require_same_data(processes, [dataset, validation])
     check_batches(recipe, dataset)
     with processes.main_first():
         # What is downloaded is downloaded once; what is missing ends the run now and not at the stage that needs it.

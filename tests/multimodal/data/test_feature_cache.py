@@ -37,7 +37,7 @@ class Subject:
 
     def fill(self, cache: FeatureCache) -> int:
         """Returns how many images the tower encoded."""
-        missing = cache.missing(self.images, self.aspect)
+        missing = [(key, self.images[row]) for key, row in cache.missing(self.images, self.aspect)]
         seen = []
 
         def tower(pixels):

@@ -147,9 +147,8 @@ def test_cached_features_of_several_shapes(assistant, data_folder, tmp_path) -> 
     data = dataset(assistant, data_folder)
     cache = FeatureCache(tmp_path, "key", assistant.geometry, torch.float32)
     images = [image for sample in data.samples for image in sample.images]
-    cache.fill(
-        cache.missing(images, "native"), data.pixels, lambda pixels: patch_features(assistant.model, pixels), print
-    )
+    missing = [(key, images[row]) for key, row in cache.missing(images, "native")]
+    cache.fill(missing, data.pixels, lambda pixels: patch_features(assistant.model, pixels), print)
     plain = [data[index] for index in (0, 1, 2)]
     data.features = cache
     for item, cached in zip(plain, [data[index] for index in (0, 1, 2)], strict=True):

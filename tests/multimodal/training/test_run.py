@@ -212,6 +212,39 @@ def test_stopping_saves_and_the_same_command_resumes(runs, model_folder, data_fo
     assert losses(tmp_path / "run") == pytest.approx(losses(runs(made)), rel=1e-6)
 
 
+def test_a_signal_in_the_last_step_of_a_stage_is_not_forgotten(model_folder, data_folder, tmp_path) -> None:
+    made = recipe(PROJECTOR | {"samples": 8}, PROJECTOR | {"samples": 8})
+
+    def stop(line: str) -> None:
+        if line.startswith("s0  step 2/2"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="stopped after step 2"):
+        train(made, model_folder, data_folder, tmp_path / "run", stop)
+    assert (tmp_path / "run/REQUEUE").exists()
+    assert (tmp_path / "run/stages/0-s0/model/config.json").exists()
+    assert len(losses(tmp_path / "run")) == 2
+    train(made, model_folder, data_folder, tmp_path / "run")
+    assert len(losses(tmp_path / "run")) == 4
+
+
+def test_a_second_trainer_is_refused(model_folder, data_folder, tmp_path) -> None:
+    made, run = recipe(PROJECTOR), tmp_path / "run"
+    run.mkdir()
+    holder = (
+        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(run / "LOCK")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(OpenVisionError, match="is being trained by another process"):
+            train(made, model_folder, data_folder, run)
+        other.kill()
+    assert [path.name for path in run.iterdir()] == ["LOCK"]
+
+
 # Modules.
 
 
@@ -376,6 +409,51 @@ from openvision.multimodal.training.run import train
 recipe, model, data, run = map(Path, sys.argv[1:5])
 train(load_vlm_recipe(recipe, sys.argv[6:]), model, data, run, lambda line: print(line, flush=True))
 """
+
+
+SIGNALLED = """
+import os, signal, sys
+from pathlib import Path
+from openvision.cli.main import _run_command
+from openvision.multimodal.training import trainer
+
+agreed, votes = trainer.agreed_stop, [0]
+
+def vote_and_be_told(*arguments):
+    found = agreed(*arguments)
+    votes[0] += 1
+    if votes[0] == 3 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return found
+
+trainer.agreed_stop = vote_and_be_told
+_run_command()
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_are_told_at_different_times_stop_together(model_folder, data_folder, tmp_path) -> None:
+    """One is told between its step and the next: all stop after the next one, and the job is queued again."""
+    file, script, run = tmp_path / "recipe.toml", tmp_path / "told.py", tmp_path / "run"
+    file.write_text(dump_vlm_recipe(recipe(PROJECTOR | {"samples": 32}, checkpoint_every=100)))
+    script.write_text(SIGNALLED)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--",
+        str(script),
+    ]
+    command += ["vlm", "train", str(file), "--model", str(model_folder), "--data", str(data_folder), "--run", str(run)]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=300)
+    assert done.returncode == 1
+    assert b"stopped after step 4; the same command resumes" in done.stderr
+    assert "by the scheduler after step 4" in (run / "REQUEUE").read_text()
+    assert train(load_vlm_recipe(file), model_folder, data_folder, run).is_dir()
+    assert len(losses(run)) == 8
 
 
 @pytest.mark.slow

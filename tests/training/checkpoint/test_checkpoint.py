@@ -12,6 +12,7 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from openvision.errors import OpenVisionError
+from openvision.training.checkpoint import export
 from openvision.training.checkpoint import folders as checkpoint_files
 from openvision.training.checkpoint import manager as checkpoint_module
 from openvision.training.checkpoint import tensors as checkpoint_tensors
@@ -245,6 +246,19 @@ def test_export_gives_the_trained_model(tiny_run, tmp_path):
     with pytest.raises(OpenVisionError, match="has no averaged parameters"):
         export_checkpoint(tiny_run, "newest", tmp_path / "other", average=True)
     assert not (tmp_path / "other").exists()
+
+
+def test_an_export_whose_checkpoint_is_pruned_meanwhile_says_so(tiny_run, tmp_path, monkeypatch):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+
+    def prune_and_read(path):
+        shutil.rmtree(path)
+        return read_state(path)
+
+    monkeypatch.setattr(export, "read_state", prune_and_read)
+    with pytest.raises(OpenVisionError, match=r"step-00000012 was removed by its training meanwhile; export a newer"):
+        export_checkpoint(run, "newest", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_find_verify_and_list_say_what_is_wrong(tiny_run, tmp_path):

@@ -15,7 +15,7 @@ from openvision.training.run.signals import (
     clear_requeue,
     mark_requeue,
 )
-from openvision.training.trainer import Trainer
+from openvision.training.trainer import Trainer, launch
 
 
 @pytest.mark.parametrize(
@@ -63,12 +63,25 @@ def test_a_scheduler_finds_the_marker_and_a_person_does_not(tiny_recipe, shapes_
         assert (tmp_path / "run/REQUEUE").exists() == requeue
 
 
-def test_the_marker_goes(tmp_path):
+def test_the_marker_of_the_session_before_goes(tmp_path):
+    marker = tmp_path / "REQUEUE"
     clear_requeue(tmp_path)
     mark_requeue(tmp_path, "after step 3")
-    assert "after step 3" in (tmp_path / "REQUEUE").read_text()
+    assert "after step 3" in marker.read_text()
     clear_requeue(tmp_path)
-    assert not (tmp_path / "REQUEUE").exists()
+    assert marker.exists(), "another process of this session may have written it"
+    os.utime(marker, (1, 1))
+    clear_requeue(tmp_path)
+    assert not marker.exists()
+
+
+def test_a_start_that_fails_leaves_no_marker(tiny_recipe, tmp_path):
+    """A job script would queue it again for ever."""
+    mark_requeue(tmp_path / "run", "after step 3")
+    os.utime(tmp_path / "run/REQUEUE", (1, 1))
+    with pytest.raises(OpenVisionError, match="nowhere"):
+        launch(tiny_recipe, tmp_path / "nowhere", tmp_path / "run")
+    assert not (tmp_path / "run/REQUEUE").exists()
 
 
 def test_the_marker_needs_no_room(tmp_path):

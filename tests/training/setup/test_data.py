@@ -7,7 +7,8 @@ import pytest
 from openvision.data.shards.dataset import ShardDataset, ShardWriter
 from openvision.errors import OpenVisionError
 from openvision.recipe.schema import Recipe, load_recipe, parse_recipe
-from openvision.training.setup.data import open_training_data, ordering_of
+from openvision.runtime import SINGLE_PROCESS, Processes
+from openvision.training.setup.data import open_training_data, ordering_of, require_same_data
 from openvision.training.trainer import Trainer
 from tests.conftest import TINY_RECIPE
 
@@ -21,6 +22,19 @@ def recipe(**data) -> Recipe:
 def test_one_folder(shapes_folder) -> None:
     mixture = open_training_data(recipe().data, shapes_folder, reads_synthetic=True)
     assert [source.folder for source in mixture.sources] == [str(shapes_folder / "train")]
+
+
+def test_processes_that_see_other_shards_are_refused(shapes_folder) -> None:
+    """A folder that is being written, or listed from an old cache: silently, they would train on one image twice."""
+    mixture = open_training_data(recipe().data, shapes_folder, reads_synthetic=True)
+    require_same_data(SINGLE_PROCESS, [mixture, None])
+
+    class SeenByTwo(Processes):
+        def all_gather(self, value):
+            return [value, ["more", None]]
+
+    with pytest.raises(OpenVisionError, match="process 1 sees other shards than process 0"):
+        require_same_data(SeenByTwo(), [mixture, None])
 
 
 def test_several_folders_train_together(shapes_folder, tmp_path) -> None:
