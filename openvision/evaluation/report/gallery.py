@@ -52,6 +52,8 @@ SEED = 0
 THUMBNAIL = 96
 CONFUSED, MISTAKES, QUERIES, FOUND, NEIGHBOURS, CAPTIONS, MAPS, FITTED = 6, 8, 8, 5, 6, 8, 12, 48
 RECONSTRUCTED = 12
+# Training images that are encoded for nothing but the examples.
+BANK = 4000
 # A drawing is smaller as PNG, a photograph as JPEG.
 _PNG_BYTES = 12_000
 
@@ -337,7 +339,11 @@ class _Examples:
     def _neighbours(self, evaluator: TrainedEvaluator) -> list[Neighbours]:
         # The same images as the evaluator measured: their vectors are known.
         images = open_images(evaluator.data, self.root, evaluator.limit)
-        train = open_images(evaluator.train, self.root, getattr(evaluator, "train_limit", None))
+        limit = getattr(evaluator, "train_limit", None)
+        if isinstance(evaluator, Baselines):
+            # It measured pixels: no vector is known, and examples do not need the nearest of all.
+            limit = min(limit or BANK, BANK)
+        train = open_images(evaluator.train, self.root, limit)
         encoded, known = self.model.encode(images), self.model.encode(train)
         vectors, bank = (_unit(one.embeds if one.embeds is not None else one.pooled) for one in (encoded, known))
         names = self._names(images, evaluator.data)

@@ -1,6 +1,7 @@
 """One image that keeps its aspect: its grid, its rows, batches of several shapes, training, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from openvision.multimodal.data.feature_cache import FeatureCache, patch_feature
 from openvision.multimodal.model.build import BuildOptions, assemble, build
 from openvision.multimodal.model.generate import Prompt, load_assistant
 from openvision.multimodal.model.native import row_break
+from openvision.multimodal.model.towers import tower_of
 from openvision.multimodal.recipe import parse_vlm_recipe
 from openvision.multimodal.training.run import train
 from openvision.weights.folder import save_folder
@@ -65,6 +67,20 @@ def test_the_language_model_reads_the_features_of_the_encoder(assistant) -> None
             pixels = torch.from_numpy(assistant.geometry.native.prepare(image)).permute(2, 0, 1)[None]
             layer = vision.forward_features(pixels, layers=(-2,)).layers[0].patch_tokens
             torch.testing.assert_close(tokens, project(layer)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_registers_reach_no_language_model() -> None:
+    """Towers with registers and a pooling head, for which stock classes have no place."""
+    checkpoint = tiny.encoder(replace(tiny.VISION, registers=4, pool="map"))
+    tower, images = tower_of(checkpoint, max_tokens=25), torch.rand(2, 3, 40, 40)
+    with torch.no_grad():
+        states = tower.model(images, image_sizes=torch.tensor([[40, 40], [16, 24]])).hidden_states[-2]
+        wanted = [
+            checkpoint.vision.forward_features(one, layers=[-2]).layers[0].patch_tokens[0]
+            for one in (images[:1], images[1:, :, :16, :24])
+        ]
+    assert len(wanted[0]) == 25
+    torch.testing.assert_close(states[0], torch.cat(wanted))
 
 
 def test_padding_reaches_nothing(assistant) -> None:
