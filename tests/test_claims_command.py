@@ -87,6 +87,15 @@ def test_rows_are_found_again_and_replaced(parts, tmp_path):
     assert lines[1]["measured"]["single objects"]["values"]["top1"] == 0.75
 
 
+def test_two_commands_that_write_the_same_rows_lose_none(parts, tmp_path):
+    one, other = (parts.rows.Rows(tmp_path / "rows.jsonl") for _ in range(2))
+    one.put(row_of(seed=0))
+    other.put(row_of(seed=1))
+    one.put(row_of(seed=2))
+    assert [each["seed"] for each in parts.rows.Rows(tmp_path / "rows.jsonl").rows] == [0, 1, 2]
+    assert [each["seed"] for each in one.rows] == [0, 1, 2]
+
+
 def test_a_run_serves_every_table_and_what_only_tunes_serves_none(parts, tmp_path):
     rows = parts.rows.Rows(tmp_path / "rows.jsonl")
     for table, variant in (("f", "clip"), ("a", "no_decoder"), ("tuning", "full"), ("speeds", "full"), ("f", "full")):
