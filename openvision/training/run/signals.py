@@ -93,7 +93,9 @@ def clear_requeue(run_folder: Path) -> None:
     """
     path = run_folder / REQUEUE
     if not is_of_this_session(path):
-        path.unlink(missing_ok=True)
+        # A folder that cannot be written ends the start a moment later, in one sentence.
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 class _Session:
