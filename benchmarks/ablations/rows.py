@@ -42,7 +42,7 @@ class Rows:
         return any(row["complete"] and key_of(row) == key for row in self.rows)
 
     def put(self, row: JsonObject) -> None:
-        """Add a row, or replace that of the same run, and write the file, with what other processes have added since."""
+        """Add a row, or replace that of the same run, and write the file with what other processes have added since."""
         folder = os.open(make_folder(self.path.parent), os.O_RDONLY)
         try:
             with locked(folder):
