@@ -216,9 +216,11 @@ def _rows(options: Options, split: str, workers: int, drawings: dict[str, bytes]
             yield from waiting.popleft().result()
         pool.shutdown()
     except BaseException:
-        # Interrupted workers may wait for work for ever: they are ended, not waited for.
+        # Interrupted workers may wait for work for ever: they are ended, not waited for. Other children of this process
+        # are not ours; the public way to end a pool's own comes with Python 3.14.
+        workers_of_pool = list((pool._processes or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
-        for worker in multiprocessing.active_children():
+        for worker in workers_of_pool:
             worker.terminate()
         raise
 
