@@ -107,6 +107,21 @@ def locked(descriptor: int) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """`locked` for a folder; where it cannot even be opened, go on without."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        yield
+        return
+    try:
+        with locked(descriptor):
+            yield
+    finally:
+        os.close(descriptor)
+
+
 def _end_whole_lines(file: FileIO) -> int:
     """Complete or remove the last line of a file of JSON lines; returns the size."""
     end = file.seek(0, os.SEEK_END)

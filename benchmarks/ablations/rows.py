@@ -6,12 +6,11 @@ its evaluation was cut short.
 """
 
 import json
-import os
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from openvision.files import JsonObject, atomic_write_text, locked, make_folder, read_json_lines
+from openvision.files import JsonObject, atomic_write_text, locked_folder, make_folder, read_json_lines
 
 # What stands in a table of each kind of evaluator; of others all probes of frozen features, or else the first value.
 HEADLINES = {"zero_shot": ("top1",), "retrieval": ("t2i_r1", "t2i_r5"), "caption_loss": ("caption_loss",)}
@@ -43,14 +42,10 @@ class Rows:
 
     def put(self, row: JsonObject) -> None:
         """Add a row, or replace that of the same run, and write the file with what other processes have added since."""
-        folder = os.open(make_folder(self.path.parent), os.O_RDONLY)
-        try:
-            with locked(folder):
-                rows = read_json_lines(self.path) if self.path.is_file() else []
-                self.rows = [other for other in rows if key_of(other) != key_of(row)] + [row]
-                atomic_write_text(self.path, "".join(json.dumps(each) + "\n" for each in self.rows))
-        finally:
-            os.close(folder)
+        with locked_folder(make_folder(self.path.parent)):
+            rows = read_json_lines(self.path) if self.path.is_file() else []
+            self.rows = [other for other in rows if key_of(other) != key_of(row)] + [row]
+            atomic_write_text(self.path, "".join(json.dumps(each) + "\n" for each in self.rows))
 
     def serving(self, purpose: str) -> list[JsonObject]:
         """Rows that only tune or measure speeds."""

@@ -142,9 +142,6 @@ VARIANTS: dict[str, Variant] = {
     "no_sentence": Variant("without sentence", ('loss.texts=["alt"]',), "full"),
     "openvision2": Variant("caption alone (OpenVision 2)", _VERSION2, "full"),
     "genlip": Variant("one transformer (GenLIP)", _GENLIP),
-    "genlip_scale1": Variant(
-        "one transformer (GenLIP), branches whole from the start", (*_GENLIP, "model.vision.layer_scale=1"), "genlip"
-    ),
     "dense": Variant("plain CLIP, dense objective", (*_CLIP, "dense.weight=1.0"), "clip"),
     "dense_light": Variant("plain CLIP, dense objective, weight 0.3", (*_CLIP, "dense.weight=0.3"), "clip"),
     "registers": Variant("plain CLIP, 4 registers", (*_CLIP, "model.vision.registers=4"), "clip"),

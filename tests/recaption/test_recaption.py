@@ -392,6 +392,21 @@ def test_a_shard_without_images_is_refused(shards, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == ["000000.captions.tar", "000000.tar"]
 
 
+def test_the_first_of_two_workers_is_not_taken_for_a_foreign_folder(shards, tmp_path, monkeypatch):
+    """Its lock appears while the other one looks at the folder."""
+    out, look = tmp_path / "out", Path.iterdir
+    out.mkdir()
+
+    def first_worker_begins(folder):
+        if folder == out:
+            (out / ".job.lock").touch()
+        return look(folder)
+
+    monkeypatch.setattr(Path, "iterdir", first_worker_begins)
+    with serving() as server:
+        assert recaption(shards, server, out)["captions"] == SAMPLES
+
+
 def test_kill_two_workers_and_resume(shards, tmp_path):
     """Workers share the shards; what a killed one held is done by the next, and nothing finished is done again."""
     out = tmp_path / "out"

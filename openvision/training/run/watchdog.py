@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TextIO
 
 from openvision.errors import OpenVisionError
-from openvision.files import locked
+from openvision.files import locked_folder
 from openvision.training.run.signals import Interrupted, is_of_this_session
 
 FAILED = "FAILED"
@@ -162,7 +162,8 @@ def claim_failure(run_folder: Path, rank: int, message: str) -> bool:
     A message that appears twice is better than none.
     """
     path = run_folder / FAILED
-    with _one_at_a_time(run_folder):
+    # Nobody removes as stale what another process has just claimed.
+    with locked_folder(run_folder):
         if path.exists() and not is_of_this_session(path):
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -175,21 +176,6 @@ def claim_failure(run_folder: Path, rank: int, message: str) -> bool:
     with contextlib.suppress(OSError), os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(json.dumps({"process": rank, "message": message}) + "\n")
     return True
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Lock `folder`, where its file system can: nobody removes as stale what another process has just claimed."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        yield
-        return
-    try:
-        with locked(descriptor):
-            yield
-    finally:
-        os.close(descriptor)
 
 
 def _is_loss(error: RuntimeError) -> bool:
