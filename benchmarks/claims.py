@@ -4,7 +4,7 @@
     python benchmarks/claims.py tune full clip                # learning rates, chosen on the validation scenes
     python benchmarks/claims.py table a --seeds 0 1 2
     python benchmarks/claims.py gpu --minutes 8.5 --out OUT   # scenes, tuning, training and rows on one GPU
-    python benchmarks/claims.py show benchmarks/results/claims-cpu --picture f docs/images/claims.png
+    python benchmarks/claims.py show benchmarks/results/claims-cpu --picture b docs/images/claims_alt_texts.png
 
 Runs that are compared train for equal seconds (or with `--samples` on equal samples), a process each. On a CPU these
 are seconds of processor time by the speeds that `speeds` measured; without them, and on a GPU, each run measures its
@@ -305,7 +305,7 @@ def show(arguments: argparse.Namespace) -> None:
 
         table, file = arguments.picture
         # Runs of equal samples took other times.
-        timed = [row for row in rows.of(TABLES[table]) if row["planned_seconds"]]
+        timed = [row for row in rows.of(arguments.variants or TABLES[table]) if row["planned_seconds"]]
         atomic_write_bytes(Path(file), (crossing if table == "b" else picture)(timed))
 
 
@@ -365,6 +365,7 @@ def parse() -> argparse.Namespace:
     one = commands.add_parser("show", help=show.__doc__)
     one.add_argument("results", type=Path)
     one.add_argument("--picture", nargs=2, metavar=("TABLE", "FILE"), help="also draw a table as PNG")
+    one.add_argument("--variants", nargs="+", choices=sorted(VARIANTS), help="of the picture, instead of all")
     one.set_defaults(call=show)
     one = commands.add_parser("run", help=run.__doc__)
     one.add_argument("task", type=Path)

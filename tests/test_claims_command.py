@@ -383,3 +383,19 @@ def test_the_whole_command_in_its_smoke_form(tmp_path):
     assert [row["variant"] for row in rows if row["table"] == "gpu"] in (["full", "clip"], ["clip", "full"])
     assert all(row["complete"] for row in rows)
     assert "full recipe | plain CLIP | untrained" in (tmp_path / "out/table-gpu.md").read_text()
+
+
+def test_lines_are_drawn_against_planned_seconds_and_bars_are_means(parts, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(parts.figure, "to_png", lambda made: drawn.update(made=made) or b"png")
+    rows = [row_of("clip", seed=seed, top1=0.4 + 0.1 * seed) for seed in (0, 1)]
+    for row in rows:
+        # Half the speed that was planned with, beside other work.
+        points = ((0.1, 400.0), (0.2, 1000.0))
+        row["curve"] = [{"seconds": seconds, "top1": value, "sentence_t2i_r1": value / 2} for value, seconds in points]
+        row |= {"seconds": 1000.0, "planned_seconds": 500.0}
+    assert parts.figure.picture(rows) == b"png"
+    sentences, names, bars = drawn["made"].axes
+    assert names.lines[0].get_xydata().tolist() == [[0, 0], [200, pytest.approx(10)], [500, pytest.approx(20)]]
+    assert sentences.lines[0].get_xydata().tolist()[-1] == [500, pytest.approx(10)]
+    assert [bar.get_height() for bar in bars.patches] == [pytest.approx(45)]
