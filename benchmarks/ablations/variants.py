@@ -142,6 +142,8 @@ VARIANTS: dict[str, Variant] = {
     "no_sentence": Variant("without sentence", ('loss.texts=["alt"]',), "full"),
     "openvision2": Variant("caption alone (OpenVision 2)", _VERSION2, "full"),
     "genlip": Variant("one transformer (GenLIP)", _GENLIP),
+    # As published the branches of a block begin at a tenth, which is for many layers.
+    "genlip_unscaled": Variant("GenLIP, layer scale from 1", (*_GENLIP, "model.vision.layer_scale=1")),
     "dense": Variant("plain CLIP, dense objective", (*_CLIP, "dense.weight=1.0"), "clip"),
     "dense_light": Variant("plain CLIP, dense objective, weight 0.3", (*_CLIP, "dense.weight=0.3"), "clip"),
     "registers": Variant("plain CLIP, 4 registers", (*_CLIP, "model.vision.registers=4"), "clip"),
@@ -225,7 +227,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     ),
     "n": ("wide_square", "wide_native"),
     "w": ("signs_full", "signs_no_decoder", "signs_clip"),
-    "k": ("full", "no_decoder", "clip", "openvision2", "genlip"),
+    "k": ("full", "no_decoder", "clip", "openvision2", "genlip", "genlip_unscaled"),
     "f": (
         "full",
         "clip",
