@@ -113,6 +113,7 @@ def test_variants_that_cost_the_same_share_their_speeds(parts):
     assert alike(variants["full"], variants["caption_weight_half"])
     assert alike(variants["full"], variants["early"])
     assert alike(variants["no_decoder"], variants["no_decoder_alt0"])
+    assert alike(variants["genlip"], variants["genlip_unscaled"])
     for other in ("no_decoder", "clip", "whole_caption", "full_published", "wide", "patch16_tokens"):
         assert not alike(variants["full"], variants[other])
 

@@ -348,20 +348,20 @@ def variant(name: str) -> Variant:
 
 
 def costs_as(one: Variant, other: Variant) -> bool:
-    """Whether a sample of both takes the same time: they differ at most in what texts say, in a weight, in shares."""
+    """Whether a sample of both takes as long: they differ at most in texts, a weight, an initial value, shares."""
 
     def cost(side: Variant) -> Variant:
-        parts = tuple(change for change in side.overrides if not _is_weight(change))
+        parts = tuple(change for change in side.overrides if not _is_number(change))
         world = side.world.with_default_texts
         return replace(side, title="", tuned_as="", world=world, overrides=parts, first_share=None)
 
     return cost(one) == cost(other)
 
 
-def _is_weight(change: str) -> bool:
-    """Whether an override is the weight of a decoder that is still there."""
+def _is_number(change: str) -> bool:
+    """Whether an override is a weight of a decoder that is still there, or an initial value."""
     key, _, value = change.partition("=")
-    return key == "loss.caption" and float(value) > 0
+    return key == "model.vision.layer_scale" or (key == "loss.caption" and float(value) > 0)
 
 
 def parts_of(chosen: Variant, profile: Profile) -> list[tuple[int, float]]:
