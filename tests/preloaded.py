@@ -3,8 +3,8 @@
     with Preloaded(folder): subprocess.run([folder / "openvision", "data", "verify", "shards"])
 
 `openvision` in `folder` is a program that hands its arguments, folder, environment and streams to the server, and exits
-with the code of the fork. A fork is a fresh process in everything but its imports, which take seconds each. Run as a
-script this file is the server.
+with the code of the fork; `openvision -c PROGRAM` runs Python instead of a command. A fork is a fresh process in
+everything but its imports, which take seconds each. Run as a script this file is the server.
 """
 
 import importlib
@@ -100,7 +100,10 @@ def _run(connection: socket.socket) -> None:
     sys.argv = ["openvision", *arguments]
     code: object = 0
     try:
-        main()
+        if arguments[:1] == ["-c"]:
+            exec(arguments[1], {"__name__": "__main__"})
+        else:
+            main()
     except SystemExit as left:
         code = left.code
     except BaseException:

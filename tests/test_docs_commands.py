@@ -216,9 +216,11 @@ def programs(tmp_path_factory) -> Iterator[Path]:
 def execute(block: Block, folder: Path, programs: Path | None = None) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     path = f"{programs}{os.pathsep}{path}" if programs else path
-    command = [sys.executable, "-c", block.text] if block.language == "python" else ["bash", "-euo", "pipefail", "-c"]
-    arguments = command if block.language == "python" else [*command, block.text]
-    done = subprocess.run(arguments, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    python = str(programs / "openvision") if programs else sys.executable
+    command = [python, "-c"] if block.language == "python" else ["bash", "-euo", "pipefail", "-c"]
+    done = subprocess.run(
+        [*command, block.text], cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
     assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
 
 

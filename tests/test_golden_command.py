@@ -3,6 +3,7 @@ takes minutes and is run by hand."""
 
 import importlib.util
 import json
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -29,6 +30,28 @@ def script():
     return module
 
 
+@pytest.fixture
+def here(script, monkeypatch):
+    """Commands of this package run in this process: a dozen of their own would take seconds each."""
+
+    def run(package: Path, arguments: list[str], check: bool = True) -> subprocess.CompletedProcess[str]:
+        assert package == ROOT
+        assert arguments[: len(script.CLI)] == script.CLI
+        done = CliRunner().invoke(app, arguments[len(script.CLI) :])
+        assert done.exit_code == 0 or not check
+        return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+
+    monkeypatch.setattr(script, "_python", run)
+
+
+def test_commands_run_with_the_package_that_is_given(script, tmp_path):
+    (tmp_path / "openvision.py").write_text("print('older')")
+    assert script._python(tmp_path, ["-c", "import openvision"]).stdout == "older\n"
+    with pytest.raises(SystemExit, match=r"(?s)golden: .* -c import nothing ended with 1\n.*No module named 'nothing'"):
+        script._python(tmp_path, ["-c", "import nothing"])
+
+
+@pytest.mark.usefixtures("here")
 def test_the_recipe_of_every_case_is_valid(script, tmp_path):
     paths = []
     for name, case in script.CASES.items():
@@ -47,6 +70,7 @@ def test_a_case_changes_what_it_says(script):
     assert script.recipe_of(script.CASES["fsdp"])["parallel"] == {"mode": "fsdp"}
 
 
+@pytest.mark.usefixtures("here")
 def test_a_key_has_the_name_that_the_package_knows(script, tmp_path, monkeypatch):
     """As if four keys had had other names in the past, one of them in a table of another name, and one were renamed
     in the future."""

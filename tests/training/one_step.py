@@ -108,13 +108,13 @@ def batch_of(processes: Processes, context: int, trimmed: bool) -> Batch:
     return Batch(**own, keys=keys, **counts, text_lengths=lengths_of_texts)
 
 
-def run(out: str, parallel: dict[str, Any]) -> None:
-    """Write the initial parameters, losses and gradients of every case, and what Muon makes of these."""
+def run(out: str, parallel: dict[str, Any], only: str | None) -> None:
+    """Write initial parameters, losses and gradients of all models' cases or one's, and what Muon makes of these."""
     torch.set_num_threads(1)
     written: dict[str, torch.Tensor] = {}
     with join_processes(Parallel(**parallel).start_timeout_seconds, Parallel(**parallel).replicate) as processes:
         for name, micro_batches in CASES:
-            if name == "dense" and parallel.get("mode") == "fsdp":
+            if only not in (None, name) or (name == "dense" and parallel.get("mode") == "fsdp"):
                 continue
             recipe = recipe_of(name, parallel)
             taught = load_teachers(recipe.teacher or ())

@@ -47,7 +47,7 @@ def figure(width: float, height: float, theme: Theme = LIGHT) -> "Figure":
 def to_png(made: "Figure", dpi: int = 160) -> bytes:
     """A figure as PNG."""
     buffer = BytesIO()
-    made.savefig(buffer, format="png", dpi=dpi, facecolor=made.get_facecolor(), pil_kwargs={"optimize": True})
+    made.savefig(buffer, format="png", dpi=dpi, facecolor=made.get_facecolor())
     return buffer.getvalue()
 
 

@@ -185,7 +185,7 @@ def data_uri(pixels: Pixels) -> str:
     """RGB pixels (H, W, 3) as a data URI: PNG, or JPEG where that is much smaller."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     kind, buffer = "png", io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG")
     if buffer.tell() > _PNG_BYTES:
         kind, buffer = "jpeg", io.BytesIO()
         image.save(buffer, "JPEG", quality=85)
