@@ -23,11 +23,12 @@ quickstart-clip: .venv/.quickstart
 
 test: .venv/.dev .venv-oracle/.ready
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu" -n 2 --dist worksteal
-	OMP_NUM_THREADS=1 $(PYTEST) tests/accelerator -n 2
+	OMP_NUM_THREADS=1 $(PYTEST) tests/accelerator -m "not slow" -n 2
 	OMP_NUM_THREADS=1 $(ORACLE)/python -m pytest tests/oracle -m "not slow" -n 2
 
 test-slow: .venv/.dev .venv-oracle/.ready .venv-demo/.ready .venv/.browser
 	$(PYTEST) -m slow
+	$(PYTEST) tests/accelerator -m slow
 	$(DEMO)/python -m pytest tests/demo -m slow
 	$(ORACLE)/python -m pytest tests/oracle -m slow
 

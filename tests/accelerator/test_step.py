@@ -131,7 +131,10 @@ def _groupings(recipe: Recipe) -> int:
     return captions + texts + masked
 
 
-@pytest.mark.parametrize(("micro_batches", "precision"), [(1, "float32"), (2, "float32"), (2, "bfloat16")])
+@pytest.mark.parametrize(
+    ("micro_batches", "precision"),
+    [(1, "float32"), (2, "bfloat16"), pytest.param(2, "float32", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_steady_step_waits_for_nothing(kind, micro_batches, precision, shapes_folder, tmp_path):
     recipe = recipe_of(kind, micro_batches, precision)

@@ -98,7 +98,7 @@ def wide_folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["openvision", "openvision3", "genlip"])
+@pytest.mark.parametrize("kind", ["openvision", "genlip", pytest.param("openvision3", marks=pytest.mark.slow)])
 def test_a_run_of_mixed_shapes_resumes_exactly(kind, wide_folder, tmp_path):
     changes = {}
     if kind != "openvision":
