@@ -304,8 +304,12 @@ def show(arguments: argparse.Namespace) -> None:
         from ablations.figure import crossing, picture
 
         table, file = arguments.picture
+        if table not in TABLES:
+            raise OpenVisionError(f"there is no table {table!r}; choose of {', '.join(TABLES)}")
         # Runs of equal samples took other times.
         timed = [row for row in rows.of(arguments.variants or TABLES[table]) if row["planned_seconds"]]
+        if not timed:
+            raise OpenVisionError(f"{rows.path} has no rows of equal time for the picture of table {table}")
         atomic_write_bytes(Path(file), (crossing if table == "b" else picture)(timed))
 
 

@@ -400,3 +400,25 @@ def test_lines_are_drawn_against_planned_seconds_and_bars_are_means(parts, monke
     assert names.lines[0].get_xydata().tolist() == [[0, 0], [200, pytest.approx(10)], [500, pytest.approx(20)]]
     assert sentences.lines[0].get_xydata().tolist()[-1] == [500, pytest.approx(10)]
     assert [bar.get_height() for bar in bars.patches] == [pytest.approx(45)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["z", "x.png"], "there is no table 'z'; choose of a, b"),
+        (["k", "x.png", "--variants", "genlip"], "rows.jsonl has no rows of equal time for the picture of table k"),
+    ],
+)
+def test_a_picture_of_nothing_is_one_sentence(parts, tmp_path, monkeypatch, capsys, arguments, message):
+    parts.rows.Rows(tmp_path / "rows.jsonl").put(row_of("clip"))
+    monkeypatch.setattr("sys.argv", ["claims.py", "show", str(tmp_path), "--picture", *arguments])
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        parts.claims.main()
+
+
+def test_a_model_that_only_captions_has_bars_and_no_line(parts, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(parts.figure, "to_png", lambda made: drawn.update(made=made) or b"png")
+    row = row_of("openvision2", curve=[{"seconds": 10.0, "samples": 9, "caption_loss": 0.5}])
+    assert parts.figure.picture([row]) == b"png"
+    assert [len(axis.lines) for axis in drawn["made"].axes[:2]] == [0, 0]

@@ -81,7 +81,11 @@ def crossing(rows: Sequence[JsonObject]) -> bytes:
 
 
 def _line(axis: "Axes", rows: Sequence[JsonObject], metric: str, colour: str, title: str) -> None:
+    # A model that only captions is measured by another number between its stages.
+    rows = [row for row in rows if all(metric in point for point in row["curve"])]
     curves = [[(_planned(row, point), 100 * point[metric]) for point in row["curve"]] for row in rows]
+    if not any(curves):
+        return
     seconds, means, lows, highs = [0.0], [0.0], [0.0], [0.0]
     for seeds in zip(*curves, strict=False):
         values = [value for _, value in seeds]
