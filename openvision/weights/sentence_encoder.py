@@ -116,7 +116,9 @@ def read_sentence_encoder(folder: Path) -> SentenceEncoder:
     with torch.device("meta"):
         tower = SentenceTower(config, 1)
     offset = 0 if config.first == "class" else (config.pad_id or 0) + 1
-    state = _renamed(read_tensors(folder / WEIGHTS), folder / WEIGHTS, offset)
+    # Before its release 4.31 transformers saved positions, which are whole numbers, beside the weights.
+    read = read_tensors(folder / WEIGHTS, lambda name: _UNUSED.search(_PREFIX.sub("", name)))
+    state = _renamed(read, folder / WEIGHTS, offset)
     assign_strictly(tower, state | {"head.weight": torch.zeros(1, config.width)}, str(folder / WEIGHTS))
     return SentenceEncoder(folder, tower)
 
@@ -203,7 +205,6 @@ def _pool(folder: Path) -> Literal["class", "mean"]:
 def _renamed(state: dict[str, Tensor], path: Path, offset: int) -> dict[str, Tensor]:
     """Tensors by the names of `SentenceTower`; those that it does not know keep theirs."""
     given = {_PREFIX.sub("", name): tensor for name, tensor in state.items()}
-    given = {name: tensor for name, tensor in given.items() if not _UNUSED.search(name)}
     for name in (_WORDS, _PLACES, _TYPES):
         if name not in given:
             raise OpenVisionError(f"{path} has no {name}; is it a sentence encoder?")

