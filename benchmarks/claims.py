@@ -301,16 +301,15 @@ def show(arguments: argparse.Namespace) -> None:
             shown.append(found)
             print(f"**{table}**\n\n{markdown(found)}")
     if arguments.picture is not None:
-        from ablations.figure import crossing, picture
+        from ablations.figure import crossing, is_drawn, picture
 
         table, file = arguments.picture
         if table not in TABLES:
             raise OpenVisionError(f"there is no table {table!r}; choose of {', '.join(TABLES)}")
-        # Runs of equal samples took other times.
-        timed = [row for row in rows.of(arguments.variants or TABLES[table]) if row["planned_seconds"]]
-        if not timed:
-            raise OpenVisionError(f"{rows.path} has no rows of equal time for the picture of table {table}")
-        atomic_write_bytes(Path(file), (crossing if table == "b" else picture)(timed))
+        drawn = [row for row in rows.of(arguments.variants or TABLES[table]) if is_drawn(row)]
+        if not drawn:
+            raise OpenVisionError(f"{rows.path} has no rows for the picture of table {table}: equal time, with names")
+        atomic_write_bytes(Path(file), (crossing if table == "b" else picture)(drawn))
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -386,39 +386,46 @@ def test_the_whole_command_in_its_smoke_form(tmp_path):
     assert "full recipe | plain CLIP | untrained" in (tmp_path / "out/table-gpu.md").read_text()
 
 
+def curve_of(*points: tuple[float, float]) -> list[dict[str, float]]:
+    return [{"seconds": seconds, "top1": value, "sentence_t2i_r1": value / 2} for seconds, value in points]
+
+
 def test_lines_are_drawn_against_planned_seconds_and_bars_are_means(parts, monkeypatch):
     drawn = {}
     monkeypatch.setattr(parts.figure, "to_png", lambda made: drawn.update(made=made) or b"png")
-    rows = [row_of("clip", seed=seed, top1=0.4 + 0.1 * seed) for seed in (0, 1)]
-    for row in rows:
-        # Half the speed that was planned with, beside other work.
-        points = ((0.1, 400.0), (0.2, 1000.0))
-        row["curve"] = [{"seconds": seconds, "top1": value, "sentence_t2i_r1": value / 2} for value, seconds in points]
-        row |= {"seconds": 1000.0, "planned_seconds": 500.0}
-    assert parts.figure.picture(rows) == b"png"
+    # Half the speed that was planned with, beside other work.
+    slow = {"curve": curve_of((400, 0.1), (1000, 0.2)), "seconds": 1000.0, "planned_seconds": 500.0}
+    assert parts.figure.picture([row_of("clip", seed=seed, top1=0.4 + 0.1 * seed, **slow) for seed in (0, 1)]) == b"png"
     sentences, names, bars = drawn["made"].axes
     assert names.lines[0].get_xydata().tolist() == [[0, 0], [200, pytest.approx(10)], [500, pytest.approx(20)]]
     assert sentences.lines[0].get_xydata().tolist()[-1] == [500, pytest.approx(10)]
     assert [bar.get_height() for bar in bars.patches] == [pytest.approx(45)]
 
 
+def show(parts, folder: Path, monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr("sys.argv", ["claims.py", "show", str(folder), "--picture", *arguments])
+    parts.claims.main()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["z", "x.png"], "there is no table 'z'; choose of a, b"),
-        (["k", "x.png", "--variants", "genlip"], "rows.jsonl has no rows of equal time for the picture of table k"),
+        (["k", "x.png", "--variants", "genlip"], "rows.jsonl has no rows for the picture of table k"),
     ],
 )
-def test_a_picture_of_nothing_is_one_sentence(parts, tmp_path, monkeypatch, capsys, arguments, message):
+def test_a_picture_of_nothing_is_one_sentence(parts, tmp_path, monkeypatch, arguments, message):
     parts.rows.Rows(tmp_path / "rows.jsonl").put(row_of("clip"))
-    monkeypatch.setattr("sys.argv", ["claims.py", "show", str(tmp_path), "--picture", *arguments])
     with pytest.raises(SystemExit, match=f"^error: .*{message}"):
-        parts.claims.main()
+        show(parts, tmp_path, monkeypatch, *arguments)
 
 
-def test_a_model_that_only_captions_has_bars_and_no_line(parts, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(parts.figure, "to_png", lambda made: drawn.update(made=made) or b"png")
-    row = row_of("openvision2", curve=[{"seconds": 10.0, "samples": 9, "caption_loss": 0.5}])
-    assert parts.figure.picture([row]) == b"png"
-    assert [len(axis.lines) for axis in drawn["made"].axes[:2]] == [0, 0]
+def test_a_picture_leaves_out_equal_samples_and_models_that_only_caption(parts, tmp_path, monkeypatch):
+    rows, drawn = parts.rows.Rows(tmp_path / "rows.jsonl"), []
+    rows.put(row_of("clip", curve=curve_of((10, 0.1))))
+    rows.put(row_of("full", curve=curve_of((10, 0.1)), planned_seconds=None, planned_samples=9))
+    rows.put(row_of("openvision2", curve=[{"seconds": 10.0, "samples": 9, "caption_loss": 0.5}]))
+    monkeypatch.setattr(parts.figure, "picture", lambda found: drawn.extend(found) or b"png")
+    show(parts, tmp_path, monkeypatch, "k", str(tmp_path / "k.png"))
+    assert [row["variant"] for row in drawn] == ["clip"]
+    assert (tmp_path / "k.png").read_bytes() == b"png"

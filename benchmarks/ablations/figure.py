@@ -24,6 +24,11 @@ CURVES = (("sentence_t2i_r1", "caption sentence to scene, R@1"), ("top1", "main 
 COLOURS = ("#2b62d9", "#7aa5ff", "#d1600f", "#e8a15c", "#0b8a74", "#8a3ffc")
 
 
+def is_drawn(row: JsonObject) -> bool:
+    """Whether pictures show a row: one of equal time, of a model that names and finds, not only captions."""
+    return bool(row["planned_seconds"]) and all(metric in point for point in row["curve"] for metric, _ in CURVES)
+
+
 def picture(rows: Sequence[JsonObject]) -> bytes:
     """PNG of rows of equal planned time: every line or bar a variant, its mean over seeds and the range of them."""
     sides: dict[str, list[JsonObject]] = {}
@@ -81,11 +86,7 @@ def crossing(rows: Sequence[JsonObject]) -> bytes:
 
 
 def _line(axis: "Axes", rows: Sequence[JsonObject], metric: str, colour: str, title: str) -> None:
-    # A model that only captions is measured by another number between its stages.
-    rows = [row for row in rows if all(metric in point for point in row["curve"])]
     curves = [[(_planned(row, point), 100 * point[metric]) for point in row["curve"]] for row in rows]
-    if not any(curves):
-        return
     seconds, means, lows, highs = [0.0], [0.0], [0.0], [0.0]
     for seeds in zip(*curves, strict=False):
         values = [value for _, value in seeds]
