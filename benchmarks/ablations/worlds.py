@@ -1,15 +1,19 @@
 """The scenes of each variant, and the vocabulary that all of them share."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ablations.variants import DEFAULT_WORLD, Profile, World
 from openvision.data.shards.dataset import ShardDataset, ShardWriter, all_texts
 from openvision.data.sources.scenes.make import Options, make_scenes
 from openvision.data.sources.scenes.scene import TRAIN
 from openvision.data.sources.scenes.texts import AltTexts
-from openvision.files import make_folder
+from openvision.files import atomic_write_text, make_folder
 from openvision.text.captions import sentences
 from openvision.text.tokenizer import FILE_NAME, Tokenizer
 
@@ -62,10 +66,30 @@ def _join_sentences(source: Path, folder: Path) -> None:
             (folder / split.name).symlink_to(split.resolve())
 
 
-def make_vocabulary(root: Path, profile: Profile, workers: int) -> Path:
-    """The folder of the vocabulary, learnt from the default world's training texts where it is missing."""
-    folder = root / "vocabulary"
+def make_vocabulary(root: Path, kind: str, profile: Profile, workers: int) -> Path:
+    """The folder of a vocabulary, learnt from the default world's training texts where it is missing."""
+    folder = root / ("vocabulary" if kind == "wordpiece" else f"vocabulary-{kind}")
     if not (folder / FILE_NAME).is_file():
         dataset = ShardDataset(make_world(root, DEFAULT_WORLD, profile, workers) / TRAIN)
-        Tokenizer.train(islice(all_texts(dataset), _VOCABULARY_TEXTS), VOCABULARY).save(make_folder(folder))
+        texts = islice(all_texts(dataset), _VOCABULARY_TEXTS)
+        (_train_bytes if kind == "bytes" else _train_wordpiece)(texts, make_folder(folder))
     return folder
+
+
+def _train_wordpiece(texts: Iterator[str], folder: Path) -> None:
+    Tokenizer.train(texts, VOCABULARY).save(folder)
+
+
+def _train_bytes(texts: Iterator[str], folder: Path) -> None:
+    """Byte-level BPE with padding as id 0, as the text tower masks it; the begin and class tokens are appended."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - 2,
+        special_tokens=["<|padding|>", "<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # pyright: ignore[reportCallIssue]
+    backend.train_from_iterator(texts, trainer)
+    atomic_write_text(folder / FILE_NAME, backend.to_str())

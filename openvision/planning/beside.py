@@ -14,6 +14,7 @@ from openvision.hardware import Range
 from openvision.models.flops import TowerFlops, patch_embed_flops, patches_of, vision_flops
 from openvision.models.openvision2 import ModelConfig, kept_patches
 from openvision.models.vision import VisionTransformer
+from openvision.objectives.dense import crop_grid
 from openvision.planning.memory import FLOAT, NOTHING, Beside, Setting, Stack, stacks
 from openvision.recipe.schema import Recipe
 from openvision.recipe.sections import Dense, TeacherTable
@@ -44,7 +45,8 @@ class Additions:
         found = {f"{_title(table)}, projections": _heads(width, table, shape) for table, shape in self.teachers}
         if self.dense is not None:
             # The token of a masked patch, a norm and two linear layers.
-            found["dense head"] = width + 2 * width + 2 * (width + 1) * width
+            token = width * (self.dense.kind == "masked")
+            found["dense head"] = token + 2 * width + 2 * (width + 1) * width
         return {name: count for name, count in found.items() if count}
 
     def frozen(self) -> dict[str, int]:
@@ -69,12 +71,12 @@ class Additions:
             if heads:
                 found.append(TowerFlops(f"{_title(table)}, projections", heads))
         if self.dense is not None:
-            hidden = kept_patches(patches, self.dense.mask)
-            seen = vision_flops(replace(vision, pool="mean"), resolution, None)
-            masked = vision_flops(replace(vision, pool="mean"), resolution, None, hidden)
+            tower, masked = replace(vision, pool="mean"), self.dense.kind == "masked"
+            seen, (side, predicted) = vision_flops(tower, resolution, None), self._predicted(resolution)
+            again = vision_flops(tower, side, None, predicted if masked else None)
             found += [
-                TowerFlops("masked pass", masked, patch_embed_flops(vision, resolution)),
-                TowerFlops("dense head", 4 * hidden * vision.width**2),
+                TowerFlops("masked pass" if masked else "crops", again, patch_embed_flops(vision, side)),
+                TowerFlops("dense head", 4 * predicted * vision.width**2),
                 TowerFlops("averaged tower", seen, 2 * seen, frozen=True),
             ]
         return tuple(found)
@@ -99,22 +101,31 @@ class Additions:
                 batch += 2 * 2 * (shape.pooled_width + (_whole(shape) if table.patches else 0))
             found += Beside((kept, kept), batch, before=before)
         if self.dense is not None:
-            hidden = kept_patches(patches, self.dense.mask)
-            masked, tokens = self._masked_pass(resolution, texts), patches + self.model.vision.prefix_tokens
-            pixels = FLOAT * self.model.vision.input_channels * self.model.vision.kernel**2 * patches
-            # In the head: before and after the norm and the GELU; prediction and target in float32, indices as int64.
-            rest = pixels + hidden * width * (4 * setting.item + 2 * FLOAT + 8)
-            low, high = masked.sample_bytes(setting)
+            side, predicted = self._predicted(resolution)
+            again, tokens = self._second_pass(side, predicted, texts), patches + self.model.vision.prefix_tokens
+            pixels = FLOAT * self.model.vision.input_channels * self.model.vision.kernel**2
+            # In the head: before and after the norm and the GELU; prediction and target in float32.
+            rest = pixels * patches_of(self.model.vision, side) + predicted * width * (4 * setting.item + 2 * FLOAT)
+            # Indices of the patches as int64.
+            rest += 8 * predicted * width * (self.dense.kind == "masked")
+            low, high = again.sample_bytes(setting)
             largest = FLOAT * tokens * self.model.vision.mlp_dim
             found += Beside((low + rest, high + rest), 0.0, during=_AT_A_TIME[1] * largest)
         return found
 
-    def _masked_pass(self, resolution: int, texts: int) -> Stack:
-        """The second pass through the tower, of which the last block computes the hidden patches."""
+    def _predicted(self, resolution: int) -> tuple[int, int]:
+        """Side of what the student reads once more, and how many of its patches it predicts."""
         assert self.dense is not None
-        tower = next(stack for stack in stacks(self.model, resolution, texts) if stack.name == "vision")
-        hidden = kept_patches(patches_of(self.model.vision, resolution), self.dense.mask)
-        return replace(tower, last_tokens=hidden)
+        vision = self.model.vision
+        if self.dense.kind == "crops":
+            side = crop_grid(vision.grid(resolution, resolution))[0] * vision.patch_size
+            return side, patches_of(vision, side)
+        return resolution, kept_patches(patches_of(vision, resolution), self.dense.mask)
+
+    def _second_pass(self, side: int, predicted: int, texts: int) -> Stack:
+        """The second pass through the tower, of which the last block computes the predicted patches."""
+        tower = next(stack for stack in stacks(self.model, side, texts) if stack.name == "vision")
+        return tower if self.dense is None or self.dense.kind == "crops" else replace(tower, last_tokens=predicted)
 
 
 def _title(table: TeacherTable) -> str:

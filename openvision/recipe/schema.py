@@ -260,6 +260,8 @@ class Recipe(Section):
             return self
         if isinstance(self.model, OpenVision3Config):
             raise ValueError("dense: OpenVision 3 reconstructs its patches already; leave [dense] out")
+        if isinstance(self.model, GenLipConfig):
+            raise ValueError("dense: GenLIP's last block computes no patches in training; leave [dense] out")
         if self.teacher:
             raise ValueError("dense: teachers take the same place; leave [dense] or the tables [[teacher]] out")
         if self.warm_start is not None and "vision" in self.warm_start.frozen:

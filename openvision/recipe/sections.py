@@ -377,14 +377,29 @@ class WarmStart(Section):
 
 
 class Dense(Section):
-    """Table [dense]: masked prediction of an averaged tower's patches, which improves the patch tokens."""
+    """Table [dense]: prediction of an averaged tower's patches, which is to improve the patch tokens."""
 
+    kind: Literal["masked", "crops"] = "masked"
+    """What the student sees of the image: "masked", all but some patches; "crops", an enlarged part of it, read at half
+    of the image's resolution."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """Of 1 - cosine of prediction and average, the mean over masked patches."""
+    """Of 1 - cosine of prediction and average, the mean over masked patches or over those of the crop."""
     mask: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of an image's patches that the student does not see, drawn for each sample."""
+    """With "masked": share of an image's patches that the student does not see, drawn for each sample."""
+    crop_area: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(le=1)]] = (0.25, 0.75)
+    """With "crops": lowest and highest share of the image's area, drawn for each sample."""
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.996
     """Of the exponential moving average of the vision tower, an update."""
+
+    @model_validator(mode="after")
+    def _keys_of_the_kind(self) -> "Dense":
+        for key, kind in (("mask", "masked"), ("crop_area", "crops")):
+            # A run's recorded recipe has every key.
+            if kind != self.kind and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f'{key} is of kind = "{kind}"; leave it out, or set kind to it')
+        if self.crop_area[0] > self.crop_area[1]:
+            raise ValueError(f"crop_area {list(self.crop_area)} has its lower bound above its upper one; swap them")
+        return self
 
 
 class TeacherTable(Section):

@@ -19,8 +19,9 @@ from openvision.runtime import send
 
 # Word of the generator's counter that separates these numbers from the loader's, which have the same key.
 _STREAM = 1
-# The same for where the noise on tokens begins.
+# The same for where the noise on tokens begins, and for crops.
 _NOISE = 2
+_CROP = 3
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,13 @@ class SampleRandomness:
         normal = (-2 * first[:, 1:].log()).sqrt() * (2 * math.pi * second[:, 1:]).cos()
         return (most * first[:, :1] * normal).unflatten(1, (tokens, width))
 
-    def _generator(self, position: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(key=[self.seed, position], counter=[0, 0, 0, _STREAM]))
+    def crop_numbers(self, count: int) -> Tensor:
+        """What chooses a crop of each sample: `count` uniform numbers, float32 (B, count), on the CPU."""
+        drawn = [self._generator(position, _CROP).random(count) for position in self.positions.tolist()]
+        return torch.from_numpy(np.stack(drawn).astype(np.float32))
+
+    def _generator(self, position: int, stream: int = _STREAM) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=[self.seed, position], counter=[0, 0, 0, stream]))
 
 
 def _signed(value: int) -> int:

@@ -39,6 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "muon": {"optimizer": {"clip_norm": 1.0, "ema": 0.9, "kind": "muon"}},
     "full checkpointing": {"run": {"activation_checkpointing": "full"}},
     "dense": {"table": {"dense": {}}},
+    "dense crops": {"table": {"dense": {"kind": "crops"}}},
     # Captions under stochastic depth are not grouped in one transformer.
     "trimmed": {"run": {"trim_texts": True}, "stage": {"drop_path": 0.0}, "masked": True},
     "float32 moments": {"optimizer": {"clip_norm": 1.0, "ema": 0.9, "first_moment": "float32"}},

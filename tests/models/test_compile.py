@@ -27,6 +27,8 @@ from openvision.runtime import autocast
 
 WIDTH, VOCABULARY, QUERIES = 32, 100, 12
 SHAPE: dict[str, Any] = {"width": WIDTH, "depth": 2, "mlp_dim": 48, "heads": 2}
+# Where every block is entered the same way; two where the last one computes other rows.
+SHALLOW: dict[str, Any] = {**SHAPE, "depth": 1}
 RESOLUTIONS = (32, 48)
 Case = tuple[Tensor, ...]
 
@@ -133,7 +135,7 @@ def test_a_block_with_stochastic_depth():
 
 
 def test_the_vision_tower():
-    tower = VisionTransformer(VisionConfig(**{**SHAPE, "depth": 1}, patch_size=8, image_size=32), 16)
+    tower = VisionTransformer(VisionConfig(**SHALLOW, patch_size=8, image_size=32), 16)
     compiled_once(tower.encode_image, lambda r: (images(r),))
 
 
@@ -150,7 +152,7 @@ def test_the_text_tower(token_rows):
 
 
 def test_the_parallel_caption_decoder():
-    decoder = ParallelCaptionDecoder(DecoderConfig(**SHAPE, vocab_size=VOCABULARY, caption_length=12), WIDTH, WIDTH)
+    decoder = ParallelCaptionDecoder(DecoderConfig(**SHALLOW, vocab_size=VOCABULARY, caption_length=12), WIDTH, WIDTH)
     compiled_once(decoder, lambda r: (tokens(patches(r)), tokens(15)))
 
 
@@ -163,7 +165,7 @@ def test_one_transformer():
 
 def test_the_autoregressive_caption_decoder():
     config = AutoregressiveDecoderConfig(
-        **SHAPE, vocab_size=VOCABULARY, caption_length=12, text_positions="sincos", image_attention="causal"
+        **SHALLOW, vocab_size=VOCABULARY, caption_length=12, text_positions="sincos", image_attention="causal"
     )
     compiled_once(AutoregressiveCaptionDecoder(config, WIDTH), lambda r: (tokens(patches(r) // 3), ids(12)))
 

@@ -46,34 +46,39 @@ def plan(name: str, **overrides: object) -> Plan:
     return make_plan(recipe, Assumptions(device, 8, device.mfu, device.price))
 
 
-def dense_objective(tower: VisionTransformer) -> DenseObjective:
-    predictor = DensePredictor(tower.config)
+def dense_objective(tower: VisionTransformer, table: Dense) -> DenseObjective:
+    predictor = DensePredictor(tower.config, table.kind)
     recipe = recipe_of("clip")
     model = build_distributed_model(recipe.model, recipe.run, recipe.parallel, SINGLE_PROCESS, 0)
-    return DenseObjective(build_objective(model, recipe.loss, 1), tower, predictor, Dense())
+    return DenseObjective(build_objective(model, recipe.loss, 1), tower, predictor, table)
 
 
-def test_operations_of_the_dense_objective(meta):
+DENSE = [Dense(), Dense(kind="crops")]
+
+
+@pytest.mark.parametrize("table", DENSE, ids=lambda table: table.kind)
+def test_operations_of_the_dense_objective(table, meta):
     tower = VisionTransformer(TINY.vision, 192)
     with torch.device("cpu"):
-        objective = dense_objective(tower)
+        objective = dense_objective(tower, table)
     objective.predictor.to("meta")
     images = torch.empty(2, 3, 160, 160)
     randomness = SampleRandomness(0, np.arange(2), 0.0)
     counted = count(lambda: objective._distance(images, randomness).backward())
-    assert counted == 2 * sum(part.training for part in Additions(TINY, (), Dense()).flops(160))
+    assert counted == 2 * sum(part.training for part in Additions(TINY, (), table).flops(160))
 
 
+@pytest.mark.parametrize("table", DENSE, ids=lambda table: table.kind)
 @pytest.mark.parametrize("bf16", [False, True])
-def test_memory_of_the_dense_objective_within_a_tenth(bf16):
+def test_memory_of_the_dense_objective_within_a_tenth(bf16, table):
     tower = VisionTransformer(TINY.vision, 192)
     tower.init_weights()
-    objective = dense_objective(tower)
+    objective = dense_objective(tower, table)
     objective.predictor.init_weights()
     images = torch.randint(0, 256, (3, 3, 160, 160), dtype=torch.uint8)
     modules = nn.ModuleList([tower, objective.predictor])
     kept = bytes_kept(modules, lambda: objective._distance(images, SampleRandomness(0, np.arange(3), 0.0)), bf16)
-    beside = Additions(TINY, (), Dense()).memory(160, 2, Setting(bf16=bf16, gpu=False))
+    beside = Additions(TINY, (), table).memory(160, 2, Setting(bf16=bf16, gpu=False))
     assert kept / 3 == pytest.approx(beside.kept[1], rel=0.1)
 
 

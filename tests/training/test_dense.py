@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from openvision.errors import OpenVisionError
 from openvision.files import read_json_lines
 from openvision.models.openvision2 import random_patches
-from openvision.objectives.masked_prediction import patch_targets
+from openvision.objectives.dense import crop_boxes, crop_grid, patch_targets, read_crops
 from openvision.recipe.schema import Recipe, load_recipe, parse_recipe
 from openvision.runtime import SINGLE_PROCESS
 from openvision.training.dense import PREDICTOR, DenseObjective, DensePredictor, with_dense
@@ -23,10 +23,12 @@ from tests.conftest import TINY_RECIPE
 from tests.training.small_step import batch_of, randomness_of, recipe_of
 
 TABLE = {"weight": 0.5, "mask": 0.4, "decay": 0.9}
+CROPS = {"kind": "crops", "weight": 0.5, "decay": 0.9}
+TABLES = {"masked": TABLE, "crops": CROPS}
 
 
-def dense_recipe(kind: str, **vision: object) -> Recipe:
-    content: dict[str, Any] = recipe_of(kind).model_dump() | {"dense": TABLE}
+def dense_recipe(kind: str, table: dict[str, Any] = TABLE, **vision: object) -> Recipe:
+    content: dict[str, Any] = recipe_of(kind).model_dump() | {"dense": table}
     content["model"]["vision"] |= vision
     return parse_recipe(content, "test")
 
@@ -46,9 +48,18 @@ def step(recipe: Recipe, micro_batches: int = 1, double: bool = False):
     return losses.terms, {n: p.grad for n, p in model.module.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("kind", ["openvision", "clip", "openvision2"])
-def test_micro_batches_equal_the_batch(kind):
-    recipe = dense_recipe(kind)
+@pytest.mark.parametrize(
+    ("kind", "table"),
+    [
+        ("openvision", "masked"),
+        ("clip", "masked"),
+        ("openvision2", "masked"),
+        ("clip", "crops"),
+        ("openvision2", "crops"),
+    ],
+)
+def test_micro_batches_equal_the_batch(kind, table):
+    recipe = dense_recipe(kind, TABLES[table])
     terms, gradients = step(recipe, 1, double=True)
     cached_terms, cached_gradients = step(recipe, 4, double=True)
     assert terms.keys() == cached_terms.keys()
@@ -56,15 +67,16 @@ def test_micro_batches_equal_the_batch(kind):
         torch.testing.assert_close(cached_terms[name], value, rtol=1e-6, atol=1e-6)
     assert gradients.keys() == cached_gradients.keys()
     trained = {name for name in gradients if name.startswith(PREDICTOR)}
-    assert f"{PREDICTOR}.mask_token" in trained
+    assert (f"{PREDICTOR}.mask_token" in trained) == (table == "masked")
+    assert f"{PREDICTOR}.head.3.weight" in trained
     assert not [name for name in trained if "averaged" in name]
     for name, gradient in gradients.items():
         torch.testing.assert_close(cached_gradients[name], gradient, rtol=1e-4, atol=2e-6, msg=name)
 
 
-@pytest.mark.parametrize("kind", ["openvision", "openvision2"])
-def test_the_weight_enters_the_total_and_the_rest_is_as_without(kind):
-    recipe, plain = dense_recipe(kind), recipe_of(kind)
+@pytest.mark.parametrize(("kind", "table"), [("openvision", TABLE), ("openvision2", CROPS)])
+def test_the_weight_enters_the_total_and_the_rest_is_as_without(kind, table):
+    recipe, plain = dense_recipe(kind, table), recipe_of(kind)
     terms, _ = step(recipe)
     model = build_distributed_model(plain.model, plain.run, plain.parallel, SINGLE_PROCESS, plain.seed)
     objective = build_objective(model, plain.loss, bos_id=1)
@@ -96,8 +108,66 @@ def test_the_term_is_the_distance_at_masked_patches():
         torch.testing.assert_close(terms["dense"], distance.gather(1, hidden).mean())
 
 
-def test_a_small_step_against_the_gradient_predicts_better():
-    model, objective = objective_of(dense_recipe("clip"))
+def test_crops_are_predicted_where_they_lie():
+    recipe = dense_recipe("clip", CROPS | {"crop_area": (0.25, 0.25)}, registers=2)
+    model, objective = objective_of(recipe)
+    assert isinstance(objective, DenseObjective)
+    batch, randomness = batch_of(), randomness_of(0.0)
+    _, terms = objective.forward(batch, randomness, torch.tensor(1.0))
+    vision, predictor = model.module.vision, objective.predictor
+    rows, columns = vision.grid_of(batch.images)
+    side = rows // 2
+    # A quarter of the area at half of the resolution: pixels are shifted by a part of one, and not scaled.
+    numbers = randomness.crop_numbers(3)
+    with torch.no_grad():
+        tokens = predictor.averaged.forward_features(batch.images).patch_tokens
+        wanted = (tokens - tokens.mean(1, keepdim=True)) / (tokens.var(1, correction=0, keepdim=True) + 1e-6).sqrt()
+        wanted, pixels = wanted.unflatten(1, (rows, columns)), vision.inputs(batch.images)
+        patch, distances = vision.config.patch_size, []
+        for index, (_, column, row) in enumerate(numbers.tolist()):
+            places = [torch.arange(side) + rows / 2 * start for start in (row, column)]
+            targets = bilinear(wanted[index], *places)
+            exact = [torch.arange(side * patch) + rows * patch / 2 * start for start in (row, column)]
+            crop = bilinear(pixels[index].permute(1, 2, 0), *exact).permute(2, 0, 1)
+            predicted = predictor.head(vision.forward_features(crop[None]).patch_tokens)[0]
+            distances.append((1 - F.cosine_similarity(predicted, targets.flatten(0, 1), dim=-1)).mean())
+        torch.testing.assert_close(terms["dense"], torch.stack(distances).mean(), rtol=1e-4, atol=1e-4)
+
+
+def bilinear(values: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """(H, W, C) at fractional rows and columns, written out."""
+    for dim, places in enumerate((rows, columns)):
+        low = places.floor().long()
+        share = (places - low).view(-1, *(1,) * (2 - dim))
+        low, high = low, (low + 1).clamp(max=values.shape[dim] - 1)
+        values = values.index_select(dim, low) * (1 - share) + values.index_select(dim, high) * share
+    return values
+
+
+def test_crops_lie_inside_and_have_the_area_that_is_asked_for():
+    uniform = torch.rand(500, 3, generator=torch.Generator().manual_seed(0))
+    boxes = crop_boxes(uniform, (0.25, 0.75))
+    sides = boxes[:, 0, 0]
+    assert torch.equal(sides, boxes[:, 1, 1]), "the image's own aspect"
+    assert 0.25 <= (sides**2).min() < 0.27
+    assert 0.73 < (sides**2).max() <= 0.75
+    for axis in (0, 1):
+        edges = boxes[:, axis, 2].abs() + sides
+        assert edges.max() <= 1 + 1e-6
+    whole = crop_boxes(uniform, (1.0, 1.0))
+    maps = torch.randn(500, 2, 4, 6)
+    torch.testing.assert_close(read_crops(maps, whole, (4, 6)), maps)
+    # A map of places says where a crop was read.
+    places = torch.stack(torch.meshgrid(torch.arange(4.0), torch.arange(6.0), indexing="ij")).expand(500, -1, -1, -1)
+    middle = read_crops(places, boxes, crop_grid((4, 6))).mean(dim=(2, 3))
+    torch.testing.assert_close(middle[:, 1], (boxes[:, 0, 2] + 1) * 3 - 0.5, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(middle[:, 0], (boxes[:, 1, 2] + 1) * 2 - 0.5, rtol=1e-4, atol=1e-4)
+    assert crop_grid((5, 4)) == (3, 2)
+
+
+@pytest.mark.parametrize("table", [TABLE, CROPS])
+def test_a_small_step_against_the_gradient_predicts_better(table):
+    model, objective = objective_of(dense_recipe("clip", table))
     batch, randomness, one = batch_of(), randomness_of(0.0), torch.tensor(1.0)
     before = objective.forward(batch, randomness, one)[1]["dense"]
     before.backward()
@@ -132,28 +202,29 @@ def test_the_average_begins_with_the_tower_and_follows_it():
     torch.testing.assert_close(averaged.cls_token, before + 0.1)
 
 
-def run_recipe(**changes: Any) -> Recipe:
-    changed: dict[str, Any] = copy.deepcopy(TINY_RECIPE) | {"dense": TABLE | {"decay": 0.8}} | changes
+def run_recipe(table: dict[str, Any] = TABLE, **changes: Any) -> Recipe:
+    changed: dict[str, Any] = copy.deepcopy(TINY_RECIPE) | {"dense": table | {"decay": 0.8}} | changes
     changed["stages"][0]["micro_batches"] = 2
     changed["optimizer"] = {"ema": 0.9}
     return parse_recipe(changed, "tiny")
 
 
-def test_a_run_resumes_exactly(shapes_folder, tmp_path):
+@pytest.mark.parametrize("table", [TABLE, CROPS])
+def test_a_run_resumes_exactly(table, shapes_folder, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    Trainer(run_recipe(), shapes_folder, whole).run()
-    first = Trainer(run_recipe(), shapes_folder, stopped)
+    Trainer(run_recipe(table), shapes_folder, whole).run()
+    first = Trainer(run_recipe(table), shapes_folder, stopped)
     first.stop.wanted = True
     with pytest.raises(Interrupted):
         first.run()
-    Trainer(run_recipe(), shapes_folder, stopped).run()
+    Trainer(run_recipe(table), shapes_folder, stopped).run()
     a, b = (load_file(run / "model" / "model.safetensors") for run in (whole, stopped))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not any(name.startswith(PREDICTOR) for name in a)
     train = [line for line in read_json_lines(whole / "metrics.jsonl") if line["kind"] == "train"]
     assert all(0 < line["dense"] < 2 for line in train)
     assert len({line["resolution"] for line in train}) > 1, "stages of several resolutions"
-    assert load_recipe(whole / "recipe.toml").dense == run_recipe().dense
+    assert load_recipe(whole / "recipe.toml").dense == run_recipe(table).dense
 
 
 def test_a_run_starts_its_average_from_the_weights_it_is_given(shapes_folder, tmp_path):
@@ -171,11 +242,16 @@ def test_a_run_starts_its_average_from_the_weights_it_is_given(shapes_folder, tm
     ("kind", "change", "message"),
     [
         ("openvision3", {}, "OpenVision 3 reconstructs its patches already"),
+        ("genlip", {}, "GenLIP's last block computes no patches"),
         ("clip", {"teacher": [{"source": "x"}]}, "teachers take the same place"),
         ("clip", {"warm_start": {"frozen": ["vision"]}}, "dense trains the vision tower"),
         ("clip", {"parallel": {"mode": "fsdp"}}, 'use parallel.mode = "ddp"'),
         ("clip", {"dense": {"weight": 0}}, "dense.weight"),
         ("clip", {"dense": {"mask": 1.0}}, "dense.mask"),
+        ("clip", {"dense": CROPS | {"mask": 0.4}}, 'mask is of kind = "masked"'),
+        ("clip", {"dense": TABLE | {"crop_area": [0.3, 0.5]}}, 'crop_area is of kind = "crops"'),
+        ("clip", {"dense": CROPS | {"crop_area": [0.5, 0.3]}}, "lower bound above its upper one"),
+        ("clip", {"dense": CROPS | {"crop_area": [0.0, 0.3]}}, "dense.crop_area"),
         ("clip", {"dense": {"masks": 0.5}}, r"unknown key dense.masks \(did you mean mask"),
     ],
 )

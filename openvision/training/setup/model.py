@@ -63,7 +63,7 @@ def _in_training(config: ModelConfig, taught: Sequence[Taught], dense: Dense | N
     if taught:
         model.add_module(HEADS, TeacherHeads(config.vision.width, taught))
     if dense is not None:
-        model.add_module(PREDICTOR, DensePredictor(config.vision))
+        model.add_module(PREDICTOR, DensePredictor(config.vision, dense.kind))
     return model
 
 
