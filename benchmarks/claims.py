@@ -17,6 +17,7 @@ suite alone; learning rates come from tuned.json, which `tune` writes, or from `
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -64,7 +65,10 @@ class Claims:
         self.machine = Machine(_device_name(self.device), arguments.at_once, workers, threads, work)
         self.suite: str = arguments.suite
         self.start: str | None = arguments.start
+        self.start_seconds: float | None = arguments.start_seconds
         self.cores = cores
+        if self.start_seconds is not None and (self.start is None or not 0 < self.start_seconds < math.inf):
+            raise OpenVisionError("--start-seconds is the time of the run behind --start, a number above 0; give both")
 
     def say(self, message: str) -> None:
         """Print a line and keep it beside the rows."""
@@ -135,6 +139,7 @@ class Claims:
                         group="",
                         members=(),
                         start=self.start,
+                        start_seconds=self.start_seconds,
                         speeds=self.speeds_of(name) if seconds is not None and table != SPEEDS else (),
                     )
                     found.append(replace(task, folder=str(self.machine.work / "runs" / task.name)))
@@ -331,6 +336,7 @@ def parse() -> argparse.Namespace:
     common.add_argument("--workers", type=int, help="decoding processes of each run")
     common.add_argument("--scenes", type=int, help="training scenes")
     common.add_argument("--start", help="model folder that every run starts from; fresh weights by default")
+    common.add_argument("--start-seconds", type=float, help="planned seconds of the run that --start comes from")
     common.add_argument("--smoke", action="store_true", help="tiny towers, few scenes")
     measured = argparse.ArgumentParser(add_help=False)
     measured.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

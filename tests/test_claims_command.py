@@ -169,6 +169,11 @@ def test_rows_of_other_budgets_stand_apart(parts):
     assert "| seeds | 1 | 1 | 1 |  |" in parts.rows.markdown(rows)
     assert "starts from" not in parts.rows.markdown(rows)
     assert "| starts from | fresh weights | runs/m |" in parts.rows.markdown([row_of(), row_of(start="runs/m")])
+    behind = [row_of(seed=seed, start=f"runs/m-seed{seed}/model", start_seconds=360.0) for seed in (0, 1)]
+    found = parts.rows.markdown(behind)
+    assert "| seeds | 2 |" in found
+    assert "behind 360 |" in found
+    assert "| starts from | runs/m-seed*/model |" in found
 
 
 def test_every_variant_is_a_recipe_in_every_size(parts):
@@ -321,7 +326,7 @@ def test_rows_come_as_runs_end_and_failures_are_told(parts, tmp_path, monkeypatc
 def claims(parts, tmp_path):
     arguments = argparse.Namespace(
         command="table", smoke=True, scenes=None, out=tmp_path / "out", work=tmp_path / "work", device="cpu",
-        workers=None, at_once=2, suite="scenes", start=None,
+        workers=None, at_once=2, suite="scenes", start=None, start_seconds=None,
     )  # fmt: skip
     return parts.claims.Claims(arguments)
 
@@ -403,6 +408,10 @@ def test_lines_are_drawn_against_planned_seconds_and_bars_are_means(parts, monke
     assert names.lines[0].get_xydata().tolist() == [[0, 0], [200, pytest.approx(10)], [500, pytest.approx(20)]]
     assert sentences.lines[0].get_xydata().tolist()[-1] == [500, pytest.approx(10)]
     assert [bar.get_height() for bar in bars.patches] == [pytest.approx(45)]
+    # What it starts from was not measured here: the line begins behind it.
+    parts.figure.picture([row_of("clip", **slow, start="m", start_seconds=360.0)])
+    line = drawn["made"].axes[1].lines[0].get_xydata().tolist()
+    assert line == [[560, pytest.approx(10)], [860, pytest.approx(20)]]
 
 
 def show(parts, folder: Path, monkeypatch, *arguments: str) -> None:

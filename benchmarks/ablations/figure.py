@@ -30,7 +30,9 @@ def is_drawn(row: JsonObject) -> bool:
 
 
 def picture(rows: Sequence[JsonObject]) -> bytes:
-    """PNG of rows of equal planned time: every line or bar a variant, its mean over seeds and the range of them."""
+    """PNG of rows of equal planned time, that of what they start from included: every line or bar a variant, its mean
+    over seeds and the range of them.
+    """
     sides: dict[str, list[JsonObject]] = {}
     for row in rows:
         sides.setdefault(row["title"], []).append(row)
@@ -87,7 +89,9 @@ def crossing(rows: Sequence[JsonObject]) -> bytes:
 
 def _line(axis: "Axes", rows: Sequence[JsonObject], metric: str, colour: str, title: str) -> None:
     curves = [[(_planned(row, point), 100 * point[metric]) for point in row["curve"]] for row in rows]
-    seconds, means, lows, highs = [0.0], [0.0], [0.0], [0.0]
+    # What a run starts from was not measured here, so its line begins where it was.
+    fresh = not any(_before(row) for row in rows)
+    seconds, means, lows, highs = ([0.0] * fresh for _ in range(4))
     for seeds in zip(*curves, strict=False):
         values = [value for _, value in seeds]
         seconds.append(statistics.mean(second for second, _ in seeds))
@@ -100,7 +104,12 @@ def _line(axis: "Axes", rows: Sequence[JsonObject], metric: str, colour: str, ti
 
 def _planned(row: JsonObject, point: JsonObject) -> float:
     """Planned seconds at a point of a run, which took longer beside other work or on another machine."""
-    return row["planned_seconds"] * point["seconds"] / row["seconds"]
+    return _before(row) + row["planned_seconds"] * point["seconds"] / row["seconds"]
+
+
+def _before(row: JsonObject) -> float:
+    """Planned seconds of the run that this one starts from."""
+    return row.get("start_seconds") or 0.0
 
 
 def _bar(axis: "Axes", place: float, values: Sequence[float], width: float, colour: str) -> None:

@@ -6,6 +6,7 @@ its evaluation was cut short.
 """
 
 import json
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ _UNTAUGHT = ("chance_", "majority_", "pixels", "untrained_")
 _NOT_SHARES = ("loss", "median", "count")
 TUNING, SPEEDS = "tuning", "speeds"
 """Rows of these are no results: they serve the runs of the tables."""
-_KEY = ("variant", "seed", "world", "suite", "profile", "rate", "planned_seconds", "planned_samples", "start")
+_BUDGET = ("planned_seconds", "planned_samples", "start", "start_seconds")
+_KEY = ("variant", "seed", "world", "suite", "profile", "rate", *_BUDGET)
 
 
 def key_of(row: JsonObject) -> tuple[object, ...]:
@@ -105,11 +107,23 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
+def _start(row: JsonObject) -> str | None:
+    """What a run starts from; where the seconds of that run are counted, each seed has its own."""
+    start = row.get("start")
+    return re.sub(rf"seed{row['seed']}(?!\d)", "seed*", start) if start and row.get("start_seconds") else start
+
+
+def _seconds(rows: Sequence[JsonObject]) -> str:
+    """Seconds of training, and of the runs that these start from."""
+    before = rows[0].get("start_seconds")
+    return spread([row["seconds"] for row in rows], 0) + (f" behind {before:.0f}" if before else "")
+
+
 def markdown(rows: Sequence[JsonObject]) -> str:
     """A table with a column for each variant and budget: mean and standard deviation over seeds of each metric."""
     groups: dict[tuple[object, ...], list[JsonObject]] = {}
     for row in rows:
-        budget = (row.get("planned_seconds"), row.get("planned_samples"), row.get("start"))
+        budget = (row.get("planned_seconds"), row.get("planned_samples"), _start(row), row.get("start_seconds"))
         groups.setdefault((row["title"], row["world"], row["profile"], row["rate"], *budget), []).append(row)
     columns = list(groups.values())
     lines = [
@@ -117,11 +131,11 @@ def markdown(rows: Sequence[JsonObject]) -> str:
         ["---", *("---:" for _ in columns), "---:"],
         ["seeds", *(str(len(group)) for group in columns), ""],
         ["learning rate", *(f"{group[0]['rate']:g}" for group in columns), ""],
-        ["seconds", *(spread([row["seconds"] for row in group], 0) for group in columns), ""],
+        ["seconds", *(_seconds(group) for group in columns), ""],
         ["samples", *(spread([row["samples"] for row in group], 0) for group in columns), ""],
     ]
     if any(row.get("start") for row in rows):
-        lines.append(["starts from", *(group[0].get("start") or "fresh weights" for group in columns), ""])
+        lines.append(["starts from", *(_start(group[0]) or "fresh weights" for group in columns), ""])
     for title, metric in metrics_of(rows):
         cells = [spread(values_of(group, title, metric)) for group in columns]
         lines.append([f"{title}, {metric}", *cells, spread(untaught(rows, title, metric))])

@@ -67,6 +67,8 @@ class Task:
     """Of each stage, as they were measured before; empty where the run measures them itself."""
     start: str | None = None
     """Model folder that the run starts from, or None for fresh weights."""
+    start_seconds: float | None = None
+    """Planned seconds of the run that made it."""
 
     @property
     def name(self) -> str:
@@ -171,6 +173,7 @@ def _facts(task: Task, chosen: Variant) -> JsonObject:
         "planned_seconds": task.seconds,
         "planned_samples": task.samples,
         "start": task.start,
+        "start_seconds": task.start_seconds,
         "at_once": len(task.members),
         "loader_workers": task.workers,
         "machine": machine(task.device),

@@ -433,7 +433,7 @@ def costs_as(one: Variant, other: Variant) -> bool:
 
 def _is_free(change: str) -> bool:
     """Whether an override changes no cost: a weight of a decoder that is still there, an initial value, a factor of a
-    rate, a mask, or where weights come from.
+    rate, whether a decoder masks padding, or which towers are taken over.
     """
     key, _, value = change.partition("=")
     free = ("model.vision.layer_scale", "model.decoder.reads_padding", "warm_start.towers")

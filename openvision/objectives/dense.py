@@ -38,10 +38,12 @@ def crop_boxes(uniform: Tensor, area: tuple[float, float]) -> Tensor:
 def read_crops(maps: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps (B, C, H, W) inside `boxes` -> (B, C, *size), bilinear between the centres of pixels or patches.
 
-    Images and maps of patches of the same images give the same places.
+    Images and maps of patches of the same images give the same places, whatever autocast is on: it would round the
+    places. Nothing is blurred before it is made smaller.
     """
-    grid = F.affine_grid(boxes.to(maps.dtype), [len(maps), 1, *size], align_corners=False)
-    return F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
+    with torch.autocast(maps.device.type, enabled=False):
+        grid = F.affine_grid(boxes.to(maps.dtype), [len(maps), 1, *size], align_corners=False)
+        return F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
 
 
 def crop_grid(grid: tuple[int, int]) -> tuple[int, int]:

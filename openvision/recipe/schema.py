@@ -24,7 +24,7 @@ from openvision.frozen.perceptual import LEAST_PIXELS
 from openvision.images.augment import Augment
 from openvision.images.native import NativeShapes
 from openvision.models.bounds import check_patches
-from openvision.models.genlip import GenLipConfig
+from openvision.models.genlip import KIND_GENLIP, GenLipConfig
 from openvision.models.openvision import OpenVisionConfig
 from openvision.models.openvision2 import KIND, OpenVision2Config
 from openvision.models.openvision3 import OpenVision3Config
@@ -93,7 +93,7 @@ class Recipe(Section):
     teacher: tuple[TeacherTable, ...] | None = None
     """Frozen encoders to distil from: tables `[[teacher]]`."""
     dense: Dense | None = None
-    """Masked prediction of an averaged tower's patches."""
+    """Prediction of an averaged tower's patches."""
     run: Run = Run()
     parallel: Parallel = Parallel()
 
@@ -103,7 +103,7 @@ class Recipe(Section):
         """The loss says which learned numbers the model has; a recipe need not say it twice."""
         if not isinstance(data, dict) or not isinstance(model := data.get("model"), dict):
             return data
-        if _kind(model) == KIND:
+        if _kind(model) in (KIND, KIND_GENLIP):
             return data
         try:
             options = Loss.model_validate(data.get("loss", {})).model_options
@@ -268,6 +268,15 @@ class Recipe(Section):
             raise ValueError("dense trains the vision tower, which warm_start.frozen names; leave one of them out")
         if self.parallel.mode == "fsdp":
             raise ValueError('dense: the averaged tower is not sharded; use parallel.mode = "ddp"')
+        least = 3 if self.dense.kind == "crops" else 2
+        for index, stage in enumerate(self.stages):
+            shapes = self.shapes_of(stage)
+            pixels = stage.resolution if shapes is None else shapes.shortest_side
+            if (patches := min(self.model.vision.grid(pixels, pixels))) < least:
+                raise ValueError(
+                    f"dense: a side of {pixels} px of stages.{index} has {patches} patch{'es' * (patches > 1)}, and "
+                    f"{self.dense.kind} need {least} to tell apart; choose a larger resolution"
+                )
         return self
 
     @model_validator(mode="after")
@@ -311,7 +320,10 @@ class Recipe(Section):
     def _numbers_agree(self) -> "Recipe":
         wanted = self.loss.model_options
         if self.model.text is None and (any(wanted.values()) or self.loss.captions == "joint"):
-            raise ValueError("OpenVision 2 contrasts nothing; leave loss.kind, loss.captions and loss.logit_scales out")
+            raise ValueError(
+                f"a model of kind {self.model.kind} contrasts nothing; leave loss.kind, loss.captions and "
+                "loss.logit_scales out"
+            )
         for name in wanted:
             if getattr(self.model, name, False) and not wanted[name]:
                 raise ValueError(f"model.{name} follows from [loss], which does not ask for it; leave the key out")

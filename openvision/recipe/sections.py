@@ -380,8 +380,8 @@ class Dense(Section):
     """Table [dense]: prediction of an averaged tower's patches, which is to improve the patch tokens."""
 
     kind: Literal["masked", "crops"] = "masked"
-    """What the student sees of the image: "masked", all but some patches; "crops", an enlarged part of it, read at half
-    of the image's resolution."""
+    """What the student sees of the image: "masked", all but some patches; "crops", a part of it, drawn to half of the
+    image's side."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Of 1 - cosine of prediction and average, the mean over masked patches or over those of the crop."""
     mask: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -396,7 +396,7 @@ class Dense(Section):
         for key, kind in (("mask", "masked"), ("crop_area", "crops")):
             # A run's recorded recipe has every key.
             if kind != self.kind and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f'{key} is of kind = "{kind}"; leave it out, or set kind to it')
+                raise ValueError(f'{key} is of kind = "{kind}"; leave it out, or set kind = "{kind}"')
         if self.crop_area[0] > self.crop_area[1]:
             raise ValueError(f"crop_area {list(self.crop_area)} has its lower bound above its upper one; swap them")
         return self

@@ -5,7 +5,7 @@ average of the student's tower makes of its patches. Two kinds:
 
 - masked: a share of the patches is replaced by a learned token, and these are predicted (iBOT, arXiv 2111.07832, and
   data2vec, arXiv 2202.03555; beside contrast with texts in TIPS, arXiv 2410.16512);
-- crops: the student reads an enlarged part of the image at half of its resolution, and predicts what the average, which
+- crops: the student reads a part of the image, drawn to half of the image's side, and predicts what the average, which
   reads the image, has at the places of the crop's patches (DINO's local crops, arXiv 2104.14294, and SILC, arXiv
   2310.13355, predict one vector from a crop; here it is patch by patch, as in VICRegL, arXiv 2210.01571).
 
@@ -15,6 +15,7 @@ resumed run is the uninterrupted one, and they are left out of what is evaluated
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +39,9 @@ _STREAM = 0x6D61736B
 
 
 class DensePredictor(nn.Module):
-    """The averaged tower, the token that stands for a masked patch, and the head that predicts."""
+    """The averaged tower, the head that predicts, and for masks the token that stands for a masked patch."""
 
-    def __init__(self, vision: VisionConfig, kind: str = "masked") -> None:
+    def __init__(self, vision: VisionConfig, kind: Literal["masked", "crops"] = "masked") -> None:
         super().__init__()
         # Nobody pools what it sees.
         self.averaged = VisionTransformer(replace(vision, pool="mean"), None).requires_grad_(False)
@@ -69,7 +70,7 @@ class DensePredictor(nn.Module):
 
 @dataclass(frozen=True)
 class DenseObjective:
-    """An objective, and the masked prediction of patches beside it."""
+    """An objective, and the prediction of patches beside it."""
 
     inner: Objective
     vision: VisionTransformer
@@ -108,8 +109,8 @@ class DenseObjective:
         self.predictor.follow(self.vision, self.table.decay)
 
     def _distance(self, images: Tensor, randomness: SampleRandomness) -> Tensor:
-        side = self._crops if self.table.kind == "crops" else self._masked
-        seen, targets = side(images, randomness)
+        read = self._crops if self.table.kind == "crops" else self._masked
+        seen, targets = read(images, randomness)
         share = torch.full((len(images),), randomness.share / len(images), device=images.device)
         return cosine_distance(self.predictor.head(seen), targets, share)
 

@@ -63,6 +63,7 @@ MODELS["distilled"] = {
 }
 MODELS["sigmoid"] = {**MODELS["openvision"], "loss": {"kind": "sigmoid", "logit_scales": "per_text"}}
 MODELS["dense"] = {**MODELS["openvision"], "dense": {"weight": 0.5}}
+MODELS["dense_crops"] = {**MODELS["openvision"], "dense": {"kind": "crops", "weight": 0.5}}
 _MASKED = {"pad_id": 0, "pool": "mean"}
 MODELS["trimmed"] = {
     "model": {
@@ -114,7 +115,7 @@ def run(out: str, parallel: dict[str, Any], only: str | None) -> None:
     written: dict[str, torch.Tensor] = {}
     with join_processes(Parallel(**parallel).start_timeout_seconds, Parallel(**parallel).replicate) as processes:
         for name, micro_batches in CASES:
-            if only not in (None, name) or (name == "dense" and parallel.get("mode") == "fsdp"):
+            if only not in (None, name) or (name.startswith("dense") and parallel.get("mode") == "fsdp"):
                 continue
             recipe = recipe_of(name, parallel)
             taught = load_teachers(recipe.teacher or ())

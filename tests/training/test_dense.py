@@ -24,6 +24,7 @@ from tests.training.small_step import batch_of, randomness_of, recipe_of
 
 TABLE = {"weight": 0.5, "mask": 0.4, "decay": 0.9}
 CROPS = {"kind": "crops", "weight": 0.5, "decay": 0.9}
+STAGE = {"resolution": 32, "samples": 8, "batch_size": 8, "base_learning_rate": 0.01}
 TABLES = {"masked": TABLE, "crops": CROPS}
 
 
@@ -157,12 +158,16 @@ def test_crops_lie_inside_and_have_the_area_that_is_asked_for():
     whole = crop_boxes(uniform, (1.0, 1.0))
     maps = torch.randn(500, 2, 4, 6)
     torch.testing.assert_close(read_crops(maps, whole, (4, 6)), maps)
+    exact = read_crops(maps, boxes, (2, 3))
     # A map of places says where a crop was read.
     places = torch.stack(torch.meshgrid(torch.arange(4.0), torch.arange(6.0), indexing="ij")).expand(500, -1, -1, -1)
     middle = read_crops(places, boxes, crop_grid((4, 6))).mean(dim=(2, 3))
     torch.testing.assert_close(middle[:, 1], (boxes[:, 0, 2] + 1) * 3 - 0.5, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(middle[:, 0], (boxes[:, 1, 2] + 1) * 2 - 0.5, rtol=1e-4, atol=1e-4)
     assert crop_grid((5, 4)) == (3, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        # Places rounded to bfloat16 would be pixels away in a large image.
+        torch.testing.assert_close(read_crops(maps, boxes, (2, 3)), exact)
 
 
 @pytest.mark.parametrize("table", [TABLE, CROPS])
@@ -204,7 +209,8 @@ def test_the_average_begins_with_the_tower_and_follows_it():
 
 def run_recipe(table: dict[str, Any] = TABLE, **changes: Any) -> Recipe:
     changed: dict[str, Any] = copy.deepcopy(TINY_RECIPE) | {"dense": table | {"decay": 0.8}} | changes
-    changed["stages"][0]["micro_batches"] = 2
+    # Three patches a side are the fewest for crops.
+    changed["stages"][0] |= {"micro_batches": 2, "resolution": 24}
     changed["optimizer"] = {"ema": 0.9}
     return parse_recipe(changed, "tiny")
 
@@ -243,11 +249,14 @@ def test_a_run_starts_its_average_from_the_weights_it_is_given(shapes_folder, tm
     [
         ("openvision3", {}, "OpenVision 3 reconstructs its patches already"),
         ("genlip", {}, "GenLIP's last block computes no patches"),
+        ("genlip", {"dense": None, "loss": {"kind": "sigmoid"}}, "a model of kind genlip contrasts nothing"),
         ("clip", {"teacher": [{"source": "x"}]}, "teachers take the same place"),
         ("clip", {"warm_start": {"frozen": ["vision"]}}, "dense trains the vision tower"),
         ("clip", {"parallel": {"mode": "fsdp"}}, 'use parallel.mode = "ddp"'),
         ("clip", {"dense": {"weight": 0}}, "dense.weight"),
         ("clip", {"dense": {"mask": 1.0}}, "dense.mask"),
+        ("clip", {"stages": [STAGE | {"resolution": 8}]}, "has 1 patch, and masked need 2"),
+        ("clip", {"stages": [STAGE | {"resolution": 16}], "dense": CROPS}, "has 2 patches, and crops need 3"),
         ("clip", {"dense": CROPS | {"mask": 0.4}}, 'mask is of kind = "masked"'),
         ("clip", {"dense": TABLE | {"crop_area": [0.3, 0.5]}}, 'crop_area is of kind = "crops"'),
         ("clip", {"dense": CROPS | {"crop_area": [0.5, 0.3]}}, "lower bound above its upper one"),

@@ -216,8 +216,8 @@ class _Changes:
                 f"({_difference(ours, theirs) or (wrong or deeper)[0]}); copy the shape from the recipe of that model, "
                 f"or leave [model] out to take it over{self._remedy(ours, theirs)}"
             )
-        # No parameter's shape shows the number of heads.
-        wanted, found = (tower.config.heads for tower in (ours, theirs))  # pyright: ignore[reportAttributeAccessIssue]
+        # No parameter's shape shows the number of heads. GenLIP's caption has none: its blocks are the vision tower's.
+        wanted, found = (getattr(tower.config, "heads", None) for tower in (ours, theirs))
         if wanted != found:
             raise OpenVisionError(
                 f"start = {self.source!r}: its {name} tower has {found} heads, the recipe's model.{name} has {wanted}; "

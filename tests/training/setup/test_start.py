@@ -18,7 +18,7 @@ from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
 from openvision.models.decoders.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.openvision import OpenVision, OpenVisionConfig
-from openvision.models.openvision2 import OpenVision2, OpenVision2Config
+from openvision.models.openvision2 import AnyModel, OpenVision2, OpenVision2Config, build_model
 from openvision.models.text import TextConfig
 from openvision.models.vision import VisionConfig
 from openvision.recipe.schema import Recipe, load_recipe, parse_recipe
@@ -30,14 +30,15 @@ from openvision.weights.folder import save_folder
 from openvision.weights.jax import to_jax
 from openvision.weights.load import load_checkpoint
 from tests.conftest import draw
+from tests.training.small_step import recipe_of
 
 VISION = VisionConfig(width=32, depth=2, mlp_dim=64, heads=2, patch_size=8, image_size=32)
 V1 = OpenVisionConfig(16, VISION, TextConfig(32, 1, 64, 2, 64, 8))
 V2 = OpenVision2Config(VISION, AutoregressiveDecoderConfig(32, 1, 64, 2, 64, 9))
 
 
-def saved(model: OpenVision | OpenVision2, folder: Path) -> str:
-    save_folder(folder, model, Tokenizer.train(["a red bar"], 64), "", {})
+def saved(model: AnyModel, folder: Path) -> str:
+    save_folder(folder, model, Tokenizer.train(["a red bar"], 40), "", {})
     return str(folder)
 
 
@@ -72,6 +73,14 @@ def test_version_1_from_a_tower_without_head(tmp_path):
 def test_version_2_takes_its_decoder_along(tmp_path):
     source, fresh = OpenVision2(V2), OpenVision2(V2)
     assert start_from(fresh, saved(source, tmp_path / "v2")) == ["vision", "decoder"]
+    assert equal(fresh, source)
+
+
+@pytest.mark.parametrize("kind", ["openvision", "clip", "sigmoid", "joint", "openvision2", "openvision3", "genlip"])
+def test_every_kind_goes_on_from_its_own(kind, tmp_path):
+    config = recipe_of(kind).model
+    source, fresh = build_model(config), build_model(config)
+    start_from(fresh, saved(source, tmp_path / "start"))
     assert equal(fresh, source)
 
 
