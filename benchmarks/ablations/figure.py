@@ -18,6 +18,8 @@ BARS = (
     ("heldout_combinations, short sentences", "t2i_r1", "short sentence\nto scene, R@1"),
     ("heldout_combinations, short sentences", "t2i_r5", "R@5"),
 )
+# Beside them where recipes are compared: what patches tell.
+PATCHES = ("heldout_combinations, masks", "linear_miou", "object masks\nby patch, mIoU")
 # Metrics of the lines, measured between stages.
 CURVES = (("sentence_t2i_r1", "caption sentence to scene, R@1"), ("top1", "main object named, top-1"))
 # One hue for each side; ours are the first two.
@@ -36,8 +38,8 @@ def picture(rows: Sequence[JsonObject]) -> bytes:
     sides: dict[str, list[JsonObject]] = {}
     for row in rows:
         sides.setdefault(row["title"], []).append(row)
-    made = figure(13.2, 3.9)
-    *lines, right = made.subplots(1, 3, width_ratios=(1, 1, 1.5))
+    made = figure(14.4, 3.9)
+    *lines, right = made.subplots(1, 3, width_ratios=(1, 1, 2))
     for axis, (metric, label) in zip(lines, CURVES, strict=True):
         for colour, (title, own) in zip(COLOURS, sides.items(), strict=False):
             _line(axis, own, metric, colour, title)
@@ -45,13 +47,13 @@ def picture(rows: Sequence[JsonObject]) -> bytes:
         axis.set_xlabel("planned seconds of one core; validation scenes", color=LIGHT.muted, fontsize=9)
         axis.set_ylim(bottom=0)
     lines[0].legend(frameon=False, labelcolor=LIGHT.text, fontsize=8.5, loc="upper left")
-    width = 0.8 / max(len(sides), 1)
+    width, bars = 0.8 / max(len(sides), 1), (*BARS, PATCHES)
     for number, (colour, own) in enumerate(zip(COLOURS, sides.values(), strict=False)):
-        for place, (title, metric, _) in enumerate(BARS):
+        for place, (title, metric, _) in enumerate(bars):
             if values := values_of(own, title, metric):
                 _bar(right, place + (number - (len(sides) - 1) / 2) * width, values, width, colour)
     style(right, LIGHT, "held-out scenes, at the end, %")
-    right.set_xticks(range(len(BARS)), [label for _, _, label in BARS], color=LIGHT.text, fontsize=9)
+    right.set_xticks(range(len(bars)), [label for _, _, label in bars], color=LIGHT.text, fontsize=9)
     right.margins(y=0.15)
     made.tight_layout(w_pad=2.0)
     return to_png(made)

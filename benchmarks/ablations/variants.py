@@ -176,11 +176,9 @@ VARIANTS: dict[str, Variant] = {
     "scaled_positions": Variant(
         "without decoder, positions scaled with the grid", (*_NO_DECODER, "model.vision.position_side=8"), "full"
     ),
-    "captions_first": Variant(
-        "two texts behind captions alone", (*_NO_DECODER, 'warm_start.towers=["vision"]'), "full"
-    ),
+    "captions_first": Variant("captions first, then two texts", (*_NO_DECODER, 'warm_start.towers=["vision"]'), "full"),
     "captions_first_locked": Variant(
-        "two texts behind captions alone, vision tower locked",
+        "captions first, then two texts, vision tower locked",
         (*_NO_DECODER, 'warm_start.towers=["vision"]', 'warm_start.frozen=["vision"]'),
         "full",
     ),
@@ -222,7 +220,12 @@ VARIANTS: dict[str, Variant] = {
         world=World(one_sentence=True),
     ),
     "decoder4": Variant("full recipe, decoder at 4 times the rate", ("optimizer.multipliers.decoder=4",), "full"),
-    "clip_bytes": Variant("plain CLIP, byte-level BPE", _CLIP, "clip", vocabulary="bytes"),
+    "new_vocabulary": Variant(
+        "plain CLIP, goes on with byte-level BPE",
+        (*_CLIP, "warm_start.vocabulary=by_entry"),
+        "clip",
+        vocabulary="bytes",
+    ),
     "padding_unread": Variant(
         "full recipe, decoder reads no padding", (*_MASKED, "model.decoder.reads_padding=false"), "full"
     ),
@@ -275,6 +278,7 @@ TABLES: dict[str, tuple[str, ...]] = {
         "dense",
         "dense_light",
         "dense_crops",
+        "new_vocabulary",
         "registers",
         "map",
         "no_decoder",
@@ -294,7 +298,7 @@ TABLES: dict[str, tuple[str, ...]] = {
         "deeper_even",
         "deeper_first",
     ),
-    "r": ("full", "decoder4", "padding_unread", "clip", "clip_bytes"),
+    "r": ("full", "decoder4", "padding_unread"),
     "n": ("wide_square", "wide_native"),
     "w": ("signs_full", "signs_no_decoder", "signs_clip"),
     "k": ("full", "no_decoder", "clip", "openvision2", "genlip", "genlip_unscaled"),
@@ -433,10 +437,10 @@ def costs_as(one: Variant, other: Variant) -> bool:
 
 def _is_free(change: str) -> bool:
     """Whether an override changes no cost: a weight of a decoder that is still there, an initial value, a factor of a
-    rate, whether a decoder masks padding, or which towers are taken over.
+    rate, whether a decoder masks padding, or what of the weights is taken over.
     """
     key, _, value = change.partition("=")
-    free = ("model.vision.layer_scale", "model.decoder.reads_padding", "warm_start.towers")
+    free = ("model.vision.layer_scale", "model.decoder.reads_padding", "warm_start.towers", "warm_start.vocabulary")
     return key in free or key.startswith("optimizer.multipliers.") or (key == "loss.caption" and float(value) > 0)
 
 

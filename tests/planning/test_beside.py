@@ -209,9 +209,11 @@ def test_the_plan_of_a_recipe_with_a_teacher():
 
 
 def test_the_plan_of_a_recipe_with_a_dense_objective():
-    made = plan("beyond/dense-b16.toml")
-    names = [part.name for part in made.stages[0].towers]
-    assert names[-3:] == ["masked pass", "dense head", "averaged tower"]
+    made, masked = (plan("beyond/dense-b16.toml", **change) for change in ({}, {"dense": '{kind = "masked"}'}))
+    for one, again in ((made, "crops"), (masked, "masked pass")):
+        names = [part.name for part in one.stages[0].towers]
+        assert names[-3:] == [again, "dense head", "averaged tower"]
+    assert made.flops < masked.flops
     assert {fit.setting.sharding for fit in made.stages[0].fits} == {"replicated"}
     parameters = made.parameters
     assert set(parameters.frozen) == {"averaged tower"}
