@@ -3,11 +3,11 @@ PYTHON ?= python3
 # Installed first and by exact version, so that nothing else pulls in another build. Another one: make TORCH=torch==2.14.0
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
 # Stock timm and open_clip import torchvision, which must fit the torch above; only tests need them.
 ORACLE := .venv-oracle/bin
-ORACLE_PIP := $(ORACLE)/python -m pip install --quiet --no-compile --disable-pip-version-check
+ORACLE_PIP := $(ORACLE)/python -m pip install --quiet --disable-pip-version-check
 # The demo's page in a browser.
 DEMO := .venv-demo/bin
 TORCHVISION ?= torchvision==0.28.0
@@ -66,7 +66,7 @@ licences: .venv/.dev .venv-licences/.ready
 
 .venv-licences/.ready:
 	$(PYTHON) -m venv .venv-licences
-	.venv-licences/bin/python -m pip install --quiet --no-compile --disable-pip-version-check pip-licenses cyclonedx-bom
+	.venv-licences/bin/python -m pip install --quiet --disable-pip-version-check pip-licenses cyclonedx-bom
 	touch $@
 
 # A wheel and a source archive in dist/.
@@ -105,7 +105,7 @@ clean:
 .venv-demo/.ready: pyproject.toml | .venv/.dev
 	$(PYTHON) -m venv .venv-demo
 	$(BIN)/python $(SITE) > "$$($(DEMO)/python $(SITE))/venv.pth"
-	$(DEMO)/python -m pip install --quiet --no-compile --disable-pip-version-check "gradio>=6" playwright
+	$(DEMO)/python -m pip install --quiet --disable-pip-version-check "gradio>=6" playwright
 	touch $@
 
 # It adds to the packages of .venv, which do not see the added ones: torch, the largest, is installed once.

@@ -20,7 +20,7 @@ from openvision.training.step import forward_backward
 
 GLOBAL = 16
 TOWER = {"width": 32, "depth": 2, "mlp_dim": 64, "heads": 2}
-VISION = {**TOWER, "patch_size": 8, "image_size": 16}
+VISION = {**TOWER, "patch_size": 8, "image_size": 24}
 MODELS: dict[str, dict[str, Any]] = {
     "openvision": {
         "model": {
@@ -78,7 +78,8 @@ CASES = [(name, micro_batches) for name in MODELS for micro_batches in (2, 1)]
 
 def recipe_of(name: str, parallel: dict[str, Any]) -> Recipe:
     """A recipe of one stage."""
-    stage = {"resolution": 16, "samples": GLOBAL, "batch_size": GLOBAL, "base_learning_rate": 0.01, "drop_path": 0.2}
+    # Three patches a side are the fewest for crops.
+    stage = {"resolution": 24, "samples": GLOBAL, "batch_size": GLOBAL, "base_learning_rate": 0.01, "drop_path": 0.2}
     rest = {"name": name, "data": {"train": "train", "vocab_size": 64}, "stages": [stage], "parallel": parallel}
     return parse_recipe({**MODELS[name], **rest}, name)
 
@@ -89,7 +90,7 @@ def batch_of(processes: Processes, context: int, trimmed: bool) -> Batch:
     rows = slice(processes.rank * GLOBAL // processes.size, (processes.rank + 1) * GLOBAL // processes.size)
     lengths = torch.randint(1, 11, (GLOBAL,), generator=rng).sort().values
     tensors = {
-        "images": torch.randint(0, 256, (GLOBAL, 3, 16, 16), generator=rng, dtype=torch.uint8),
+        "images": torch.randint(0, 256, (GLOBAL, 3, 24, 24), generator=rng, dtype=torch.uint8),
         "alt_ids": torch.randint(0, 64, (GLOBAL, context), generator=rng),
         "sentence_ids": torch.randint(0, 64, (GLOBAL, context), generator=rng),
         "labels": torch.randint(0, 64, (GLOBAL, 10), generator=rng),

@@ -133,7 +133,7 @@ def test_a_number_that_the_loss_does_not_ask_for_is_refused():
     changed["model"]["logit_bias"] = True
     with pytest.raises(OpenVisionError, match=r"model.logit_bias follows from \[loss\], which does not ask for it"):
         parse_recipe(changed, "tiny")
-    with pytest.raises(OpenVisionError, match="OpenVision 2 contrasts nothing"):
+    with pytest.raises(OpenVisionError, match="a model of kind openvision2 contrasts nothing"):
         parse_recipe(
             recipe_of("openvision2").model_dump() | {"loss": {"contrastive": 0, "texts": [], "kind": "sigmoid"}}, "v2"
         )
