@@ -331,6 +331,16 @@ def claims(parts, tmp_path):
     return parts.claims.Claims(arguments)
 
 
+@pytest.mark.parametrize(("start", "seconds"), [(None, 360.0), ("m", 0.0), ("m", float("nan"))])
+def test_the_time_of_a_start_needs_a_start_and_is_a_time(parts, tmp_path, start, seconds):
+    arguments = argparse.Namespace(
+        command="table", smoke=True, scenes=None, out=tmp_path / "out", work=tmp_path / "work", device="cpu",
+        workers=None, at_once=2, suite="scenes", start=start, start_seconds=seconds,
+    )  # fmt: skip
+    with pytest.raises(OpenVisionError, match="--start-seconds is the time of the run behind --start"):
+        parts.claims.Claims(arguments)
+
+
 def test_runs_whose_rows_are_there_are_not_made_again(claims, monkeypatch):
     monkeypatch.setattr(type(claims), "data_of", lambda self, name: (Path("d"), Path("h"), Path("v")))
 

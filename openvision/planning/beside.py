@@ -124,8 +124,9 @@ class Additions:
 
     def _second_pass(self, side: int, predicted: int, texts: int) -> Stack:
         """The second pass through the tower, of which the last block computes the predicted patches."""
+        assert self.dense is not None
         tower = next(stack for stack in stacks(self.model, side, texts) if stack.name == "vision")
-        return tower if self.dense is None or self.dense.kind == "crops" else replace(tower, last_tokens=predicted)
+        return replace(tower, last_tokens=predicted) if self.dense.kind == "masked" else tower
 
 
 def _title(table: TeacherTable) -> str:

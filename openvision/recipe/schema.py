@@ -268,14 +268,16 @@ class Recipe(Section):
             raise ValueError("dense trains the vision tower, which warm_start.frozen names; leave one of them out")
         if self.parallel.mode == "fsdp":
             raise ValueError('dense: the averaged tower is not sharded; use parallel.mode = "ddp"')
-        least = 3 if self.dense.kind == "crops" else 2
         for index, stage in enumerate(self.stages):
             shapes = self.shapes_of(stage)
             pixels = stage.resolution if shapes is None else shapes.shortest_side
+            # A crop of one patch has nothing to be told from, nor has the patch of an image of one; native shapes with
+            # a short side have a long one.
+            least = 3 if self.dense.kind == "crops" else 2 if shapes is None else 1
             if (patches := min(self.model.vision.grid(pixels, pixels))) < least:
                 raise ValueError(
                     f"dense: a side of {pixels} px of stages.{index} has {patches} patch{'es' * (patches > 1)}, and "
-                    f"{self.dense.kind} need {least} to tell apart; choose a larger resolution"
+                    f'kind = "{self.dense.kind}" needs {least}; choose a larger resolution'
                 )
         return self
 

@@ -130,16 +130,16 @@ class DenseObjective:
         """Tokens (B, K, D) of a crop's K patches, and targets at their places in the image."""
         rows, columns = self.vision.grid_of(images)
         patch, size = self.vision.config.patch_size, crop_grid((rows, columns))
-        boxes = crop_boxes(send(randomness.crop_numbers(3), images.device), self.table.crop_area)
+        boxes = crop_boxes(send(randomness.crop_numbers(), images.device), self.table.crop_area)
         # The tower leaves out what is no whole patch.
         whole = self.vision.inputs(images)[..., : rows * patch, : columns * patch]
         crops = read_crops(whole, boxes, (size[0] * patch, size[1] * patch))
-        targets = self._targets(images).mT.unflatten(2, (rows, columns))
+        targets = self._targets(whole).mT.unflatten(2, (rows, columns))
         return self.vision.patch_tokens(crops), read_crops(targets, boxes, size).flatten(2).mT
 
     @torch.no_grad()
     def _targets(self, images: Tensor) -> Tensor:
-        """What the average makes of all patches, (B, N, D)."""
+        """What the average makes of all patches of images (B, 3, H, W), (B, N, D)."""
         return patch_targets(self.predictor.averaged.patch_tokens(images))
 
 

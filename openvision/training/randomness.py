@@ -66,9 +66,9 @@ class SampleRandomness:
         normal = (-2 * first[:, 1:].log()).sqrt() * (2 * math.pi * second[:, 1:]).cos()
         return (most * first[:, :1] * normal).unflatten(1, (tokens, width))
 
-    def crop_numbers(self, count: int) -> Tensor:
-        """What chooses a crop of each sample: `count` uniform numbers, float32 (B, count), on the CPU."""
-        drawn = [self._generator(position, _CROP).random(count) for position in self.positions.tolist()]
+    def crop_numbers(self) -> Tensor:
+        """What chooses a crop of each sample: uniform numbers for area, column and row, float32 (B, 3), on the CPU."""
+        drawn = [self._generator(position, _CROP).random(3) for position in self.positions.tolist()]
         return torch.from_numpy(np.stack(drawn).astype(np.float32))
 
     def _generator(self, position: int, stream: int = _STREAM) -> np.random.Generator:

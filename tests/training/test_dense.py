@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from openvision.recipe.schema import Recipe, load_recipe, parse_recipe
 from openvision.runtime import SINGLE_PROCESS
 from openvision.training.dense import PREDICTOR, DenseObjective, DensePredictor, with_dense
 from openvision.training.objective import build_objective
+from openvision.training.randomness import SampleRandomness
 from openvision.training.setup.model import build_distributed_model
 from openvision.training.step import forward_backward
 from openvision.training.trainer import Interrupted, Trainer
@@ -119,7 +121,7 @@ def test_crops_are_predicted_where_they_lie():
     rows, columns = vision.grid_of(batch.images)
     side = rows // 2
     # A quarter of the area at half of the resolution: pixels are shifted by a part of one, and not scaled.
-    numbers = randomness.crop_numbers(3)
+    numbers = randomness.crop_numbers()
     with torch.no_grad():
         tokens = predictor.averaged.forward_features(batch.images).patch_tokens
         wanted = (tokens - tokens.mean(1, keepdim=True)) / (tokens.var(1, correction=0, keepdim=True) + 1e-6).sqrt()
@@ -143,6 +145,25 @@ def bilinear(values: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) ->
         low, high = low, (low + 1).clamp(max=values.shape[dim] - 1)
         values = values.index_select(dim, low) * (1 - share) + values.index_select(dim, high) * share
     return values
+
+
+def test_every_sample_has_a_crop_of_its_own_whatever_the_batch():
+    randomness = SampleRandomness(3, np.arange(6))
+    numbers = randomness.crop_numbers()
+    assert len(numbers.unique()) == numbers.numel() == 18
+    assert torch.equal(randomness.rows(slice(2, 5)).crop_numbers(), numbers[2:5])
+    assert not (SampleRandomness(4, np.arange(6)).crop_numbers() == numbers).any(), "another seed"
+
+
+@pytest.mark.parametrize(("kind", "accepted"), [("masked", True), ("crops", False)])
+def test_a_panorama_of_one_row_has_patches_to_mask_and_none_to_crop(kind, accepted):
+    stage = STAGE | {"native": {"max_tokens": 16, "buckets": [0.0625, 1.0, 16.0]}}
+    content = recipe_of("clip").model_dump() | {"dense": {"kind": kind}, "stages": [stage]}
+    if accepted:
+        assert parse_recipe(content, "panorama").dense is not None
+    else:
+        with pytest.raises(OpenVisionError, match="has 1 patch, and kind"):
+            parse_recipe(content, "panorama")
 
 
 def test_crops_lie_inside_and_have_the_area_that_is_asked_for():
@@ -255,8 +276,8 @@ def test_a_run_starts_its_average_from_the_weights_it_is_given(shapes_folder, tm
         ("clip", {"parallel": {"mode": "fsdp"}}, 'use parallel.mode = "ddp"'),
         ("clip", {"dense": {"weight": 0}}, "dense.weight"),
         ("clip", {"dense": {"mask": 1.0}}, "dense.mask"),
-        ("clip", {"stages": [STAGE | {"resolution": 8}]}, "has 1 patch, and masked need 2"),
-        ("clip", {"stages": [STAGE | {"resolution": 16}], "dense": CROPS}, "has 2 patches, and crops need 3"),
+        ("clip", {"stages": [STAGE | {"resolution": 8}]}, 'has 1 patch, and kind = "masked" needs 2'),
+        ("clip", {"stages": [STAGE | {"resolution": 16}], "dense": CROPS}, 'has 2 patches, and kind = "crops" needs 3'),
         ("clip", {"dense": CROPS | {"mask": 0.4}}, 'mask is of kind = "masked"'),
         ("clip", {"dense": TABLE | {"crop_area": [0.3, 0.5]}}, 'crop_area is of kind = "crops"'),
         ("clip", {"dense": CROPS | {"crop_area": [0.5, 0.3]}}, "lower bound above its upper one"),
