@@ -213,7 +213,8 @@ class Processes:
         """The processes of the default group, or this one alone."""
         if not (dist.is_available() and dist.is_initialized()):
             return SINGLE_PROCESS
-        nccl = dist.get_backend() == "nccl"
+        # "nccl", or "cpu:gloo,cuda:nccl" where both kinds of tensors are exchanged.
+        nccl = "nccl" in dist.get_backend()
         device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
         return Processes(dist.get_rank(), dist.get_world_size(), device, dist.group.WORLD)
 

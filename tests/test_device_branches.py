@@ -8,7 +8,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "openvision"
 ASKS = re.compile(
-    r"""\.type\s*[!=]=\s*["'](cuda|cpu|mps)["']|\bis_cuda\b|(cuda|mps)\.is_available\(\)|\bdevice\s*[!=]=\s*["'](cuda|cpu|mps)["']"""
+    "|".join(
+        (
+            r"""\.type\s*[!=]=\s*["'](cuda|cpu|mps)["']""",
+            r"\bis_cuda\b",
+            r"(cuda|mps)\.is_available\(\)",
+            r"""\bdevice\s*[!=]=\s*["'](cuda|cpu|mps)["']""",
+            # Backends of torch.distributed stand for devices.
+            r"get_backend\(",
+        )
+    )
 )
 
 

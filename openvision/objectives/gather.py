@@ -38,10 +38,10 @@ class _AllGather(torch.autograd.Function):
     def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         ranks = dist.get_world_size(ctx.group)
         own = grad.new_empty(len(grad) // ranks, *grad.shape[1:])
-        if dist.get_backend(ctx.group) == "nccl":
+        if grad.is_cuda:
             _reduce_scatter(own, grad.contiguous(), group=ctx.group)
         else:
-            # Gloo has no reduce-scatter in some releases; on a CPU the sum of everything is affordable.
+            # Gloo, which CPU tensors take, has no reduce-scatter in some releases; the sum of everything is affordable.
             total = grad.clone(memory_format=torch.contiguous_format)
             dist.all_reduce(total, group=ctx.group)
             own.copy_(total.chunk(ranks)[dist.get_rank(ctx.group)])

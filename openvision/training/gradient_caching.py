@@ -19,7 +19,7 @@ from torch import Tensor
 
 from openvision.data.batch import Batch
 from openvision.images.native import rows_by_shape, unpack
-from openvision.runtime import autocast
+from openvision.runtime import autocast, send
 from openvision.training.objective import Embeds, Losses, Objective, Terms, weighted_losses
 from openvision.training.randomness import SampleRandomness, stochastic_depth
 
@@ -145,12 +145,17 @@ def _take(batch: Batch, rows: slice) -> Batch:
 
 
 def _rows(batch: Batch, rows: slice | Tensor) -> dict[str, Tensor | tuple[Tensor, ...]]:
-    """The rows of all fields that are tensors or tuples of them."""
+    """The rows of all fields that are tensors or tuples of them; an index is sent to the batch's device once."""
+    there = rows if isinstance(rows, slice) else send(rows, batch.images.device)
+
+    def take(value: Tensor) -> Tensor:
+        return value[rows if value.device.type == "cpu" else there]
+
     found: dict[str, Tensor | tuple[Tensor, ...]] = {}
     for field in fields(batch):
         value = getattr(batch, field.name)
         if isinstance(value, Tensor):
-            found[field.name] = value[rows if isinstance(rows, slice) else rows.to(value.device)]
+            found[field.name] = take(value)
         elif isinstance(value, tuple) and value and all(isinstance(one, Tensor) for one in value):
-            found[field.name] = tuple(one[rows if isinstance(rows, slice) else rows.to(one.device)] for one in value)
+            found[field.name] = tuple(take(one) for one in value)
     return found

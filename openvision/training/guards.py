@@ -122,7 +122,7 @@ class DeferredGuard:
     held against are the losses that have arrived. Every process finds and learns the same at the same step.
     """
 
-    LAG = 2
+    LAG: int = 2
 
     def __init__(self, guards: Guards, progress: Progress, processes: Processes) -> None:
         self.guards, self.progress, self.processes = guards, progress, processes
@@ -173,6 +173,11 @@ class DeferredGuard:
         optimizer.settle(self._left_out)
         self._left_out = 0
         return spikes
+
+
+def deferred_guard(guards: Guards, progress: Progress, processes: Processes) -> DeferredGuard | None:
+    """The guard of an accelerator; None on a CPU, where every step is judged before its update."""
+    return None if processes.device.type == "cpu" else DeferredGuard(guards, progress, processes)
 
 
 def require_finite_parameters(optimizer: Adam) -> None:

@@ -1,7 +1,8 @@
 """Profile of a training step: a table by part of the step, one by operation, and a trace of both.
 
-Methods of the towers, the objective and autograd are wrapped while the profile lasts; the training code knows nothing
-of it. Each part counts its own time, without that of the parts within.
+The step is the run's own, with its guard and its copies ahead. Methods of the towers, the objective and autograd are
+wrapped while the profile lasts; the training code knows nothing of it. Each part counts its own time, without that of
+the parts within.
 """
 
 import time
@@ -21,13 +22,16 @@ from openvision.errors import OpenVisionError
 from openvision.planning.remedy import step_memory
 from openvision.recipe.schema import Recipe
 from openvision.runtime import Processes, resolve_device
+from openvision.training import step as step_module
+from openvision.training.guards import deferred_guard
 from openvision.training.objective import Objective
-from openvision.training.optimizer.build import learning_rate
-from openvision.training.optimizer.update import apply_update, gradient_norm
-from openvision.training.randomness import SampleRandomness
+from openvision.training.run.log import NoLog
+from openvision.training.run.signals import StopRequest
+from openvision.training.run.throughput import Meter
+from openvision.training.run.watchdog import Watchdog
 from openvision.training.setup.data import DeviceBatches, open_loader
 from openvision.training.setup.parts import set_up_run
-from openvision.training.step import forward_backward
+from openvision.training.step import Step
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -118,23 +122,18 @@ def profile_recipe(
     device, stage = resolve_device(recipe.run.device), recipe.stages[stage_number]
     run = set_up_run(recipe, data, folder / "run", Processes(device=device))
     phases = Phases(device)
-    rate = learning_rate(1, stage.steps, stage.warmup_steps, stage.peak_learning_rate)
+    guard = deferred_guard(recipe.guards, run.progress, run.processes)
+    watchdog = Watchdog(folder / "run", 0, recipe.run.hang_seconds, print)
 
     with ExitStack() as stack:
         stack.enter_context(_timed(run.model.module, run.objective, phases))
         loader = open_loader(recipe, stage, run.dataset, run.tokenizer, run.processes, 0, run.folder, run.features)
         batches = DeviceBatches(iter(stack.enter_context(loader)), device)
+        step = Step(run, stage, batches, Meter(device, None), NoLog(), watchdog, StopRequest(), guard)
 
         def take_step() -> None:
             with step_memory(recipe, stage_number, run.processes, run.precision), phases.part(OTHER):
-                with phases.part("data"):
-                    batch = next(batches)
-                run.optimizer.zero_grad(set_to_none=True)
-                randomness = SampleRandomness(recipe.seed, batch.positions.numpy(), stage.drop_path)
-                forward_backward(run.model, run.objective, batch, randomness, run.precision, stage.micro_batches)
-                with phases.part("optimizer"):
-                    norm, settings = gradient_norm(run.optimizer), recipe.optimizer
-                    apply_update(run.optimizer, rate, norm, settings.clip_norm, settings.ema)
+                step()
 
         for _ in range(warmup):
             take_step()
@@ -152,7 +151,7 @@ def profile_recipe(
 
 @contextmanager
 def _timed(model: nn.Module, objective: Objective, phases: Phases) -> Iterator[None]:
-    """Count the towers, the objective's own work and the backward pass while the context lasts."""
+    """Count the towers, the objective's own work, the backward pass, data and update while the context lasts."""
     with ExitStack() as stack:
 
         def count(owner: object, method: str, name: str) -> None:
@@ -167,6 +166,10 @@ def _timed(model: nn.Module, objective: Objective, phases: Phases) -> Iterator[N
             # A method of the class: instances are frozen.
             count(type(objective), method, "losses")
         count(torch.autograd, "backward", "backward")
+        for method in ("__next__", "prefetch"):
+            count(DeviceBatches, method, "data")
+        for function in ("gradient_norm", "apply_update"):
+            count(step_module, function, "optimizer")
         yield
 
 

@@ -12,7 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
+from openvision.data.shards.dataset import ShardDataset
 from openvision.errors import OpenVisionError
+from openvision.evaluation.evaluators.base import Evaluator
 from openvision.evaluation.evaluators.in_training import (
     WHEN_OUT_OF_MEMORY,
     due,
@@ -26,7 +28,7 @@ from openvision.recipe.schema import Recipe, dump_recipe
 from openvision.recipe.sections import Stage
 from openvision.renamed import read_metrics
 from openvision.runtime import SINGLE_PROCESS, Processes, describe_memory, explain_out_of_memory, join_processes
-from openvision.training.guards import DeferredGuard, require_finite_parameters
+from openvision.training.guards import deferred_guard, require_finite_parameters
 from openvision.training.run.display import lasting_output
 from openvision.training.run.folder import lock_run, release
 from openvision.training.run.log import METRICS, NoLog, RunLog
@@ -71,9 +73,7 @@ class Trainer:
         self.recipe, self.processes, self.progress = self.parts.recipe, processes, self.parts.progress
         self.model_folder = run_folder / "model"
         self.watchdog = Watchdog(run_folder, processes.rank, recipe.run.hang_seconds, self._say)
-        self.guard = None
-        if processes.device.type != "cpu":
-            self.guard = DeferredGuard(recipe.guards, self.progress, processes)
+        self.guard = deferred_guard(recipe.guards, self.progress, processes)
         self._saved_at = time.monotonic()
 
     def run(self) -> None:
@@ -129,15 +129,20 @@ class Trainer:
             while progress.stage_step < stage.steps:
                 with step_memory(self.recipe, progress.stage, self.processes, parts.precision):
                     agreed = step(None if minutes is None else self._saved_at + 60 * minutes)
-                with meter.paused():
-                    due_now = is_due(progress.stage_step, settings.checkpoint_every, stage.steps)
-                    if agreed.stop or agreed.checkpoint or due_now:
-                        self._save()
-                    if progress.stage_step == stage.steps:
-                        # An evaluation that fails or hangs must not cost the stage.
-                        parts.checkpoints.finish()
-                    if self._evaluate(stage):
-                        self._save(again=True)
+                last = progress.stage_step == stage.steps
+                save_due = is_due(progress.stage_step, settings.checkpoint_every, stage.steps)
+                save = agreed.stop or agreed.checkpoint or save_due
+                evaluators, split = self._due_evaluations(stage)
+                # A pause makes the host wait for the device: after a step that nothing follows there is none.
+                if save or evaluators or split is not None:
+                    with meter.paused():
+                        if save:
+                            self._save()
+                        if last:
+                            # An evaluation that fails or hangs must not cost the stage.
+                            parts.checkpoints.finish()
+                        if self._evaluate(stage):
+                            self._save(again=True)
                 if agreed.stop:
                     self._leave(agreed)
             if self.processes.is_main:
@@ -149,9 +154,8 @@ class Trainer:
 
         `missing` leaves out what the log of a resumed run has of this step.
         """
-        parts, every, last = self.parts, self.recipe.run.evaluate_every, self.progress.stage_step == stage.steps
-        evaluators = due(parts.evaluators, self.progress.stage_step, every, last)
-        split = parts.validation if is_due(self.progress.stage_step, every, stage.steps) else None
+        parts, last = self.parts, self.progress.stage_step == stage.steps
+        evaluators, split = self._due_evaluations(stage)
         done = self._evaluated() if missing else set[str]()
         evaluators = [] if "evaluators" in done else evaluators
         split = None if "validation" in done else split
@@ -166,7 +170,13 @@ class Trainer:
         numbers: dict[str, float] = {}
         if evaluators:
             numbers = measure_in_training(
-                evaluators, model, parts.tokenizer, parts.data_folder, stage.resolution, beat=self._beat
+                evaluators,
+                model,
+                parts.tokenizer,
+                parts.data_folder,
+                stage.resolution,
+                processes=self.processes,
+                beat=self._beat,
             )
             self.log.evaluation({**position, "split": "evaluators"}, numbers)
         if split is not None:
@@ -177,6 +187,12 @@ class Trainer:
                 self.log.say(f"step {self.progress.step}: {headline(measured)}")
             numbers = numbers | measured
         return self._is_best(numbers, last)
+
+    def _due_evaluations(self, stage: Stage) -> tuple[list[Evaluator], ShardDataset | None]:
+        """The evaluators and the validation split that are due after this step."""
+        step, every = self.progress.stage_step, self.recipe.run.evaluate_every
+        split = self.parts.validation if is_due(step, every, stage.steps) else None
+        return due(self.parts.evaluators, step, every, step == stage.steps), split
 
     def _evaluated(self) -> set[str]:
         """The splits of this step in the log of the run; the same in all processes."""

@@ -1,8 +1,9 @@
 """Every kind of model, small."""
 
-TOWER = {"width": 32, "depth": 2, "mlp_dim": 48, "heads": 2}
+# One block but for images: of two the second may drop branches and compute other rows.
+TOWER = {"width": 32, "depth": 1, "mlp_dim": 48, "heads": 2}
 DECODER = {**TOWER, "vocab_size": 400, "caption_length": 24}
-VISION = {**TOWER, "patch_size": 8, "image_size": 32}
+VISION = {**TOWER, "depth": 2, "patch_size": 8, "image_size": 32}
 CLIP = {"embed_dim": 16, "vision": VISION, "text": {**TOWER, "vocab_size": 400, "context_length": 16}}
 # Model and loss of a recipe.
 MODELS: dict[str, tuple[dict, dict]] = {

@@ -1,5 +1,6 @@
 """The trainer's step on a pretended accelerator: no tensor on the wrong device, no wait, only the copies listed."""
 
+import io
 import pkgutil
 from collections import Counter
 from contextlib import ExitStack
@@ -9,13 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
+from openvision.data.shards.dataset import ShardWriter
 from openvision.models.decoders.parallel import DecoderConfig
-from openvision.models.openvision2 import OpenVision2Config
+from openvision.models.openvision2 import OpenVision2Config, build_model
 from openvision.models.openvision3 import OpenVision3Config
 from openvision.recipe.schema import Recipe, parse_recipe
+from openvision.text.tokenizer import Tokenizer
 from openvision.training.dense import with_dense
+from openvision.training.distillation import DistilledObjective, distilled
 from openvision.training.guards import DeferredGuard
 from openvision.training.objective import build_objective
 from openvision.training.optimizer.build import build_optimizer
@@ -27,10 +32,12 @@ from openvision.training.setup.data import DeviceBatches, open_loader
 from openvision.training.setup.parallel import DistributedModel
 from openvision.training.setup.parts import set_up_run
 from openvision.training.step import Step
+from openvision.weights.folder import save_folder
 from tests.accelerator.fake import fake_accelerator
 from tests.accelerator.models import MODELS
 
 WAITS = (DataDependentOutputException, DynamicOutputShapeException)
+TEACHER = {"source": "t", "library": "untrained", "resolution": 28, "pooled": 1.0, "patches": 1.0, "similarity": 1.0}
 # What the recipe of a variant changes. The first has everything on.
 VARIANTS: dict[str, dict[str, Any]] = {
     "everything": {},
@@ -40,15 +47,52 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "full checkpointing": {"run": {"activation_checkpointing": "full"}},
     "dense": {"table": {"dense": {}}},
     "dense crops": {"table": {"dense": {"kind": "crops"}}},
+    "teacher": {"table": {"teacher": [TEACHER]}},
+    "frozen": {"table": {"warm_start": {"frozen": ["vision"]}}, "start": True},
+    "registers and attention pooling": {"vision": {"registers": 2, "pool": "map"}},
+    "equal texts": {"table": {"loss": {"equal_texts": "positives"}}},
+    "native": {"stage": {"native": {"max_tokens": 16, "buckets": [0.5, 1.0, 2.0]}, "drop_path": 0.0}},
+    "native, dropped branches": {
+        "stage": {"native": {"max_tokens": 16, "buckets": [0.5, 1.0, 2.0]}, "drop_path": 0.2},
+    },
     # Captions under stochastic depth are not grouped in one transformer.
     "trimmed": {"run": {"trim_texts": True}, "stage": {"drop_path": 0.0}, "masked": True},
     "float32 moments": {"optimizer": {"clip_norm": 1.0, "ema": 0.9, "first_moment": "float32"}},
 }
 
 
+# Others cover most of what these do.
+SELDOM = ("float32 moments", "full checkpointing", "spikes logged", "native, dropped branches")
+
+
+@pytest.fixture(scope="module")
+def mixed_folder(tmp_path_factory) -> Path:
+    """Sixteen squares, panoramas and receipts."""
+    folder = tmp_path_factory.mktemp("mixed")
+    for split in ("train", "validation"):
+        with ShardWriter(folder / split) as writer:
+            for number in range(16):
+                buffer = io.BytesIO()
+                Image.new("RGB", [(32, 32), (48, 24), (24, 48)][number % 3], (8 * number, 90, 30)).save(buffer, "PNG")
+                meta = {"name": "thing", "category": "thing", "synthetic": f"This is thing {number}."}
+                writer.write(f"image-{number}", buffer.getvalue(), "png", f"thing {number}", meta)
+    return folder
+
+
+SHAPES = 3
+"""Shapes in each of its batches."""
+
+
+def start_of(recipe: Recipe, folder: Path) -> str:
+    """A model folder that the recipe can start from."""
+    save_folder(folder, build_model(recipe.model), Tokenizer.train(["a red square on white"], 400), "", {})
+    return str(folder)
+
+
 def recipe_of(kind: str, micro_batches: int = 1, precision: str = "float32", variant: str = "everything") -> Recipe:
     model, loss = MODELS[kind]
     change = VARIANTS[variant]
+    model = {**model, "vision": {**model["vision"], **change.get("vision", {})}}
     if change.get("run", {}).get("trim_texts") and "text" in model:
         model = {**model, "text": {**model["text"], "pad_id": 0, "pool": "mean"}}
     if change.get("masked") and kind == "openvision":
@@ -73,14 +117,14 @@ def recipe_of(kind: str, micro_batches: int = 1, precision: str = "float32", var
 
 
 def steady_step(recipe: Recipe, data: Path, folder: Path, losses: int = 0) -> tuple[Counter[str], Counter[str]]:
-    """Copies to the device and to the host in the fourth step, which is like all that follow.
+    """Copies to the device and to the host in the third step, which is like all that follow.
 
     `losses` is the number of losses that the guard of spikes has already seen.
     """
     parts = set_up_run(recipe, data, folder)
     parts.progress.recent_losses = [1.0] * losses
     stage = recipe.stages[0]
-    loader = open_loader(recipe, stage, parts.dataset, parts.tokenizer, parts.processes, 0, folder)
+    loader = open_loader(recipe, stage, parts.dataset, parts.tokenizer, parts.processes, 0, folder, parts.features)
     with ExitStack() as stack:
         stack.enter_context(loader)
         log = NoLog() if recipe.run.log_every > 1 else stack.enter_context(RunLog(recipe, folder, 0))
@@ -89,12 +133,20 @@ def steady_step(recipe: Recipe, data: Path, folder: Path, losses: int = 0) -> tu
         accelerator.place(parts.model.module)
         model = DistributedModel(parts.model.module, replace(parts.processes, device=accelerator.device))
         optimizer = build_optimizer(model.module, recipe.optimizer)
-        objective = with_dense(build_objective(model, recipe.loss, parts.tokenizer.bos_id), model, recipe.dense)
+        objective = build_objective(model, recipe.loss, parts.tokenizer.bos_id)
+        if isinstance(parts.objective, DistilledObjective):
+            for one in parts.objective.taught:
+                if one.teacher is not None:
+                    accelerator.place(one.teacher.module)
+            objective = distilled(objective, model, parts.objective.taught)
+        objective = with_dense(objective, model, recipe.dense)
         parts = replace(parts, model=model, optimizer=optimizer, objective=objective, processes=model.processes)
         guard = DeferredGuard(recipe.guards, parts.progress, model.processes)
+        # It learns of the first step in the third.
+        guard.LAG = 1
         watchdog = Watchdog(folder, 0, recipe.run.hang_seconds, print)
         step = Step(parts, stage, batches, Meter(accelerator.device, None), log, watchdog, StopRequest(), guard)
-        for _ in range(4):
+        for _ in range(3):
             accelerator.forget()
             step()
         assert {parameter.device for parameter in model.module.parameters()} == {accelerator.device}
@@ -105,6 +157,9 @@ def expected_copies(recipe: Recipe) -> Counter[str]:
     """Every copy to the device in a step; all are made by `runtime.send`."""
     (stage,), model = recipe.stages, recipe.model
     micro, forwards = stage.micro_batches, 1 if stage.micro_batches == 1 else 2
+    if stage.native is not None:
+        # A micro-batch a shape, in one graph but where branches are dropped.
+        micro, forwards = SHAPES, 2 if stage.micro_batches > 1 or stage.drop_path else 1
     unified = isinstance(model, OpenVision3Config)
     copies = {
         # Images, ids of both texts, labels.
@@ -115,6 +170,8 @@ def expected_copies(recipe: Recipe) -> Counter[str]:
         "training/objective.py, sent": micro if isinstance(model, OpenVision2Config) or unified else 0,
         # Rows of the groups of texts that are trimmed, those that a decoder reads apart, and of captions.
         "models/decoders/lengths.py, sent": _groupings(recipe),
+        # The order of images sorted by shape.
+        "training/gradient_caching.py, sent": 1 if stage.native is not None else 0,
         # Patches that the student does not see.
         "training/dense.py, sent": micro if recipe.dense is not None else 0,
         # Scales of dropped branches, in every forward pass, and where the noise on tokens begins.
@@ -133,10 +190,18 @@ def _groupings(recipe: Recipe) -> int:
 
 
 @pytest.mark.parametrize(
-    ("micro_batches", "precision"),
-    [(1, "float32"), (2, "bfloat16"), pytest.param(2, "float32", marks=pytest.mark.slow)],
+    ("kind", "micro_batches", "precision"),
+    [
+        *((kind, 1, "float32") for kind in MODELS),
+        *((kind, 2, "bfloat16") for kind in ("openvision", "openvision2", "openvision3")),
+        *(
+            pytest.param(kind, 2, precision, marks=pytest.mark.slow)
+            for kind in MODELS
+            for precision in ("bfloat16", "float32")
+            if precision == "float32" or kind in ("clip", "sigmoid", "joint", "genlip")
+        ),
+    ],
 )
-@pytest.mark.parametrize("kind", MODELS)
 def test_a_steady_step_waits_for_nothing(kind, micro_batches, precision, shapes_folder, tmp_path):
     recipe = recipe_of(kind, micro_batches, precision)
     sent, received = steady_step(recipe, shapes_folder, tmp_path)
@@ -146,16 +211,30 @@ def test_a_steady_step_waits_for_nothing(kind, micro_batches, precision, shapes_
 
 
 @pytest.mark.parametrize(
-    ("variant", "kind"),
+    ("variant", "kind", "micro_batches"),
     [
-        *((name, "openvision") for name in VARIANTS if name != "everything"),
-        pytest.param("trimmed", "genlip", marks=pytest.mark.slow),
+        *((name, "openvision", 1) for name in VARIANTS if name not in ("everything", *SELDOM)),
+        *(pytest.param(name, "openvision", 1, marks=pytest.mark.slow) for name in SELDOM),
+        ("teacher", "clip", 2),
+        ("dense crops", "clip", 2),
+        ("trimmed", "openvision2", 1),
+        ("trimmed", "openvision3", 1),
+        pytest.param("native", "openvision", 2, marks=pytest.mark.slow),
+        pytest.param("dense", "openvision2", 2, marks=pytest.mark.slow),
+        pytest.param("trimmed", "clip", 1, marks=pytest.mark.slow),
+        pytest.param("trimmed", "genlip", 1, marks=pytest.mark.slow),
+        pytest.param("native", "genlip", 1, marks=pytest.mark.slow),
+        pytest.param("muon", "genlip", 1, marks=pytest.mark.slow),
+        pytest.param("muon", "openvision2", 1, marks=pytest.mark.slow),
     ],
 )
-def test_every_option_of_a_step_waits_for_nothing(variant, kind, shapes_folder, tmp_path):
-    recipe = recipe_of(kind, 1, "float32", variant)
+def test_every_option_of_a_step_waits_for_nothing(variant, kind, micro_batches, shapes_folder, mixed_folder, tmp_path):
+    recipe = recipe_of(kind, micro_batches, "float32", variant)
+    if recipe.frozen_towers:
+        recipe = recipe.model_copy(update={"start": start_of(recipe, tmp_path / "start")})
+    native = recipe.stages[0].native is not None
     # Spikes are looked for once there are enough losses to compare with.
-    sent, received = steady_step(recipe, shapes_folder, tmp_path, losses=30)
+    sent, received = steady_step(recipe, mixed_folder if native else shapes_folder, tmp_path / "run", losses=30)
     assert sent == expected_copies(recipe)
     assert received == {"training/guards.py, HostCopy": 1}
 

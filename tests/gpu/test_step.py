@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from openvision.recipe.schema import Recipe
-from openvision.runtime import resolve_precision
+from openvision.runtime import Processes, resolve_precision
 from openvision.training.optimizer.adam import Adam
 from openvision.training.optimizer.update import gradient_norm
+from openvision.training.trainer import Trainer
 from tests.gpu.runs import KINDS, Taken, recipe_of, take_steps
 
 STEPS = 4
@@ -129,6 +130,16 @@ def test_a_steady_step_waits_for_nothing(kind, micro_batches, precision, device,
     # A line of the log waits.
     recipe = recipe_of(kind, micro_batches, precision=precision, log_every=1000, activation_checkpointing="selective")
     steady_steps(recipe, shapes_folder, tmp_path, device)
+
+
+def test_a_run_synchronizes_where_something_is_due_only(device, shapes_folder, tmp_path, monkeypatch):
+    """A trainer whose run saves once, at its end, and logs nothing in between: an explicit wait is one of few."""
+    recipe = recipe_of("openvision", log_every=1000, checkpoint_every=1000, evaluate_every=1000)
+    calls: list[int] = []
+    trainer = Trainer(recipe, shapes_folder, tmp_path / "run", Processes(device=device))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: calls.append(trainer.progress.step))
+    trainer.run()
+    assert set(calls) <= {recipe.stages[0].steps, recipe.steps}
 
 
 def test_a_wait_is_found(cuda, shapes_folder, tmp_path, monkeypatch):

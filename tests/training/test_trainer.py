@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from openvision.training import step
 from openvision.training.checkpoint.manager import checkpoints
 from openvision.training.objective import ImageTextObjective
 from openvision.training.run.log import MetricsLog
+from openvision.training.run.throughput import Meter
 from openvision.training.trainer import Interrupted, Trainer
 
 
@@ -123,6 +125,19 @@ def test_kill_9_and_the_same_command_goes_on(tiny_recipe, shapes_folder, tiny_ru
     assert "resuming tiny from step" in done.output
     assert load_recipe(run / "recipe.toml") == load_recipe(recipe, [often])
     assert_same_weights(run, tiny_run)
+
+
+def test_the_clock_is_stopped_where_something_is_due_only(tiny_recipe, shapes_folder, tmp_path, monkeypatch):
+    """On CUDA it waits for the device. Saved every 3 and evaluated every 4 of 8 and of 4 steps."""
+    trainer, pauses, paused = Trainer(tiny_recipe, shapes_folder, tmp_path / "run"), list[int](), Meter.paused
+
+    def counted(meter: Meter) -> AbstractContextManager[None]:
+        pauses.append(trainer.progress.step)
+        return paused(meter)
+
+    monkeypatch.setattr(Meter, "paused", counted)
+    trainer.run()
+    assert pauses == [3, 4, 6, 8, 11, 12]
 
 
 def test_plain_clip_is_a_recipe_too(shapes_folder, tmp_path, tiny_recipe):
