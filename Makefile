@@ -12,7 +12,7 @@ ORACLE_PIP := $(ORACLE)/python -m pip install --quiet --disable-pip-version-chec
 DEMO := .venv-demo/bin
 TORCHVISION ?= torchvision==0.28.0
 
-.PHONY: quickstart quickstart-clip test test-slow test-gpu bench-gpu lint format golden docs licences dist clean
+.PHONY: quickstart quickstart-clip test test-main test-accelerator test-oracle test-slow test-gpu bench-gpu lint format golden docs licences dist clean
 
 quickstart: .venv/.quickstart
 	$(BIN)/openvision quickstart
@@ -21,10 +21,18 @@ quickstart: .venv/.quickstart
 quickstart-clip: .venv/.quickstart
 	$(BIN)/openvision quickstart --recipe recipes/quickstart_clip.toml
 
-test: .venv/.dev .venv-oracle/.ready
+# Processes of the tests in two small folders, which need an environment or a process of their own.
+BESIDE ?= 2
+test: test-accelerator test-oracle test-main
+
+test-main: .venv/.dev
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu" -n 2 --dist worksteal
-	OMP_NUM_THREADS=1 $(PYTEST) tests/accelerator -m "not slow" -n 2
-	OMP_NUM_THREADS=1 $(ORACLE)/python -m pytest tests/oracle -m "not slow" -n 2
+
+test-accelerator: .venv/.dev
+	OMP_NUM_THREADS=1 $(PYTEST) tests/accelerator -m "not slow" -n $(BESIDE)
+
+test-oracle: .venv-oracle/.ready
+	OMP_NUM_THREADS=1 $(ORACLE)/python -m pytest tests/oracle -m "not slow" -n $(BESIDE)
 
 test-slow: .venv/.dev .venv-oracle/.ready .venv-demo/.ready .venv/.browser
 	$(PYTEST) -m slow

@@ -89,6 +89,8 @@ def test_whole_models_in_bfloat16(encoder) -> None:
 
 
 def test_compiled_as_one_graph(tower) -> None:
+    # A frozen tower; the graph with a backward pass is that of tests/models/test_compile.py.
+    tower.vision.requires_grad_(False)
     compiled = torch.compile(tower.vision.forward_features, fullgraph=True, backend="aot_eager")
     for side in (56, 28):
         images = torch.randn(1, 3, side, side)

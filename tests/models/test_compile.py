@@ -101,7 +101,13 @@ BLOCKS: dict[str, tuple[type[nn.Module], Callable[[int], Case]]] = {
 
 
 @pytest.mark.parametrize(
-    ("entry", "precision"), [*((entry, torch.float32) for entry in BLOCKS), ("forward_prefix", torch.bfloat16)]
+    ("entry", "precision"),
+    [
+        ("forward", torch.float32),
+        ("forward_rows", torch.float32),
+        ("forward_queries", torch.float32),
+        ("forward_prefix", torch.bfloat16),
+    ],
 )
 def test_every_way_into_a_block(entry, precision):
     kind, inputs = BLOCKS[entry]
@@ -156,6 +162,7 @@ def test_the_parallel_caption_decoder():
     compiled_once(decoder, lambda r: (tokens(patches(r)), tokens(15)))
 
 
+@pytest.mark.slow
 def test_one_transformer():
     """With fixed lengths of captions, as on an accelerator; the text stands behind another grid at every resolution."""
     vision = GenLipVisionConfig(**SHAPE, patch_size=8, image_size=32)

@@ -59,7 +59,10 @@ def features_agree(config: OpenVisionConfig, folder) -> None:
     assert scale == 0
 
 
-@pytest.mark.parametrize("name", SMALL)
+# 2,304 patches of 8 px take a minute.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if "patch8-384" in name else []) for name in SMALL]
+)
 def test_small_models_in_full(name, tmp_path) -> None:
     features_agree(small_vocabulary(shape_of(name)), tmp_path)
 

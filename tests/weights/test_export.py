@@ -322,6 +322,11 @@ def test_a_tower_whose_positions_keep_their_place(tmp_path) -> None:
         assert all(result.passed for result in export(scaled, target, tmp_path / target))
         larger = export(scaled, target, tmp_path / f"{target}56", ExportOptions(resolution=56))
         assert all(result.passed for result in larger)
+
+
+@pytest.mark.slow
+def test_a_graph_of_positions_that_keep_their_place(tmp_path) -> None:
+    scaled = vision_alone(replace(CONFIG.vision, position_side=3), 24)
     export(scaled, "onnx", tmp_path / "onnx", ExportOptions(dynamic_resolution=True))
     session = open_session(tmp_path / "onnx" / "vision.onnx")
     for size in ((40, 40), (24, 72)):
@@ -339,7 +344,7 @@ def masked_checkpoint(pool) -> Checkpoint:
     return Checkpoint(model.vision, model, Tokenizer.train(["a red circle on white", "two dogs"], 100), "test", {})
 
 
-@pytest.mark.parametrize("pool", ["class", "mean"])
+@pytest.mark.parametrize("pool", [pytest.param("class", marks=pytest.mark.slow), "mean"])
 def test_a_text_tower_that_masks_padding(tmp_path, pool) -> None:
     masked = masked_checkpoint(pool)
     assert all(result.passed for result in export(masked, "onnx", tmp_path / "onnx"))

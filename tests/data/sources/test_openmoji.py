@@ -1,6 +1,7 @@
 """OpenMoji: rendered glyphs, true captions, and a split that tests what it says it tests."""
 
 import json
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -9,23 +10,36 @@ import pytest
 from openvision.data.shards.dataset import ShardDataset
 from openvision.data.sources.openmoji.attributes import measure
 from openvision.data.sources.openmoji.captions import alt_text, synthetic_caption
-from openvision.data.sources.openmoji.glyphs import all_names, font_path, render_all
+from openvision.data.sources.openmoji.glyphs import Glyph, all_names, font_path, render_all
 from openvision.data.sources.openmoji.make import DEFAULT_SIZE, make_openmoji
 from openvision.data.sources.openmoji.names import clean_name
 from openvision.data.sources.openmoji.split import COMPOSITIONAL, RANDOM, VALIDATION, committed_split, make_split
 from openvision.errors import OpenVisionError
+from openvision.files import atomic_write_bytes
 from openvision.images.decode import decode_image
 from openvision.text.captions import sentences
 
 
 @pytest.fixture(scope="module")
-def glyphs():
-    return list(render_all(DEFAULT_SIZE, font_path()))
+def glyphs(tmp_path_factory, worker_id) -> list[Glyph]:
+    """Rendered once for all processes of the tests, which share a folder."""
+    folder = tmp_path_factory.getbasetemp()
+    kept = (folder if worker_id == "master" else folder.parent) / "glyphs.pickle"
+    if kept.exists():
+        return pickle.loads(kept.read_bytes())
+    rendered = list(render_all(DEFAULT_SIZE, font_path()))
+    atomic_write_bytes(kept, pickle.dumps(rendered))
+    return rendered
 
 
 @pytest.fixture(scope="module")
 def captions(glyphs):
-    return {glyph.name.text: synthetic_caption(glyph.name, measure(glyph.pixels)) for glyph in glyphs}
+    """Of every fourth glyph: to measure all takes longer than to render them."""
+    return {glyph.name.text: caption_of(glyph) for glyph in glyphs[::4]}
+
+
+def caption_of(glyph: Glyph) -> str:
+    return synthetic_caption(glyph.name, measure(glyph.pixels))
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +141,8 @@ def test_names_are_taken_apart(emoji, english, expected):
         ("blue circle", ["blue", "symmetric"]),
     ],
 )
-def test_captions_state_what_is_true(captions, name, facts):
-    caption = captions[name].lower()
+def test_captions_state_what_is_true(by_name, name, facts):
+    caption = caption_of(by_name[name]).lower()
     assert all(fact in caption for fact in facts), caption
 
 
@@ -164,8 +178,9 @@ def test_every_caption_has_three_to_six_sentences(captions):
 def test_a_sentence_tells_its_image_from_most_others(captions):
     """A sentence shared by many images would make them false negatives of each other in a batch."""
     shared = Counter(piece.strip() for caption in captions.values() for piece in sentences(caption))
-    # The skin tones of one name, two people of five tones each and the yellow one, may share a sentence.
-    assert max(shared.values()) <= 26, shared.most_common(3)
+    # The skin tones of one name, two people of five tones each and the yellow one, may share a sentence: 26, of which
+    # a quarter is read.
+    assert max(shared.values()) <= 9, shared.most_common(3)
 
 
 def test_alt_texts_are_messy_and_lose_no_word(glyphs):
