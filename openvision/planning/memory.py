@@ -1,8 +1,7 @@
 """Memory of a training step on one device: state, activations, losses; bytes, lowest and highest estimate.
 
-- Low is what compiled blocks keep (norms and GELUs are recomputed inside fused kernels, gradients replace
-  activations); high is what eager mode keeps, plus gradients at full size, the working space of one block's
-  backward pass and 5 % of fragmentation.
+- Low is what compiled blocks keep, in half precision throughout (gradients replace activations); high is what eager
+  mode keeps, plus gradients at full size, the working space of one block's backward pass and 5 % of fragmentation.
 - Activations are counted per token and block from the code of `models/layers.py`; tests compare them with the tensors
   that autograd saves and with the peak of a whole step.
 """
@@ -116,13 +115,14 @@ class Stack:
         # On a GPU autocast norms a float32 copy of the stream.
         norm_input = FLOAT if setting.gpu else size
         eager = width * (2 * norm_input + 6 * size) + 2 * size * mlp + self._explicit_attention(setting)
-        # Both inputs of the norms, q, k, v, what attention returns, what the GELU reads.
-        compiled = size * (6 * width + mlp) if setting.gpu else eager
+        # What norms and the GELU read and return, q, k, v, and what attention returns.
+        compiled = size * (8 * width + 2 * mlp) if setting.gpu else eager
         # What is multiplied is kept: attention and its gate, both branches and their scales, the halves of the MLP.
         products = size * (2 * (self.gated_attention + self.scaled) * width + 2 * self.scaled * mlp)
         if self.frozen:
             # What only a weight's gradient needs: inputs of matrices, and branches before their scales.
             eager -= size * (5 * width + mlp)
+            compiled = min(compiled, eager)
         return compiled + products * (0.5 if setting.gpu else 1), eager + products
 
     def sample_bytes(self, setting: Setting) -> Range:
