@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import numpy as np
@@ -65,6 +66,8 @@ def _without_bfloat16(device: torch.device) -> str | None:
 DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 """Names of devices."""
 KNOWN_DEVICES = "auto, cpu, cuda, cuda:1 or mps"
+NVIDIA = Path("/dev/nvidia0")
+"""Where Linux has the first NVIDIA device."""
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -82,9 +85,14 @@ def resolve_device(name: str = "auto") -> torch.device:
             f"device {name} is one device for {processes} processes of torchrun; use cuda, which gives each its own, "
             "and choose devices with CUDA_VISIBLE_DEVICES"
         )
+    if kind == "mps" and processes > 1:
+        raise OpenVisionError(
+            f"device mps cannot be shared by {processes} processes of torchrun: they exchange tensors over nccl or "
+            "gloo, neither of which knows it; start one process, or use cpu"
+        )
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if kind == "auto":
-        # The processes of torchrun exchange tensors over nccl or gloo, neither of which knows MPS.
+        # Alone in torchrun, too: a run goes on with as many processes as there are.
         kind = "cuda" if cuda else "mps" if mps and "RANK" not in os.environ else "cpu"
     if kind == "cuda":
         count, index = torch.cuda.device_count() if cuda else 0, int(number or _local_rank())
@@ -106,10 +114,19 @@ def _local_rank() -> int:
 
 
 def describe_device(device: torch.device, precision: torch.dtype, asked: str = "auto") -> str:
-    """Device, precision, and why this one where "auto" was `asked` for: the first line of a run."""
+    """Device, precision, why this one where "auto" was `asked` for, and what lies idle: of the first line of a run."""
     lacks = _without_bfloat16(device)
     why = f" (auto: {lacks or 'it multiplies that faster'})" if asked == "auto" else ""
-    return f"{str(precision).removeprefix('torch.')} on {_name(device)}{why}"
+    return f"{str(precision).removeprefix('torch.')} on {_name(device)}{why}{_idle(device)}"
+
+
+def _idle(device: torch.device) -> str:
+    """What of the machine a process leaves unused without having been told to."""
+    if device.type != "cuda" or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        return ""
+    count = torch.cuda.device_count()
+    more = f"; {count - 1} more CUDA devices are idle, torchrun --nproc-per-node {count} takes all"
+    return more if count > 1 else ""
 
 
 def _name(device: torch.device) -> str:
@@ -119,8 +136,11 @@ def _name(device: torch.device) -> str:
     if device.type != "cpu":
         return str(device)
     found = torch.cuda.is_available() or torch.backends.mps.is_available()
+    missing = "" if found else ", no accelerator found"
+    if torch.version.cuda is None and NVIDIA.exists():
+        missing = ", this torch is built without CUDA though the machine has an NVIDIA device"
     threads = torch.get_num_threads()
-    return f"the CPU, {threads} thread{'' if threads == 1 else 's'}{'' if found else ', no accelerator found'}"
+    return f"the CPU, {threads} thread{'' if threads == 1 else 's'}{missing}"
 
 
 # What backends say beside torch.OutOfMemoryError, in lower case.
@@ -152,6 +172,13 @@ def describe_memory(device: torch.device) -> str:
     """A device and its memory, for a message."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return f"{name} ({device_memory(device) / GIB:.1f} GiB)"
+
+
+def use_float32_matmul(precision: str) -> None:
+    """Products and convolutions of float32 on CUDA: "highest" is exact, "high" rounds their inputs to TF32."""
+    torch.set_float32_matmul_precision(precision)
+    # A setting of its own in torch, where it is on by default.
+    torch.backends.cudnn.allow_tf32 = precision != "highest"
 
 
 def use_deterministic_algorithms(wanted: bool) -> None:

@@ -20,6 +20,7 @@ from openvision.runtime import (
     resolve_precision,
     send,
     use_deterministic_algorithms,
+    use_float32_matmul,
 )
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.toml"
@@ -89,6 +90,48 @@ def test_processes_of_torchrun_do_not_take_mps(machine, torchrun):
     machine(mps=True)
     torchrun(0, 2)
     assert resolve_device("auto").type == "cpu"
+    with pytest.raises(OpenVisionError, match="device mps cannot be shared by 2 processes of torchrun"):
+        resolve_device("mps")
+
+
+def test_what_lies_idle_is_said(machine, torchrun, monkeypatch, tmp_path):
+    machine(cuda=8)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "H200")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    described = describe_device(torch.device("cuda", 0), torch.float32, "float32")
+    assert described.endswith("; 7 more CUDA devices are idle, torchrun --nproc-per-node 8 takes all")
+    torchrun(0, 8)
+    assert "idle" not in describe_device(torch.device("cuda", 0), torch.float32, "float32")
+    machine()
+    monkeypatch.setattr("openvision.runtime.NVIDIA", tmp_path)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    described = describe_device(torch.device("cpu"), torch.float32, "float32")
+    assert described.endswith("this torch is built without CUDA though the machine has an NVIDIA device")
+
+
+def test_float32_is_one_setting_for_products_and_convolutions(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    before = torch.get_float32_matmul_precision()
+    try:
+        use_float32_matmul("highest")
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", False)
+        use_float32_matmul("high")
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_a_model_of_language_takes_one_device_of_several_or_says_how(machine, monkeypatch, tmp_path):
+    from openvision.multimodal.recipe import load_vlm_recipe
+    from openvision.multimodal.training.run import train
+
+    machine(cuda=4)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(
+        OpenVisionError, match=r"4 CUDA devices are visible .* CUDA_VISIBLE_DEVICES=1, without --device"
+    ):
+        train(load_vlm_recipe(VLM), tmp_path, tmp_path, tmp_path / "run", device="cuda:1")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -212,6 +255,7 @@ def test_deterministic_algorithms_are_switched_on_and_off(monkeypatch):
 
 NOWHERE = "runs/nowhere/model"
 COMMANDS = {
+    "report": ["report", NOWHERE],
     "eval": ["eval", NOWHERE, "-o", "out"],
     "encode": ["encode", "IMAGES", "-o", "x.safetensors", "--checkpoint", NOWHERE],
     "classify": ["classify", "IMAGES/a.png", "--labels", "a,b", "--checkpoint", NOWHERE],

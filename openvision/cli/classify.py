@@ -14,6 +14,7 @@ from openvision.cli.options import (
     Native,
     Squash,
     preprocessing_of,
+    tell_shapes,
 )
 from openvision.terminal import Console
 
@@ -32,7 +33,9 @@ def classify(
     from openvision.runtime import resolve_device
 
     chosen, where = distinct_labels(labels.split(",")), resolve_device(device)
-    encoder = load(checkpoint, preprocessing=preprocessing_of(squash, native)).to(where)
+    how = preprocessing_of(squash, native)
+    encoder = load(checkpoint, preprocessing=how).to(where)
+    tell_shapes(encoder.vision.config.aspects, how)
     console = Console()
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(justify="right", no_wrap=True)

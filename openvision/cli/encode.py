@@ -19,6 +19,7 @@ from openvision.cli.options import (
     Revision,
     Squash,
     preprocessing_of,
+    tell_shapes,
 )
 from openvision.cli.progress import ProgressLine
 from openvision.errors import OpenVisionError
@@ -87,10 +88,13 @@ def encode(
         result = encode_on_ray(
             load, source, output, cluster, batch_size, threads, kind=kind or "npy", progress=progress
         )
-    elif into_file:
-        result = embed(load(), source, output, batch_size, threads, progress=progress)
     else:
-        result = encode_folder(load(), source, output, batch_size, threads, kind=kind or "npy", progress=progress)
+        encoder = load()
+        tell_shapes(encoder.vision.config.aspects, encoder.preprocessing)
+        if into_file:
+            result = embed(encoder, source, output, batch_size, threads, progress=progress)
+        else:
+            result = encode_folder(encoder, source, output, batch_size, threads, kind=kind or "npy", progress=progress)
     for name, reason in result.skipped:
         echo(f"skipped: {one_line(name)}: {one_line(reason)}", err=True)
     echo(f"{counted(result.encoded, 'image')} encoded, {len(result.skipped)} skipped: {output}")

@@ -58,6 +58,9 @@ def _run_command() -> None:
             raise
         _fail(sentence, 1)
     except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            first = str(error).partition(". ")[0]
+            _fail(f"{first}; use a smaller batch or resolution, or another --device", 1)
         # transformers imports torchvision when one of its classes is first asked for.
         sentence = describe_torchvision(error)
         if sentence is None:

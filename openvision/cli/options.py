@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from openvision.errors import OpenVisionError
+from openvision.terminal import echo
 
 if TYPE_CHECKING:
     from openvision.images.preprocess import Preprocessing
@@ -61,6 +62,12 @@ def preprocessing_of(squash: bool, native: bool) -> "Preprocessing":
     if squash and native:
         raise OpenVisionError("--squash changes the aspect and --native keeps it; give one of them")
     return "squash" if squash else "native" if native else "crop"
+
+
+def tell_shapes(aspects: tuple[float, ...], how: "Preprocessing") -> None:
+    """Say where a model that was trained on native shapes reads squares."""
+    if aspects and how != "native":
+        echo("this model was trained on native shapes and reads squares here; --native keeps the aspect", err=True)
 
 
 DEFAULT_CHECKPOINT = "runs/quickstart"

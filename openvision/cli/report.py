@@ -21,11 +21,12 @@ def report(
 ) -> None:
     """Write the report of a run as one self-contained HTML page: metrics, curves, galleries."""
     from openvision.evaluation.report.run_page import build_report
+    from openvision.evaluation.suites.run import Settings
+    from openvision.runtime import resolve_device
 
-    generated = None
+    where, generated = resolve_device(device), None
     if generator is not None:
         from openvision.generation.nearness import measure_for_run
-        from openvision.runtime import resolve_device
 
-        generated = measure_for_run(generator, run, data, resolve_device(device))
-    echo(f"report: {build_report(run, data, generated)}")
+        generated = measure_for_run(generator, run, data, where)
+    echo(f"report: {build_report(run, data, generated, Settings(device=str(where)))}")

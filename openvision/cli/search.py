@@ -12,6 +12,7 @@ from openvision.cli.options import (
     Native,
     Squash,
     preprocessing_of,
+    tell_shapes,
 )
 from openvision.cli.progress import ProgressLine
 from openvision.errors import OpenVisionError
@@ -58,6 +59,7 @@ def _search_images(
     # Check the folder before loading the model.
     image_files(folder)
     encoder = load(checkpoint, device=device, preprocessing=preprocessing)
+    tell_shapes(encoder.vision.config.aspects, preprocessing)
     result = encoder.search_folder(folder, query, top, progress=ProgressLine("image"))
     for path, score in result.hits:
         echo(f"{score:6.3f}  {path}")

@@ -60,7 +60,7 @@ class NativeShapes:
             raise BadSampleError(
                 "extreme_aspect",
                 f"an image of {width} x {height} pixels is beyond the largest bucket, whose sides are "
-                f"{_written(greatest if aspect > 1 else least)}; add a bucket for it or crop it",
+                f"{_written(greatest if aspect > 1 else least)}; crop it, or train with a bucket for it",
             )
         _, rows, columns = min(self._buckets, key=lambda bucket: abs(math.log(bucket[0] / aspect)))
         return rows * self.patch_size, columns * self.patch_size
@@ -86,16 +86,19 @@ class NativeShapes:
         return resize(image.crop(box, side), height, width)
 
 
-def prepare_as(mode: Preprocessing, image: ImageInput, size: Size, patch_size: int) -> NDArray[np.uint8]:
+def prepare_as(
+    mode: Preprocessing, image: ImageInput, size: Size, patch_size: int, aspects: tuple[float, ...] = ()
+) -> NDArray[np.uint8]:
     """Any image -> uint8 (height, width, 3) as `mode` says: with "native" of its own shape, else of `size`.
 
-    The budget of a native shape is that of `size`. Raises as `preprocess.prepare`, and BadSampleError for an aspect
-    beyond the largest bucket.
+    The budget of a native shape is that of `size`, its buckets are `aspects`, the default ones where there are none.
+    Raises as `preprocess.prepare`, and BadSampleError for an aspect beyond the largest bucket.
     """
     if mode != "native":
         return prepare(image, size, mode)
     height, width = (size, size) if isinstance(size, int) else size
-    return NativeShapes(patch_size, (height // patch_size) * (width // patch_size)).prepare(image)
+    budget = (height // patch_size) * (width // patch_size)
+    return NativeShapes(patch_size, budget, aspects or ASPECTS).prepare(image)
 
 
 def grid_of(aspect: float, max_tokens: int) -> tuple[int, int]:

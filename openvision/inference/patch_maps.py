@@ -34,7 +34,7 @@ def patch_pca(encoder: VisionEncoder, image: ImageInput) -> NDArray[np.uint8]:
     """
     with evaluating(encoder.vision):
         features = encoder.forward_features([image])
-        tokens = features.patch_tokens[0].double().cpu().numpy()
+        tokens = features.patch_tokens[0].cpu().double().numpy()
     centred = tokens - tokens.mean(axis=0)
     components = np.linalg.svd(centred, full_matrices=False)[2][:3]
     components = components * np.sign(np.take_along_axis(components, np.abs(components).argmax(1)[:, None], axis=1))

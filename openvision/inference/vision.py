@@ -109,8 +109,9 @@ class VisionEncoder:
         name = f"image {image}" if isinstance(image, (str, os.PathLike)) else "the image"
         try:
             content = Path(image).read_bytes() if isinstance(image, (str, os.PathLike)) else image
-            patch = self.vision.config.patch_size
-            return to_batch([prepare_as(self.preprocessing, content, self.resolution, patch)])[0]
+            shape = self.vision.config
+            pixels = prepare_as(self.preprocessing, content, self.resolution, shape.patch_size, shape.aspects)
+            return to_batch([pixels])[0]
         except FileNotFoundError:
             raise UnreadableImageError(f"{name} does not exist") from None
         except OSError as error:

@@ -21,6 +21,8 @@ MAX_VOCABULARY = 2**24
 MAX_LENGTH = 2**16
 MAX_PATCH = 1024
 MAX_REGISTERS = 1024
+MAX_ASPECTS = 1000
+MAX_ASPECT = 1000
 MAX_PATCHES = 2**16
 # [bos], a token, [eos]; the text tower reads the class token behind them.
 MIN_CAPTION, MIN_CONTEXT = 3, 4
@@ -44,6 +46,16 @@ def check_patches(pixels: object, patch_size: object) -> None:
     if side * side > MAX_PATCHES:
         raise ValueError(
             f"image_size {pixels} makes {side * side} patches of {patch} pixels, at most {MAX_PATCHES} fit"
+        )
+
+
+def check_aspects(aspects: tuple[object, ...]) -> None:
+    """Raise ValueError unless these are few positive aspects, width over height."""
+    if len(aspects) > MAX_ASPECTS or not all(
+        isinstance(one, int | float) and not isinstance(one, bool) and 0 < one <= MAX_ASPECT for one in aspects
+    ):
+        raise ValueError(
+            f"aspects must be at most {MAX_ASPECTS} numbers above 0 and up to {MAX_ASPECT}, width over height"
         )
 
 

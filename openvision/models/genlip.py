@@ -70,7 +70,9 @@ class GenLipVisionConfig(VisionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        plain = VisionConfig(self.width, self.depth, self.mlp_dim, self.heads, self.patch_size, self.image_size)
+        plain = VisionConfig(
+            self.width, self.depth, self.mlp_dim, self.heads, self.patch_size, self.image_size, aspects=self.aspects
+        )
         if any(getattr(self, name) != value for name, value in vars(plain).items()):
             raise ValueError("position_side, init, registers and pool belong to sin-cos positions; leave them out")
         if self.width // self.heads % 2:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openvision.files import JsonObject
-from openvision.models.bounds import MAX_REGISTERS, check_patches, check_transformer, stored
+from openvision.models.bounds import MAX_REGISTERS, check_aspects, check_patches, check_transformer, stored
 from openvision.models.kernels.dispatch import compute_dtype, full_precision, linear_fp32
 from openvision.models.layers import (
     Block,
@@ -70,8 +70,13 @@ class VisionConfig:
     """Learned tokens that attend beside the class token and are dropped from every output (arXiv 2309.16588)."""
     pool: Pool = field(default="mean", kw_only=True)
     """"mean" norms the mean patch token, as published; "map" pools the normed patches by attention, as SigLIP does."""
+    aspects: tuple[float, ...] = field(default=(), kw_only=True)
+    """Width over height of the shapes that it was trained on, which a run of native shapes fills in; empty: squares."""
 
     def __post_init__(self) -> None:
+        # A list in config.json.
+        object.__setattr__(self, "aspects", tuple(self.aspects))
+        check_aspects(self.aspects)
         check_transformer(self.width, self.depth, self.mlp_dim, self.heads)
         check_count("registers", self.registers, 0, MAX_REGISTERS)
         if self.pool not in ("mean", "map"):
@@ -96,7 +101,7 @@ class VisionConfig:
 
     def to_dict(self) -> JsonObject:
         """Plain dictionary, as written to `config.json`: options that are off are left out, as older versions need."""
-        return stored(self, ("registers", "pool", "position_side", "init"))
+        return stored(self, ("registers", "pool", "position_side", "init", "aspects"))
 
     @property
     def input_channels(self) -> int:

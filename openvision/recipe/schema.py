@@ -6,6 +6,7 @@ learning rates are given per 256 samples of batch, as in the papers.
 
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
@@ -26,8 +28,9 @@ from openvision.images.native import NativeShapes
 from openvision.models.bounds import check_patches
 from openvision.models.genlip import KIND_GENLIP, GenLipConfig
 from openvision.models.openvision import OpenVisionConfig
-from openvision.models.openvision2 import KIND, OpenVision2Config
+from openvision.models.openvision2 import KIND, ModelConfig, OpenVision2Config
 from openvision.models.openvision3 import OpenVision3Config
+from openvision.recipe.effects import require_effects
 from openvision.recipe.sections import (
     Data,
     Dense,
@@ -211,6 +214,14 @@ class Recipe(Section):
             )
         return self
 
+    def model_after(self, stage: int) -> ModelConfig:
+        """The model as it is read from stage number `stage` on: with the shapes that it was last trained on."""
+        natives = [one.native for one in self.stages[: stage + 1] if one.native is not None]
+        if not natives:
+            return self.model
+        vision = replace(self.model.vision, aspects=natives[-1].buckets)
+        return replace(self.model, vision=vision)  # pyright: ignore[reportArgumentType]
+
     def shapes_of(self, stage: Stage) -> NativeShapes | None:
         """The shapes of a stage's images; None for squares."""
         if stage.native is None:
@@ -375,9 +386,17 @@ class Recipe(Section):
             raise ValueError(f"data.vocab_size {self.data.vocab_size} exceeds the model's vocab_size {self.vocab_size}")
         return self
 
+    @model_validator(mode="after")
+    def _has_effects(self, info: ValidationInfo) -> "Recipe":
+        # What an earlier version accepted stays readable: its runs are resumed, exported and reported.
+        if info.context != _STORED_CONTEXT:
+            require_effects(self)
+        return self
+
 
 STORED = "recipe.toml"
 """Name of the resolved recipe in run and model folders."""
+_STORED_CONTEXT = {"stored": True}
 # One of these lies beside a recipe that a run wrote.
 _BESIDE_STORED = ("data.json", "sessions.json", "model.safetensors")
 
@@ -392,7 +411,7 @@ def load_recipe(
 
     `fill` may add to the content before it is checked: what the recipe leaves to its `start`.
     Keys that were renamed are translated in a `stored` recipe, which is by default the recipe.toml of a run or model
-    folder. Raises OpenVisionError that names the file and the key.
+    folder, and settings without effect are left in it. Raises OpenVisionError that names the file and the key.
     """
     try:
         data = tomllib.loads(read_recipe_text(path))
@@ -406,7 +425,7 @@ def load_recipe(
     for override in overrides or []:
         apply_override(data, override)
     fill(data)
-    return parse_recipe(data, str(path))
+    return parse_recipe(data, str(path), stored)
 
 
 def read_recipe_text(path: Path) -> str:
@@ -424,10 +443,10 @@ def read_recipe_text(path: Path) -> str:
         raise OpenVisionError(f"recipe {error}") from error
 
 
-def parse_recipe(data: JsonObject, source: str) -> Recipe:
-    """Validate a recipe; errors name it as `source`."""
+def parse_recipe(data: JsonObject, source: str, stored: bool = False) -> Recipe:
+    """Validate a recipe; errors name it as `source`. One that is `stored` may have settings without effect."""
     try:
-        return Recipe.model_validate(data)
+        return Recipe.model_validate(data, context=_STORED_CONTEXT if stored else None)
     except RecursionError as error:
         raise OpenVisionError(f"recipe {source} is nested too deeply") from error
     except ValidationError as error:

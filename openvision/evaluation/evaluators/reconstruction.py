@@ -109,7 +109,7 @@ class _Sums:
     features: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     def add(self, name: str, values: Tensor) -> None:
-        self.sums[name] = self.sums.get(name, 0.0) + values.double().sum().item()
+        self.sums[name] = self.sums.get(name, 0.0) + values.cpu().double().sum().item()
 
     def means(self) -> dict[str, float]:
         return {name: total / max(self.count, 1) for name, total in self.sums.items()}

@@ -67,15 +67,20 @@ class SetView:
     groups: Table | None
 
 
-def build_report(run: Path, data: str | Path | None = None, generated: Generated | None = None) -> Path:
+def build_report(
+    run: Path,
+    data: str | Path | None = None,
+    generated: Generated | None = None,
+    settings: Settings | None = None,
+) -> Path:
     """Write RUN/report and return the path of its index.html; `data` is by default what the run was trained on.
 
-    `generated` are images of a generator on the tokens of the run's encoder. Measures first when RUN/evaluation.json is
-    missing or about other weights. Raises OpenVisionError when the run has no model, no metrics, no text tower, or its
-    data are missing.
+    `generated` are images of a generator on the tokens of the run's encoder. Measures first, by `settings`, when
+    RUN/evaluation.json is missing or about other weights. Raises OpenVisionError when the run has no model, no metrics,
+    no text tower, or its data are missing.
     """
     lines = read_log(run / "metrics.jsonl")
-    result = current_result(run, data)
+    result = current_result(run, data, settings)
     sets = held_out_sets(result)
     if not sets:
         raise OpenVisionError(
@@ -83,7 +88,7 @@ def build_report(run: Path, data: str | Path | None = None, generated: Generated
             "tower is measured by `openvision eval`"
         )
     if not (run / GALLERY).is_file():
-        _write_missing_gallery(run, data)
+        _write_missing_gallery(run, data, settings or Settings())
     gallery = read_gallery(run)
     examples = _examples(gallery, sets[0].name)
     notes = suite_of_run(run, data)[0].notes
@@ -107,10 +112,10 @@ def read_log(path: Path) -> list[JsonObject]:
     return lines
 
 
-def _write_missing_gallery(run: Path, data: str | Path | None) -> None:
+def _write_missing_gallery(run: Path, data: str | Path | None, settings: Settings) -> None:
     """The gallery of an evaluation by an earlier version, which wrote none."""
     suite, folder = suite_of_run(run, data)
-    model = evaluated(load_checkpoint(run / "model"), Settings())
+    model = evaluated(load_checkpoint(run / "model"), settings)
     chosen, _ = usable(suite.evaluators, model.has_text, model.has_decoder)
     write_gallery(run, suite.shown(chosen), model, folder)
 

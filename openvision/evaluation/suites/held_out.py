@@ -140,11 +140,11 @@ def measure_run(
     return result
 
 
-def current_result(run: Path, data: str | Path | None) -> Result:
+def current_result(run: Path, data: str | Path | None, settings: Settings | None = None) -> Result:
     """The evaluation in RUN if it is about RUN/model as it is now, by its own suite; measured (again) otherwise."""
     checkpoint = file_sha256(run / "model" / "model.safetensors")
     if (run / "evaluation.json").is_file():
         result, (suite, _) = read_result(run), suite_of_run(run, data)
         if result.sha256 == checkpoint and result.content["complete"] and result.content["suite"]["name"] == suite.name:
             return result
-    return measure_run(run, data)
+    return measure_run(run, data, settings=settings)

@@ -168,6 +168,8 @@ def _measure(
         source = result.content["checkpoint"]["source"]
         raise OpenVisionError(f"{source}: suite {suite.name!r} measures nothing on it: {'; '.join(without)}")
     result.content["skipped"] = [*notes, *without]
+    if model.vision.config.aspects and model.preprocessing != "native":
+        say("this model was trained on native shapes and reads squares here; --native keeps the aspect")
     for note in result.content["skipped"]:
         say(f"  skipped {note}")
     done = result.measured

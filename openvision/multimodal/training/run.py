@@ -12,6 +12,7 @@ The same command resumes the run. Under torchrun every process calls `train`; on
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -92,6 +93,12 @@ def train(
     SIGUSR1 when the state is saved.
     """
     chosen = resolve_device(device)
+    if chosen.type == "cuda" and (count := torch.cuda.device_count()) > 1 and "WORLD_SIZE" not in os.environ:
+        # transformers would take the first one and spread every batch over all, whichever was chosen.
+        raise OpenVisionError(
+            f"{count} CUDA devices are visible to one process; start it with torchrun --nproc-per-node {count}, or "
+            f"show it one: CUDA_VISIBLE_DEVICES={chosen.index or 0}, without --device"
+        )
     precision = resolve_precision(recipe.run.precision, chosen)
     # Joins the processes of torchrun, as the Trainer would do later.
     require("accelerate", extra="vlm").PartialState(cpu=chosen.type == "cpu", timeout=timedelta(minutes=30))
@@ -292,7 +299,7 @@ class _VlmRun:
             weight_decay=stage.weight_decay,
             bf16=self.precision == torch.bfloat16,
             use_cpu=self.device.type == "cpu",
-            tf32=True if self.device.type == "cuda" else None,
+            tf32=self._has_tf32 or None,
             seed=self.recipe.seed + index,
             logging_steps=run.log_every,
             save_strategy="steps",
@@ -308,12 +315,12 @@ class _VlmRun:
             disable_tqdm=True,
             **fsdp,
         )
-        if arguments.n_gpu > 1:
-            raise OpenVisionError(
-                f"{arguments.n_gpu} GPUs are visible to one process; start it with torchrun --nproc-per-node "
-                f"{arguments.n_gpu}, or set CUDA_VISIBLE_DEVICES to one"
-            )
         return arguments
+
+    @property
+    def _has_tf32(self) -> bool:
+        """Before compute capability 8.0 transformers refuses to be asked for it."""
+        return self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (8, 0)
 
     def _check_framework(self, assistant: Assistant) -> None:
         found = assistant.model.config.model_type

@@ -81,7 +81,8 @@ def fill(
     if start is not None:
         notes: list[str] = []
         taken = start_from(model, start, warm, tokenizer, notes.append)
-        say(describe_start(model, start, taken, notes))
+        elsewhere = ("text",) if warm is not None and warm.text is not None else ()
+        say(describe_start(model, start, taken, notes, elsewhere))
     if warm is not None and warm.text is not None:
         assert model.text is not None
         say(read_sentence_encoder(Path(warm.text).expanduser()).copy_into(model.text))

@@ -23,6 +23,7 @@ from openvision.runtime import (
     describe_device,
     resolve_precision,
     use_deterministic_algorithms,
+    use_float32_matmul,
 )
 from openvision.terminal import echo
 from openvision.text.tokenizer import Tokenizer
@@ -91,7 +92,7 @@ class RunParts:
             if self.recipe.optimizer.ema is not None:
                 # The averages stand in the place of the trained parameters only as long as the context lasts.
                 state = {name: tensor.clone() for name, tensor in state.items()}
-        return full_model(self.recipe.model, state)
+        return full_model(self.recipe.model_after(self.progress.stage), state)
 
     def describe(self) -> str:
         """One line: what is trained, on what, how."""
@@ -146,7 +147,7 @@ def set_up_run(
         reuse, started = not (processes.is_main and new), list[str]()
         tokenizer = claim_tokenizer(recipe, dataset, run_folder, started.append, reuse)
 
-    torch.set_float32_matmul_precision(recipe.run.float32_matmul)
+    use_float32_matmul(recipe.run.float32_matmul)
     use_deterministic_algorithms(recipe.run.deterministic)
     # A run that has checkpoints is filled from one: `recipe.start` is not read again.
     start, warm = recipe.start, recipe.warm_start

@@ -5,7 +5,8 @@ vocabulary, so a text tower or a decoder comes with its tokenizer; the shape com
 Into another patch size, depth or vocabulary they are taken as [warm_start] says (adapt.py).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -31,9 +32,18 @@ from openvision.training.setup.adapt import (
 )
 from openvision.weights.load import Checkpoint, Request, load_checkpoint
 
-# Parameters of a vision tower that a start without registers or attention pool lacks.
+# Parameters of a vision tower that a start without registers, or without an attention pool, lacks.
 _OPTIONS = ("reg_token", "attn_pool.")
 _TOWERS = ("vision", "text", "decoder", "reconstruction")
+# The projection into the shared space, and the vocabulary of a decoder.
+_HEAD = "head."
+# Differences of two configurations that need no remark: what shapes show and other notes tell, what follows from the
+# stages, what only initial values, training or memory depend on.
+_UNREMARKABLE = {
+    *("depth", "patch_size", "vocab_size", "registers", "vision.pool"),
+    *("image_size", "aspects"),
+    *("init", "layer_scale", "noise", "noise_relative", "pixels_of", "decoded_at_once"),
+}
 
 
 def shape_of(data: JsonObject) -> None:
@@ -114,40 +124,68 @@ def start_from(
     "reconstruction", and of the learned numbers: "logit_scale" and others of the loss. A model of version 1 may start
     from a vision tower alone, one of version 2 from any vision tower. A JAX tree, which does not contain its
     resolution, takes the recipe's: no parameter depends on it. Raises OpenVisionError when a tower has another shape,
-    or is named and not there.
+    is named and not there, or is frozen and not filled.
     """
     loaded = load_checkpoint(source, Request(image_size=model.vision.config.image_size))
     given = _alike(loaded, model.config, warm)
-    shared = None
+    shared, unknown = None, 0
     if warm is not None and warm.vocabulary is not None and given is not None and _takes_ids(warm):
         assert tokenizer is not None
         assert loaded.tokenizer is not None
         shared = shared_entries(tokenizer, loaded.tokenizer)
-    how = _Changes(source, warm or WarmStart(), shared, note)
+        unknown = len(tokenizer.vocabulary()) - len(shared[0])
+    how = _Changes(source, warm or WarmStart(), shared, unknown, note)
     wanted = [name for name in _TOWERS if how.warm.towers is None or name in how.warm.towers]
-    taken = list[str]()
+    taken, fresh = list[str](), dict[str, list[str]]()
     for name in wanted:
         ours = getattr(model, name, None)
         theirs = loaded.vision if name == "vision" else getattr(given, name, None)
         if ours is not None and theirs is not None:
-            how.copy(ours, theirs, name)
+            fresh[name] = how.copy(ours, theirs, name)
             taken.append(name)
         elif how.warm.towers is not None:
             raise OpenVisionError(
                 f"start = {source!r} has no {name} tower for this kind of model, which warm_start.towers names"
             )
+    _require_filled(how, fresh)
     if isinstance(model, (OpenVision, OpenVision3)) and isinstance(given, type(model)) and "text" in wanted:
-        taken += _copy_numbers(model, given)
+        taken += _copy_numbers(model, given, note)
     return taken
 
 
-def _copy_numbers(model: Contrasting, given: Contrasting) -> list[str]:
+def _require_filled(how: "_Changes", fresh: Mapping[str, list[str]]) -> None:
+    """Raise OpenVisionError for a frozen tower of which more than the projection stays at its initial values.
+
+    `fresh` are the names of these parts, for each tower that was taken.
+    """
+    for tower in how.warm.frozen:
+        if tower == "text" and how.warm.text is not None:
+            continue
+        if tower not in fresh:
+            left = f"has no {tower} tower for this kind of model"
+        elif parts := fresh[tower]:
+            left = f"leaves {', '.join(parts)} of the {tower} tower at random initial values"
+        else:
+            continue
+        raise OpenVisionError(
+            f"start = {how.source!r} {left}, where warm_start.frozen would keep it; leave {tower!r} out of "
+            "warm_start.frozen, or start from weights that have it"
+        )
+
+
+def _copy_numbers(model: Contrasting, given: Contrasting, note: Callable[[str], None]) -> list[str]:
     """Copy logit scales and bias; returns the names of those taken.
 
     A logit scale means nothing in the other kind of loss: between softmax and sigmoid the initial values stay.
     """
     if (model.logit_bias is None) != (given.logit_bias is None):
+        theirs, ours = ("softmax" if one.logit_bias is None else "sigmoid" for one in (given, model))
+        note(f"the start's logit scale is of the {theirs} loss and means nothing in the {ours} loss")
         return []
+    if model.logit_scale_sentence is not None and given.logit_scale_sentence is None:
+        note("logit_scale_sentence begins at the start's logit_scale")
+    if model.logit_scale_sentence is None and given.logit_scale_sentence is not None:
+        note("the start's logit_scale_sentence is left out")
     numbers = {"logit_scale": model.logit_scale, **{name: getattr(model, name) for name in OPTIONS}}
     taken = {name: number for name, number in numbers.items() if number is not None}
     for name, number in taken.items():
@@ -174,10 +212,18 @@ def _takes_ids(warm: WarmStart | None) -> bool:
     return warm is None or warm.towers is None or not {"text", "decoder"}.isdisjoint(warm.towers)
 
 
-def describe_start(model: AnyModel, source: str, taken: list[str], notes: Sequence[str] = ()) -> str:
-    """One line: which towers came from `source`, what was changed of them, and which are random."""
-    fresh = [name for name in _TOWERS if getattr(model, name, None) is not None and name not in taken]
-    rest = f"; initialised at random: {', '.join(fresh)}" if fresh else ""
+def describe_start(
+    model: AnyModel, source: str, taken: list[str], notes: Sequence[str] = (), elsewhere: Collection[str] = ()
+) -> str:
+    """One line: which towers came from `source`, what was changed of them, and what has its initial values.
+
+    Towers that are filled from `elsewhere` are left to another line.
+    """
+    rest = ""
+    for names, how in ((_TOWERS, "initialised at random"), (("logit_scale", *OPTIONS), "at initial values")):
+        there = [name for name in names if getattr(model, name, None) is not None]
+        fresh = [name for name in there if name not in taken and name not in elsewhere]
+        rest += f"; {how}: {', '.join(fresh)}" if fresh else ""
     changed = f" ({'; '.join(notes)})" if notes else ""
     return f"start {source}: copied {', '.join(taken)}{changed}{rest}"
 
@@ -190,10 +236,15 @@ class _Changes:
     warm: WarmStart
     shared: tuple[Tensor, Tensor] | None
     """Ids of the entries that both vocabularies have; None for the same vocabulary."""
+    unknown: int
+    """How many entries of ours the start's vocabulary lacks."""
     note: Callable[[str], None]
 
-    def copy(self, ours: nn.Module, theirs: nn.Module, name: str) -> None:
-        """Copy a tower, in place, in the shape of `ours`."""
+    def copy(self, ours: nn.Module, theirs: nn.Module, name: str) -> list[str]:
+        """Copy a tower, in place, in the shape of `ours`.
+
+        Returns the names of the parts that keep initial values, but for its head.
+        """
         mine, given = dict(ours.named_parameters()), dict(theirs.named_parameters())
         fitted = self._fitted(ours, theirs, name, mine, given)
         depth = len(getattr(ours, "blocks", ()))
@@ -203,13 +254,15 @@ class _Changes:
         if beyond:
             self.note(f"{name}: blocks beyond the start's are initialised at random, of {depth}")
         # Parts beyond the paper that the start does not have at all.
-        added = {key for key in mine if key.startswith(_OPTIONS) and not any(one.startswith(_OPTIONS) for one in given)}
-        if added:
-            self.note(f"{name}: {' and '.join(sorted({key.split('.')[0] for key in added}))} initialised at random")
+        lacking = tuple(option for option in _OPTIONS if not any(key.startswith(option) for key in given))
+        added = {key for key in mine if key.startswith(lacking)}
         # A head belongs to contrastive models: a vision tower may be taken without it, or keep its own.
-        names = [key for key in mine if key not in beyond | added and (key in fitted or not key.startswith("head."))]
+        head = {key for key in mine if key.startswith(_HEAD) and key not in fitted}
+        if added | head:
+            self.note(f"{name}: {' and '.join(_parts(sorted(added | head)))} initialised at random")
+        names = [key for key in mine if key not in beyond | added | head]
         wrong = [key for key in names if key not in fitted or mine[key].shape != fitted[key].shape]
-        deeper = [key for key in fitted if key not in mine and not key.startswith("head.")]
+        deeper = [key for key in fitted if key not in mine and not key.startswith(_HEAD)]
         if wrong or deeper:
             raise OpenVisionError(
                 f"start = {self.source!r}: its {name} tower has another shape than the recipe's model.{name} "
@@ -223,9 +276,14 @@ class _Changes:
                 f"start = {self.source!r}: its {name} tower has {found} heads, the recipe's model.{name} has {wanted}; "
                 "copy the shape from the recipe of that model, or leave [model] out to take it over"
             )
+        if changed := _changed_meaning(ours, theirs, name):
+            self.note(f"{name}: start has {changed}")
         with torch.no_grad():
             for key in names:
                 mine[key].copy_(fitted[key])
+        # Rows of the embedding beyond the vocabulary are read by nobody.
+        rows = [f"{self.unknown} rows of token_embed"] if name == "text" and self.unknown else []
+        return [*_parts([key for key in mine if key in beyond | added]), *rows]
 
     def _fitted(
         self, ours: nn.Module, theirs: nn.Module, name: str, mine: Mapping[str, Tensor], given: Mapping[str, Tensor]
@@ -258,11 +316,32 @@ class _Changes:
         return f", or set {' and '.join(needed)}" if needed else ""
 
 
+def _parts(names: Sequence[str]) -> list[str]:
+    """Names of parameters of a tower by the part they belong to: a block, or a module of the tower."""
+    parts = (name.split(".")[: 2 if name.startswith("blocks.") else 1] for name in names)
+    return list(dict.fromkeys(".".join(part) for part in parts))
+
+
+def _changed_meaning(ours: nn.Module, theirs: nn.Module, name: str) -> str:
+    """Settings of a tower that no shape shows and that differ, e.g. "position_side none, this model 8"."""
+    wanted, found = (asdict(tower.config) for tower in (ours, theirs))  # pyright: ignore[reportArgumentType]
+    return "; ".join(
+        f"{key} {_written(found.get(key))}, this model {_written(wanted.get(key))}"
+        for key in {**wanted, **found}
+        if found.get(key) != wanted.get(key) and _UNREMARKABLE.isdisjoint((key, f"{name}.{key}"))
+    )
+
+
+def _written(value: object) -> str:
+    """A value of a configuration as TOML has it, "none" where there is none."""
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
 def _difference(ours: nn.Module, theirs: nn.Module) -> str:
     """What differs between the shapes of two towers, e.g. "width 384, not 192"; positions need no parameters."""
     wanted, found = (asdict(tower.config) for tower in (ours, theirs))  # pyright: ignore[reportArgumentType]
     return ", ".join(
         f"{key} {found[key]}, not {wanted[key]}"
         for key in wanted
-        if key != "image_size" and wanted[key] != found.get(key, wanted[key])
+        if key not in ("image_size", "aspects") and wanted[key] != found.get(key, wanted[key])
     )

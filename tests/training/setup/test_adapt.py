@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from openvision.errors import OpenVisionError
+from openvision.models.decoders.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.openvision import OpenVision, OpenVisionConfig
+from openvision.models.openvision2 import OpenVision2, OpenVision2Config
 from openvision.models.openvision3 import OpenVision3, OpenVision3Config
 from openvision.models.text import TextConfig
 from openvision.models.vision import VisionConfig
@@ -123,6 +125,47 @@ def test_without_the_table_another_shape_is_refused_with_the_remedy(start):
         start_from(model, str(start))
     with pytest.raises(OpenVisionError, match="depth 5, not 3"):
         start_from(model, str(start), WarmStart(patches="resample"))
+
+
+@pytest.mark.parametrize(
+    ("change", "warm", "left"),
+    [
+        ({"pool": "map", "registers": 1}, WarmStart(frozen=("vision",)), "leaves reg_token, attn_pool of the vision"),
+        (
+            {"depth": 7},
+            WarmStart(layers="first", frozen=("vision",)),
+            r"leaves blocks\.5, blocks\.6 of the vision tower",
+        ),
+    ],
+)
+def test_a_frozen_tower_must_not_stay_at_random(start, change, warm, left):
+    model = OpenVision(replace(V1, vision=replace(VISION, **change)))
+    with pytest.raises(
+        OpenVisionError, match=rf"{left}.* where warm_start\.frozen would keep it; leave 'vision' out of"
+    ):
+        start_from(model, str(start), warm)
+    start_from(model, str(start), warm.model_copy(update={"frozen": ("text",)}))
+
+
+def test_a_frozen_text_tower_that_the_start_lacks(tmp_path):
+    captioner = OpenVision2(OpenVision2Config(VISION, AutoregressiveDecoderConfig(32, 1, 64, 2, 64, 9)))
+    save_folder(tmp_path / "v2", captioner, Tokenizer.train(["a red bar"], 64), "", {})
+    with pytest.raises(OpenVisionError, match=r"has no text tower for this kind of model, where warm_start\.frozen"):
+        start_from(OpenVision(V1), str(tmp_path / "v2"), WarmStart(frozen=("text",)))
+    # The projection, which OpenVision 2 lacks, is trained; and a sentence encoder fills its tower afterwards.
+    start_from(OpenVision(V1), str(tmp_path / "v2"), WarmStart(frozen=("vision",)))
+    start_from(OpenVision(V1), str(tmp_path / "v2"), WarmStart(text="encoder", frozen=("text",)))
+
+
+def test_a_frozen_text_tower_knows_every_entry(start):
+    warm = WarmStart(vocabulary="by_entry", frozen=("text",))
+    given = load_checkpoint(start).tokenizer
+    assert given is not None
+    model = OpenVision(replace(V1, text=replace(V1.text, vocab_size=128)))
+    with pytest.raises(OpenVisionError, match=r"leaves \d+ rows of token_embed of the text tower at random"):
+        start_from(model, str(start), warm, Tokenizer.train(["zebras quickly jump"], 128))
+    # Rows behind the vocabulary are never read.
+    start_from(model, str(start), warm, given)
 
 
 def run_of(start: Path, warm: dict, **data):

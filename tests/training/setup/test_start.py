@@ -5,6 +5,7 @@ Tokenizer and shape come along.
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,15 +18,19 @@ from openvision.data.shards.dataset import ShardWriter
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
 from openvision.models.decoders.autoregressive import AutoregressiveDecoderConfig
+from openvision.models.decoders.parallel import DecoderConfig
+from openvision.models.genlip import GenLipConfig, GenLipTextConfig, GenLipVisionConfig
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.openvision2 import AnyModel, OpenVision2, OpenVision2Config, build_model
 from openvision.models.text import TextConfig
 from openvision.models.vision import VisionConfig
 from openvision.recipe.schema import Recipe, load_recipe, parse_recipe
+from openvision.recipe.sections import WarmStart
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.run.sessions import read_sessions
+from openvision.training.setup import model as setup_model
 from openvision.training.setup.parts import set_up_run
-from openvision.training.setup.start import shape_of, start_from, tokenizer_of_start
+from openvision.training.setup.start import describe_start, shape_of, start_from, tokenizer_of_start
 from openvision.weights.folder import save_folder
 from openvision.weights.jax import to_jax
 from openvision.weights.load import load_checkpoint
@@ -117,6 +122,109 @@ def test_another_shape_is_refused_before_anything_changes(tmp_path, depth):
     assert torch.equal(other.vision.cls_token, before)
 
 
+# What the report names.
+
+
+def noted(model: AnyModel, source: str, warm: WarmStart | None = None) -> list[str]:
+    notes: list[str] = []
+    start_from(model, source, warm, note=notes.append)
+    return notes
+
+
+def test_a_fresh_projection_is_named(tmp_path):
+    assert noted(OpenVision(V1), saved(OpenVision2(V2), tmp_path / "v2")) == ["vision: head initialised at random"]
+
+
+def test_an_attention_pool_beside_registers_that_the_start_has(tmp_path):
+    registers = replace(VISION, registers=2)
+    source = OpenVision(replace(V1, vision=registers))
+    fresh = OpenVision(replace(V1, vision=replace(registers, pool="map")))
+    assert noted(fresh, saved(source, tmp_path / "registers")) == ["vision: attn_pool initialised at random"]
+    assert fresh.vision.reg_token is not None
+    assert source.vision.reg_token is not None
+    assert torch.equal(fresh.vision.reg_token, source.vision.reg_token)
+
+
+AUTOREGRESSIVE = AutoregressiveDecoderConfig(32, 1, 64, 2, 64, 9)
+GENLIP = GenLipConfig(GenLipVisionConfig(32, 2, 64, 2, 8, 32), GenLipTextConfig(16, 64, 9))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "note"),
+    [
+        (
+            V1,
+            replace(V1, vision=replace(VISION, position_side=8)),
+            "vision: start has position_side none, this model 8",
+        ),
+        (
+            V1,
+            replace(V1, text=replace(V1.text, pad_id=0, pool="mean")),
+            "text: start has pad_id none, this model 0; pool class, this model mean",
+        ),
+        (
+            replace(V1, text=replace(V1.text, pad_id=0), decoder=DecoderConfig(32, 1, 64, 2, 64, 9)),
+            replace(
+                V1, text=replace(V1.text, pad_id=0), decoder=DecoderConfig(32, 1, 64, 2, 64, 9, reads_padding=False)
+            ),
+            "decoder: start has reads_padding true, this model false",
+        ),
+        (
+            V2,
+            replace(V2, decoder=replace(AUTOREGRESSIVE, image_attention="causal")),
+            "decoder: start has image_attention prefix, this model causal",
+        ),
+        (
+            GENLIP,
+            replace(GENLIP, vision=replace(GENLIP.vision, rope_theta=1e5, readout="before_last")),
+            "vision: start has rope_theta 10000.0, this model 100000.0; readout last, this model before_last",
+        ),
+        (
+            replace(V1, text=replace(V1.text, encoder="bert", pad_id=0)),
+            replace(V1, text=replace(V1.text, encoder="bert", pad_id=0, first="bos", norm_eps=1e-12)),
+            "text: start has first class, this model bos; norm_eps 1e-06, this model 1e-12",
+        ),
+    ],
+)
+def test_settings_that_change_what_weights_mean_are_named(theirs, ours, note, tmp_path):
+    assert noted(build_model(ours), saved(build_model(theirs), tmp_path / "start")) == [note]
+
+
+def test_another_resolution_or_initial_values_are_no_remark(tmp_path):
+    ours = replace(V1, vision=replace(VISION, image_size=64, init="by_width"))
+    assert noted(OpenVision(ours), saved(OpenVision(V1), tmp_path / "v1")) == []
+
+
+def test_numbers_of_the_loss_that_are_not_copied_are_named(tmp_path):
+    source = saved(OpenVision(V1), tmp_path / "softmax")
+    own = saved(OpenVision(replace(V1, logit_scale_sentence=True)), tmp_path / "own")
+    sigmoid = OpenVision(replace(V1, logit_bias=True))
+    notes: list[str] = []
+    taken = start_from(sigmoid, source, note=notes.append)
+    assert describe_start(sigmoid, "x", taken, notes) == (
+        "start x: copied vision, text (the start's logit scale is of the softmax loss and means nothing in the sigmoid "
+        "loss); at initial values: logit_scale, logit_bias"
+    )
+    per_text = OpenVision(replace(V1, logit_scale_sentence=True))
+    assert noted(per_text, source) == ["logit_scale_sentence begins at the start's logit_scale"]
+    assert noted(per_text, own) == []
+    assert noted(OpenVision(V1), own) == ["the start's logit_scale_sentence is left out"]
+
+
+def test_a_text_tower_from_a_sentence_encoder_is_not_called_random(tmp_path, monkeypatch):
+    encoder = SimpleNamespace(copy_into=lambda tower: "text tower: copied from elsewhere")
+    monkeypatch.setattr(setup_model, "read_sentence_encoder", lambda folder: encoder)
+    with torch.device("meta"):
+        model = OpenVision(V1)
+    said: list[str] = []
+    source = saved(OpenVision(V1), tmp_path / "v1")
+    setup_model.fill(model, 0, source, said.append, WarmStart(text="elsewhere"))
+    assert said == [
+        f"start {source}: copied vision; at initial values: logit_scale",
+        "text tower: copied from elsewhere",
+    ]
+
+
 # With the data of a run.
 
 
@@ -176,7 +284,8 @@ def test_another_vocabulary_is_refused(tiny_recipe, tiny_run, other_words, tmp_p
         say=said.append,
     )
     assert parts.tokenizer.vocabulary_sha256() == Tokenizer.load(tmp_path).vocabulary_sha256()
-    assert said == [f"start {tmp_path / 'tower'}: copied vision; initialised at random: text, decoder"]
+    rest = "initialised at random: text, decoder; at initial values: logit_scale"
+    assert said == [f"start {tmp_path / 'tower'}: copied vision; {rest}"]
 
 
 def test_weights_without_a_vocabulary_ask_for_it(tiny_recipe, tiny_run, tmp_path):
