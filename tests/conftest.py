@@ -82,6 +82,20 @@ def shapes_folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def mixed_folder(tmp_path_factory) -> Path:
+    """A data folder like `shapes_folder`, of sixteen squares, panoramas and receipts."""
+    folder = tmp_path_factory.mktemp("mixed")
+    for split in ("train", "validation"):
+        with ShardWriter(folder / split) as writer:
+            for number in range(16):
+                buffer = io.BytesIO()
+                Image.new("RGB", [(32, 32), (48, 24), (24, 48)][number % 3], (8 * number, 90, 30)).save(buffer, "PNG")
+                meta = {"name": "thing", "category": "thing", "synthetic": f"This is thing {number}."}
+                writer.write(f"image-{number}", buffer.getvalue(), "png", f"thing {number}", meta)
+    return folder
+
+
 TINY_RECIPE = {
     "name": "tiny",
     "model": {

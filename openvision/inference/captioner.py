@@ -8,10 +8,12 @@ captioner.caption(["cat.png"])
 from collections.abc import Iterable
 from typing import Self
 
+import torch
 from torch import nn
 
 from openvision.encoding import write_captions
 from openvision.errors import OpenVisionError
+from openvision.images.native import rows_by_shape
 from openvision.images.preprocess import Preprocessing, Size
 from openvision.inference.vision import ImageInput, VisionEncoder
 from openvision.models.genlip import GenLip
@@ -55,7 +57,14 @@ class Captioner(VisionEncoder):
         return self.model
 
     def caption(self, images: Iterable[ImageInput], max_length: int | None = None, batch_size: int = 64) -> list[str]:
-        """n images -> n captions of at most `max_length` tokens, decoded greedily."""
+        """n images, natively of any shapes -> n captions of at most `max_length` tokens, decoded greedily."""
         if max_length is not None and max_length < 1:
             raise OpenVisionError(f"max_length is {max_length}; it must be at least 1 token")
-        return write_captions(self.model, self.tokenizer, self.preprocess_all(images), batch_size, max_length)
+        prepared = self._prepared(images)
+        captions = [""] * len(prepared)
+        for rows in rows_by_shape([(image.shape[1], image.shape[2]) for image in prepared]).values():
+            alike = torch.stack([prepared[row] for row in rows])
+            texts = write_captions(self.model, self.tokenizer, alike, batch_size, max_length)
+            for row, text in zip(rows, texts, strict=True):
+                captions[row] = text
+        return captions

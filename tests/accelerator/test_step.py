@@ -1,6 +1,5 @@
 """The trainer's step on a pretended accelerator: no tensor on the wrong device, no wait, only the copies listed."""
 
-import io
 import pkgutil
 from collections import Counter
 from contextlib import ExitStack
@@ -10,10 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from openvision.data.shards.dataset import ShardWriter
 from openvision.models.decoders.parallel import DecoderConfig
 from openvision.models.openvision2 import OpenVision2Config, build_model
 from openvision.models.openvision3 import OpenVision3Config
@@ -65,22 +62,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 SELDOM = ("float32 moments", "full checkpointing", "spikes logged", "native, dropped branches")
 
 
-@pytest.fixture(scope="module")
-def mixed_folder(tmp_path_factory) -> Path:
-    """Sixteen squares, panoramas and receipts."""
-    folder = tmp_path_factory.mktemp("mixed")
-    for split in ("train", "validation"):
-        with ShardWriter(folder / split) as writer:
-            for number in range(16):
-                buffer = io.BytesIO()
-                Image.new("RGB", [(32, 32), (48, 24), (24, 48)][number % 3], (8 * number, 90, 30)).save(buffer, "PNG")
-                meta = {"name": "thing", "category": "thing", "synthetic": f"This is thing {number}."}
-                writer.write(f"image-{number}", buffer.getvalue(), "png", f"thing {number}", meta)
-    return folder
-
-
 SHAPES = 3
-"""Shapes in each of its batches."""
+"""Shapes in each batch of `mixed_folder`."""
 
 
 def start_of(recipe: Recipe, folder: Path) -> str:

@@ -11,7 +11,18 @@ from forks import ForkServer
 
 
 @pytest.fixture(scope="session")
-def bench(shapes_folder, tmp_path_factory):
-    server = ForkServer()
-    yield Bench(server, shapes_folder, tmp_path_factory.mktemp("faults"))
-    server.close()
+def server():
+    opened = ForkServer()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def bench(server, shapes_folder, tmp_path_factory):
+    return Bench(server, shapes_folder, tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture(scope="session")
+def mixed_bench(server, mixed_folder, tmp_path_factory):
+    """The same with images of several shapes."""
+    return Bench(server, mixed_folder, tmp_path_factory.mktemp("faults"))

@@ -85,6 +85,17 @@ def test_kills_of_the_other_kinds(kind: str, bench: Bench) -> None:
     assert_same(run, bench.reference(changes))
 
 
+def test_kills_of_native_shapes(mixed_bench: Bench) -> None:
+    """The same with batches of squares, panoramas and receipts."""
+    changes = {
+        f"stages.{number}.native": {"max_tokens": tokens, "buckets": [0.5, 1.0, 2.0]}
+        for number, tokens in enumerate((4, 16))
+    }
+    run, plan = mixed_bench.new_run(), [{"kill_at_step": 3}, {"kill_in_save": 5}, {"kill_at_step": 9}]
+    assert _until_done(mixed_bench, run, plan, changes=changes) == len(plan)
+    assert_same(run, mixed_bench.reference(changes))
+
+
 @pytest.mark.slow
 def test_kill_at_every_call_of_a_save(bench: Bench) -> None:
     """kill -9 at every single call that brings a checkpoint to disk: bit-identical."""

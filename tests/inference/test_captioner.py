@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import openvision
@@ -49,6 +50,19 @@ def test_captions_do_not_depend_on_the_batch(folder, pictures):
     assert all(len(captioner.tokenizer.tokens([text])[0]) <= 9 for text in together)
     assert captioner.caption([]) == []
     assert captioner.forward_features(paths).patch_tokens.shape == (3, 16, 32)
+
+
+def test_images_of_several_shapes_are_captioned_natively(folder, tmp_path):
+    captioner = openvision.load_captioner(folder, preprocessing="native")
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path, size in zip(paths, [(80, 40), (40, 40), (80, 40)], strict=True):
+        Image.effect_noise(size, 90).convert("RGB").save(path)
+    assert len({tuple(captioner.preprocess(path).shape) for path in paths}) == 2
+    together = captioner.caption(paths)
+    assert together == [captioner.caption([path])[0] for path in paths]
+    done = CliRunner().invoke(app, ["caption", *map(str, paths), "--model", str(folder), "--native", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines() == [f"{path}\t{text}" for path, text in zip(paths, together, strict=True)]
 
 
 def test_what_has_no_text_tower_says_so(folder):
