@@ -1,11 +1,13 @@
 """Load a teacher by the library that reads it; each must know its preprocessing from the teacher's own config."""
 
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from openvision.errors import OpenVisionError, require
@@ -36,7 +38,8 @@ def load_teacher(source: str, library: Library = "openvision", resolution: int |
     """
     match library:
         case "openvision":
-            return _own(load_checkpoint(source, Request(vision_only=False)).vision, source, resolution)
+            checkpoint = load_checkpoint(source, Request(vision_only=False, image_size=resolution))
+            return _own(checkpoint.vision, source, resolution, pooled_is_trained=checkpoint.captioner is None)
         case "open_clip":
             return _open_clip(_folder(source, library), resolution)
         case "timm":
@@ -51,7 +54,7 @@ def load_teacher(source: str, library: Library = "openvision", resolution: int |
                 return _own(VisionTransformer(_UNTRAINED, 48), source, resolution)
 
 
-def _own(tower: VisionTransformer, source: str, resolution: int | None) -> Teacher:
+def _own(tower: VisionTransformer, source: str, resolution: int | None, pooled_is_trained: bool = True) -> Teacher:
     def read(images: Tensor) -> tuple[Tensor, Tensor]:
         features = tower.forward_features(images)
         pooled = features.pooled if tower.head is None else tower.project(features.pooled)
@@ -61,7 +64,7 @@ def _own(tower: VisionTransformer, source: str, resolution: int | None) -> Teach
     # What stands before an encoder of latents takes pixels in [-1, 1].
     latent = isinstance(tower, LatentVisionTransformer)
     mean, deviation = (_MIDDLE, _MIDDLE) if latent else (IMAGENET_MEAN, IMAGENET_STD)
-    return Teacher(source, tower, read, Preprocessing(size, mean, deviation, "bilinear"))
+    return Teacher(source, tower, read, Preprocessing(size, mean, deviation, "bilinear"), pooled_is_trained)
 
 
 def _folder(source: str, library: Library) -> Path:
@@ -69,6 +72,16 @@ def _folder(source: str, library: Library) -> Path:
     if not path.is_dir():
         raise OpenVisionError(f"teacher {source} is not a folder; download the {library} model and give its folder")
     return path
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """One sentence for what a library raises over a folder that is incomplete or damaged."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise OpenVisionError(f"teacher {folder} cannot be loaded: {reason}") from error
 
 
 def _unknown(source: Path | str, missing: str, file: str) -> OpenVisionError:
@@ -110,9 +123,11 @@ def _open_clip(folder: Path, resolution: int | None) -> Teacher:
     content = read_json(folder / file)
     how = _table(content, "preprocess_cfg")
     mean, deviation = _normalisation(folder, how, ("mean", "std"), file)
+    # Where a file says none, open_clip and timm resize so.
     interpolation = _interpolation(folder, how.get("interpolation", "bicubic"), file)
     library = require("open_clip", "open-clip")
-    model = library.create_model(f"local-dir:{folder}")
+    with _loading(folder):
+        model = library.create_model(f"local-dir:{folder}")
     size = resolution or _side(how.get("size")) or _side(getattr(model.visual, "image_size", None))
     if size is None:
         raise _unknown(folder, "square size", file)
@@ -129,11 +144,13 @@ def _timm(folder: Path, resolution: int | None) -> Teacher:
     content = read_json(folder / file)
     how = _table(content, "pretrained_cfg") or content
     mean, deviation = _normalisation(folder, how, ("mean", "std"), file)
-    interpolation = _interpolation(folder, how.get("interpolation", "bilinear"), file)
+    interpolation = _interpolation(folder, how.get("interpolation", "bicubic"), file)
     size = resolution or _side(how.get("input_size"))
     if size is None:
         raise _unknown(folder, "input_size", file)
-    model = require("timm", "timm").create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
+    library = require("timm", "timm")
+    with _loading(folder):
+        model = library.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
 
     def read(images: Tensor) -> tuple[Tensor, Tensor | None]:
         final, maps = model.forward_intermediates(images, indices=1, output_fmt="NCHW", norm=True)
@@ -148,7 +165,14 @@ def _transformers(folder: Path, resolution: int | None) -> Teacher:
         raise _unknown(folder, "normalisation: it is missing, and", file)
     how = read_json(folder / file)
     mean, deviation = _normalisation(folder, how, ("image_mean", "image_std"), file)
-    resample = how.get("resample", 2)
+    for name in ("do_rescale", "do_normalize"):
+        if how.get(name, True) is not True:
+            raise _unknown(folder, f"{name} that is true", file)
+    factor = how.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, int | float) or not math.isclose(factor, 1 / 255, rel_tol=1e-4):
+        raise _unknown(folder, "rescale_factor that is 1 / 255", file)
+    # Its image processors have defaults that differ.
+    resample = how.get("resample")
     interpolation = _RESAMPLE.get(resample) if isinstance(resample, int) else None
     if interpolation is None:
         raise _unknown(folder, f"resample that is 2 (bilinear) or 3 (bicubic), but {resample!r:.40}", file)
@@ -157,10 +181,8 @@ def _transformers(folder: Path, resolution: int | None) -> Teacher:
     if not size:
         raise _unknown(folder, "square size", file)
     library = require("transformers", "transformers")
-    try:
+    with _loading(folder):
         model: nn.Module = library.AutoModel.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise OpenVisionError(f"teacher {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     tower = getattr(model, "vision_model", model)
     patch = getattr(tower.config, "patch_size", None)
 

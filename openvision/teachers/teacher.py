@@ -67,11 +67,22 @@ class TeacherFeatures:
 class Teacher:
     """A frozen encoder with its preprocessing. The widths of its features are found by one image."""
 
-    def __init__(self, source: str, module: nn.Module, read: Read, preprocessing: Preprocessing) -> None:
-        """`read` calls `module`. Raises OpenVisionError when the teacher cannot read an image of its own size."""
+    def __init__(
+        self,
+        source: str,
+        module: nn.Module,
+        read: Read,
+        preprocessing: Preprocessing,
+        pooled_is_trained: bool = True,
+    ) -> None:
+        """`read` calls `module`; a model that only captions trains no pooled vector.
+
+        Raises OpenVisionError when the teacher cannot read an image of its own size.
+        """
         self.source = source
         self.module = module.eval().requires_grad_(False)
         self.preprocessing = preprocessing
+        self.pooled_is_trained = pooled_is_trained
         self._read = read
         size = preprocessing.size
         try:

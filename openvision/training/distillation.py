@@ -88,12 +88,17 @@ def load_teachers(
 
 
 def open_teacher(table: TeacherTable) -> Teacher:
-    """The teacher of a table, on the CPU; raises OpenVisionError for one without patches that are to be learnt."""
+    """The teacher of a table, on the CPU; raises OpenVisionError for one without what is to be learnt."""
     teacher = load_teacher(table.source, table.library, table.resolution)
     if table.patches and teacher.patch_width is None:
         raise OpenVisionError(
             f"teacher {table.title}: {table.source} gives no grid of patch features that could be matched with the "
             "student's; set its patches to 0"
+        )
+    if (table.pooled or table.similarity) and not teacher.pooled_is_trained:
+        raise OpenVisionError(
+            f"teacher {table.title}: {table.source} only captions, so its pooled vector was never trained; set its "
+            "pooled and similarity to 0 and learn its patches"
         )
     return teacher
 

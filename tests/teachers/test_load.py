@@ -8,14 +8,20 @@ import torch
 import torch.nn.functional as F
 
 from openvision.errors import OpenVisionError
+from openvision.models.decoders.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.layers import unit
+from openvision.models.openvision2 import OpenVision2, OpenVision2Config
 from openvision.models.openvision3 import OpenVision3, OpenVision3Config
-from openvision.models.vision import normalize
+from openvision.models.vision import VisionConfig, VisionTransformer, normalize
+from openvision.recipe.sections import TeacherTable
 from openvision.teachers.load import load_teacher
 from openvision.text.tokenizer import Tokenizer
+from openvision.training.distillation import open_teacher
 from openvision.weights.folder import save_folder
-from openvision.weights.load import load_checkpoint
+from openvision.weights.load import Checkpoint, Request, load_checkpoint
 from tests.training.small_step import recipe_of
+
+VISION = VisionConfig(width=32, depth=1, mlp_dim=64, heads=2, patch_size=8, image_size=32)
 
 
 def images(size: int, count: int = 2) -> torch.Tensor:
@@ -109,6 +115,10 @@ def test_transformers(dino):
         ({"image_mean": None}, "says no image_mean"),
         ({"image_std": [0.2]}, "says no image_std"),
         ({"resample": 1}, "resample that is 2 .bilinear. or 3 .bicubic., but 1"),
+        ({"resample": None}, "resample that is 2 .bilinear. or 3 .bicubic., but None"),
+        ({"do_normalize": False}, "do_normalize that is true"),
+        ({"do_rescale": False}, "do_rescale that is true"),
+        ({"rescale_factor": 1.0}, "rescale_factor that is 1 / 255"),
         ({"crop_size": {"height": 16, "width": 20}, "size": None}, "square size"),
     ],
 )
@@ -118,6 +128,37 @@ def test_unknown_preprocessing_is_refused(dino, change, message):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(OpenVisionError, match=f"preprocessing is unknown.*{message}"):
         load_teacher(str(folder), "transformers")
+
+
+def test_a_damaged_folder_is_one_sentence(dino):
+    folder, _ = dino
+    (folder / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(OpenVisionError, match="cannot be loaded: "):
+        load_teacher(str(folder), "transformers")
+
+
+def test_a_captioner_teaches_patches_alone(tmp_path):
+    decoder = AutoregressiveDecoderConfig(32, 1, 64, 2, vocab_size=60, caption_length=9)
+    tokenizer = Tokenizer.train(["a red picture"], 60)
+    save_folder(tmp_path / "v2", OpenVision2(OpenVision2Config(VISION, decoder)), tokenizer, "", {})
+    table = TeacherTable(source=str(tmp_path / "v2"))
+    with pytest.raises(OpenVisionError, match="only captions, so its pooled vector was never trained; set its pooled"):
+        open_teacher(table)
+    taught = open_teacher(table.model_copy(update={"pooled": 0.0, "similarity": 0.0, "patches": 1.0}))
+    assert taught.patch_width == 32
+
+
+def test_a_jax_tree_is_read_at_the_resolution_of_the_table(monkeypatch):
+    """It does not contain its own."""
+    asked = []
+
+    def load(source: str, request: Request) -> Checkpoint:
+        asked.append(request.image_size)
+        return Checkpoint(VisionTransformer(VISION, 16), None, None, source, {})
+
+    monkeypatch.setattr("openvision.teachers.load.load_checkpoint", load)
+    assert load_teacher("tree.npz", resolution=48).preprocessing.size == 48
+    assert asked == [48]
 
 
 def test_missing_preprocessing_is_refused(dino):
