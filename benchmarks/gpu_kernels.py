@@ -21,6 +21,7 @@ from torch import Tensor
 from openvision.models.kernels.dispatch import causal_mask
 from openvision.models.kernels.gpu import HAS_TRITON
 from openvision.objectives.caption import caption_loss
+from openvision.runtime import use_float32_matmul
 
 CALLS, WARM_UP = 20, 5
 WIDTH = 64
@@ -108,7 +109,7 @@ def main() -> None:
     if not torch.cuda.is_available() or not HAS_TRITON:
         sys.exit("this benchmark needs a CUDA GPU and Triton")
     torch.manual_seed(0)
-    torch.set_float32_matmul_precision("high")
+    use_float32_matmul("high")
     attention = [attention_row(*shape) for shape in SHAPES]
     captions = [caption_row(power) for power in CHUNKS]
     text = f"{table(attention)}\n\n{table(captions)}\n"

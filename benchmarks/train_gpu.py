@@ -44,7 +44,7 @@ from openvision.planning.parameters import count_parameters
 from openvision.provenance import processor_name
 from openvision.recipe.schema import Recipe, dump_recipe, load_recipe
 from openvision.recipe.sections import Loss
-from openvision.runtime import SINGLE_PROCESS
+from openvision.runtime import SINGLE_PROCESS, use_float32_matmul
 from openvision.training.checkpoint.folders import Progress
 from openvision.training.guards import DeferredGuard
 from openvision.training.objective import build_objective
@@ -106,7 +106,7 @@ CASES = (
 def measure(case: Case) -> list[dict[str, Any]]:
     """A row for each batch size; run in a fresh process."""
     torch.manual_seed(0)
-    torch.set_float32_matmul_precision(case.matmul)
+    use_float32_matmul(case.matmul)
     gpu.IN_COMPILED_CODE = case.kernels
     if case.recipe == "loader":
         return [loader_fed(case)]

@@ -10,6 +10,7 @@
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -85,10 +86,10 @@ def resolve_device(name: str = "auto") -> torch.device:
             f"device {name} is one device for {processes} processes of torchrun; use cuda, which gives each its own, "
             "and choose devices with CUDA_VISIBLE_DEVICES"
         )
-    if kind == "mps" and processes > 1:
+    if kind == "mps" and "RANK" in os.environ:
         raise OpenVisionError(
-            f"device mps cannot be shared by {processes} processes of torchrun: they exchange tensors over nccl or "
-            "gloo, neither of which knows it; start one process, or use cpu"
+            "device mps is not for processes of torchrun: they exchange tensors over nccl or gloo, neither of which "
+            "knows it; start without torchrun, or use cpu"
         )
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if kind == "auto":
@@ -113,20 +114,36 @@ def _local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", 0)))
 
 
-def describe_device(device: torch.device, precision: torch.dtype, asked: str = "auto") -> str:
-    """Device, precision, why this one where "auto" was `asked` for, and what lies idle: of the first line of a run."""
+def describe_device(
+    device: torch.device, precision: torch.dtype, asked: str = "auto", matmul: str | None = None
+) -> str:
+    """Device, precision, why this one where "auto" was `asked` for, and what lies idle: of the first line of a run.
+
+    `matmul`, as for `use_float32_matmul`, is named on CUDA.
+    """
     lacks = _without_bfloat16(device)
     why = f" (auto: {lacks or 'it multiplies that faster'})" if asked == "auto" else ""
-    return f"{str(precision).removeprefix('torch.')} on {_name(device)}{why}{_idle(device)}"
+    products = _products(device, matmul)
+    return f"{str(precision).removeprefix('torch.')} on {_name(device)}{why}{products}{_idle(device)}"
+
+
+def _products(device: torch.device, matmul: str | None) -> str:
+    if matmul is None or device.type != "cuda":
+        return ""
+    return f", float32 products {'in TF32' if matmul == 'high' and has_tf32(device) else 'exact'}"
 
 
 def _idle(device: torch.device) -> str:
-    """What of the machine a process leaves unused without having been told to."""
-    if device.type != "cuda" or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    """CUDA devices of the machine that the processes of a run leave unused."""
+    if device.type != "cuda":
         return ""
+    # torchrun says how many of its processes are on this machine.
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", 1)))
     count = torch.cuda.device_count()
-    more = f"; {count - 1} more CUDA devices are idle, torchrun --nproc-per-node {count} takes all"
-    return more if count > 1 else ""
+    if (idle := count - processes) <= 0:
+        return ""
+    more = "1 more CUDA device is" if idle == 1 else f"{idle} more CUDA devices are"
+    return f"; {more} idle, torchrun --nproc-per-node {count} takes all"
 
 
 def _name(device: torch.device) -> str:
@@ -135,16 +152,49 @@ def _name(device: torch.device) -> str:
         return f"{torch.cuda.get_device_name(device)} ({device})"
     if device.type != "cpu":
         return str(device)
-    found = torch.cuda.is_available() or torch.backends.mps.is_available()
-    missing = "" if found else ", no accelerator found"
-    if torch.version.cuda is None and NVIDIA.exists():
-        missing = ", this torch is built without CUDA though the machine has an NVIDIA device"
     threads = torch.get_num_threads()
-    return f"the CPU, {threads} thread{'' if threads == 1 else 's'}{missing}"
+    return f"the CPU, {threads} thread{'' if threads == 1 else 's'}{_passed_over()}"
+
+
+def _passed_over() -> str:
+    """Why "auto" leaves a run on the CPU; empty where there is a device that it would have taken."""
+    if torch.cuda.is_available():
+        return ""
+    if torch.backends.mps.is_available():
+        return ", mps is not for processes of torchrun" if "RANK" in os.environ else ""
+    if torch.accelerator.is_available():
+        return f", {_accelerator()} is not supported"
+    if torch.version.cuda is None and (NVIDIA.exists() or shutil.which("nvidia-smi") is not None):
+        return ", this torch is built without CUDA though the machine has an NVIDIA device"
+    # Who sets the variable may hide the devices on purpose.
+    if NVIDIA.exists() and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        return ", this torch does not find the machine's NVIDIA device; nvidia-smi tells its driver"
+    return ", no accelerator found"
+
+
+def _accelerator() -> str:
+    """The accelerator that this torch was built for, or is extended by: "xpu"."""
+    found = torch.accelerator.current_accelerator()
+    return "its accelerator" if found is None else found.type
 
 
 # What backends say beside torch.OutOfMemoryError, in lower case.
 _OUT_OF_MEMORY = ("out of memory", "defaultcpuallocator", "cublas_status_alloc_failed")
+
+
+def out_of_memory_on(error: BaseException) -> str | None:
+    """The device that an error says has no memory left, for a message; None for an error about something else."""
+    text = str(error)
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    if not known and not any(sign in text.lower() for sign in _OUT_OF_MEMORY):
+        return None
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return "the CPU"
+    if "MPS" in text:
+        return "mps"
+    # torch numbers them among those that are visible, as --device does.
+    number = re.search(r"GPU (\d+)", text)
+    return "the accelerator" if number is None else f"cuda:{number[1]}"
 
 
 @contextmanager
@@ -153,8 +203,7 @@ def explain_out_of_memory(message: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not known and not any(sign in str(error).lower() for sign in _OUT_OF_MEMORY):
+        if out_of_memory_on(error) is None:
             raise
         raise OpenVisionError(message()) from error
 
@@ -179,6 +228,12 @@ def use_float32_matmul(precision: str) -> None:
     torch.set_float32_matmul_precision(precision)
     # A setting of its own in torch, where it is on by default.
     torch.backends.cudnn.allow_tf32 = precision != "highest"
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Whether a device multiplies in TF32: NVIDIA's from compute capability 8.0 on."""
+    nvidia = device.type == "cuda" and torch.version.cuda is not None
+    return nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def use_deterministic_algorithms(wanted: bool) -> None:

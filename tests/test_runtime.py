@@ -1,12 +1,17 @@
 """Devices: what is there is used, what is not there is one sentence."""
 
 import os
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from openvision.cli.main import app
@@ -16,6 +21,9 @@ from openvision.runtime import (
     HostCopy,
     Processes,
     describe_device,
+    explain_out_of_memory,
+    has_tf32,
+    out_of_memory_on,
     resolve_device,
     resolve_precision,
     send,
@@ -28,15 +36,19 @@ VLM = RECIPE.parent / "vlm" / "demo.toml"
 
 
 @pytest.fixture
-def machine(monkeypatch):
+def machine(monkeypatch, tmp_path_factory):
     """A machine with so many CUDA devices, and MPS or not."""
-    chosen = []
+    chosen, tmp_path = [], tmp_path_factory.mktemp("machine")
 
     def build(cuda: int = 0, mps: bool = False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
         monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        # The tests may run on a machine that has one.
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: cuda > 0 or mps)
+        monkeypatch.setattr("openvision.runtime.NVIDIA", tmp_path / "no card")
+        monkeypatch.setattr("openvision.runtime.shutil", SimpleNamespace(which=lambda _: None))
         return chosen
 
     return build
@@ -90,11 +102,17 @@ def test_processes_of_torchrun_do_not_take_mps(machine, torchrun):
     machine(mps=True)
     torchrun(0, 2)
     assert resolve_device("auto").type == "cpu"
-    with pytest.raises(OpenVisionError, match="device mps cannot be shared by 2 processes of torchrun"):
-        resolve_device("mps")
+    assert describe_device(torch.device("cpu"), torch.float32, "float32").endswith(
+        ", mps is not for processes of torchrun"
+    )
+    # One process of torchrun exchanges tensors with itself.
+    for size in (2, 1):
+        torchrun(0, size)
+        with pytest.raises(OpenVisionError, match=r"device mps is not for processes of torchrun: .*; start without"):
+            resolve_device("mps")
 
 
-def test_what_lies_idle_is_said(machine, torchrun, monkeypatch, tmp_path):
+def test_what_lies_idle_is_said(machine, torchrun, monkeypatch):
     machine(cuda=8)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "H200")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
@@ -102,11 +120,64 @@ def test_what_lies_idle_is_said(machine, torchrun, monkeypatch, tmp_path):
     assert described.endswith("; 7 more CUDA devices are idle, torchrun --nproc-per-node 8 takes all")
     torchrun(0, 8)
     assert "idle" not in describe_device(torch.device("cuda", 0), torch.float32, "float32")
+    # Two machines, and one device of this one was left out.
+    monkeypatch.setenv("WORLD_SIZE", "15")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "7")
+    described = describe_device(torch.device("cuda", 0), torch.float32, "float32")
+    assert described.endswith("; 1 more CUDA device is idle, torchrun --nproc-per-node 8 takes all")
+
+
+def test_auto_passes_over_no_accelerator_in_silence(machine, monkeypatch, tmp_path):
+    def told() -> str:
+        return describe_device(torch.device("cpu"), torch.float32, "float32").partition(", ")[2].partition(", ")[2]
+
+    machine()
+    assert told() == "no accelerator found"
+    monkeypatch.setattr("openvision.runtime.shutil", SimpleNamespace(which=lambda _: "/usr/bin/nvidia-smi"))
+    monkeypatch.setattr(torch.version, "cuda", None)
+    without = "this torch is built without CUDA though the machine has an NVIDIA device"
+    assert told() == without
     machine()
     monkeypatch.setattr("openvision.runtime.NVIDIA", tmp_path)
-    monkeypatch.setattr(torch.version, "cuda", None)
-    described = describe_device(torch.device("cpu"), torch.float32, "float32")
-    assert described.endswith("this torch is built without CUDA though the machine has an NVIDIA device")
+    assert told() == without
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert told() == "this torch does not find the machine's NVIDIA device; nvidia-smi tells its driver"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert told() == "no accelerator found"
+    machine()
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
+    assert resolve_device().type == "cpu"
+    assert told() == "xpu is not supported"
+
+
+def test_the_first_line_says_whether_cuda_rounds(card):
+    device = card(bfloat16=True)
+    assert has_tf32(device)
+    assert describe_device(device, torch.float32, "float32", "high").endswith(", float32 products in TF32")
+    assert describe_device(device, torch.float32, "float32", "highest").endswith(", float32 products exact")
+    device = card(bfloat16=False)
+    assert not has_tf32(device)
+    assert describe_device(device, torch.float32, "float32", "high").endswith(", float32 products exact")
+    assert "products" not in describe_device(torch.device("cpu"), torch.float32, "float32", "high")
+
+
+@pytest.mark.parametrize(
+    ("error", "device"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has 1 GiB."), "cuda:1"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "the accelerator"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"), "mps"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"), "the CPU"),
+        (MemoryError(), "the CPU"),
+        (RuntimeError("shapes cannot be multiplied"), None),
+    ],
+)
+def test_the_device_without_memory_is_told_from_other_errors(error, device):
+    assert out_of_memory_on(error) == device
+    with pytest.raises(type(error) if device is None else OpenVisionError), explain_out_of_memory(lambda: "too large"):
+        raise error
 
 
 def test_float32_is_one_setting_for_products_and_convolutions(monkeypatch):
@@ -119,19 +190,6 @@ def test_float32_is_one_setting_for_products_and_convolutions(monkeypatch):
         assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def test_a_model_of_language_takes_one_device_of_several_or_says_how(machine, monkeypatch, tmp_path):
-    from openvision.multimodal.recipe import load_vlm_recipe
-    from openvision.multimodal.training.run import train
-
-    machine(cuda=4)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(
-        OpenVisionError, match=r"4 CUDA devices are visible .* CUDA_VISIBLE_DEVICES=1, without --device"
-    ):
-        train(load_vlm_recipe(VLM), tmp_path, tmp_path, tmp_path / "run", device="cuda:1")
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -174,6 +232,8 @@ def card(machine, monkeypatch):
     def build(bfloat16: bool):
         machine(cuda=1)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0) if bfloat16 else (7, 5))
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
         # Old cards emulate it.
         monkeypatch.setattr(
             torch.cuda, "is_bf16_supported", lambda including_emulation=True: bfloat16 or including_emulation
@@ -256,6 +316,16 @@ def test_deterministic_algorithms_are_switched_on_and_off(monkeypatch):
 NOWHERE = "runs/nowhere/model"
 COMMANDS = {
     "report": ["report", NOWHERE],
+    "recaption": ["recaption", "IMAGES", "--captioner", NOWHERE, "-o", "out"],
+    "recaption-report": ["recaption-report", "IMAGES", "-o", "out.html"],
+    "serve": ["serve", NOWHERE],
+    "autoencoder": ["autoencoder", "IMAGES", "-o", "out"],
+    "train-generator": ["train-generator", NOWHERE, "IMAGES", "-o", "out"],
+    "generate": ["generate", NOWHERE, "a cat", "-o", "out.png"],
+    "demo": ["demo", NOWHERE],
+    "bench": ["bench", NOWHERE],
+    "verify": ["verify", NOWHERE],
+    "data teach": ["data", "teach", str(RECIPE), "--data", "IMAGES"],
     "eval": ["eval", NOWHERE, "-o", "out"],
     "encode": ["encode", "IMAGES", "-o", "x.safetensors", "--checkpoint", NOWHERE],
     "classify": ["classify", "IMAGES/a.png", "--labels", "a,b", "--checkpoint", NOWHERE],
@@ -281,6 +351,28 @@ def test_the_device_is_checked_before_anything_is_loaded_or_written(machine, com
     result = CliRunner().invoke(app, [*words, "--device", "cuda"])
     assert "device cuda is not there" in str(result.exception)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+# Their --device names hardware that is planned for.
+PLANS = {"plan", "vlm plan"}
+# Tested above, or told by a line: the examination goes on without a device.
+OTHERS = {"train", "quickstart", "profile", "doctor"}
+
+
+def takers(command: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Names of the commands that take --device."""
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from takers(inner, (*path, name))
+    if any("--device" in parameter.opts for parameter in command.params):
+        yield " ".join(path)
+
+
+def test_every_command_that_takes_a_device_is_tested_and_documented():
+    found = set(takers(get_command(app))) - PLANS
+    assert found == COMMANDS.keys() | OTHERS
+    text = (Path(__file__).parents[1] / "docs/training.md").read_text(encoding="utf-8")
+    listed = text.partition("These commands take `--device`:")[2].partition(". ")[0]
+    assert set(re.findall("`(.+?)`", listed)) == found
 
 
 @pytest.mark.parametrize("name", ["encode", "classify", "search", "caption", "vlm chat"])

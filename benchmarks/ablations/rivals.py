@@ -34,7 +34,7 @@ from openvision.models.layers import unit
 from openvision.models.openvision import OpenVisionConfig
 from openvision.models.vision import VisionConfig, VisionFeatures
 from openvision.recipe.schema import Recipe
-from openvision.runtime import resolve_device, resolve_precision
+from openvision.runtime import resolve_device, resolve_precision, use_float32_matmul
 from openvision.text.tokenizer import Tokenizer
 
 _CURVE_POINTS = 3
@@ -272,7 +272,7 @@ class Rival:
 def _rival(task: Task, chosen: Variant, profile: Profile) -> Rival:
     settings = (f"run.device={task.device}",)
     recipe = recipe_of(chosen, profile, [ENDLESS], task.rate, task.seed, Path(task.vocabulary), settings)
-    torch.set_float32_matmul_precision(recipe.run.float32_matmul)
+    use_float32_matmul(recipe.run.float32_matmul)
     tokenizer = Tokenizer.load(Path(task.vocabulary))
     context = _CAPTION_CONTEXT if chosen.captions else cast(OpenVisionConfig, recipe.model).text.context_length
     return Rival(task, chosen, profile, recipe, tokenizer, context, resolve_device(task.device))

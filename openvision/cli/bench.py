@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from openvision.cli.options import Device
 from openvision.terminal import echo
 
 
@@ -16,7 +15,13 @@ def bench(
     batch: Annotated[list[int] | None, typer.Option(help="Images per batch; repeatable. 1 and 16 by default.")] = None,
     runs: Annotated[int, typer.Option(help="Rounds that are timed.", min=1)] = 30,
     threads: Annotated[int | None, typer.Option(help="Threads; a thread a core by default.", min=1)] = None,
-    device: Device = "cpu",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="cpu, which is where ONNX graphs are measured, cuda, cuda:1, mps, or auto (CUDA, else MPS, else CPU; "
+            "the CPU beside ONNX graphs)."
+        ),
+    ] = "cpu",
 ) -> None:
     """Time from prepared pixels to the embedding, for exports that take turns, each in the library it was made for."""
     from openvision.errors import OpenVisionError

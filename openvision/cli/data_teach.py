@@ -14,12 +14,14 @@ def teach(
     """
     from openvision.errors import OpenVisionError
     from openvision.recipe.schema import load_recipe
-    from openvision.runtime import join_processes, resolve_precision
+    from openvision.runtime import join_processes, resolve_device, resolve_precision
     from openvision.training.distillation import cache_of, open_teacher
     from openvision.training.setup.data import open_training_data
     from openvision.training.setup.start import shape_of
 
     loaded = load_recipe(recipe, with_device(overrides, device), fill=shape_of)
+    # A device that is not there is an error before anything is read.
+    resolve_precision(loaded.run.precision, resolve_device(loaded.run.device))
     tables = [table for table in loaded.teacher or () if table.cache is not None]
     if not tables:
         raise OpenVisionError(f"{recipe}: no teacher has a cache; set teacher.0.cache to a folder")

@@ -44,9 +44,9 @@ def demo(
     from openvision.runtime import resolve_device
 
     # What is wrong is told before weights are read and images are encoded.
+    where = resolve_device(device)
     require("gradio", extra="demo")
     check_port(port)
-    where = resolve_device(device)
     if images is None and QUICKSTART_IMAGES.is_dir():
         images = QUICKSTART_IMAGES
     if images is not None and not is_vector_folder(images):

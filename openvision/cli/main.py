@@ -7,7 +7,7 @@ the scheduler stopped.
 import os
 import sys
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from openvision.errors import OpenVisionError, describe_exhaustion, describe_torchvision
 from openvision.training.run.signals import Interrupted
@@ -58,16 +58,45 @@ def _run_command() -> None:
             raise
         _fail(sentence, 1)
     except RuntimeError as error:
-        if type(error).__name__ == "OutOfMemoryError":
-            first = str(error).partition(". ")[0]
-            _fail(f"{first}; use a smaller batch or resolution, or another --device", 1)
         # transformers imports torchvision when one of its classes is first asked for.
-        sentence = describe_torchvision(error)
+        sentence = describe_torchvision(error) or _describe_memory(error)
         if sentence is None:
             raise
         _fail(sentence, 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+
+
+def _describe_memory(error: RuntimeError) -> str | None:
+    """A sentence for a device without memory, with what this command has against it; None for other errors."""
+    if "torch" not in sys.modules:
+        return None
+    from openvision.runtime import out_of_memory_on
+
+    device = out_of_memory_on(error)
+    if device is None:
+        return None
+    options = _options()
+    batch = "--batch-size" if "--batch-size" in options else "batch"
+    resolution = "--resolution" if "--resolution" in options else "resolution"
+    other = ", or another --device" if "--device" in options else ""
+    return f"out of memory on {device}; use a smaller {batch} or {resolution}{other}"
+
+
+def _options() -> set[str]:
+    """Options of the command that was given."""
+    from typer.main import get_command
+
+    from openvision.cli.app import app
+
+    # Versions of typer differ in whose classes of click they return.
+    command: Any = get_command(app)
+    for word in sys.argv[1:]:
+        inside = getattr(command, "commands", {})
+        if word not in inside:
+            break
+        command = inside[word]
+    return {name for parameter in command.params for name in parameter.opts}
 
 
 def _fail(message: str, code: int) -> None:

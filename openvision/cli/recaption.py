@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from openvision.cli.options import Device, RayAddress, RayGpus, RayWorkers
+from openvision.cli.options import Device, Native, RayAddress, RayGpus, RayWorkers, preprocessing_of, tell_shapes
 from openvision.terminal import echo
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def recaption(
     part: Annotated[
         str | None, typer.Option(help="Share of the shards of this worker, e.g. 3/16 for the third of 16.")
     ] = None,
+    native: Native = False,
     device: Device = "auto",
     ray_workers: RayWorkers = 0,
     ray_address: RayAddress = None,
@@ -64,7 +65,7 @@ def recaption(
         raise OpenVisionError("--ray-workers shares the shards out by itself; leave out --part")
     prompt = load_prompt(template)
     sampling = Sampling(temperature, top_k, max_tokens)
-    load = partial(_captioner, captioner, sampling, model, batch_size, per_minute, device)
+    load = partial(_captioner, captioner, sampling, model, batch_size, per_minute, device, native)
     spoken = None if language == ANY_LANGUAGE else language
     options = Options(key, per_image, seed, retries, on_bad, spoken, form)
     if ray_workers:
@@ -80,30 +81,52 @@ def recaption(
 
 
 def _captioner(
-    source: str, sampling: "Sampling", model: str | None, batch_size: int, per_minute: float, device: str
+    source: str,
+    sampling: "Sampling",
+    model: str | None,
+    batch_size: int,
+    per_minute: float,
+    device: str,
+    native: bool,
 ) -> "AnyCaptioner":
     from openvision.errors import OpenVisionError
 
     if source.startswith(("http://", "https://")):
+        if native:
+            raise OpenVisionError(
+                "--native is for checkpoints of ours, and an endpoint prepares images itself: give it to "
+                "`openvision serve`"
+            )
         from openvision.recaption.captioners.endpoint import Endpoint
         from openvision.recaption.captioners.request_queue import Patience
 
         return Endpoint(source, model, sampling, parallel=batch_size, patience=Patience(per_minute=per_minute))
     if model is not None:
         raise OpenVisionError(f"--model names the model of an endpoint, and {source} is none; leave it out")
-    return local_captioner(source, sampling, batch_size, device)
+    return local_captioner(source, sampling, batch_size, device, native)
 
 
-def local_captioner(source: str, sampling: "Sampling", batch_size: int, device: str) -> "LocalCaptioner":
+def local_captioner(
+    source: str, sampling: "Sampling", batch_size: int, device: str, native: bool = False
+) -> "LocalCaptioner":
     """The captioner that runs in this process: a model of transformers, or a checkpoint with a caption decoder."""
+    from openvision.errors import OpenVisionError
     from openvision.recaption.captioners.image_text import PREFIX, is_image_text_folder, load_image_text
     from openvision.runtime import resolve_device
 
     if source.startswith(PREFIX) or is_image_text_folder(source):
+        if native:
+            raise OpenVisionError(
+                f"--native is for checkpoints of ours, and the processor of {source} prepares images itself; leave it "
+                "out"
+            )
         return load_image_text(source.removeprefix(PREFIX), resolve_device(device), sampling, batch_size)
     from openvision.recaption.captioners.decoders import load_decoder
 
-    return load_decoder(source, resolve_device(device), sampling, batch_size)
+    how = preprocessing_of(squash=False, native=native)
+    loaded = load_decoder(source, resolve_device(device), sampling, batch_size, how)
+    tell_shapes(loaded.model.vision.config.aspects, how)
+    return loaded
 
 
 def progress(
@@ -152,13 +175,13 @@ def report(
 ) -> None:
     """Compare new captions with the alt-texts, find duplicates, and write a page of samples."""
     from openvision.recaption.report import ReportOptions, write_report
+    from openvision.runtime import resolve_device
 
-    loaded = None
+    where, loaded = resolve_device(device), None
     if encoder is not None:
         from openvision.inference.encoder import Encoder
-        from openvision.runtime import resolve_device
 
-        loaded = Encoder.load(encoder).to(resolve_device(device))
+        loaded = Encoder.load(encoder).to(where)
     found = write_report(output, page, ReportOptions(limit or None, samples, placeholder), loaded, numbers)
     for kind, texts in found["texts"].items():
         words = texts["words"]

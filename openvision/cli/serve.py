@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from openvision.cli.options import DEFAULT_CHECKPOINT, Device
+from openvision.cli.options import DEFAULT_CHECKPOINT, Device, Native
 from openvision.terminal import echo
 
 PORT = 8000
@@ -22,6 +22,7 @@ def serve(
     name: Annotated[str | None, typer.Option(help="Name for clients; default: that of the folder.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images decoded at once.", min=1, max=1024)] = 32,
     max_tokens: Annotated[int, typer.Option(help="Longest caption that a client may ask for, tokens.", min=1)] = 512,
+    native: Native = False,
     device: Device = "auto",
 ) -> None:
     """Answer OpenAI's chat requests with captions of the image in them; other programs and machines may ask."""
@@ -32,7 +33,7 @@ def serve(
 
     if captioner.startswith(("http://", "https://")):
         raise OpenVisionError(f"{captioner} is an endpoint already; name a model to serve")
-    loaded = local_captioner(captioner, Sampling(), batch_size, device)
+    loaded = local_captioner(captioner, Sampling(), batch_size, device, native)
     served = name or PurePath(captioner).name or captioner
     with CaptionServer(loaded, served, host, port, max_tokens) as server:
         if not (is_local(host) or server.key):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from openvision.cli.options import Checkpoint, Decoder, ImageSize, Offline, Resolution, Revision, Vocabulary
+from openvision.cli.options import Checkpoint, Decoder, Device, ImageSize, Offline, Resolution, Revision, Vocabulary
 from openvision.errors import OpenVisionError
 from openvision.terminal import Console, echo
 
@@ -235,11 +235,13 @@ def verify(
     vocabulary: Vocabulary = None,
     revision: Revision = None,
     offline: Offline = False,
+    device: Device = "auto",
 ) -> None:
     """Verify a checkpoint: strict loading, finite numbers, and zero-shot accuracy on a few drawn images."""
     from openvision.inference.verify import verify as run
+    from openvision.runtime import resolve_device
 
-    report = run(checkpoint, vocabulary, revision, offline)
+    report = run(checkpoint, vocabulary, revision, offline, resolve_device(device))
     for line in report.lines():
         echo(line)
     if not report.passed:

@@ -61,10 +61,16 @@ def measure_latency(
 ) -> list[Latency]:
     """Time `runs` rounds, in which every folder embeds a batch of noise; with `threads` or a thread a core.
 
-    Taking turns, all folders suffer alike from whatever slows the machine. Raises OpenVisionError for a folder that is
+    `device` as for `resolve_device`; "auto" is the CPU where a folder has ONNX graphs. Taking turns, all folders suffer
+    alike from whatever slows the machine. Raises OpenVisionError for a folder that is
     none of the above, and where its library is not installed.
     """
-    runners = [_open(folder, batch, threads, device) for folder in folders]
+    graphs = [folder for folder in folders if (folder / CONFIG_FILE).is_file()]
+    if graphs and device not in ("auto", "cpu"):
+        raise OpenVisionError(f"{graphs[0]} has ONNX graphs, which are measured on the CPU; leave --device out")
+    # Folders are compared: beside one that is measured on the CPU all are.
+    where = resolve_device("cpu" if graphs else device)
+    runners = [_open(folder, batch, threads, where) for folder in folders]
     for runner in runners:
         for _ in range(_WARM_UP):
             runner.run()
@@ -84,14 +90,11 @@ def measure_latency(
     ]
 
 
-def _open(folder: Path, batch: int, threads: int | None, device: str) -> _Runner:
+def _open(folder: Path, batch: int, threads: int | None, where: torch.device) -> _Runner:
     if not folder.exists():
         raise OpenVisionError(f"{folder} does not exist; give folders that `openvision export` wrote")
     if (folder / CONFIG_FILE).is_file():
-        if device not in ("auto", "cpu"):
-            raise OpenVisionError(f"{folder} has ONNX graphs, which are measured on the CPU; leave --device out")
         return _onnx(folder, batch, threads)
-    where = resolve_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     name, pixels, tower = _torch(folder)

@@ -65,15 +65,22 @@ class Verification:
 
 
 def verify(
-    source: str, vocabulary: Path | None = None, revision: str | None = None, offline: bool = False
+    source: str,
+    vocabulary: Path | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+    device: torch.device | None = None,
 ) -> Verification:
-    """Load `source` and classify the drawings; raises OpenVisionError when it does not load."""
+    """Load `source` and classify the drawings on `device`, by default the CPU.
+
+    Raises OpenVisionError when it does not load.
+    """
     loaded = load_checkpoint(source, Request(vocabulary=vocabulary, revision=revision, offline=offline))
     expected = released(source).parameters if source in available_models() else None
     count = sum(parameter.numel() for parameter in loaded.vision.parameters())
     answers = None
     if loaded.model is not None or loaded.unified is not None:
-        answers = tuple(_answers(Encoder.from_checkpoint(loaded)))
+        answers = tuple(_answers(Encoder.from_checkpoint(loaded).to(device or torch.device("cpu"))))
     return Verification(loaded.source, count, expected, answers)
 
 

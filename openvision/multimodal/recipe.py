@@ -116,6 +116,9 @@ class VlmRun(Section):
 
     precision: Literal["float32", "bfloat16", "auto"] = "auto"
     """Compute dtype; auto: bfloat16 on devices that multiply it faster. Trained parameters are float32."""
+    float32_matmul: Literal["highest", "high"] = "high"
+    """Products and convolutions of float32 on CUDA: high rounds their inputs to TF32 where the device has it, several
+    times as fast; highest is exact."""
     micro_batch: PositiveInt = 8
     """Samples of a micro-batch on one device; gradients are accumulated over the batch."""
     batching: Literal["random", "length", "packed"] = "length"
@@ -194,6 +197,14 @@ def parse_vlm_recipe(data: JsonObject, source: str) -> VlmRecipe:
     except ValidationError as error:
         problems = describe_problems(error, VlmRecipe.model_json_schema(), {})
         raise OpenVisionError(f"recipe {source}: {problems}") from error
+
+
+def is_vlm_recipe(text: str, recipe: VlmRecipe) -> bool:
+    """Whether a TOML text, perhaps of an earlier version, is this recipe: keys that it lacks have their defaults."""
+    try:
+        return parse_vlm_recipe(tomllib.loads(text), "of the folder") == recipe
+    except (tomllib.TOMLDecodeError, OpenVisionError):
+        return False
 
 
 def dump_vlm_recipe(recipe: VlmRecipe) -> str:

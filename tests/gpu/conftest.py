@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from openvision.runtime import use_float32_matmul
+
 DEVICE = torch.device(os.environ.get("OPENVISION_TEST_DEVICE", "cuda:0"))
 
 
@@ -67,8 +69,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def _defaults() -> Iterator[None]:
-    """Products of float32 matrices as float32, and whatever a run sets for its process set back."""
-    torch.set_float32_matmul_precision("highest")
+    """Products and convolutions of float32 exact, and whatever a run sets for its process set back."""
+    use_float32_matmul("highest")
     yield
-    torch.set_float32_matmul_precision("highest")
+    use_float32_matmul("highest")
     torch.use_deterministic_algorithms(False)

@@ -25,6 +25,15 @@ def test_every_picture_is_answered(model_folder) -> None:
     assert f"{report.parameters:,} parameters" in report.lines()[0]
 
 
+def test_it_runs_where_it_is_told(model_folder, monkeypatch) -> None:
+    chosen = []
+    monkeypatch.setattr(module.Encoder, "to", lambda encoder, device: chosen.append(device) or encoder)
+    monkeypatch.setattr(module, "_LEAST_CORRECT", 0)
+    assert CliRunner().invoke(app, ["verify", str(model_folder), "--device", "cpu"]).exit_code == 0
+    verify(str(model_folder), device=torch.device("meta"))
+    assert [device.type for device in chosen] == ["cpu", "meta"]
+
+
 @pytest.mark.parametrize(
     ("changes", "passed"),
     [

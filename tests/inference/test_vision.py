@@ -88,6 +88,8 @@ def test_whole_models_in_bfloat16(encoder) -> None:
     )
 
 
+# tests/models/test_compile.py compiles the tower in every run of the tests.
+@pytest.mark.slow
 def test_compiled_as_one_graph(tower) -> None:
     # A frozen tower; the graph with a backward pass is that of tests/models/test_compile.py.
     tower.vision.requires_grad_(False)

@@ -145,6 +145,8 @@ def test_the_vision_tower():
     compiled_once(tower.encode_image, lambda r: (images(r),))
 
 
+# Its block is compiled above (forward_rows).
+@pytest.mark.slow
 def test_the_vision_tower_where_a_share_of_the_patches_is_read():
     tower = VisionTransformer(VisionConfig(**SHAPE, patch_size=8, image_size=32), None)
     compiled_once(tower.patch_tokens, lambda r: (images(r), some(patches(r))))

@@ -6,6 +6,7 @@ Ti, S and B in full; the larger ones at full width and two blocks deep, in full 
 # pyright: reportMissingImports=false
 
 import json
+import re
 from dataclasses import replace
 
 import open_clip
@@ -23,6 +24,8 @@ from tests.released import random_state, released_shapes
 # Version 1 alone: open_clip has neither of the others.
 WHOLE = [name for name in available_models() if name.startswith("openvision-")]
 SMALL = [name for name in WHOLE if any(f"-{size}-" in name for size in ("tiny", "small", "base"))]
+# 784 patches of 8 px take half a minute, 2,304 a minute.
+_LONG = re.compile("base-patch8|patch8-384")
 LARGE = [name for name in WHOLE if name not in SMALL]
 
 
@@ -59,9 +62,8 @@ def features_agree(config: OpenVisionConfig, folder) -> None:
     assert scale == 0
 
 
-# 2,304 patches of 8 px take a minute.
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if "patch8-384" in name else []) for name in SMALL]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if _LONG.search(name) else []) for name in SMALL]
 )
 def test_small_models_in_full(name, tmp_path) -> None:
     features_agree(small_vocabulary(shape_of(name)), tmp_path)

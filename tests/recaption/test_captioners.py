@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from openvision.cli.main import app
 from openvision.data.shards.dataset import ShardDataset, ShardWriter
 from openvision.errors import OpenVisionError
 from openvision.inference.captioner import Captioner
@@ -67,6 +69,12 @@ def blip(tmp_path_factory):
 def png(colour) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (24, 24), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def noise(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((width, height), 90).convert("RGB").save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -185,6 +193,36 @@ def test_our_decoder_samples_by_seed(build):
     # The longest length holds for our decoder as well.
     short = DecoderCaptioner(model, "x", Sampling(max_tokens=2), 3)
     assert {answer.tokens_written for _, answer in short.answers(questions())} <= {1, 2}
+
+
+def native_captioner(batch_size=3) -> DecoderCaptioner:
+    """A decoder that reads squares and 2 to 1."""
+    torch.manual_seed(0)
+    model = openvision2()
+    shape = replace(model.config, vision=replace(model.config.vision, aspects=(1.0, 2.0)))
+    seeing = Captioner(OpenVision2(shape), Tokenizer.train(["a red picture of something green"], 120), None, "native")
+    return DecoderCaptioner(seeing, "x", Sampling(1.0, 30), batch_size)
+
+
+def test_native_shapes_are_captioned_each_by_itself_and_what_is_too_long_has_a_fault():
+    sizes = [(40, 20), (24, 24), (90, 9), (40, 20)]
+    asked = [Question("s", str(i), 0, noise(*size), "png", "", i) for i, size in enumerate(sizes)]
+    captioner = native_captioner()
+    assert captioner.name.endswith(", native shapes")
+    found = [answer for _, answer in captioner.answers(asked)]
+    assert [answer.fault for answer in found] == [None, None, "extreme_aspect", None]
+    alone = [answer for _, answer in native_captioner(1).answers(asked)]
+    assert [answer.text for answer in found] == [answer.text for answer in alone]
+    squares = Captioner(captioner.model.model, captioner.model.tokenizer)  # pyright: ignore[reportArgumentType]
+    assert texts(DecoderCaptioner(squares, "x", Sampling(1.0, 30), 3), asked)[0] != found[0].text
+
+
+@pytest.mark.parametrize(
+    ("captioner", "said"), [("transformers:x/y", "processor of"), ("http://localhost:1", "endpoint")]
+)
+def test_whose_images_are_not_ours_to_prepare_is_refused_native(captioner, said, tmp_path):
+    asked = ["recaption", str(tmp_path), "--captioner", captioner, "-o", str(tmp_path / "out"), "--native"]
+    assert said in str(CliRunner().invoke(app, asked).exception)
 
 
 def test_the_sampler_draws_by_weight_among_the_likeliest():

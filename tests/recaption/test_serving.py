@@ -26,7 +26,7 @@ from openvision.files import read_json
 from openvision.models.decoders.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
 from openvision.models.vision import VisionConfig
-from openvision.recaption.captioners.captioner import Answer, Question, Sampling
+from openvision.recaption.captioners.captioner import Answer, LocalCaptioner, Question, Sampling
 from openvision.recaption.captioners.decoders import load_decoder
 from openvision.recaption.captioners.endpoint import Endpoint
 from openvision.recaption.captioners.request_queue import Patience
@@ -37,7 +37,7 @@ from openvision.recaption.shard import Options
 from openvision.text.tokenizer import Tokenizer
 from openvision.weights.folder import save_folder
 from tests.recaption.server import serving
-from tests.recaption.test_captioners import png
+from tests.recaption.test_captioners import native_captioner, noise, png
 
 IMAGES = 40
 SOON = Patience(shorten=lambda seconds: 0.001)
@@ -182,11 +182,22 @@ class Recorder:
 
 
 @contextmanager
-def running(captioner: Recorder, **options) -> Iterator[CaptionServer]:
+def running(captioner: LocalCaptioner, **options) -> Iterator[CaptionServer]:
     with CaptionServer(captioner, "one", **options) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield server
         server.shutdown()
+
+
+def test_an_image_that_is_too_long_is_refused_by_name_and_a_job_goes_on(tmp_path):
+    with ShardWriter(tmp_path / "shards") as writer:
+        for key, size in (("a", (40, 20)), ("b", (200, 20)), ("c", (24, 24))):
+            writer.write(key, noise(*size), "png", "", {})
+    with running(native_captioner()) as server:
+        found = captions_of(server.url, tmp_path / "shards", tmp_path / "out")
+    assert [text is None for text in found] == [False, True, False]
+    counts = read_json(tmp_path / "out/000000.recaption.json")["counts"]
+    assert counts["bad_extreme_aspect"] == 1
 
 
 def asked(server: CaptionServer, body: object, path: str = "/v1/chat/completions", **headers: str):

@@ -20,6 +20,7 @@ from openvision.images.native import NativeShapes, pack, unpack
 from openvision.models.openvision2 import build_model
 from openvision.recipe.schema import parse_recipe
 from openvision.text.tokenizer import Tokenizer
+from openvision.training.checkpoint.export import export_checkpoint
 from openvision.training.objective import Embeds, Terms, build_objective, weighted_losses
 from openvision.training.setup.parallel import DistributedModel
 from openvision.training.step import forward_backward
@@ -139,6 +140,9 @@ def test_buckets_go_with_the_model(tmp_path):
     assert [line["rejected"] for line in lines] == [0] * len(lines)
     model = tmp_path / "run/model"
     assert json.loads((model / "config.json").read_text())["vision"]["aspects"] == [1.0, 8.0]
+    assert 'openvision.load("FOLDER", preprocessing="native")' in (model / "README.md").read_text()
+    export_checkpoint(tmp_path / "run", "newest", tmp_path / "exported")
+    assert (tmp_path / "exported/config.json").read_bytes() == (model / "config.json").read_bytes()
     wide = np.zeros((16, 128, 3), dtype=np.uint8)
     assert openvision.load_vision(model, preprocessing="native").preprocess(wide).shape == (3, 8, 64)
     picture = tmp_path / "wide.png"

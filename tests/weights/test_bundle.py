@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 from typer.testing import CliRunner
@@ -104,6 +105,14 @@ def test_latency_of_a_bundle_and_of_weights_in_turns(bundle, tiny_run, monkeypat
     assert done.exit_code == 0, done.output
     assert "ONNX Runtime, cpu, 32 px" in done.output
     assert f"speed: times that of {bundle}" in " ".join(done.output.split())
+
+
+def test_beside_onnx_graphs_auto_is_the_cpu(bundle, tiny_run, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    found = measure_latency([tiny_run, bundle], runs=1, device="auto")
+    assert [one.runtime for one in found] == ["torch, cpu", "ONNX Runtime, cpu"]
+    with pytest.raises(OpenVisionError, match="has ONNX graphs, which are measured on the CPU"):
+        measure_latency([tiny_run, bundle], runs=1, device="mps")
 
 
 def test_a_transformers_export_is_timed_without_a_notice(tiny_run, tmp_path):

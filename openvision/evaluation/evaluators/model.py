@@ -81,6 +81,8 @@ class EvaluatedModel:
     _texts: dict[tuple[str, ...], Features] = field(default_factory=dict, repr=False)
     _thumbnails: dict[str, tuple[NDArray[np.int64], NDArray[np.uint8]]] = field(default_factory=dict, repr=False)
     _kept: dict[Hashable, object] = field(default_factory=dict, repr=False)
+    _elongated: dict[str, str] = field(default_factory=dict, repr=False)
+    """Identity of a set -> why one of its images, readable but too long, was left out."""
 
     @property
     def pixels(self) -> int:
@@ -218,10 +220,20 @@ class EvaluatedModel:
         """Raise OpenVisionError when more images were left out than the budget allows."""
         most = max(self.reject_budget * len(images), 1)
         if rejected > most or rejected == len(images):
+            if why := self._elongated.get(images.identity):
+                raise OpenVisionError(
+                    f"{rejected} of {len(images)} images of {images.name} are left out, and the result would be about "
+                    f"other images than it says; one of them: {why}"
+                )
             raise OpenVisionError(
                 f"{rejected} of {len(images)} images of {images.name} cannot be decoded, or their json not "
                 "read; restore the files: without them the result would be about other images than it says"
             )
+
+    def note_left_out(self, images: ImageSet, bad: BadSampleError) -> None:
+        """Keep why an image is left out where its shape is to blame and not its file."""
+        if bad.reason == "extreme_aspect":
+            self._elongated.setdefault(images.identity, str(bad))
 
     def precision(self, device: torch.device) -> AbstractContextManager[object]:
         """The context in which the model computes."""
@@ -276,7 +288,8 @@ def prepared_batches(
         try:
             shape = model.vision.config
             return prepare_as(model.preprocessing, images.load(row), model.pixels, shape.patch_size, shape.aspects)
-        except BadSampleError:
+        except BadSampleError as bad:
+            model.note_left_out(images, bad)
             return None
 
     with ThreadPoolExecutor(model.threads) as pool:

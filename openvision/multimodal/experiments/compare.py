@@ -37,7 +37,7 @@ from openvision.multimodal.benchmarks.runner import (
 )
 from openvision.multimodal.model.build import BuildOptions, build
 from openvision.multimodal.model.llm import IMAGE_TOKEN
-from openvision.multimodal.recipe import VlmRecipe, VlmStage, dump_vlm_recipe
+from openvision.multimodal.recipe import VlmRecipe, VlmStage, dump_vlm_recipe, is_vlm_recipe
 from openvision.multimodal.training.run import train
 from openvision.provenance import git_state, library_versions, processor_name
 from openvision.runtime import resolve_device, resolve_precision
@@ -242,6 +242,8 @@ def _claim(plan: EncoderComparison, out: Path) -> None:
         atomic_write_text(path, json.dumps(content, indent=2) + "\n")
         return
     before = json.loads(path.read_text(encoding="utf-8"))
+    if is_vlm_recipe(before.get("recipe", ""), plan.recipe):
+        before["recipe"] = content["recipe"]
     changed = sorted(key for key in content if before.get(key) != content[key])
     if changed:
         raise OpenVisionError(f"{out} holds a comparison with another {', '.join(changed)}; choose another folder")

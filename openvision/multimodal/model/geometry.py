@@ -4,7 +4,7 @@ grid of its own shape for llava-native.
 All counts follow from the vision tower's configuration and the grids, so they are checked before anything runs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -134,14 +134,19 @@ def model_geometry(config: "LlavaConfig") -> Geometry:
         width=vision.hidden_size,
         depth=vision.num_hidden_layers,
         pinpoints=tuple((height, width) for height, width in pinpoints),
-        native=None if budget is None else native_shapes(vision.patch_size, budget),
+        native=None if budget is None else native_shapes(vision.patch_size, budget, _aspects(config)),
     )
 
 
 def set_budget(config: "LlavaConfig", max_tokens: int) -> None:
     """Have a model read native shapes of at most `max_tokens` patches; raises OpenVisionError for too few."""
-    native_shapes(config.vision_config.patch_size, max_tokens)
+    native_shapes(config.vision_config.patch_size, max_tokens, _aspects(config))
     config.vision_config.native = {"max_tokens": max_tokens}  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _aspects(config: "LlavaConfig") -> Sequence[float]:
+    """Buckets of the tower's own configuration, which is part of that of a model of native shapes."""
+    return (getattr(config.vision_config, "tower", None) or {}).get("aspects", ())
 
 
 def check_processor(processor: "Processor", config: "LlavaConfig", folder: object) -> Geometry:

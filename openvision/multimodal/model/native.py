@@ -13,21 +13,24 @@ from torch import Tensor
 
 from openvision.errors import OpenVisionError
 from openvision.images.decode import BadSampleError
-from openvision.images.native import NativeShapes
+from openvision.images.native import ASPECTS, NativeShapes
 from openvision.multimodal.model.huggingface import ImageProcessor, Tokenizer
 
 LEAST_TOKENS = 16
 """Smallest budget: two rows of eight patches of an image of 4 to 1."""
 
 
-def native_shapes(patch_size: int, max_tokens: int) -> NativeShapes:
-    """The shapes of a budget; raises OpenVisionError for one that is too small."""
+def native_shapes(patch_size: int, max_tokens: int, aspects: Sequence[float] = ()) -> NativeShapes:
+    """The shapes of a budget, in the buckets that the tower was trained on, else the default ones.
+
+    Raises OpenVisionError for a budget that is too small.
+    """
     if max_tokens < LEAST_TOKENS:
         raise OpenVisionError(
             f"a budget of {max_tokens} tokens is too small for an image of 4 to 1; set max_tokens to {LEAST_TOKENS} or "
             "more, e.g. 256"
         )
-    return NativeShapes(patch_size, max_tokens)
+    return NativeShapes(patch_size, max_tokens, tuple(aspects) or ASPECTS)
 
 
 def row_break(tokenizer: Tokenizer) -> int:

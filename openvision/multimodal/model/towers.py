@@ -93,7 +93,7 @@ def _own_tower(checkpoint: Checkpoint, max_tokens: int | None) -> VisionTower:
     config = checkpoint.vision.config
     if max_tokens == OF_THE_SQUARE:
         max_tokens = patches_of(config, config.image_size)
-    shapes = None if max_tokens is None else native_shapes(config.patch_size, max_tokens)
+    shapes = None if max_tokens is None else native_shapes(config.patch_size, max_tokens, config.aspects)
     prefix = config.prefix_tokens if shapes is None else 0
     geometry = Geometry(config.image_size, config.patch_size, prefix, config.width, config.depth, native=shapes)
     native = None if max_tokens is None else {"max_tokens": max_tokens}

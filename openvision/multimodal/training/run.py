@@ -40,7 +40,7 @@ from openvision.multimodal.model.build import PROVENANCE
 from openvision.multimodal.model.generate import Assistant, load_assistant
 from openvision.multimodal.model.geometry import Aspect, model_geometry, set_budget
 from openvision.multimodal.model.huggingface import Llava, quiet, transformers
-from openvision.multimodal.recipe import VlmRecipe, VlmStage, dump_vlm_recipe
+from openvision.multimodal.recipe import VlmRecipe, VlmStage, dump_vlm_recipe, is_vlm_recipe
 from openvision.multimodal.training.modules import add_lora, choose_trained, merge_lora
 from openvision.multimodal.training.objectives import AnswerLoss, Objective, WordAlignment, count_words
 from openvision.multimodal.training.trainer import (
@@ -50,6 +50,7 @@ from openvision.multimodal.training.trainer import (
     last_checkpoint,
     load_trained,
     make_trainer,
+    on_one_device,
     trained_state,
 )
 from openvision.provenance import describe_run
@@ -59,8 +60,10 @@ from openvision.runtime import (
     describe_device,
     describe_memory,
     explain_out_of_memory,
+    has_tf32,
     resolve_device,
     resolve_precision,
+    use_float32_matmul,
 )
 from openvision.training.run.folder import lock_run
 from openvision.training.run.signals import Interrupted, StopRequest, begin_session, clear_requeue, mark_requeue
@@ -93,13 +96,15 @@ def train(
     SIGUSR1 when the state is saved.
     """
     chosen = resolve_device(device)
-    if chosen.type == "cuda" and (count := torch.cuda.device_count()) > 1 and "WORLD_SIZE" not in os.environ:
-        # transformers would take the first one and spread every batch over all, whichever was chosen.
+    if chosen.type == "cuda" and "RANK" in os.environ and chosen.index != int(os.environ.get("LOCAL_RANK", 0)):
+        # accelerate looks at the rank alone.
         raise OpenVisionError(
-            f"{count} CUDA devices are visible to one process; start it with torchrun --nproc-per-node {count}, or "
-            f"show it one: CUDA_VISIBLE_DEVICES={chosen.index or 0}, without --device"
+            f"device {device} under torchrun, where a process takes the device of its rank; use cuda, and choose "
+            "devices with CUDA_VISIBLE_DEVICES"
         )
     precision = resolve_precision(recipe.run.precision, chosen)
+    # Not left to transformers, which refuses the rounding on a device without it, and takes another API of torch.
+    use_float32_matmul(recipe.run.float32_matmul if has_tf32(chosen) else "highest")
     # Joins the processes of torchrun, as the Trainer would do later.
     require("accelerate", extra="vlm").PartialState(cpu=chosen.type == "cpu", timeout=timedelta(minutes=30))
     processes = Processes.current()
@@ -299,7 +304,6 @@ class _VlmRun:
             weight_decay=stage.weight_decay,
             bf16=self.precision == torch.bfloat16,
             use_cpu=self.device.type == "cpu",
-            tf32=self._has_tf32 or None,
             seed=self.recipe.seed + index,
             logging_steps=run.log_every,
             save_strategy="steps",
@@ -315,12 +319,7 @@ class _VlmRun:
             disable_tqdm=True,
             **fsdp,
         )
-        return arguments
-
-    @property
-    def _has_tf32(self) -> bool:
-        """Before compute capability 8.0 transformers refuses to be asked for it."""
-        return self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= (8, 0)
+        return on_one_device(arguments, self.device) if size == 1 else arguments
 
     def _check_framework(self, assistant: Assistant) -> None:
         found = assistant.model.config.model_type
@@ -334,12 +333,12 @@ class _VlmRun:
     def _announce(
         self, stage: VlmStage, trainer: "Trainer", objective: Objective, samples: int, checkpoint: Path | None
     ) -> None:
-        counts = count_trained(objective)
+        run, counts = self.recipe.run, count_trained(objective)
         trained = ", ".join(f"{module} {count / 1e6:.2f}M" for module, count in counts.items())
         start = f"resuming from {checkpoint.name}" if checkpoint else "starting"
         self.say(
             f"{stage.name}  {start}: {samples} samples, {trainer.args.max_steps} steps of {stage.batch_size}; trained: "
-            f"{trained}; {describe_device(self.device, self.precision, self.recipe.run.precision)}; "
+            f"{trained}; {describe_device(self.device, self.precision, run.precision, run.float32_matmul)}; "
             f"processes: {self.processes.size}{', sharded' if trainer.is_fsdp_enabled else ''}"
         )
         if self.recipe.run.fsdp and self.processes.size > 1 and not trainer.is_fsdp_enabled:
@@ -372,7 +371,7 @@ class _VlmRun:
         if not path.exists():
             if self.processes.is_main:
                 atomic_write_text(path, resolved)
-        elif path.read_text(encoding="utf-8") != resolved:
+        elif not is_vlm_recipe(path.read_text(encoding="utf-8"), self.recipe):
             raise OpenVisionError(
                 f"{self.run} holds a run of another recipe (compare {path}); choose another run folder"
             )

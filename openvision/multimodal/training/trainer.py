@@ -96,6 +96,20 @@ def make_trainer(
     return trainer
 
 
+def on_one_device(arguments: "TrainingArguments", device: torch.device) -> "TrainingArguments":
+    """The arguments for a run of one process on `device`.
+
+    transformers takes cuda:0 for it and spreads every batch over all devices that it sees.
+    """
+    if device.type == "cuda":
+        # The cached property of what transformers chose.
+        vars(arguments)["_setup_devices"] = device
+        arguments._n_gpu = 1
+        # accelerate puts batches on the current device.
+        torch.cuda.set_device(device)
+    return arguments
+
+
 def agreed_stop(stop: StopRequest, processes: Processes) -> bool:
     """Whether a process was asked to stop, which all of them do then; every process must call it.
 

@@ -4,6 +4,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+TOO_LONG = "too_long"
+"""The fault of a prompt that exceeds the context of the model."""
+EXTREME_ASPECT = "extreme_aspect"
+"""The fault of an image that is longer than the captioner can read."""
 RETRY_TEMPERATURE = 0.7
 """At least this warm is the second try of a bad caption: a greedy captioner would repeat itself."""
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import cast
 
 import torch
@@ -9,10 +10,13 @@ from torch import Tensor
 
 from openvision.encoding import batch_memory, evaluating, generate_captions, require_decoder
 from openvision.images.decode import to_rgb_image
+from openvision.images.native import rows_by_shape
+from openvision.images.preprocess import Preprocessing
 from openvision.inference.captioner import Captioner
 from openvision.inference.encoder import Encoder
+from openvision.inference.vision import UnreadableImageError
 from openvision.models.openvision import OpenVision
-from openvision.recaption.captioners.captioner import Answer, Question, Sampling, in_batches
+from openvision.recaption.captioners.captioner import EXTREME_ASPECT, Answer, Question, Sampling, in_batches
 from openvision.recaption.captioners.sampling import Sampler
 from openvision.runtime import send
 from openvision.weights.load import load_checkpoint
@@ -37,15 +41,34 @@ class DecoderCaptioner:
         self.name = f"{source}, weights {digest.hexdigest()[:16]}"
         if self.can_retry:
             self.name += f", {sampling}"
+        if model.preprocessing == "native":
+            self.name += ", native shapes"
 
     def answers(self, questions: Iterable[Question | None]) -> Iterator[tuple[Question, Answer]]:
         """Captions, a batch at a time."""
         return in_batches(self, questions)
 
     def caption(self, questions: Sequence[Question], sampling: Sampling) -> list[Answer]:
-        """One batch; OpenVision 1 reads no `sampling`."""
-        images = [to_rgb_image(question.image) for question in questions]
-        prepared = self.model.preprocess_all(images)
+        """One batch, each native shape by itself; OpenVision 1 reads no `sampling`.
+
+        What is beyond the largest bucket, or too elongated to crop, gets no caption.
+        """
+        answers = [Answer("", fault=EXTREME_ASPECT)] * len(questions)
+        prepared: dict[int, Tensor] = {}
+        for row, question in enumerate(questions):
+            # The bytes are readable: what is refused here is a shape.
+            with suppress(UnreadableImageError):
+                prepared[row] = self.model.preprocess(to_rgb_image(question.image))
+        places = list(prepared)
+        for found in rows_by_shape([(image.shape[1], image.shape[2]) for image in prepared.values()]).values():
+            rows = [places[place] for place in found]
+            alike = torch.stack([prepared[row] for row in rows])
+            for row, answer in zip(rows, self._answers(alike, [questions[row] for row in rows], sampling), strict=True):
+                answers[row] = answer
+        return answers
+
+    def _answers(self, prepared: Tensor, questions: Sequence[Question], sampling: Sampling) -> list[Answer]:
+        """Answers for images (n, 3, height, width) of one shape."""
         if isinstance(self.model, Captioner):
             return self._generate(self.model, prepared, questions, sampling)
         alts = [question.alt for question in questions]
@@ -76,8 +99,11 @@ class DecoderCaptioner:
         return answers
 
 
-def load_decoder(source: str, device: torch.device, sampling: Sampling, batch_size: int) -> DecoderCaptioner:
+def load_decoder(
+    source: str, device: torch.device, sampling: Sampling, batch_size: int, preprocessing: Preprocessing = "crop"
+) -> DecoderCaptioner:
     """The captioner of any source of a model; raises OpenVisionError when it has no caption decoder."""
     checkpoint = load_checkpoint(source)
     kind = Encoder if checkpoint.captioner is None and checkpoint.unified is None else Captioner
-    return DecoderCaptioner(kind.from_checkpoint(checkpoint).to(device), source, sampling, batch_size)
+    model = kind.from_checkpoint(checkpoint, preprocessing=preprocessing).to(device)
+    return DecoderCaptioner(model, source, sampling, batch_size)

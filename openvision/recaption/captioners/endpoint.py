@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
 from openvision.images.decode import to_rgb_image
-from openvision.recaption.captioners.captioner import Answer, Question, Sampling
+from openvision.recaption.captioners.captioner import EXTREME_ASPECT, TOO_LONG, Answer, Question, Sampling
 from openvision.recaption.captioners.request_queue import Patience, RequestQueue, TryAgainError
 from openvision.untrusted import json_text, load_json, one_line
 
@@ -31,8 +31,12 @@ _NO_LIST = (404, 405, 501)
 _T = TypeVar("_T")
 
 
-class _TooLongError(Exception):
-    """One image and its prompt exceed the context of the model; the others may not."""
+class _NoCaptionError(Exception):
+    """One image cannot be captioned, alone or with its prompt; the others may be."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__(fault)
+        self.fault = fault
 
 
 class _NoListError(Exception):
@@ -145,8 +149,8 @@ class Endpoint:
             body["top_k"] = self.sampling.top_k
         try:
             return _trying(lambda: _answer(self._send("POST", "/chat/completions", json_text(body).encode())))
-        except _TooLongError:
-            return Answer("", fault="too_long")
+        except _NoCaptionError as error:
+            return Answer("", fault=error.fault)
 
     def _send(self, method: str, path: str, body: bytes | None) -> JsonObject:
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
@@ -179,7 +183,10 @@ class Endpoint:
         if status in (401, 403):
             raise OpenVisionError(f"{self.url} refuses the key (status {status}); set OPENAI_API_KEY")
         if status in (400, 413, 422) and "context" in said.lower():
-            raise _TooLongError
+            raise _NoCaptionError(TOO_LONG)
+        # The code that `openvision serve` gives.
+        if status == 400 and EXTREME_ASPECT in said:
+            raise _NoCaptionError(EXTREME_ASPECT)
         if status in (400, 422) and "image" in said.lower():
             raise OpenVisionError(f"the model {self.model} at {self.url} takes no images: {said}; choose another")
         raise OpenVisionError(f"{self.url} refuses the request (status {status}): {said}; correct URL or --model")

@@ -16,7 +16,7 @@ from torch import Tensor
 from openvision.errors import OpenVisionError, require
 from openvision.images.decode import to_rgb_image
 from openvision.multimodal.model.huggingface import quiet
-from openvision.recaption.captioners.captioner import Answer, Question, Sampling, in_batches
+from openvision.recaption.captioners.captioner import TOO_LONG, Answer, Question, Sampling, in_batches
 from openvision.recaption.captioners.sampling import Sampler
 from openvision.runtime import describe_memory, explain_out_of_memory
 from openvision.untrusted import one_line
@@ -68,7 +68,7 @@ class ImageTextCaptioner:
         if not all(fits):
             short = [question for question, is_short in zip(questions, fits, strict=True) if is_short]
             answers = iter(self.caption(short, sampling) if short else [])
-            return [next(answers) if is_short else Answer("", fault="too_long") for is_short in fits]
+            return [next(answers) if is_short else Answer("", fault=TOO_LONG) for is_short in fits]
         return self._generate(inputs, questions, sampling, read)
 
     def _generate(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from openvision.files import JsonObject
 from openvision.images.decode import BadSampleError, to_rgb_image
-from openvision.recaption.captioners.captioner import Answer, Question, Sampling
+from openvision.recaption.captioners.captioner import EXTREME_ASPECT, TOO_LONG, Answer, Question, Sampling
 from openvision.untrusted import check_count, is_utf8, load_json, one_line
 
 _SHOWN = 80
@@ -93,8 +93,10 @@ def check_model(name: object, served: str) -> None:
 
 def chat_response(answer: Answer, served: str) -> JsonObject:
     """The response with a caption; raises RequestError where there is none."""
-    if answer.fault == "too_long":
+    if answer.fault == TOO_LONG:
         raise RequestError("the prompt exceeds the context of the model", code="context_length_exceeded")
+    if answer.fault == EXTREME_ASPECT:
+        raise RequestError("the image is longer than this model reads; crop it", code=EXTREME_ASPECT)
     usage = {"prompt_tokens": answer.tokens_read, "completion_tokens": answer.tokens_written}
     message = {"role": "assistant", "content": answer.text}
     return {

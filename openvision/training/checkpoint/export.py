@@ -33,12 +33,12 @@ def export_checkpoint(run: Path, which: str, output: Path, average: bool = False
         raise OpenVisionError(f"{output} exists; choose another place or remove it")
     path = find_checkpoint(run, which)
     recipe = load_recipe(run / STORED, stored=True)
-    with torch.device("meta"):
-        model: nn.Module = build_model(recipe.model)
-    model.to_empty(device="cpu")
     try:
         verify_beside_training(path)
         state = read_state(path)
+        with torch.device("meta"):
+            model: nn.Module = build_model(recipe.model_after(state.progress.stage))
+        model.to_empty(device="cpu")
         load_parameters(path, model, average)
     except Exception as error:
         # `prune` removes the manifest first, and the rest under the eyes of whoever reads it.

@@ -107,7 +107,7 @@ class RunParts:
         return (
             f"{start}: {_counted(len(self.dataset), 'sample')}, {total / 1e6:.1f}M parameters ({vision / 1e6:.1f}M in "
             f"the vision encoder), {_counted(len(recipe.stages), 'stage')}, {_counted(recipe.steps, 'step')}, {many}"
-            f"{describe_device(processes.device, self.precision, recipe.run.precision)}"
+            f"{describe_device(processes.device, self.precision, recipe.run.precision, recipe.run.float32_matmul)}"
         )
 
 

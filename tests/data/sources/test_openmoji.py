@@ -194,6 +194,7 @@ def test_alt_texts_are_messy_and_lose_no_word(glyphs):
     assert forms == {True, False}
 
 
+@pytest.mark.slow
 def test_shards_are_made_once_and_never_over_other_files(tmp_path, split):
     folder = make_openmoji(tmp_path / "openmoji", size=24)
     stamp = (folder / "train/000000.tar").stat().st_mtime_ns

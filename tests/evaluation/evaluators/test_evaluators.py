@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from openvision.data.shards.dataset import ShardDataset, ShardWriter
 from openvision.encoding import evaluating
 from openvision.errors import OpenVisionError
-from openvision.evaluation.data.images import ImageSet, labelled_shards
+from openvision.evaluation.data.images import ImageSet, labelled_shards, take
 from openvision.evaluation.data.prompts import first_alike, protocol
 from openvision.evaluation.evaluators import base as registry
 from openvision.evaluation.evaluators.base import Evaluator, Measured, due, measure_all, metrics_line, parse_evaluators
@@ -274,6 +275,15 @@ def test_a_bad_image_is_left_out_and_many_are_an_error(subject) -> None:
     assert np.allclose(whole.pooled[encoded.rows], encoded.pooled, atol=1e-6)
     with pytest.raises(OpenVisionError, match="2 of 7 images of set cannot be decoded"):
         subject.encode(broken_images(7, {2, 3}))
+
+
+def test_images_beyond_the_largest_bucket_are_not_called_undecodable(subject) -> None:
+    sizes = [(40, 40), (20, 200), (40, 80), (200, 20)]
+    images = ImageSet("set", list("abcd"), lambda index: np.zeros((*sizes[index], 3), dtype=np.uint8), "elongated")
+    native = replace(subject, preprocessing="native")
+    with pytest.raises(OpenVisionError, match=r"2 of 4 images of set are left out.*whose sides are .* to .*; crop it"):
+        native.encode(images)
+    assert native.encode(take(images, [0, 1, 2])).rows.tolist() == [0, 2]
 
 
 def test_images_are_prepared_ahead_in_order(subject) -> None:

@@ -16,7 +16,7 @@ from openvision.multimodal.data.batching import Collator
 from openvision.multimodal.data.conversation import IGNORED
 from openvision.multimodal.data.dataset import ConversationDataset, read_llava_json
 from openvision.multimodal.data.feature_cache import FeatureCache, patch_features
-from openvision.multimodal.model.build import BuildOptions, assemble, build
+from openvision.multimodal.model.build import BuildOptions, assemble, build, save
 from openvision.multimodal.model.generate import Prompt, load_assistant
 from openvision.multimodal.model.native import row_break
 from openvision.multimodal.model.towers import tower_of
@@ -157,6 +157,15 @@ def test_an_extreme_aspect_is_replaced_in_training_and_refused_from_a_person(ass
     assert data.replaced == {"image unreadable": 1}
     with pytest.raises(OpenVisionError, match="300 x 10 pixels is beyond the largest bucket"):
         assistant.prepare([Prompt("What?", (noise(300, 10),))])
+
+
+def test_buckets_of_the_tower_are_those_of_the_model(llm_folder, tmp_path) -> None:
+    config = replace(tiny.VISION, aspects=(1.0, 8.0))
+    tower = tower_of(tiny.encoder(config), max_tokens=25)
+    assert tower.geometry.native_grid(10, 80) == (2, 12)
+    options = BuildOptions(framework="llava-native")
+    save(assemble(tower, tiny.tiny_llm(llm_folder), options), tmp_path / "model", {}, options)
+    assert load_assistant(tmp_path / "model", "cpu").geometry.native_grid(10, 80) == (2, 12)
 
 
 def test_cached_features_of_several_shapes(assistant, data_folder, tmp_path) -> None:

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +16,17 @@ from typer.testing import CliRunner
 from openvision.cli.main import app
 from openvision.errors import OpenVisionError
 from openvision.multimodal.model.generate import load_assistant
-from openvision.multimodal.recipe import LearningRates, VlmRecipe, dump_vlm_recipe, load_vlm_recipe, parse_vlm_recipe
+from openvision.multimodal.recipe import (
+    LearningRates,
+    VlmRecipe,
+    dump_vlm_recipe,
+    is_vlm_recipe,
+    load_vlm_recipe,
+    parse_vlm_recipe,
+)
 from openvision.multimodal.training.modules import choose_trained, module_of, parameter_groups
-from openvision.multimodal.training.run import train
+from openvision.multimodal.training.run import _VlmRun, train
+from openvision.runtime import SINGLE_PROCESS
 from openvision.training.run.signals import EXIT_REQUEUE, Interrupted
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes" / "vlm").glob("*.toml"))
@@ -284,6 +292,77 @@ def test_everything_that_is_trained_gets_a_gradient(request, data_folder, framew
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert all(".layers.2." in name or ".layernorm." in name or ".pooler." in name for name in frozen), frozen
     assert frozen
+
+
+# Devices.
+
+
+@pytest.fixture
+def cards(monkeypatch) -> Iterator[list[torch.device | int]]:
+    """A pretended machine with four CUDA devices; the devices that were made the current one."""
+    from accelerate.state import AcceleratorState
+
+    current: list[torch.device | int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a card")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield current
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_one_process_stays_on_the_device_that_was_chosen(cards, tmp_path) -> None:
+    """transformers takes the first of several devices, and spreads every batch over all."""
+    made = recipe(WHOLE)
+    run = _VlmRun(made, tmp_path, tmp_path, print, SINGLE_PROCESS, torch.device("cuda", 1), torch.float32)
+    arguments = run._arguments(0, made.stages[0])
+    assert (arguments.device, arguments.n_gpu, arguments.train_batch_size) == (torch.device("cuda", 1), 1, 2)
+    assert cards[-1] == torch.device("cuda", 1)
+
+
+def test_a_device_other_than_that_of_the_rank_is_refused(cards, tmp_path, monkeypatch) -> None:
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(OpenVisionError, match="device cuda:1 under torchrun, where a process takes the device of its"):
+        train(recipe(WHOLE), tmp_path, tmp_path, tmp_path / "run", device="cuda:1")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("capability", "wanted", "used"),
+    [((8, 0), "high", "high"), ((8, 0), "highest", "highest"), ((7, 5), "high", "highest")],
+)
+def test_products_are_rounded_where_the_recipe_says_and_the_device_can(
+    cards, tmp_path, monkeypatch, capability, wanted, used
+) -> None:
+    class StartedError(Exception):
+        pass
+
+    def start(run: _VlmRun, model: Path) -> None:
+        assert run._arguments(0, run.recipe.stages[0]).tf32 is None
+        raise StartedError
+
+    told: list[str] = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr("openvision.multimodal.training.run.use_float32_matmul", told.append)
+    monkeypatch.setattr(_VlmRun, "train", start)
+    with pytest.raises(StartedError):
+        train(recipe(WHOLE, float32_matmul=wanted), tmp_path, tmp_path, tmp_path / "run", device="cuda:0")
+    assert told == [used]
+
+
+def test_a_run_by_a_version_without_a_key_is_resumed(runs) -> None:
+    folder = runs(recipe(PROJECTOR, cache_features="never"))
+    text = (folder / "recipe.toml").read_text()
+    older = text.replace('float32_matmul = "high"\n', "")
+    assert older != text
+    assert is_vlm_recipe(older, load_vlm_recipe(folder / "recipe.toml"))
+    assert not is_vlm_recipe(older, load_vlm_recipe(folder / "recipe.toml", ["run.float32_matmul=highest"]))
+    assert not is_vlm_recipe("[", load_vlm_recipe(folder / "recipe.toml"))
 
 
 # Recipes.
