@@ -66,8 +66,10 @@ def preprocessing_of(squash: bool, native: bool) -> "Preprocessing":
 
 def tell_shapes(aspects: tuple[float, ...], how: "Preprocessing") -> None:
     """Say where a model that was trained on native shapes reads squares."""
-    if aspects and how != "native":
-        echo("this model was trained on native shapes and reads squares here; --native keeps the aspect", err=True)
+    from openvision.images.native import remark_on_shapes
+
+    if remark := remark_on_shapes(aspects, how):
+        echo(remark, err=True)
 
 
 DEFAULT_CHECKPOINT = "runs/quickstart"

@@ -6,7 +6,7 @@ as a square crop would be. The bucket of a square has the grid of the square mod
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -140,6 +140,19 @@ def rows_by_shape(shapes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], li
     for row, shape in enumerate(shapes):
         rows.setdefault(shape, []).append(row)
     return dict(sorted(rows.items()))
+
+
+def stacked_by_shape(images: Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
+    """Images (3, H, W) of several shapes -> for each shape the places of its images and their batch (n, 3, H, W)."""
+    for rows in rows_by_shape([(image.shape[1], image.shape[2]) for image in images]).values():
+        yield rows, torch.stack([images[row] for row in rows])
+
+
+def remark_on_shapes(aspects: Sequence[float], mode: Preprocessing) -> str | None:
+    """What to say where a model that was trained on native shapes of `aspects` reads others; None elsewhere."""
+    if not aspects or mode == "native":
+        return None
+    return "this model was trained on native shapes and reads squares here; --native keeps the aspect"
 
 
 def _written(aspect: float) -> str:

@@ -8,12 +8,11 @@ captioner.caption(["cat.png"])
 from collections.abc import Iterable
 from typing import Self
 
-import torch
 from torch import nn
 
 from openvision.encoding import write_captions
 from openvision.errors import OpenVisionError
-from openvision.images.native import rows_by_shape
+from openvision.images.native import stacked_by_shape
 from openvision.images.preprocess import Preprocessing, Size
 from openvision.inference.vision import ImageInput, VisionEncoder
 from openvision.models.genlip import GenLip
@@ -62,8 +61,7 @@ class Captioner(VisionEncoder):
             raise OpenVisionError(f"max_length is {max_length}; it must be at least 1 token")
         prepared = self._prepared(images)
         captions = [""] * len(prepared)
-        for rows in rows_by_shape([(image.shape[1], image.shape[2]) for image in prepared]).values():
-            alike = torch.stack([prepared[row] for row in rows])
+        for rows, alike in stacked_by_shape(prepared):
             texts = write_captions(self.model, self.tokenizer, alike, batch_size, max_length)
             for row, text in zip(rows, texts, strict=True):
                 captions[row] = text

@@ -28,7 +28,7 @@ from openvision.encoding import evaluating
 from openvision.errors import OpenVisionError, require
 from openvision.files import atomic_write_bytes, atomic_write_text, make_folder
 from openvision.images.decode import BadSampleError, decode_image
-from openvision.images.native import rows_by_shape
+from openvision.images.native import stacked_by_shape
 from openvision.inference.vision import ImageInput, UnreadableImageError, VisionEncoder, image_files
 from openvision.untrusted import one_line
 
@@ -213,8 +213,8 @@ def _vectors(encoder: VisionEncoder, images: list[Tensor]) -> Tensor:
         return encoder.encode_each(images, len(images))
     vectors = torch.empty(len(images), encoder.width)
     with evaluating(encoder.vision):
-        for rows in rows_by_shape([(image.shape[1], image.shape[2]) for image in images]).values():
-            vectors[rows] = encoder.forward_features(torch.stack([images[row] for row in rows])).pooled.float().cpu()
+        for rows, alike in stacked_by_shape(images):
+            vectors[rows] = encoder.forward_features(alike).pooled.float().cpu()
     return vectors
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from openvision.encoding import encode_images, evaluating
 from openvision.errors import OpenVisionError
 from openvision.images.decode import IMAGE_SUFFIXES, BadSampleError
-from openvision.images.native import prepare_as, rows_by_shape
+from openvision.images.native import prepare_as, stacked_by_shape
 from openvision.images.preprocess import Preprocessing, Size, to_batch
 from openvision.models.layers import unit
 from openvision.models.vision import VisionFeatures, VisionTransformer
@@ -159,8 +159,8 @@ class VisionEncoder:
     def encode_each(self, images: Sequence[Tensor], batch_size: int = 64) -> Tensor:
         """Images from `preprocess`, uint8 (3, H, W) each, of any shapes -> unit vectors float32 (n, E)."""
         vectors = torch.empty(len(images), self.embed_dim)
-        for rows in rows_by_shape([(image.shape[1], image.shape[2]) for image in images]).values():
-            vectors[rows] = self.encode_prepared(torch.stack([images[row] for row in rows]), batch_size)
+        for rows, alike in stacked_by_shape(images):
+            vectors[rows] = self.encode_prepared(alike, batch_size)
         return vectors
 
     def encode_unit(self, images: Iterable[ImageInput], batch_size: int = 64) -> Tensor:
@@ -170,12 +170,9 @@ class VisionEncoder:
         with evaluating(self.vision):
             prepared = self._prepared(images)
             vectors = torch.empty(len(prepared), self.width)
-            for rows in rows_by_shape([(image.shape[1], image.shape[2]) for image in prepared]).values():
-                for start in range(0, len(rows), batch_size):
-                    some = rows[start : start + batch_size]
-                    vectors[some] = (
-                        self.forward_features(torch.stack([prepared[row] for row in some])).pooled.float().cpu()
-                    )
+            for rows, alike in stacked_by_shape(prepared):
+                parts = [self.forward_features(some).pooled.float().cpu() for some in alike.split(batch_size)]
+                vectors[rows] = torch.cat(parts)
             return unit(vectors)
 
 

@@ -15,7 +15,7 @@ from pydantic import (
 from openvision.data.shards.selection import SEPARATOR
 from openvision.frozen.perceptual import Perceptual
 from openvision.images.native import ASPECTS
-from openvision.models.bounds import MAX_VOCABULARY
+from openvision.models.bounds import MAX_ASPECT, MAX_VOCABULARY
 from openvision.runtime import DEVICES, KNOWN_DEVICES
 
 # The batch that `base_learning_rate` refers to.
@@ -196,7 +196,7 @@ class Native(Section):
 
     max_tokens: Count
     """Patches of an image, at most: those of a square of the stage's resolution."""
-    buckets: Annotated[tuple[Annotated[float, Field(gt=0, le=1000)], ...], Field(min_length=1)] = ASPECTS
+    buckets: Annotated[tuple[Annotated[float, Field(gt=0, le=MAX_ASPECT)], ...], Field(min_length=1)] = ASPECTS
     """Width over height of the shapes that images are sorted into; 1.0, the square, must be among them."""
 
     @field_validator("buckets")

@@ -33,6 +33,7 @@ from openvision.evaluation.suites.results import (
 )
 from openvision.evaluation.suites.suite import Suite, usable
 from openvision.files import JsonObject, make_folder
+from openvision.images.native import remark_on_shapes
 from openvision.images.preprocess import Preprocessing
 from openvision.models.protocols import Model
 from openvision.provenance import git_state, library_versions
@@ -168,8 +169,8 @@ def _measure(
         source = result.content["checkpoint"]["source"]
         raise OpenVisionError(f"{source}: suite {suite.name!r} measures nothing on it: {'; '.join(without)}")
     result.content["skipped"] = [*notes, *without]
-    if model.vision.config.aspects and model.preprocessing != "native":
-        say("this model was trained on native shapes and reads squares here; --native keeps the aspect")
+    if remark := remark_on_shapes(model.vision.config.aspects, model.preprocessing):
+        say(remark)
     for note in result.content["skipped"]:
         say(f"  skipped {note}")
     done = result.measured

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from openvision.encoding import batch_memory, evaluating, generate_captions, require_decoder
 from openvision.images.decode import to_rgb_image
-from openvision.images.native import rows_by_shape
+from openvision.images.native import stacked_by_shape
 from openvision.images.preprocess import Preprocessing
 from openvision.inference.captioner import Captioner
 from openvision.inference.encoder import Encoder
@@ -59,10 +59,9 @@ class DecoderCaptioner:
             # The bytes are readable: what is refused here is a shape.
             with suppress(UnreadableImageError):
                 prepared[row] = self.model.preprocess(to_rgb_image(question.image))
-        places = list(prepared)
-        for found in rows_by_shape([(image.shape[1], image.shape[2]) for image in prepared.values()]).values():
-            rows = [places[place] for place in found]
-            alike = torch.stack([prepared[row] for row in rows])
+        readable = list(prepared)
+        for found, alike in stacked_by_shape(list(prepared.values())):
+            rows = [readable[place] for place in found]
             for row, answer in zip(rows, self._answers(alike, [questions[row] for row in rows], sampling), strict=True):
                 answers[row] = answer
         return answers
