@@ -4,8 +4,9 @@
 
 The teacher is the quickstart's model; the student has half its width, its three stages in one, and its optimizer and
 initial values. How many samples a run sees is set by its own speed, which the first steps measure, the teacher's
-forward pass included. The arms `text*` take the teacher's text tower and leave it as it is. Rows are added to --out,
-one a run.
+forward pass included. The arms `text*` take the teacher's text tower and leave it as it is; `*_cached` read features
+that --features holds, which are made before the first run and whose time is not the run's; `imagenet*` learn from
+EfficientNet-Lite0 (extra `teacher`) instead. Rows are added to --out, one a run.
 
     python benchmarks/distillation.py runs/quickstart/model runs/quickstart/scenes --cost
 
@@ -67,33 +68,42 @@ class Arm:
     """Of the teacher's pooled vectors, patches and similarities; without any there is no teacher."""
     inherits_text: bool = False
     """Its text tower is the teacher's, and is not trained."""
+    cached: bool = False
+    """Features come from disk."""
+    imagenet: bool = False
+    """They are EfficientNet-Lite0's, with its ImageNet weights, instead of the given teacher's."""
 
 
+EVERYTHING = {"pooled": 1.0, "patches": 1.0, "similarity": 1.0}
 ARMS = {
     "scratch": Arm(),
     "pooled": Arm({"pooled": 1.0}),
     "similarity": Arm({"pooled": 0.0, "similarity": 1.0}),
-    "all": Arm({"pooled": 1.0, "patches": 1.0, "similarity": 1.0}),
+    "all": Arm(EVERYTHING),
+    "all_cached": Arm(EVERYTHING, cached=True),
     "text": Arm(inherits_text=True),
-    "text_all": Arm({"pooled": 1.0, "patches": 1.0, "similarity": 1.0}, inherits_text=True),
+    "text_all": Arm(EVERYTHING, inherits_text=True),
+    "text_all_cached": Arm(EVERYTHING, inherits_text=True, cached=True),
+    "imagenet_cached": Arm({"pooled": 1.0, "similarity": 1.0}, cached=True, imagenet=True),
 }
 METRICS = ("top1", "top5", "t2i_r5", "sentence_t2i_r5")
-# Steps of a measurement of cost, those before it, its repetitions, and fixed views of an image in a cache.
-COST_STEPS, COST_WARM, COST_REPEATS, COST_VIEWS = 10, 2, 3, 1
+# Steps of a measurement of cost, those before it, and its repetitions.
+COST_STEPS, COST_WARM, COST_REPEATS = 10, 2, 3
+VIEWS = 1
+"""Fixed views of an image in a cache: runs of minutes read few images twice."""
 
 
 def recipe_of(arm: str, teacher: Path, seed: int, steps: int, cache: Path | None = None) -> Recipe:
     """The student's recipe for `steps` updates."""
     given = ARMS[arm]
-    table: JsonObject = (
-        {"teacher": [{"source": str(teacher), "name": "teacher", **given.weights}]} if given.weights else {}
-    )
+    source = {"library": "efficientnet_lite", "source": "imagenet"} if given.imagenet else {"source": str(teacher)}
+    table: JsonObject = {"teacher": [{**source, "name": "teacher", **given.weights}]} if given.weights else {}
     if given.inherits_text:
         table |= {"start": str(teacher), "warm_start": {"towers": ["text"], "frozen": ["text"]}}
     augment = {"crop_area": [0.8, 1.0], "jitter": 0.1, "grayscale_probability": 0}
     if cache is not None:
         table["teacher"][0]["cache"] = str(cache)
-        augment["views"] = COST_VIEWS
+        augment["views"] = VIEWS
     samples = steps * BATCH
     stage = {"resolution": 64, "samples": samples, "batch_size": BATCH, "base_learning_rate": 6e-3}
     return parse_recipe(
@@ -117,10 +127,26 @@ def recipe_of(arm: str, teacher: Path, seed: int, steps: int, cache: Path | None
     )
 
 
-def train(arm: str, teacher: Path, data: Path, seed: int, steps: int) -> tuple[float, dict[str, float]]:
+def make_features(arm: str, teacher: Path, data: Path, folder: Path) -> JsonObject:
+    """Make the features that an arm reads from `folder`, unless they are there; what they cost, for its rows."""
+    table, augment = (recipe := recipe_of(arm, teacher, 0, 1, folder)).teacher, recipe.augment
+    assert table is not None
+    datasets = [ShardDataset(data / "train")]
+    loaded = open_teacher(table[0])
+    cache = cache_of(table[0], loaded, augment)
+    if not cache.missing(datasets):
+        return {}
+    begin = time.process_time()
+    cache.fill(datasets, loaded)
+    return {"made_s_per_view": round((time.process_time() - begin) / (len(datasets[0]) * VIEWS), 6)}
+
+
+def train(
+    arm: str, teacher: Path, data: Path, seed: int, steps: int, cache: Path | None
+) -> tuple[float, dict[str, float]]:
     """Seconds of processor time of the updates, and the validation's numbers."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(recipe_of(arm, teacher, seed, steps), data, Path(folder) / "run")
+        trainer = Trainer(recipe_of(arm, teacher, seed, steps, cache), data, Path(folder) / "run")
         measured: list[float] = []
         evaluate = trainer._evaluate
 
@@ -168,7 +194,7 @@ def cost(teacher: Path, data: Path, out: Path) -> None:
             stored = cache.bytes_for(cache.missing(datasets))
             begin = time.process_time()
             cache.fill(datasets, loaded)
-            views = len(datasets[0]) * COST_VIEWS
+            views = len(datasets[0]) * VIEWS
             made = (time.process_time() - begin) / views
             # In turns, so that what else the machine does meets all alike.
             measured = [
@@ -197,7 +223,7 @@ def cost(teacher: Path, data: Path, out: Path) -> None:
         "machine": {"processor": processor_name(), "threads": 1},
         "torch": torch.__version__,
         "batch": BATCH,
-        "views": COST_VIEWS,
+        "views": VIEWS,
         "results": rows,
     }
     atomic_write_text(out, json.dumps(report, indent=2) + "\n")
@@ -212,6 +238,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--cost", action="store_true", help="measure the cost of the teacher, cached and not")
+    parser.add_argument("--features", type=Path, default=Path("runs/distillation-features"), help="of arms *_cached")
     results = Path(__file__).parent / "results"
     parser.add_argument("--out", type=Path, help="distillation.jsonl or distillation_cost.json by default")
     arguments = parser.parse_args()
@@ -220,14 +247,19 @@ def main() -> None:
         cost(arguments.teacher, arguments.data, arguments.out or results / "distillation_cost.json")
         return
     out = arguments.out or results / "distillation.jsonl"
+    caches = {arm: arguments.features / arm if ARMS[arm].cached else None for arm in arguments.arms}
+    made = {
+        arm: make_features(arm, arguments.teacher, arguments.data, cache) if cache else {}
+        for arm, cache in caches.items()
+    }
     for seed in arguments.seeds:
         for arm in arguments.arms:
-            few, many = (
-                train(arm, arguments.teacher, arguments.data, seed, n)[0] for n in (SPEED_STEPS, 4 * SPEED_STEPS)
-            )
+            of_arm = (arm, arguments.teacher, arguments.data, seed)
+            few, many = (train(*of_arm, steps, caches[arm])[0] for steps in (SPEED_STEPS, 4 * SPEED_STEPS))
             steps = max(SPEED_STEPS, int(arguments.seconds / (many - few) * 3 * SPEED_STEPS))
-            seconds, numbers = train(arm, arguments.teacher, arguments.data, seed, steps)
+            seconds, numbers = train(*of_arm, steps, caches[arm])
             row = {"arm": arm, "seed": seed, "samples": steps * BATCH, "cpu_seconds": round(seconds, 1), **numbers}
+            row |= made[arm]
             row |= {
                 "planned_seconds": arguments.seconds,
                 "teacher": str(arguments.teacher),

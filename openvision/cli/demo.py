@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from openvision.cli.options import DEFAULT_CHECKPOINT, MODEL_HELP, Device, Offline
+from openvision.cli.options import (
+    DEFAULT_CHECKPOINT,
+    MODEL_HELP,
+    Device,
+    Native,
+    Offline,
+    preprocessing_of,
+    tell_shapes,
+)
 from openvision.cli.progress import ProgressLine
 from openvision.terminal import echo
 
@@ -30,6 +38,7 @@ def demo(
     ] = None,
     port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = PORT,
     device: Device = "auto",
+    native: Native = False,
     offline: Offline = False,
 ) -> None:
     """Try checkpoints in the browser: classify, search, caption, chat. Reachable from this machine only."""
@@ -56,7 +65,11 @@ def demo(
         from openvision.demo.chat import load_chat
 
         chat = load_chat(vlm, where)
-    loaded = distinct_names([load_demo(source, where, offline) for source in checkpoints or [DEFAULT_CHECKPOINT]])
+    how = preprocessing_of(squash=False, native=native)
+    sources = checkpoints or [DEFAULT_CHECKPOINT]
+    loaded = distinct_names([load_demo(source, where, offline, how) for source in sources])
+    for one in loaded:
+        tell_shapes(one.encoder.vision.config.aspects, how)
     collection = None
     if images is not None:
         line = ProgressLine("image")

@@ -81,12 +81,14 @@ def encode(
         line(done, done / total)
 
     if ray_workers:
-        from openvision.cluster import Cluster
+        from openvision.cluster import Cluster, check_ray
         from openvision.inference.encode_cluster import encode_on_ray
 
-        cluster = Cluster(ray_workers, ray_gpus, address=ray_address)
+        check_ray()
+        encoder, cluster = load(), Cluster(ray_workers, ray_gpus, address=ray_address)
+        tell_shapes(encoder.vision.config.aspects, encoder.preprocessing)
         result = encode_on_ray(
-            load, source, output, cluster, batch_size, threads, kind=kind or "npy", progress=progress
+            encoder, load, source, output, cluster, batch_size, threads, kind=kind or "npy", progress=progress
         )
     else:
         encoder = load()

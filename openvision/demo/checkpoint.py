@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from openvision.encoding import generate_captions, write_captions
 from openvision.errors import OpenVisionError
+from openvision.images.preprocess import Preprocessing
 from openvision.inference.captioner import Captioner
 from openvision.inference.encoder import Encoder
 from openvision.inference.patch_maps import overlay, patch_pca, shown, text_map
@@ -75,15 +76,17 @@ def _enlarged(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return pixels.repeat(times, 0).repeat(times, 1)
 
 
-def load_demo(source: str, device: torch.device, offline: bool = False) -> DemoCheckpoint:
+def load_demo(
+    source: str, device: torch.device, offline: bool = False, preprocessing: Preprocessing = "crop"
+) -> DemoCheckpoint:
     """Load any source of `openvision.load`: encoders, captioners and vision towers."""
     found = load_checkpoint(source, Request(offline=offline))
     if found.model is not None or found.unified is not None:
-        encoder: VisionEncoder = Encoder.from_checkpoint(found)
+        encoder: VisionEncoder = Encoder.from_checkpoint(found, None, preprocessing)
     elif found.captioner is not None:
-        encoder = Captioner.from_checkpoint(found)
+        encoder = Captioner.from_checkpoint(found, None, preprocessing)
     else:
-        encoder = VisionEncoder.from_checkpoint(found)
+        encoder = VisionEncoder.from_checkpoint(found, None, preprocessing)
     path = Path(source)
     name = path.parent.name if path.name == "model" and path.parent.name else path.name
     return DemoCheckpoint(name, encoder.to(device))

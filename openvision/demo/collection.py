@@ -93,6 +93,8 @@ def default_cache() -> Path:
 
 def _encoded(one: DemoCheckpoint, source: Path, images: Images, progress: Progress | None, cache: Path) -> Path:
     what = (str(source.resolve()), hash_names(images), weights_hash(one.encoder), one.encoder.resolution)
+    if one.encoder.preprocessing != "crop":
+        what = (*what, one.encoder.preprocessing)
     folder = cache / hashlib.sha256(repr(what).encode()).hexdigest()[:32]
     encode_folder(one.encoder, source, folder, progress=progress)
     return folder

@@ -36,6 +36,7 @@ class _Work:
 
 
 def encode_on_ray(
+    encoder: VisionEncoder,
     load: Callable[[], VisionEncoder],
     source: Path,
     output: Path,
@@ -48,14 +49,14 @@ def encode_on_ray(
 ) -> EmbedResult:
     """As `encode_folder`, on the actors of a Ray cluster; images and output lie on storage that all of them see.
 
-    `load` makes the encoder, here and in each actor. Raises OpenVisionError as `encode_folder` does, without Ray, and
+    `load` makes the same encoder in each actor. Raises OpenVisionError as `encode_folder` does, without Ray, and
     with an actor's first error.
     """
     check_ray()
     # Relative paths mean another folder in the working directory of an actor.
     source, output = source.resolve(), output.resolve()
     images = images_of(source)
-    job = begin(load(), source, images, output, shard, kind)
+    job = begin(encoder, source, images, output, shard, kind)
     numbers = range(-(-len(images.keys) // shard))
     waiting = [number for number in numbers if not shard_file(output, job, number).is_file()]
     total = len(images.keys)

@@ -47,8 +47,9 @@ def patch_pca(encoder: VisionEncoder, image: ImageInput) -> NDArray[np.uint8]:
 
 def shown(encoder: VisionEncoder, image: ImageInput) -> NDArray[np.uint8]:
     """The image as the tower sees it, RGB uint8 (H, W, 3), without the pixels that fill no patch."""
-    patch, (rows, columns) = encoder.vision.config.patch_size, encoder.grid
-    return encoder.preprocess(image).permute(1, 2, 0).numpy()[: rows * patch, : columns * patch]
+    patch, pixels = encoder.vision.config.patch_size, encoder.preprocess(image).permute(1, 2, 0).numpy()
+    height, width = (side // patch * patch for side in pixels.shape[:2])
+    return pixels[:height, :width]
 
 
 def overlay(pixels: NDArray[np.uint8], cosines: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -57,7 +57,7 @@ def test_two_actors_write_what_one_process_writes_and_resume(images, tiny_run, t
     encode_folder(load(), images, alone, shard=5)
     shown: list[tuple[int, int]] = []
     arguments = (images, together, Cluster(2))
-    found = encode_on_ray(load, *arguments, shard=5, progress=lambda done, total: shown.append((done, total)))
+    found = encode_on_ray(load(), load, *arguments, shard=5, progress=lambda done, total: shown.append((done, total)))
     assert (found.encoded, len(found.skipped)) == (16, 1)
     assert contents(together) == contents(alone)
     assert sorted(asked) == ["0", "1", "2", "3"]
@@ -65,14 +65,17 @@ def test_two_actors_write_what_one_process_writes_and_resume(images, tiny_run, t
     # What is done stays; what is missing is encoded again, alone.
     asked.clear()
     (together / "000002.npy").unlink()
-    encode_on_ray(load, *arguments, shard=5)
+    encode_on_ray(load(), load, *arguments, shard=5)
     assert asked == ["2"]
     assert contents(together) == contents(alone)
-    encode_on_ray(load, *arguments, shard=5)
+    encode_on_ray(load(), load, *arguments, shard=5)
     assert asked == ["2"]
 
 
 def test_an_actor_that_sees_other_images_stops_the_job(images, tiny_run, tmp_path, monkeypatch):
+    def load() -> openvision.VisionEncoder:
+        return openvision.load_vision(tiny_run)
+
     def on_another_machine(items: Sequence[str], open_work: Callable[[], Work], cluster: Cluster) -> Iterator[str]:
         (images / "new.png").write_bytes(draw("red", "bar"))
         try:
@@ -84,7 +87,7 @@ def test_an_actor_that_sees_other_images_stops_the_job(images, tiny_run, tmp_pat
     monkeypatch.setattr(encode_cluster, "check_ray", lambda: None)
     monkeypatch.setattr(encode_cluster, "run_on_ray", on_another_machine)
     with pytest.raises(OpenVisionError, match=r"vectors of another job \(images differ\)"):
-        encode_on_ray(lambda: openvision.load_vision(tiny_run), images, tmp_path / "out", Cluster(), shard=5)
+        encode_on_ray(openvision.load_vision(tiny_run), load, images, tmp_path / "out", Cluster(), shard=5)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["manifest.json"]
 
 
@@ -123,7 +126,7 @@ def load():
     return found
 
 
-found = encode_on_ray(load, images, out, Cluster(2, address=nodes.address), shard=1)
+found = encode_on_ray(load(), load, images, out, Cluster(2, address=nodes.address), shard=1)
 print(found.encoded, "encoded", len(found.skipped), "skipped")
 """
 

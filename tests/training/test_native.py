@@ -14,9 +14,11 @@ import openvision
 from openvision.cli.main import app
 from openvision.data.loader import InputSpec, Loader, LoaderOptions
 from openvision.data.shards.dataset import ShardDataset, ShardWriter
+from openvision.demo.checkpoint import load_demo
 from openvision.errors import OpenVisionError
 from openvision.files import read_json_lines
 from openvision.images.native import NativeShapes, pack, unpack
+from openvision.inference.embed import EmbedResult
 from openvision.models.openvision2 import build_model
 from openvision.recipe.schema import parse_recipe
 from openvision.text.tokenizer import Tokenizer
@@ -123,7 +125,7 @@ def test_a_run_of_mixed_shapes_resumes_exactly(kind, wide_folder, tmp_path):
     assert "200 x 10 pixels is beyond the largest bucket" in rejects[0]["detail"]
 
 
-def test_buckets_go_with_the_model(tmp_path):
+def test_buckets_go_with_the_model(tmp_path, monkeypatch):
     """An image of 8 to 1 trains, is validated, and is read in its own shape afterwards."""
     for split in ("train", "validation"):
         with ShardWriter(tmp_path / split) as writer:
@@ -147,10 +149,20 @@ def test_buckets_go_with_the_model(tmp_path):
     assert openvision.load_vision(model, preprocessing="native").preprocess(wide).shape == (3, 8, 64)
     picture = tmp_path / "wide.png"
     picture.write_bytes(encoded(16, 128, "PNG"))
-    for option, told in ((), True), (("--native",), False):
-        done = CliRunner().invoke(app, ["classify", str(picture), "--labels", "a,b", "--model", str(model), *option])
-        assert done.exit_code == 0, done.output
-        assert ("trained on native shapes and reads squares" in done.output) is told
+    monkeypatch.setattr("openvision.cluster.check_ray", lambda: None)
+    monkeypatch.setattr("openvision.inference.encode_cluster.encode_on_ray", lambda *_, **__: EmbedResult(1))
+    commands = (
+        ["classify", str(picture), "--labels", "a,b"],
+        ["encode", str(tmp_path), "-o", str(tmp_path / "out"), "--ray-workers", "1"],
+    )
+    for command in commands:
+        for option, told in ((), True), (("--native",), False):
+            done = CliRunner().invoke(app, [*command, "--model", str(model), *option])
+            assert done.exit_code == 0, done.output
+            assert ("trained on native shapes and reads squares" in done.output) is told
+    # The demo reads what --native reads: 1 by 8 patches.
+    one = load_demo(str(model), torch.device("cpu"), preprocessing="native")
+    assert one.patch_pca(picture).shape == one.text_map(picture, "a thing").shape == (48, 384, 3)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
