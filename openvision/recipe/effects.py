@@ -141,6 +141,7 @@ _SETTINGS = (
     _Setting("run.trim_texts", _trims),
     _Setting("warm_start.patches", lambda recipe, _: _takes(recipe, ("vision",), "with patches")),
     _Setting("warm_start.vocabulary", lambda recipe, _: _takes(recipe, ("text", "decoder"), "with a vocabulary")),
+    _Setting("warm_start.context", lambda recipe, _: _takes(recipe, ("text", "decoder"), "with a context")),
     _Setting("teacher.temperature", _where("similarity", 0, "similarity is 0; leave it out, or raise similarity")),
     _Setting("teacher.patches", _reaches_vision),
     _Setting("teacher.pooled", _reaches_vision, (0,)),

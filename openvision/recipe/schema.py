@@ -165,7 +165,8 @@ class Recipe(Section):
         warm = self.warm_start
         if warm is None:
             return self
-        if self.start is None and (warm.patches or warm.layers or warm.vocabulary or warm.towers is not None):
+        of_start = (warm.patches, warm.layers, warm.vocabulary, warm.context, warm.towers)
+        if self.start is None and any(way is not None for way in of_start):
             raise ValueError("warm_start says how weights are taken from `start`; give start, or leave the table out")
         if warm.vocabulary and self.data.vocab_size is None and self.data.tokenizer is None:
             raise ValueError("warm_start.vocabulary takes another vocabulary: give data.vocab_size or data.tokenizer")

@@ -367,6 +367,9 @@ class WarmStart(Section):
     """Allows another depth: blocks of the start in even distances, or its first ones."""
     vocabulary: Literal["by_entry"] | None = None
     """"by_entry" allows the recipe's own vocabulary: rows of entries that both have are copied, others fresh."""
+    context: Literal["keep"] | None = None
+    """"keep" allows another length of texts and captions: learned positions that both have are copied, further ones are
+    fresh, and the class token keeps its own."""
     text: str | None = None
     """Local folder of a sentence encoder of transformers: the text tower takes its weights, and the run its tokenizer.
     Of `start` the vision tower alone is taken then."""

@@ -80,6 +80,11 @@ REFUSED = [
     ),
     (
         "clip",
+        ["start=x", 'warm_start={towers=["vision"], context="keep"}'],
+        r"warm_start\.context .* takes no tower with a context; leave it out, or add one of text, decoder",
+    ),
+    (
+        "clip",
         ["start=x", 'warm_start={towers=["text"], patches="resample"}'],
         r"warm_start\.patches .* takes no tower with patches; leave it out, or add one of vision",
     ),

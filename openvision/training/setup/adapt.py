@@ -1,4 +1,4 @@
-"""Parameters of a warm start brought to another shape: patch size, depth and vocabulary.
+"""Parameters of a warm start brought to another shape: patch size, depth, vocabulary and context.
 
 Each change is asked for by name in the recipe's [warm_start], since none of them is exact:
 
@@ -6,6 +6,7 @@ Each change is asked for by name in the recipe's [warm_start], since none of the
   resized bilinearly, the new filter gives as nearly as possible what the old one gave for the original.
 - depth: each block takes over one block of the start, those in even distances or the first ones.
 - vocabulary: rows of entries that both vocabularies have are copied by entry; the others stay as initialised.
+- context: positions that both have are copied, and the class token's behind them; the others stay as initialised.
 """
 
 import re
@@ -22,6 +23,7 @@ Layers = Literal["even", "first"]
 PATCHES = "patch_embed.proj.weight"
 # Rows of these belong to entries of the vocabulary; the decoders' heads are matrices (entries, width) too.
 TEXT_ROWS, DECODER_ROWS = ("token_embed.weight",), ("token_embed.weight", "head.weight")
+TEXT_POSITIONS, DECODER_POSITIONS = ("pos_embed",), ("pos_embed", "queries")
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.*)")
 
 
@@ -72,3 +74,13 @@ def with_entries(fresh: Tensor, given: Tensor, shared: tuple[Tensor, Tensor]) ->
     rows = fresh.detach().clone()
     rows[ours] = given.detach()[theirs]
     return rows
+
+
+def with_positions(fresh: Tensor, given: Tensor, last: int) -> Tensor:
+    """Positions (..., L, D) of `given` at their places, its `last` ones at the end; those of `fresh` between."""
+    kept = min(fresh.shape[-2], given.shape[-2]) - last
+    positions = fresh.detach().clone()
+    positions[..., :kept, :] = given.detach()[..., :kept, :]
+    if last:
+        positions[..., -last:, :] = given.detach()[..., -last:, :]
+    return positions

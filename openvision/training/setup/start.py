@@ -21,14 +21,17 @@ from openvision.models.openvision3 import OpenVision3, OpenVision3Config
 from openvision.recipe.sections import WarmStart
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.setup.adapt import (
+    DECODER_POSITIONS,
     DECODER_ROWS,
     PATCHES,
+    TEXT_POSITIONS,
     TEXT_ROWS,
     chosen_layers,
     resample_patches,
     shared_entries,
     with_entries,
     with_layers,
+    with_positions,
 )
 from openvision.weights.load import Checkpoint, Request, load_checkpoint
 
@@ -40,7 +43,7 @@ _HEAD = "head."
 # Differences of two configurations that need no remark: what shapes show and other notes tell, what follows from the
 # stages, what only initial values, training or memory depend on.
 _UNREMARKABLE = {
-    *("depth", "patch_size", "vocab_size", "registers", "vision.pool"),
+    *("depth", "patch_size", "vocab_size", "context_length", "registers", "vision.pool"),
     *("image_size", "aspects"),
     *("init", "layer_scale", "noise", "noise_relative", "pixels_of", "decoded_at_once"),
 }
@@ -283,6 +286,9 @@ class _Changes:
                 mine[key].copy_(fitted[key])
         # Rows of the embedding beyond the vocabulary are read by nobody.
         rows = [f"{self.unknown} rows of token_embed"] if name == "text" and self.unknown else []
+        if name == "text":
+            further = ((key, mine[key].shape[-2] - given[key].shape[-2]) for key in TEXT_POSITIONS)
+            rows += [f"{count} positions of {key}" for key, count in further if count > 0]
         return [*_parts([key for key in mine if key in beyond | added]), *rows]
 
     def _fitted(
@@ -306,12 +312,32 @@ class _Changes:
                     fitted[key] = with_entries(mine[key], fitted[key], self.shared)
                     fresh = len(mine[key]) - len(self.shared[0])
                     self.note(f"{name}.{key}: {len(self.shared[0])} rows copied by entry, {fresh} fresh")
+        if self.warm.context is not None:
+            self._fit_positions(ours, name, mine, fitted)
         return fitted
+
+    def _fit_positions(self, ours: nn.Module, name: str, mine: Mapping[str, Tensor], fitted: dict[str, Tensor]) -> None:
+        """Bring learned positions in `fitted` to the length of ours, in place."""
+        # Ids come with their class token last, but for a sentence encoder.
+        last = int(name == "text" and ours.config.encoder == "openvision")  # pyright: ignore[reportAttributeAccessIssue]
+        for key in {"text": TEXT_POSITIONS, "decoder": DECODER_POSITIONS}.get(name, ()):
+            if key not in fitted or key not in mine or fitted[key].shape[-1] != mine[key].shape[-1]:
+                continue
+            wanted, found = mine[key].shape[-2], fitted[key].shape[-2]
+            if wanted != found:
+                fitted[key] = with_positions(mine[key], fitted[key], last)
+                rest = f"{wanted - found} fresh" if wanted > found else f"{found - wanted} left out"
+                self.note(f"{name}.{key}: {min(wanted, found)} positions copied, {rest}")
 
     def _remedy(self, ours: nn.Module, theirs: nn.Module) -> str:
         """What of [warm_start] would help."""
         wanted, found = (asdict(tower.config) for tower in (ours, theirs))  # pyright: ignore[reportArgumentType]
-        ways = {"depth": 'warm_start.layers = "even"', "patch_size": 'warm_start.patches = "resample"'}
+        ways = {
+            "depth": 'warm_start.layers = "even"',
+            "patch_size": 'warm_start.patches = "resample"',
+            "vocab_size": 'warm_start.vocabulary = "by_entry"',
+            **dict.fromkeys(("context_length", "caption_length"), 'warm_start.context = "keep"'),
+        }
         needed = [way for key, way in ways.items() if wanted.get(key) != found.get(key)]
         return f", or set {' and '.join(needed)}" if needed else ""
 

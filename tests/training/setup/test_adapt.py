@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from openvision.errors import OpenVisionError
 from openvision.models.decoders.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.openvision import OpenVision, OpenVisionConfig
-from openvision.models.openvision2 import OpenVision2, OpenVision2Config
+from openvision.models.openvision2 import OpenVision2, OpenVision2Config, build_model
 from openvision.models.openvision3 import OpenVision3, OpenVision3Config
 from openvision.models.text import TextConfig
 from openvision.models.vision import VisionConfig
@@ -166,6 +166,46 @@ def test_a_frozen_text_tower_knows_every_entry(start):
         start_from(model, str(start), warm, Tokenizer.train(["zebras quickly jump"], 128))
     # Rows behind the vocabulary are never read.
     start_from(model, str(start), warm, given)
+
+
+def test_longer_and_shorter_texts(start):
+    """Ids keep their positions, and the class token, which is last, keeps its own."""
+    given = load_checkpoint(start).model
+    assert isinstance(given, OpenVision)
+    for length in (12, 5):
+        model = OpenVision(replace(V1, text=replace(V1.text, context_length=length)))
+        fresh, notes = model.text.pos_embed.detach().clone(), list[str]()
+        with pytest.raises(
+            OpenVisionError, match=rf'context_length 8, not {length}.*or set warm_start.context = "keep"$'
+        ):
+            start_from(model, str(start))
+        start_from(model, str(start), WarmStart(context="keep"), note=notes.append)
+        ours, theirs, kept = model.text.pos_embed, given.text.pos_embed, min(length, 8) - 1
+        assert torch.equal(ours[:, :kept], theirs[:, :kept])
+        assert torch.equal(ours[:, -1], theirs[:, -1])
+        assert torch.equal(ours[:, kept:-1], fresh[:, kept:-1])
+        assert notes == [f"text.pos_embed: {kept + 1} positions copied, {'4 fresh' if length > 8 else '3 left out'}"]
+    # A text tower that is not trained must know all its positions.
+    model = OpenVision(replace(V1, text=replace(V1.text, context_length=12)))
+    with pytest.raises(OpenVisionError, match="leaves 4 positions of pos_embed of the text tower at random"):
+        start_from(model, str(start), WarmStart(context="keep", frozen=("text",)))
+
+
+@pytest.mark.parametrize("kind", ["openvision", "openvision2"])
+def test_longer_captions(kind, tmp_path):
+    """The queries of version 1 are positions, and so are learned ones of OpenVision 2."""
+    config = recipe_of(kind).model
+    assert config.decoder is not None
+    if kind == "openvision2":
+        config = replace(config, decoder=replace(config.decoder, text_positions="learned"))
+    given, name = build_model(config), "queries" if kind == "openvision" else "pos_embed"
+    save_folder(tmp_path / "start", given, Tokenizer.train(["a red bar"], 40), "", {})
+    longer = replace(config.decoder, caption_length=config.decoder.caption_length + 3)
+    model, notes = build_model(replace(config, decoder=longer)), list[str]()
+    start_from(model, str(tmp_path / "start"), WarmStart(context="keep"), note=notes.append)
+    ours, theirs = (one.decoder.get_parameter(name) for one in (model, given))
+    assert torch.equal(ours[..., :-3, :], theirs)
+    assert f"decoder.{name}: {theirs.shape[-2]} positions copied, 3 fresh" in notes
 
 
 def run_of(start: Path, warm: dict, **data):
