@@ -247,7 +247,7 @@ def main() -> None:
         cost(arguments.teacher, arguments.data, arguments.out or results / "distillation_cost.json")
         return
     out = arguments.out or results / "distillation.jsonl"
-    caches = {arm: arguments.features / arm if ARMS[arm].cached else None for arm in arguments.arms}
+    caches = {arm: arguments.features if ARMS[arm].cached else None for arm in arguments.arms}
     made = {
         arm: make_features(arm, arguments.teacher, arguments.data, cache) if cache else {}
         for arm, cache in caches.items()

@@ -100,7 +100,7 @@ def recipe_of(kind: str, micro_batches: int = 1, precision: str = "float32", var
 
 
 def steady_step(recipe: Recipe, data: Path, folder: Path, losses: int = 0) -> tuple[Counter[str], Counter[str]]:
-    """Copies to the device and to the host in the third step, which is like all that follow.
+    """Copies to the device and to the host in the second step, which is like all that follow.
 
     `losses` is the number of losses that the guard of spikes has already seen.
     """
@@ -125,11 +125,11 @@ def steady_step(recipe: Recipe, data: Path, folder: Path, losses: int = 0) -> tu
         objective = with_dense(objective, model, recipe.dense)
         parts = replace(parts, model=model, optimizer=optimizer, objective=objective, processes=model.processes)
         guard = DeferredGuard(recipe.guards, parts.progress, model.processes)
-        # It learns of the first step in the third.
-        guard.LAG = 1
+        # It learns of the first step in the second.
+        guard.LAG = 0
         watchdog = Watchdog(folder, 0, recipe.run.hang_seconds, print)
         step = Step(parts, stage, batches, Meter(accelerator.device, None), log, watchdog, StopRequest(), guard)
-        for _ in range(3):
+        for _ in range(2):
             accelerator.forget()
             step()
         assert {parameter.device for parameter in model.module.parameters()} == {accelerator.device}
@@ -271,6 +271,6 @@ def test_a_copy_that_is_put_in_is_found(place, copy, shapes_folder, tmp_path, mo
     owner, name = place.rsplit(".", 1)
     original = getattr(pkgutil.resolve_name(owner), name)
     monkeypatch.setattr(place, lambda *arguments, **options: copy(original(*arguments, **options)))
-    recipe = recipe_of("openvision")
+    recipe = recipe_of("openvision", variant="plain")
     sent, _ = steady_step(recipe, shapes_folder, tmp_path)
     assert sent != expected_copies(recipe)

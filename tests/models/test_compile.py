@@ -129,6 +129,18 @@ def test_a_block_over_trimmed_texts():
     compiled_once(Block(WIDTH, 2, 48, "tanh").forward, inputs, resolutions=(7, 12, 24, 9, 40))
 
 
+@pytest.mark.slow
+def test_a_block_over_native_shapes():
+    """Groups of any number of images and patches: a third graph for images that are alone in their shape."""
+    shapes = ((3, 17), (5, 13), (2, 16), (7, 17), (1, 17), (1, 12), (6, 12))
+    compiled_once(
+        Block(WIDTH, 2, 48, "none").forward,
+        lambda number: (tokens(shapes[number][1], batch=shapes[number][0]),),
+        graphs=3,
+        resolutions=tuple(range(len(shapes))),
+    )
+
+
 def test_a_block_with_stochastic_depth():
     block = Block(WIDTH, 2, 48, "none")
 
