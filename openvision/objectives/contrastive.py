@@ -6,7 +6,8 @@
   That is four matrix products, where the plain form with two matrices of logits needs six.
 - With several processes each keeps its own images as rows and sees the texts of all as columns. Sums over columns are
   completed by exchanging two numbers a column, so images are never gathered.
-- Texts that are equal may share their images (`groups`): the target of a row is then spread evenly over its group.
+- Texts that are equal need nothing: they are one vector, and a target that is spread evenly over them has the same loss
+  and gradient as each text's own image.
 - Beyond the paper: all captions of an image in one problem (`joint_info_nce`).
 """
 
@@ -31,7 +32,6 @@ def info_nce(
     scale: Tensor,
     chunk: int = CHUNK_LOGITS,
     group: dist.ProcessGroup | None = None,
-    groups: Tensor | None = None,
 ) -> Tensor:
     """Mean of both cross-entropies of `scale * image_embeds @ text_embeds.T` against its diagonal.
 
@@ -54,8 +54,6 @@ def info_nce(
         scale: exp of the learned temperature, shape ().
         chunk: logits held at a time; two such buffers exist.
         group: the processes whose pairs form the batch; None for this one alone.
-        groups: int64 (B,), a number for each text, the same for equal texts: all texts of a group are right answers
-            for its images and share the target evenly (multi-positive softmax). None: each image has its own text.
 
     Returns:
         Scalar loss, nats.
@@ -65,11 +63,10 @@ def info_nce(
         images, texts = (x if x.dtype == torch.float64 else x.float() for x in (image_embeds, text_embeds))
         if group is None or world_size(group) == 1:
             if len(images) ** 2 <= chunk:
-                return _plain(images, texts, scale, groups)
+                return _plain(images, texts, scale)
             group = None
         columns, scale = gather(texts, group), scale.to(images.dtype)
-        both = None if groups is None else (groups, gather(groups, group))
-        loss: Tensor = _ChunkedInfoNCE.apply(images, columns, scale, chunk, group, both)  # pyright: ignore[reportAssignmentType]
+        loss: Tensor = _ChunkedInfoNCE.apply(images, columns, scale, chunk, group, None)  # pyright: ignore[reportAssignmentType]
     return loss
 
 
@@ -79,7 +76,6 @@ def contrastive_losses(
     scale: Tensor,
     chunk: int = CHUNK_LOGITS,
     group: dist.ProcessGroup | None = None,
-    groups: Tensor | None = None,
 ) -> Tensor:
     """One `info_nce` for each of the K kinds of text, (K,); the objective is their mean.
 
@@ -89,11 +85,9 @@ def contrastive_losses(
         scale: exp of the learned temperature, shape (), or of that of each kind of text, (K,).
         chunk: logits held at a time, see `info_nce`.
         group: the processes whose pairs form the batch, see `info_nce` for what each one's values mean.
-        groups: int64 (K, B), see `info_nce`.
     """
-    numbers = [None] * len(text_embeds) if groups is None else groups
-    kinds = zip(text_embeds, scale if scale.ndim else [scale] * len(text_embeds), numbers, strict=True)
-    return torch.stack([info_nce(image_embeds, texts, own, chunk, group, equal) for texts, own, equal in kinds])
+    kinds = zip(text_embeds, scale if scale.ndim else [scale] * len(text_embeds), strict=True)
+    return torch.stack([info_nce(image_embeds, texts, own, chunk, group) for texts, own in kinds])
 
 
 def joint_info_nce(
@@ -158,11 +152,9 @@ def _shares(rows: Tensor, columns: Tensor, like: Tensor) -> Tensor:
     return same.to(like.dtype).div_(same.sum(1, keepdim=True))
 
 
-def _plain(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, groups: Tensor | None) -> Tensor:
+def _plain(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor) -> Tensor:
     logits = scale * image_embeds @ text_embeds.T
     target = torch.arange(len(logits), device=logits.device)
-    if groups is not None:
-        target = _shares(groups, groups, logits)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 

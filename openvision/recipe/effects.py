@@ -126,11 +126,18 @@ def _where(name: str, value: object, reason: str) -> Callable[[Tables, Any], str
     return lambda _, table: reason if getattr(table, name) == value else None
 
 
+_SOFTMAX = _where(
+    "kind",
+    "softmax",
+    "in the softmax equal texts are one vector, which shares its images anyway; leave it out, or set "
+    'loss.kind = "sigmoid"',
+)
 _NO_BLOCKS = _where("order", "global", 'order = "global" has no blocks; leave it out, or set data.order = "blocks"')
 _NO_SPIKES = _where("spikes", "off", 'spikes = "off" looks for none; leave it out, or set guards.spikes = "log"')
 _NO_SHARDS = _where("mode", "ddp", 'mode = "ddp" replicates everywhere; leave it out, or set parallel.mode = "fsdp"')
 _SETTINGS = (
-    *(_Setting(f"loss.{key}", _contrasts) for key in ("kind", "captions", "logit_scales", "equal_texts")),
+    *(_Setting(f"loss.{key}", _contrasts) for key in ("kind", "captions", "logit_scales")),
+    _Setting("loss.equal_texts", lambda recipe, loss: _contrasts(recipe, loss) or _SOFTMAX(recipe, loss)),
     _Setting("loss.reconstruction.folder", _reads_lpips),
     _Setting("data.block", _NO_BLOCKS),
     _Setting("data.window", _NO_BLOCKS),

@@ -127,8 +127,8 @@ class Loss(Section):
     """"shared", as published, multiplies all cosines by one learned number; "per_text" learns one for each kind of
     text."""
     equal_texts: Literal["negatives", "positives"] = "negatives"
-    """Texts of a batch that are equal, as with class names: "positives" makes each the right answer for all their
-    images (multi-positive softmax), "negatives", as published, for its own image only."""
+    """With kind "sigmoid", texts of a batch that are equal, as class names are: "positives" makes each right for all
+    their images, "negatives" for its own image only. In the softmax both are the same: equal texts are one vector."""
     reconstruction: Reconstruction | None = None
     """OpenVision 3 alone."""
 
@@ -154,8 +154,6 @@ class Loss(Section):
             raise ValueError('captions "joint" needs texts = ["alt", "sentence"]; leave it out')
         if self.captions == "joint" and self.kind == "sigmoid":
             raise ValueError('captions "joint" is a form of the softmax; with kind "sigmoid" leave it out')
-        if self.captions == "joint" and self.equal_texts == "positives":
-            raise ValueError('captions "joint" takes each text for its own image alone; leave equal_texts out')
         return self
 
 

@@ -146,13 +146,13 @@ class ImageTextObjective:
         if self.loss.captions == "joint":
             joint = joint_info_nce(image_embeds, text_embeds, scale, group=self.group)
             return {"contrastive_joint": joint, "contrastive": joint, **numbers}
-        positives = self.loss.equal_texts == "positives"
-        groups = text_groups(torch.stack(self.texts(batch))) if positives else None
         if self.model.logit_bias is not None:
             numbers["logit_bias"] = bias = self.model.logit_bias
+            positives = self.loss.equal_texts == "positives"
+            groups = text_groups(torch.stack(self.texts(batch))) if positives else None
             per_text = sigmoid_losses(image_embeds, text_embeds, scale, bias, group=self.group, groups=groups)
         else:
-            per_text = contrastive_losses(image_embeds, text_embeds, scale, group=self.group, groups=groups)
+            per_text = contrastive_losses(image_embeds, text_embeds, scale, group=self.group)
         terms = {f"contrastive_{kind}": term for kind, term in zip(self.loss.texts, per_text, strict=True)}
         return terms | {"contrastive": per_text.mean(), **numbers}
 

@@ -142,11 +142,10 @@ class Step:
         if any(numbers.values()) and not self._told_of_equal_texts:
             self._told_of_equal_texts = True
             found = ", ".join(f"{kind} {number:.0f}" for kind, number in numbers.items())
-            right = self.run.recipe.loss.equal_texts == "positives"
-            self.log.say(
-                f"texts that occur more than once in a batch of {self.stage.batch_size}: {found}; "
-                + ("each counts as right for all its images" if right else _WRONG_ANSWERS)
-            )
+            loss = self.run.recipe.loss
+            right = loss.equal_texts == "positives"
+            how = _SHARED if loss.kind == "softmax" else _ALL_RIGHT if right else _WRONG_ANSWERS
+            self.log.say(f"texts that occur more than once in a batch of {self.stage.batch_size}: {found}; {how}")
         return {f"equal_texts_{kind}": number for kind, number in numbers.items()}
 
     def _spikes(self, losses: Losses) -> list[tuple[int, Spike]]:
@@ -181,6 +180,8 @@ def _text_tokens(batch: Batch, kinds: Sequence[str]) -> float | None:
     return batch.text_lengths[:, [("alt", "sentence").index(kind) for kind in kinds]].double().mean().item() + 1
 
 
+_SHARED = "the softmax divides each among its images, so that its loss stays above 0; there is nothing to set"
+_ALL_RIGHT = "each counts as right for all its images"
 _WRONG_ANSWERS = (
     "each counts as right for its own image and wrong for the others of the same text; "
     'loss.equal_texts = "positives" counts it as right for all'

@@ -47,7 +47,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "teacher": {"table": {"teacher": [TEACHER]}},
     "frozen": {"table": {"start": "made by the test", "warm_start": {"frozen": ["vision"]}}},
     "registers and attention pooling": {"vision": {"registers": 2, "pool": "map"}},
-    "equal texts": {"table": {"loss": {"equal_texts": "positives"}}},
     "native": {"stage": {"native": {"max_tokens": 16, "buckets": [0.5, 1.0, 2.0]}, "drop_path": 0.0}},
     "native, dropped branches": {
         "stage": {"native": {"max_tokens": 16, "buckets": [0.5, 1.0, 2.0]}, "drop_path": 0.2},

@@ -298,7 +298,7 @@ def test_any_number_of_processes_stopped_anywhere_sees_the_same_batches(dataset,
     assert all(len(set(epoch)) == len(dataset) for epoch in complete)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_worker_processes_change_nothing(dataset, tokenizer, workers):
     plain = take(3, dataset, tokenizer, start=12)
     worked = take(3, dataset, tokenizer, start=12, workers=workers, threads=2)

@@ -85,6 +85,7 @@ def test_agreement_counts_images_whose_own_text_is_nearest(run, generator, monke
     assert nearness._agreement(opened.encoder, torch.empty(4, 0), classes, np.array([0, 1, 2, 2])) == 0.5
 
 
+@pytest.mark.slow
 def test_the_report_shows_reconstructions_beside_the_ceiling_and_generated_images(
     run, generator, monkeypatch, tmp_path
 ) -> None:

@@ -181,7 +181,12 @@ print(peak() - before)
 
 
 @pytest.mark.parametrize(
-    ("mode", "form", "mebibytes"), [("RGB", "JPEG", 300), ("RGBA", "PNG", 550), ("I", "TIFF", 550)]
+    ("mode", "form", "mebibytes"),
+    [
+        ("RGB", "JPEG", 300),
+        pytest.param("RGBA", "PNG", 550, marks=pytest.mark.slow),
+        pytest.param("I", "TIFF", 550, marks=pytest.mark.slow),
+    ],
 )
 def test_49_megapixels_take_a_few_hundred_megabytes(mode, form, mebibytes):
     """147 MB are its pixels, 196 MB Pillow's own; it took up to 1.6 GB."""

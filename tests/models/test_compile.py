@@ -103,9 +103,10 @@ BLOCKS: dict[str, tuple[type[nn.Module], Callable[[int], Case]]] = {
 @pytest.mark.parametrize(
     ("entry", "precision"),
     [
-        ("forward", torch.float32),
+        # As the vision tower enters it, below, and the parallel decoder.
+        pytest.param("forward", torch.float32, marks=pytest.mark.slow),
         ("forward_rows", torch.float32),
-        ("forward_queries", torch.float32),
+        pytest.param("forward_queries", torch.float32, marks=pytest.mark.slow),
         ("forward_prefix", torch.bfloat16),
     ],
 )
@@ -141,6 +142,7 @@ def test_a_block_over_native_shapes():
     )
 
 
+@pytest.mark.slow
 def test_a_block_with_stochastic_depth():
     block = Block(WIDTH, 2, 48, "none")
 
@@ -171,6 +173,7 @@ def test_the_text_tower(token_rows):
     compiled_once(lambda x: tower.forward_features(x, token_rows).pooled, lambda _: (ids(16),), graphs=1)
 
 
+@pytest.mark.slow
 def test_the_parallel_caption_decoder():
     decoder = ParallelCaptionDecoder(DecoderConfig(**SHALLOW, vocab_size=VOCABULARY, caption_length=12), WIDTH, WIDTH)
     compiled_once(decoder, lambda r: (tokens(patches(r)), tokens(15)))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_losses_and_gradients_equal_those_of_one_process(ranks, tmp_path):
     script = Path(__file__).with_name("processes.py")
     command = [sys.executable, str(script), str(ranks), str(tmp_path / "meeting")]

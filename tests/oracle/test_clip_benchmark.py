@@ -66,6 +66,7 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_its_command_gives_our_accuracy(checkpoint, data, tmp_path) -> None:
     shim = tmp_path / "shim"
     shim.mkdir()

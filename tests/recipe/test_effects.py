@@ -37,6 +37,11 @@ REFUSED = [
         [ALONE, "loss.equal_texts=positives"],
         r"equal_texts .* loss\.contrastive is 0; leave it out, or raise",
     ),
+    (
+        "clip",
+        ["loss.equal_texts=positives"],
+        r"in the softmax equal texts are one vector, .*; leave it out, or set loss\.kind = \"sigmoid\"",
+    ),
     ("openvision", [ALONE, "loss.kind=sigmoid"], r"loss\.kind .* loss\.contrastive is 0"),
     ("openvision", [ALONE, "loss.captions=joint"], r"loss\.captions .* loss\.contrastive is 0"),
     ("openvision", [ALONE, "loss.logit_scales=per_text"], r"loss\.logit_scales .* loss\.contrastive is 0"),

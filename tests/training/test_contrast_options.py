@@ -120,7 +120,7 @@ def test_the_bias_goes_through_open_clips_layout():
             {"texts": ["alt"], "logit_scales": "per_text"},
             r'logit_scales "per_text" needs texts = \["alt", "sentence"\]',
         ),
-        ({"captions": "joint", "equal_texts": "positives"}, "leave equal_texts out"),
+        ({"captions": "joint", "equal_texts": "positives"}, "equal texts are one vector"),
     ],
 )
 def test_forms_that_do_not_go_together(loss, message):

@@ -236,7 +236,7 @@ def run_recipe(table: dict[str, Any] = TABLE, **changes: Any) -> Recipe:
     return parse_recipe(changed, "tiny")
 
 
-@pytest.mark.parametrize("table", [TABLE, CROPS])
+@pytest.mark.parametrize("table", [pytest.param(TABLE, marks=pytest.mark.slow), CROPS])
 def test_a_run_resumes_exactly(table, shapes_folder, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     Trainer(run_recipe(table), shapes_folder, whole).run()

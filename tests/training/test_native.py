@@ -105,7 +105,9 @@ def wide_folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["openvision", "genlip", pytest.param("openvision3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["openvision", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("genlip", "openvision3"))]
+)
 def test_a_run_of_mixed_shapes_resumes_exactly(kind, wide_folder, tmp_path):
     changes = {}
     if kind != "openvision":
@@ -165,7 +167,7 @@ def test_buckets_go_with_the_model(tmp_path, monkeypatch):
     assert one.patch_pca(picture).shape == one.text_map(picture, "a thing").shape == (48, 384, 3)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_batches_do_not_depend_on_processes_or_workers(wide_folder, workers):
     data = ShardDataset(wide_folder / "train")
     tokenizer = Tokenizer.train(["a thing 1 2 3 4 5 6 7 8 9 0"], 60)

@@ -150,7 +150,7 @@ def test_shards_of_several_folders_become_one_folder(shards, table, tmp_path):
         recap(both, table, replace(OPTIONS, output=tmp_path / "other"))
 
 
-@pytest.mark.parametrize("mode", ["sidecar", "shards"])
+@pytest.mark.parametrize("mode", [pytest.param("sidecar", marks=pytest.mark.slow), "shards"])
 def test_bytes_depend_on_the_inputs_alone(shards, table, tmp_path, monkeypatch, mode):
     def written(name: str, **options) -> dict[str, bytes]:
         for path in (*shards.glob("*.captions.tar"), *shards.glob("*.index")):
@@ -194,9 +194,9 @@ def kill(module: str, name: str, call: int, *paths: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [
-        ("main", "index_group", 3),
+        pytest.param("main", "index_group", 3, marks=pytest.mark.slow),
         ("main", "merge_runs", 1),
-        ("main", "scan_unit", 2),
+        pytest.param("main", "scan_unit", 2, marks=pytest.mark.slow),
         ("write", "atomic_write_text", 2),
     ],
 )
@@ -219,7 +219,7 @@ def test_shards_that_an_earlier_version_joined_are_counted(shards, tmp_path):
     assert report["samples"]["examples"] == {"another_image": ["a", "b", "a", "b"]}
 
 
-@pytest.mark.parametrize("mode", ["sidecar", "shards"])
+@pytest.mark.parametrize("mode", ["sidecar", pytest.param("shards", marks=pytest.mark.slow)])
 def test_finished_shards_are_not_redone(shards, table, tmp_path, monkeypatch, mode):
     output = tmp_path / "output" if mode == "shards" else None
     kill("main", "write_shard", 5, shards, table, *([output] if output else []))

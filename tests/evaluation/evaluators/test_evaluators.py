@@ -310,6 +310,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(fake_run, fake_data, tmp_path) -> None:
     model, tokenizer, _ = load_folder(fake_run / "model")
     alone = measure_in_training(parse_evaluators(ALL, "test"), model, tokenizer, fake_data, 32)
