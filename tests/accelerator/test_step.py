@@ -57,8 +57,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-# Others cover most of what these do.
-SELDOM = ("float32 moments", "full checkpointing", "spikes logged", "native, dropped branches")
+# Others cover most of what these do: the last three stand beside plain CLIP in two micro-batches, or beside each other.
+SELDOM = (
+    *("float32 moments", "full checkpointing", "spikes logged", "native, dropped branches"),
+    *("dense", "dense crops", "teacher"),
+)
 
 
 SHAPES = 3

@@ -22,7 +22,11 @@ def test_there_are_such_blocks() -> None:
     assert BLOCKS
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=str)
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(block, marks=[pytest.mark.slow] if "openvision train" in block.text else []) for block in BLOCKS],
+    ids=str,
+)
 def test_run(block, tmp_path) -> None:
     config = OpenVisionConfig(
         embed_dim=24,

@@ -64,7 +64,13 @@ def embed_and_read(text: TextTransformer, ids: torch.Tensor) -> torch.Tensor:
     return text.project(text.forward_features(ids).pooled)
 
 
-@pytest.mark.parametrize(("size", "patch"), MODELS)
+@pytest.mark.parametrize(
+    ("size", "patch"),
+    [
+        pytest.param(*model, marks=[pytest.mark.slow] if model[0] in ("so400m", "huge", "giant") else [])
+        for model in MODELS
+    ],
+)
 def test_forward_of_every_tower_size_and_stage(meta, size, patch):
     for config, resolution in stages(variant(size, patch, 224), size):
         assert isinstance(config, OpenVisionConfig)
@@ -131,7 +137,10 @@ def test_of_trimmed_texts_what_is_computed_is_counted(meta, reads_padding):
     assert forward < sum(tower.forward for tower in sample_flops(config, 160, 2, caption_tokens=0))
 
 
-@pytest.mark.parametrize(("size", "patch", "resolution"), [("tiny", 16, 160), ("small", 8, 160), ("large", 14, 84)])
+@pytest.mark.parametrize(
+    ("size", "patch", "resolution"),
+    [("tiny", 16, 160), pytest.param("small", 8, 160, marks=pytest.mark.slow), ("large", 14, 84)],
+)
 def test_training_is_three_forwards_less_the_gradient_of_pixels(meta, size, patch, resolution):
     config = variant(size, patch, resolution)
     model = OpenVision(config)

@@ -78,7 +78,7 @@ def bytes_kept(model: torch.nn.Module, run: Callable[[], object], bf16: bool) ->
     ("config", "resolution"),
     [
         (variant("tiny", 16, 160), 160),
-        (variant("tiny", 16, 224), 224),
+        pytest.param(variant("tiny", 16, 224), 224, marks=pytest.mark.slow),
         (variant2("tiny", 16, 160), 160),
         (GENLIP, 160),
     ],
@@ -149,6 +149,7 @@ FACTOR = 1.15
 """How far a measured peak may lie outside the range."""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 def test_peak_of_a_step():
     batch = 12

@@ -66,7 +66,9 @@ def test_a_run_learns_and_records(tiny_run):
     assert len(provenance["data_manifest_sha256"]) == 64
 
 
-@pytest.mark.parametrize("stop_after", [1, 5, 8, 9])
+@pytest.mark.parametrize(
+    "stop_after", [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(8, marks=pytest.mark.slow), 9]
+)
 def test_an_interrupted_run_goes_on_bit_for_bit(
     stop_after, tiny_recipe, shapes_folder, tiny_run, tmp_path, monkeypatch
 ):

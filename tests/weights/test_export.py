@@ -91,7 +91,9 @@ def test_every_target_is_exact_and_has_a_card(checkpoint, tmp_path, target) -> N
     assert str(results[0]) in card
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "size", [pytest.param(size, marks=[pytest.mark.slow] if size in ("huge", "giant") else []) for size in SIZES]
+)
 @pytest.mark.parametrize("target", ["transformers", "beit"])
 def test_hidden_states_are_exact_at_every_size(tmp_path, size, target) -> None:
     towers = SIZES[size]
@@ -303,6 +305,8 @@ def test_a_graph_describes_itself(checkpoint, graphs) -> None:
     assert told["text.onnx"]["inputs"]["ids"]["special"]["[CLS]"] == checkpoint.tokenizer.cls_id
 
 
+# tests/replay/test_export.py has such graphs.
+@pytest.mark.slow
 def test_a_graph_of_free_resolution(checkpoint, tmp_path) -> None:
     export(checkpoint, "onnx", tmp_path / "out", ExportOptions(dynamic_resolution=True))
     session = open_session(tmp_path / "out" / "vision.onnx")

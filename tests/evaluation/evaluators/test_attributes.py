@@ -194,6 +194,7 @@ def test_the_first_images_of_a_retrieval_keep_their_texts():
     assert data.only(9) is data
 
 
+@pytest.mark.slow
 def test_the_suite_measures_a_run_and_writes_its_numbers(fake_run, scenes, tmp_path):
     command = [
         "eval",

@@ -134,6 +134,7 @@ def test_a_second_report_is_the_same_and_keeps_the_evaluation(report, fake_data)
     assert ((run / "evaluation.json").stat().st_mtime_ns, report.read_bytes()) == before
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_another_checkpoint_is_made_again(report, fake_data) -> None:
     run = report.parent.parent
     path = run / "evaluation.json"

@@ -29,6 +29,7 @@ def run(fake_run, scenes, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_scenes_have_their_own_sets(run, scenes) -> None:
     assert suite_of_run(run, scenes)[0].name == read_result(run).content["suite"]["name"] == "heldout_scenes"
     combinations, single = held_out_sets(read_result(run))

@@ -76,7 +76,15 @@ def shapes() -> list[str]:
     return chosen
 
 
-@pytest.mark.parametrize("name", shapes())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=[pytest.mark.slow] if any(size in name for size in ("huge", "giant", "so400m")) else []
+        )
+        for name in shapes()
+    ],
+)
 def test_every_released_shape_builds_and_runs(llm_folder, name) -> None:
     entry = released(name)
     # One block is read, one lies behind it; full width, resolution and patches.
