@@ -195,15 +195,17 @@ def test_longer_and_shorter_texts(start):
 def test_longer_captions(kind, tmp_path):
     """The queries of version 1 are positions, and so are learned ones of OpenVision 2."""
     config = recipe_of(kind).model
+    assert isinstance(config, OpenVisionConfig | OpenVision2Config)
     assert config.decoder is not None
-    if kind == "openvision2":
+    if isinstance(config, OpenVision2Config):
         config = replace(config, decoder=replace(config.decoder, text_positions="learned"))
+    assert config.decoder is not None
     given, name = build_model(config), "queries" if kind == "openvision" else "pos_embed"
     save_folder(tmp_path / "start", given, Tokenizer.train(["a red bar"], 40), "", {})
     longer = replace(config.decoder, caption_length=config.decoder.caption_length + 3)
     model, notes = build_model(replace(config, decoder=longer)), list[str]()
     start_from(model, str(tmp_path / "start"), WarmStart(context="keep"), note=notes.append)
-    ours, theirs = (one.decoder.get_parameter(name) for one in (model, given))
+    ours, theirs = (one.get_parameter(f"decoder.{name}") for one in (model, given))
     assert torch.equal(ours[..., :-3, :], theirs)
     assert f"decoder.{name}: {theirs.shape[-2]} positions copied, 3 fresh" in notes
 
