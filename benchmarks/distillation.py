@@ -129,11 +129,10 @@ def recipe_of(arm: str, teacher: Path, seed: int, steps: int, cache: Path | None
 
 def make_features(arm: str, teacher: Path, data: Path, folder: Path) -> JsonObject:
     """Make the features that an arm reads from `folder`, unless they are there; what they cost, for its rows."""
-    table, augment = (recipe := recipe_of(arm, teacher, 0, 1, folder)).teacher, recipe.augment
-    assert table is not None
-    datasets = [ShardDataset(data / "train")]
-    loaded = open_teacher(table[0])
-    cache = cache_of(table[0], loaded, augment)
+    recipe, datasets = recipe_of(arm, teacher, 0, 1, folder), [ShardDataset(data / "train")]
+    assert recipe.teacher is not None
+    loaded = open_teacher(recipe.teacher[0])
+    cache = cache_of(recipe.teacher[0], loaded, recipe.augment)
     if not cache.missing(datasets):
         return {}
     begin = time.process_time()

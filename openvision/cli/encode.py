@@ -54,7 +54,9 @@ def encode(
     ray_gpus: RayGpus = 0.0,
 ) -> None:
     """Embed images into vectors. The same command resumes after a stop."""
+    from openvision.cluster import Cluster, check_ray
     from openvision.inference.embed import embed, images_of
+    from openvision.inference.encode_cluster import encode_on_ray
     from openvision.inference.load import load_vision
     from openvision.inference.vector_folder import encode_folder
 
@@ -81,22 +83,18 @@ def encode(
         line(done, done / total)
 
     if ray_workers:
-        from openvision.cluster import Cluster, check_ray
-        from openvision.inference.encode_cluster import encode_on_ray
-
         check_ray()
-        encoder, cluster = load(), Cluster(ray_workers, ray_gpus, address=ray_address)
-        tell_shapes(encoder.vision.config.aspects, encoder.preprocessing)
+    encoder = load()
+    tell_shapes(encoder.vision.config.aspects, encoder.preprocessing)
+    if ray_workers:
+        cluster = Cluster(ray_workers, ray_gpus, address=ray_address)
         result = encode_on_ray(
             encoder, load, source, output, cluster, batch_size, threads, kind=kind or "npy", progress=progress
         )
+    elif into_file:
+        result = embed(encoder, source, output, batch_size, threads, progress=progress)
     else:
-        encoder = load()
-        tell_shapes(encoder.vision.config.aspects, encoder.preprocessing)
-        if into_file:
-            result = embed(encoder, source, output, batch_size, threads, progress=progress)
-        else:
-            result = encode_folder(encoder, source, output, batch_size, threads, kind=kind or "npy", progress=progress)
+        result = encode_folder(encoder, source, output, batch_size, threads, kind=kind or "npy", progress=progress)
     for name, reason in result.skipped:
         echo(f"skipped: {one_line(name)}: {one_line(reason)}", err=True)
     echo(f"{counted(result.encoded, 'image')} encoded, {len(result.skipped)} skipped: {output}")

@@ -130,6 +130,7 @@ def test_a_block_over_trimmed_texts():
     compiled_once(Block(WIDTH, 2, 48, "tanh").forward, inputs, resolutions=(7, 12, 24, 9, 40))
 
 
+# Trimmed texts, above, have as many lengths.
 @pytest.mark.slow
 def test_a_block_over_native_shapes():
     """Groups of any number of images and patches: a third graph for images that are alone in their shape."""
@@ -173,7 +174,6 @@ def test_the_text_tower(token_rows):
     compiled_once(lambda x: tower.forward_features(x, token_rows).pooled, lambda _: (ids(16),), graphs=1)
 
 
-@pytest.mark.slow
 def test_the_parallel_caption_decoder():
     decoder = ParallelCaptionDecoder(DecoderConfig(**SHALLOW, vocab_size=VOCABULARY, caption_length=12), WIDTH, WIDTH)
     compiled_once(decoder, lambda r: (tokens(patches(r)), tokens(15)))
