@@ -5,6 +5,7 @@ machine. A second resolution makes the shapes dynamic.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from openvision.models.decoders.autoregressive import (
 from openvision.models.decoders.parallel import DecoderBlock, DecoderConfig, ParallelCaptionDecoder
 from openvision.models.genlip import GenLip, GenLipConfig, GenLipTextConfig, GenLipVisionConfig
 from openvision.models.layers import Block
+from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.text import TextConfig, TextTransformer
 from openvision.models.vision import VisionConfig, VisionTransformer
 from openvision.objectives import caption
@@ -177,6 +179,21 @@ def test_the_text_tower(token_rows):
 def test_the_parallel_caption_decoder():
     decoder = ParallelCaptionDecoder(DecoderConfig(**SHALLOW, vocab_size=VOCABULARY, caption_length=12), WIDTH, WIDTH)
     compiled_once(decoder, lambda r: (tokens(patches(r)), tokens(15)))
+
+
+@pytest.mark.slow
+def test_a_whole_model():
+    """As `benchmarks/train_gpu.py` compiles it beside blocks; captions have fixed lengths, as on an accelerator."""
+    text, decoder = TextConfig(**SHALLOW, vocab_size=VOCABULARY, context_length=16), DecoderConfig(**SHALLOW)
+    decoder = replace(decoder, vocab_size=VOCABULARY, caption_length=12)
+    model = OpenVision(OpenVisionConfig(16, VisionConfig(**SHALLOW, patch_size=8, image_size=32), text, decoder))
+
+    def outputs(*case: Tensor) -> tuple[Tensor, ...]:
+        output = model(*case)
+        assert output.caption_states is not None
+        return output.image_embeds, output.text_embeds, output.caption_states
+
+    compiled_once(outputs, lambda r: (images(r), ids(16), ids(16)))
 
 
 @pytest.mark.slow

@@ -54,8 +54,9 @@ def test_the_contrastive_part_has_no_decoder_and_one_text(script):
     assert "2.00x open_clip" in script.table([row, rival])
 
 
-def test_a_step_changes_the_parameters(script):
-    case = script.Case("openvision/l14", 84, (2,), "none", False, 1, "cpu", True)
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["blocks", "one graph"])
+def test_a_step_changes_the_parameters(script, whole):
+    case = script.Case("openvision/l14", 84, (2,), "none", False, 1, "cpu", True, whole=whole)
     recipe = script.recipe_of(case)
     model, step = script.build_step(recipe, case, torch.device("cpu"))
     before = model.vision.head.weight.detach().clone()
