@@ -4,8 +4,8 @@ Kept: widths, heads, patch size, resolutions, vocabulary size, text lengths, los
 stages. Reduced: the batch (2 images), the updates (two in the first stage, one in each later stage) and, for wide
 towers (B and larger) or many patches (patch 8), the depth of every tower (2 blocks). Replaced: teachers by small towers
 of random weights; the autoencoder and LPIPS of OpenVision 3, whose weights are no part of the project, by pixels and
-EfficientNet-Lite0. The data is drawn: coloured shapes with alt-text and caption. A small vocabulary is trained on the
-texts; the embeddings keep the size of the recipe.
+EfficientNet-Lite0; bfloat16 by float32 on a processor that would emulate it. The data is drawn: coloured shapes with
+alt-text and caption. A small vocabulary is trained on the texts; the embeddings keep the size of the recipe.
 """
 
 import io
@@ -145,8 +145,12 @@ def _untrained(teachers: tuple[TeacherTable, ...] | None) -> tuple[TeacherTable,
 
 
 def _quiet(run: Run) -> Run:
-    """Log every update; evaluate and checkpoint at the end of each stage; no torch.compile, no trackers."""
+    """Log every update; evaluate and checkpoint at the end of each stage; no torch.compile, no trackers.
+
+    Emulated, bfloat16 takes several times as long as float32.
+    """
     changes = {
+        "precision": "auto" if run.precision == "bfloat16" else run.precision,
         "log_every": 1,
         "evaluate_every": UPDATES,
         "checkpoint_every": UPDATES,

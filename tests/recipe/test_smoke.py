@@ -12,7 +12,7 @@ from openvision.data.shards.dataset import ShardDataset
 from openvision.errors import OpenVisionError
 from openvision.models.openvision2 import OpenVision2, OpenVision2Config
 from openvision.recipe.schema import load_recipe
-from openvision.recipe.smoke import prepare_smoke, write_smoke_data
+from openvision.recipe.smoke import prepare_smoke, smoke_recipe, write_smoke_data
 from openvision.weights.folder import load_any_folder
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -56,6 +56,13 @@ def test_smoke_of_a_captioner(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_smoke(name, tmp_path):
     runs(name, tmp_path)
+
+
+@pytest.mark.parametrize(("asked", "runs_in"), [("bfloat16", "auto"), ("float32", "float32")])
+def test_no_emulated_bfloat16(asked, runs_in):
+    """A recipe that asks for bfloat16 would take minutes on a processor without it."""
+    recipe = load_recipe(RECIPES / "openvision" / "l14.toml", [f"run.precision={asked}"])
+    assert smoke_recipe(recipe).run.precision == runs_in
 
 
 def test_drawn_data_have_the_captions_the_recipe_asks_for(tmp_path):
