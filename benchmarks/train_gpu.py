@@ -50,6 +50,7 @@ from openvision.training.guards import DeferredGuard
 from openvision.training.objective import build_objective
 from openvision.training.optimizer.build import build_optimizer
 from openvision.training.optimizer.update import apply_update, gradient_norm
+from openvision.training.profile import profile_recipe
 from openvision.training.randomness import SampleRandomness
 from openvision.training.run.throughput import peak_flops, peak_memory
 from openvision.training.setup.compile import prepare_blocks
@@ -62,6 +63,8 @@ CAPTION_TOKENS = (40, 80)
 BOS = 1
 WARM_UP = 4
 """Steps that do not count; the first compiles."""
+IDLE_STEPS = 8
+"""Steps in which pauses of the device are counted."""
 
 
 @dataclass(frozen=True)
@@ -285,7 +288,10 @@ def random_batch(recipe: Recipe, size: int, resolution: int, device: torch.devic
 
 
 def loader_fed(case: Case) -> dict[str, Any]:
-    """`openvision train` of L/14 with all losses, one stage, from JPEG shards; the last lines of its log count."""
+    """`openvision train` of L/14 with all losses, one stage, from JPEG shards; the last lines of its log count.
+
+    `data_wait` is the share of time that the host waits for batches, `idle` that in which the device does nothing.
+    """
     size, resolution = (4, 28) if case.smoke else (case.batches[0], case.resolution)
     steps, images = (4, 2000) if case.smoke else (40, 8192)
     values = {
@@ -296,7 +302,6 @@ def loader_fed(case: Case) -> dict[str, Any]:
         "stages.0.warmup_samples": 0,
         "data.train": "train",
         "data.synthetic_key": "synthetic",
-        "data.order": "global",
         "run.device": case.device,
         "run.compile": str(not case.smoke).lower(),
         "run.log_every": 2 if case.smoke else 10,
@@ -322,16 +327,10 @@ def loader_fed(case: Case) -> dict[str, Any]:
             max(96, resolution),
         ]
         subprocess.run([*command, *map(str, make)], check=True, stdout=subprocess.DEVNULL)
-        train = [
-            "train",
-            recipe,
-            "--run",
-            run,
-            "--data",
-            data,
-            *(f"--set={key}={value}" for key, value in values.items()),
-        ]
+        changes = [f"{key}={value}" for key, value in values.items()]
+        train = ["train", recipe, "--run", run, "--data", data, *(f"--set={change}" for change in changes)]
         subprocess.run([*command, *map(str, train)], check=True, stdout=sys.stderr)
+        idle = profile_recipe(load_recipe(recipe, changes), str(data), Path(folder) / "profile", steps=IDLE_STEPS).idle
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     timed = [line for line in lines if "images_per_second" in line][1:]
     mean = {key: sum(line[key] for line in timed) / len(timed) for key in ("images_per_second", "data_wait")}
@@ -340,6 +339,7 @@ def loader_fed(case: Case) -> dict[str, Any]:
         "resolution": resolution,
         "batch": size,
         **mean,
+        "idle": idle,
         "step_seconds": size / mean["images_per_second"],
         "mfu": timed[-1].get("mfu"),
         "peak_gib": timed[-1]["memory_gib"],
@@ -361,7 +361,7 @@ def loader_recipe(case: Case) -> str:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line for each row, and its speed over the row that it is compared with."""
     head = ["what", "px", "checkpointing", "compiled", "batch", "images/s", "MFU", "peak GiB", "planned GiB"]
-    head += ["data wait", "compared"]
+    head += ["data wait", "idle", "compared"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for row in rows:
         mfu = "" if row["mfu"] is None else f"{row['mfu']:.1%}"
@@ -371,7 +371,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         compiled += ", stock attention" if row["compiled"] and not row["kernels"] else ""
         cells = [row["recipe"], row["resolution"], row["checkpointing"], compiled]
         peak = "" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
-        cells += [row["batch"], f"{row['images_per_second']:.0f}", mfu, peak, planned, wait]
+        idle = f"{row['idle']:.2%}" if row.get("idle") is not None else ""
+        cells += [row["batch"], f"{row['images_per_second']:.0f}", mfu, peak, planned, wait, idle]
         lines.append("| " + " | ".join(map(str, [*cells, compared(row, rows)])) + " |")
     return "\n".join(lines)
 

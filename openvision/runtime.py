@@ -179,7 +179,7 @@ def _accelerator() -> str:
 
 
 # What backends say beside torch.OutOfMemoryError, in lower case.
-_OUT_OF_MEMORY = ("out of memory", "defaultcpuallocator", "cublas_status_alloc_failed")
+_OUT_OF_MEMORY = ("out of memory", "defaultcpuallocator", "status_alloc_failed", "device_allocation_failed")
 
 
 def out_of_memory_on(error: BaseException) -> str | None:
@@ -247,8 +247,8 @@ def use_deterministic_algorithms(wanted: bool) -> None:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on `device`; the host does not wait for a CUDA device that is still busy."""
-    if device.type != "cuda":
+    """`tensor` on `device`; from the CPU the host does not wait for a CUDA device that is still busy."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     # From pageable memory a copy would wait until all work that was queued before it is done.
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -259,12 +259,12 @@ class HostCopy:
 
     def __init__(self, tensor: Tensor) -> None:
         """Queue the copy behind the work that makes `tensor`."""
-        self._arrived: torch.cuda.Event | None = None
+        self._arrived: torch.Event | None = None
         if tensor.is_cuda:
             self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._host.copy_(tensor, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            # Of the tensor's device, which need not be the current one.
+            self._arrived = torch.cuda.current_stream(tensor.device).record_event()
         else:
             # Other devices have no event that says when a copy has arrived.
             self._host = tensor.to("cpu")

@@ -54,3 +54,23 @@ def test_every_branch_on_the_kind_of_device_is_listed():
         for name in re.findall(r"`([\w.]+)`", row.split("|")[1])
     }
     assert listed == set(places())
+
+
+def launches(tree: ast.AST, guarded: bool = False) -> Iterator[tuple[str, bool]]:
+    """Kernels that Triton launches, `kernel[grid](...)`, and whether under the device of a tensor."""
+    for child in ast.iter_child_nodes(tree):
+        inside = guarded or (
+            isinstance(child, ast.With)
+            and any("cuda.device_of(" in ast.unparse(item.context_expr) for item in child.items)
+        )
+        if isinstance(child, ast.Call) and isinstance(child.func, ast.Subscript):
+            yield ast.unparse(child.func.value), inside
+        yield from launches(child, inside)
+
+
+def test_every_kernel_is_launched_on_the_device_of_its_tensors():
+    """Triton takes the current device: a model on another one would be read from the wrong one, or not at all."""
+    modules = list(PACKAGE.rglob("triton_*.py"))
+    found = [launch for path in modules for launch in launches(ast.parse(path.read_text(encoding="utf-8")))]
+    assert len(found) == 5
+    assert [kernel for kernel, guarded in found if not guarded] == []

@@ -168,6 +168,9 @@ def test_the_first_line_says_whether_cuda_rounds(card):
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has 1 GiB."), "cuda:1"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "the accelerator"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "the accelerator"),
+        (RuntimeError("CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), "the accelerator"),
+        (RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling"), "the accelerator"),
         (RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"), "mps"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"), "the CPU"),
         (MemoryError(), "the CPU"),
@@ -297,6 +300,39 @@ def test_tensors_of_the_cpu_stay_and_arrive():
     assert send(x, torch.device("cpu")) is x
     assert HostCopy(x).values() == [0, 1, 2]
     assert Processes().device.type == "cpu"
+
+
+class OnSecondDevice(torch.Tensor):
+    """A tensor of the CPU that says it lies on a device which is not the current one."""
+
+    is_cuda = True
+    device = torch.device("cuda:1")
+
+
+def test_a_copy_waits_for_the_device_of_its_tensor(monkeypatch):
+    asked: list[object] = []
+
+    class Stream:
+        def __init__(self, device: object) -> None:
+            asked.append(device)
+
+        def record_event(self) -> "Stream":
+            return self
+
+        def synchronize(self) -> None:
+            asked.append("waited")
+
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory, **options: empty(*shape, **options))
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    copy = HostCopy(torch.arange(3.0).as_subclass(OnSecondDevice))
+    assert copy.values() == [0, 1, 2]
+    assert asked == [torch.device("cuda:1"), "waited"]
+
+
+def test_what_is_on_a_device_is_not_sent_by_way_of_the_host():
+    x = torch.empty(3, device="meta")
+    assert send(x, x.device) is x
 
 
 def test_deterministic_algorithms_are_switched_on_and_off(monkeypatch):

@@ -50,7 +50,8 @@ def profile(
     console = Console()
     console.print(_table("part of the step", result.parts))
     console.print(_table("operation", result.operations))
-    console.print(f"{result.images_per_second:.1f} images/s", highlight=False)
+    idle = "" if result.idle is None else f"; without these clocks the device is idle for {result.idle:.1%} of the time"
+    console.print(f"{result.images_per_second:.1f} images/s{idle}", highlight=False)
     console.print(f"trace: {result.trace} (open it in https://ui.perfetto.dev)", highlight=False, soft_wrap=True)
 
 

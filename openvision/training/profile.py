@@ -2,11 +2,11 @@
 
 The step is the run's own, with its guard and its copies ahead. Methods of the towers, the objective and autograd are
 wrapped while the profile lasts; the training code knows nothing of it. Each part counts its own time, without that of
-the parts within.
+the parts within. Clocks that wait for the device leave it idle, so how much a run does is found in steps without them.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -15,6 +15,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 from torch.profiler import profile as torch_profile
 
@@ -64,6 +65,8 @@ class Profile:
     images_per_second: float
     trace: Path
     """For chrome://tracing or ui.perfetto.dev."""
+    idle: float | None
+    """Share of time in which the device does nothing, in steps that no clock interrupts; None but on CUDA."""
 
 
 class Phases:
@@ -126,7 +129,8 @@ def profile_recipe(
     watchdog = Watchdog(folder / "run", 0, recipe.run.hang_seconds, print)
 
     with ExitStack() as stack:
-        stack.enter_context(_timed(run.model.module, run.objective, phases))
+        timed = stack.enter_context(ExitStack())
+        timed.enter_context(_timed(run.model.module, run.objective, phases))
         loader = open_loader(recipe, stage, run.dataset, run.tokenizer, run.processes, 0, run.folder, run.features)
         batches = DeviceBatches(iter(stack.enter_context(loader)), device)
         step = Step(run, stage, batches, Meter(device, None), NoLog(), watchdog, StopRequest(), guard)
@@ -143,10 +147,12 @@ def profile_recipe(
         seconds = dict(phases.seconds)
         trace = folder / "trace.json"
         operations = _trace(take_step, trace, device)
+        timed.close()
+        idle = _idle_share_of(step, steps) if device.type == "cuda" else None
     total = sum(seconds.values())
     parts = [Row(name, 1e3 * value / steps, value / total) for name, value in seconds.items()]
     parts.sort(key=lambda row: (row.name == OTHER, -row.milliseconds))
-    return Profile(parts, operations, stage.batch_size * steps / total, trace)
+    return Profile(parts, operations, stage.batch_size * steps / total, trace, idle)
 
 
 @contextmanager
@@ -199,3 +205,27 @@ def _trace(take_step: Callable[[], None], path: Path, device: torch.device, most
     total = sum(times.values()) or 1.0
     slowest = sorted(times.items(), key=lambda item: -item[1])[:most]
     return [Row(name, milliseconds, milliseconds / total) for name, milliseconds in slowest]
+
+
+def _idle_share_of(take_step: Callable[[], object], steps: int) -> float:
+    """`idle_share` of CUDA in `steps` steps that follow each other; the host is watched by nothing."""
+    with torch_profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(steps):
+            take_step()
+    events = [event for event in profiler.events() or () if event.device_type == DeviceType.CUDA]
+    # Annotations last from their first operation to their last, pauses included.
+    work = [event.time_range for event in events if not event.is_user_annotation]
+    return idle_share((span.start, span.end) for span in work)
+
+
+def idle_share(work: Iterable[tuple[float, float]]) -> float:
+    """Share of the time from the first beginning to the last end that no (beginning, end) covers; 0 without any."""
+    spans = sorted(work)
+    if not spans:
+        return 0.0
+    first = until = spans[0][0]
+    idle = 0.0
+    for begin, end in spans:
+        idle += max(0.0, begin - until)
+        until = max(until, end)
+    return idle / (until - first) if until > first else 0.0

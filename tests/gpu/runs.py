@@ -94,9 +94,13 @@ def take_steps(
     device: torch.device,
     steps: int,
     before: Callable[[int], object] = lambda number: None,
+    processes: Processes | None = None,
 ) -> Taken:
-    """The first steps of a run, fed by its loader; `before` is called with the number of each, from 0."""
-    parts = set_up_run(recipe, data, folder, Processes(device=device))
+    """The first steps of a run, fed by its loader; `before` is called with the number of each, from 0.
+
+    `processes` are this one alone where they are not given.
+    """
+    parts = set_up_run(recipe, data, folder, processes or Processes(device=device))
     stage, log, taken = recipe.stages[0], _Kept(), Taken()
     guard = DeferredGuard(recipe.guards, parts.progress, parts.processes) if device.type != "cpu" else None
     with open_loader(recipe, stage, parts.dataset, parts.tokenizer, parts.processes, 0, folder) as loader:

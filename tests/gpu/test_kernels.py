@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openvision.models.kernels import dispatch, gpu
+from openvision.runtime import HostCopy, send
 from openvision.training.optimizer.adam import Adam
 
 # Samples, heads, queries, keys, width of a head: full blocks, one token more, long and short remainders.
@@ -125,3 +126,42 @@ def test_the_update_is_that_of_the_list_operations(moment, cuda):
         )
     for one, other in zip(*kept, strict=True):
         torch.testing.assert_close(one.float(), other.float(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def second(cuda) -> torch.device:
+    """A CUDA device that is not the current one."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    torch.cuda.set_device(0)
+    return torch.device("cuda:1")
+
+
+def test_attention_on_a_device_that_is_not_current(second):
+    qkv = torch.randn(2, 80, 3 * 128, device=second, dtype=torch.bfloat16).requires_grad_()
+    out = dispatch.self_attention(qkv, 2)
+    out.sum().backward()
+    wanted = dispatch.self_attention(qkv.detach().cpu().float(), 2)
+    assert error(out.cpu(), wanted.double()) < 5e-3
+    assert qkv.grad is not None
+    assert qkv.grad.isfinite().all()
+    assert torch.cuda.current_device() == 0
+
+
+def test_the_update_on_a_device_that_is_not_current(second):
+    parameters = [torch.nn.Parameter(torch.ones(5000, device=where)) for where in (second, "cpu")]
+    for parameter in parameters:
+        parameter.grad = torch.linspace(-1, 1, 5000, device=parameter.device)
+        optimizer = Adam([{"params": [parameter], "weight_decay": 0.1, "lr": 0.1}])
+        optimizer.step(selected=torch.tensor(True, device=parameter.device))
+    torch.testing.assert_close(parameters[0].cpu(), parameters[1])
+
+
+def test_a_copy_from_a_device_that_is_not_current(second):
+    """The host waits for that device, not for the current one."""
+    x = torch.zeros(1, device=second)
+    with torch.cuda.device(second):
+        torch.cuda._sleep(200_000_000)
+        x += 1
+    assert HostCopy(x).values() == [1.0]
+    assert send(x, second) is x

@@ -1,5 +1,6 @@
 """A training step on the GPU: the numbers of the CPU, however it is executed, and no wait of the host."""
 
+import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from openvision.recipe.schema import Recipe
-from openvision.runtime import Processes, resolve_precision
+from openvision.runtime import Processes, join_processes, resolve_precision
 from openvision.training.optimizer.adam import Adam
 from openvision.training.optimizer.update import gradient_norm
 from openvision.training.trainer import Trainer
@@ -115,9 +116,11 @@ def waiting_raises(device: torch.device) -> Callable[[int], object]:
     return before
 
 
-def steady_steps(recipe: Recipe, data: Path, folder: Path, device: torch.device) -> None:
+def steady_steps(
+    recipe: Recipe, data: Path, folder: Path, device: torch.device, processes: Processes | None = None
+) -> None:
     try:
-        take_steps(recipe, data, folder, device, 6, waiting_raises(device))
+        take_steps(recipe, data, folder, device, 6, waiting_raises(device), processes)
     finally:
         if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("default")
@@ -130,6 +133,28 @@ def test_a_steady_step_waits_for_nothing(kind, micro_batches, precision, device,
     # A line of the log waits.
     recipe = recipe_of(kind, micro_batches, precision=precision, log_every=1000, activation_checkpointing="selective")
     steady_steps(recipe, shapes_folder, tmp_path, device)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_a_steady_step_of_a_group_waits_for_nothing(mode, micro_batches, device, shapes_folder, tmp_path, monkeypatch):
+    """DDP and FSDP2 over nccl, of one process; the processes vote on the CPU, which waits for no device."""
+    recipe = recipe_of("openvision", micro_batches, log_every=1000)
+    recipe = recipe.model_copy(update={"parallel": recipe.parallel.model_copy(update={"mode": mode})})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, str(value))
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "lo")
+    with join_processes(60, device=device.type) as processes:
+        try:
+            steady_steps(recipe, shapes_folder, tmp_path, device, processes)
+        except BaseException:
+            torch.distributed.destroy_process_group()
+            raise
 
 
 def test_a_run_synchronizes_where_something_is_due_only(device, shapes_folder, tmp_path, monkeypatch):

@@ -69,3 +69,15 @@ def test_captions_have_sixty_tokens_on_average(script):
     batch = script.random_batch(recipe, 41, 28, torch.device("cpu"))
     assert batch.label_mask.sum(1).float().mean() == 60
     assert batch.alt_ids.shape == (41, 0)
+
+
+@pytest.mark.slow
+def test_the_loader_fed_run(script, monkeypatch):
+    # Data and training are processes of their own; what they say is not part of the result.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (row,) = script.measure(script.Case("loader", 224, (2,), device="cpu", smoke=True))
+    assert row["images_per_second"] > 0
+    assert 0 <= row["data_wait"] < 1
+    # Pauses of a CPU are nobody's.
+    assert row["idle"] is None
+    assert "| loader | 28 |" in script.table([row])

@@ -2,15 +2,18 @@
 
 import copy
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 from typer.testing import CliRunner
 
 from openvision.cli.main import app
 from openvision.errors import OpenVisionError
 from openvision.recipe.schema import dump_recipe, parse_recipe
-from openvision.training.profile import Phases, profile_recipe
+from openvision.training.profile import Phases, _idle_share_of, idle_share, profile_recipe
 from tests.conftest import TINY_RECIPE
 
 
@@ -49,6 +52,37 @@ def test_nested_parts_are_taken_out_of_those_around_them(monkeypatch):
     with phases.part("outer"), phases.part("inner"):
         pass
     assert phases.seconds == {"outer": 2.0, "inner": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("work", "share"),
+    [
+        ([], 0.0),
+        ([(3.0, 3.0)], 0.0),
+        ([(0.0, 2.0), (4.0, 5.0)], 0.4),
+        ([(4.0, 5.0), (0.0, 2.0), (1.0, 3.0), (1.5, 2.0)], 0.2),
+    ],
+    ids=["nothing", "a moment", "a pause", "streams beside each other"],
+)
+def test_idle_is_what_no_operation_covers(work, share):
+    assert idle_share(iter(work)) == pytest.approx(share)
+
+
+def test_idle_is_of_operations_of_the_device(monkeypatch):
+    """Events of the host are left out, and so are annotations, which last as long as all that is in them."""
+
+    def event(kind: DeviceType, start: float, end: float, annotation: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(
+            device_type=kind, time_range=SimpleNamespace(start=start, end=end), is_user_annotation=annotation
+        )
+
+    cuda = DeviceType.CUDA
+    events = [event(cuda, 0, 4), event(DeviceType.CPU, 0, 10), event(cuda, 0, 8, annotation=True), event(cuda, 6, 8)]
+    profiler = SimpleNamespace(events=lambda: events)
+    monkeypatch.setattr("openvision.training.profile.torch_profile", lambda **_: nullcontext(profiler))
+    taken: list[int] = []
+    assert _idle_share_of(lambda: taken.append(1), 3) == 0.25
+    assert len(taken) == 3
 
 
 def test_the_command(tiny_recipe, shapes_folder, tmp_path):

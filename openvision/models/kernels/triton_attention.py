@@ -451,12 +451,14 @@ def _launch_forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, 
     batch, heads, queries, width = q.shape
     keys = k.shape[2]
     grid = (triton.cdiv(queries, BLOCK), batch * heads)
-    _forward[grid](
-        q, k, v, out, sums, heads, queries, keys,
-        *_strides(q), *_strides(k), *_strides(v), *_strides(out),
-        CAUSAL=causal, ROWS_LEFT=_remainder(queries), KEYS_LEFT=_remainder(keys), WIDTH=width, SIZE=BLOCK,
-        num_warps=WARPS, num_stages=_stages(width),
-    )  # fmt: skip
+    # Triton launches on the current device, which need not be that of the tensors.
+    with torch.cuda.device_of(q):
+        _forward[grid](
+            q, k, v, out, sums, heads, queries, keys,
+            *_strides(q), *_strides(k), *_strides(v), *_strides(out),
+            CAUSAL=causal, ROWS_LEFT=_remainder(queries), KEYS_LEFT=_remainder(keys), WIDTH=width, SIZE=BLOCK,
+            num_warps=WARPS, num_stages=_stages(width),
+        )  # fmt: skip
 
 
 def _launch_backward(grad: Tensor, inputs: tuple[Tensor, ...], gradients: tuple[Tensor, ...], causal: bool) -> None:
@@ -469,16 +471,18 @@ def _launch_backward(grad: Tensor, inputs: tuple[Tensor, ...], gradients: tuple[
     row_blocks, key_blocks = triton.cdiv(queries, BLOCK), triton.cdiv(keys, BLOCK)
     common = {"CAUSAL": causal, "WIDTH": width, "SIZE": BLOCK}
     left = {"ROWS_LEFT": _remainder(queries), "KEYS_LEFT": _remainder(keys)}
-    _row_products[(row_blocks, batch * heads)](
-        grad, out, products, heads, queries, *_strides(grad), *_strides(out), WIDTH=width, SIZE=BLOCK, num_warps=4
-    )
     shared = (heads, queries, keys)
     strides = (*_strides(q), *_strides(k), *_strides(v), *_strides(grad))
-    _backward_keys[(key_blocks, batch * heads)](
-        q, k, v, grad, sums, products, grad_k, grad_v, *shared,
-        *strides, *_strides(grad_k), *_strides(grad_v), **common, **left, num_warps=WARPS, num_stages=_stages(width),
-    )  # fmt: skip
-    _backward_queries[(row_blocks, batch * heads)](
-        q, k, v, grad, sums, products, grad_q, *shared,
-        *strides, *_strides(grad_q), **common, **left, num_warps=WARPS, num_stages=_stages(width),
-    )  # fmt: skip
+    with torch.cuda.device_of(q):
+        _row_products[(row_blocks, batch * heads)](
+            grad, out, products, heads, queries, *_strides(grad), *_strides(out), WIDTH=width, SIZE=BLOCK, num_warps=4
+        )
+        _backward_keys[(key_blocks, batch * heads)](
+            q, k, v, grad, sums, products, grad_k, grad_v, *shared,
+            *strides, *_strides(grad_k), *_strides(grad_v), **common, **left,
+            num_warps=WARPS, num_stages=_stages(width),
+        )  # fmt: skip
+        _backward_queries[(row_blocks, batch * heads)](
+            q, k, v, grad, sums, products, grad_q, *shared,
+            *strides, *_strides(grad_q), **common, **left, num_warps=WARPS, num_stages=_stages(width),
+        )  # fmt: skip

@@ -54,24 +54,26 @@ def fused_update(
     squares = torch.empty(len(blocks), device=device)
     corrections = torch.stack([1 - constants.beta1**count, 1 - constants.beta2**count])
     decay = torch.tensor(constants.beta1, dtype=first[0].dtype).item()
-    _kernel[(len(blocks),)](
-        pointers,
-        blocks,
-        corrections,
-        selected,
-        squares,
-        decay,
-        1 - constants.beta1,
-        constants.beta2,
-        1 - constants.beta2,
-        constants.eps,
-        constants.weight_decay,
-        constants.learning_rate,
-        ROUNDED=first[0].dtype == torch.bfloat16,
-        ALIGNED=aligned,
-        SIZE=BLOCK,
-        num_warps=8,
-    )
+    # Triton launches on the current device, which need not be that of the tensors.
+    with torch.cuda.device_of(parameters[0]):
+        _kernel[(len(blocks),)](
+            pointers,
+            blocks,
+            corrections,
+            selected,
+            squares,
+            decay,
+            1 - constants.beta1,
+            constants.beta2,
+            1 - constants.beta2,
+            constants.eps,
+            constants.weight_decay,
+            constants.learning_rate,
+            ROUNDED=first[0].dtype == torch.bfloat16,
+            ALIGNED=aligned,
+            SIZE=BLOCK,
+            num_warps=8,
+        )
     return squares.sum()
 
 
