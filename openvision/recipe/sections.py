@@ -364,7 +364,8 @@ class WarmStart(Section):
     layers: Literal["even", "first"] | None = None
     """Allows another depth: blocks of the start in even distances, or its first ones."""
     vocabulary: Literal["by_entry"] | None = None
-    """"by_entry" allows the recipe's own vocabulary: rows of entries that both have are copied, others fresh."""
+    """"by_entry" allows the recipe's own vocabulary: rows of entries that mean the same
+    are copied, whichever way the tokenizers write them, others fresh."""
     context: Literal["keep"] | None = None
     """"keep" allows another length of texts and captions: learned positions that both have are copied, further ones are
     fresh, and the class token keeps its own."""

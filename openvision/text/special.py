@@ -75,7 +75,7 @@ def is_own(content: JsonObject) -> bool:
 
 def check_foreign(content: JsonObject) -> None:
     """Raise ValueError for what the library hangs on or ends the process at."""
-    for step in _steps(content):
+    for step in steps_of(content):
         pattern = step.get("pattern")
         if isinstance(pattern, dict) and not all(pattern.values()):
             raise ValueError(f"its step {step.get('type')!r:.40} has an empty pattern")
@@ -90,7 +90,7 @@ def check_foreign(content: JsonObject) -> None:
         raise ValueError("it has no vocabulary")
 
 
-def _steps(content: JsonObject) -> Iterator[JsonObject]:
+def steps_of(content: JsonObject) -> Iterator[JsonObject]:
     """All steps of normaliser, pre-tokeniser and decoder, sequences flattened."""
     pending = [content.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")]
     while pending:

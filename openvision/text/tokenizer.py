@@ -20,6 +20,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 
 from openvision.errors import OpenVisionError, require
 from openvision.files import JsonObject, atomic_write_text, read_json, read_text
+from openvision.text.entries import Meaning, meanings
 from openvision.text.special import (
     BOS,
     EOS,
@@ -201,6 +202,10 @@ class Tokenizer:
     def vocabulary(self) -> dict[str, int]:
         """Entry -> id."""
         return self._backend.get_vocab()
+
+    def meanings(self) -> dict[Meaning, int]:
+        """What each entry stands for -> id."""
+        return meanings(self.vocabulary(), json.loads(self._backend.to_str()), self.special)
 
     def vocabulary_sha256(self) -> str:
         """SHA-256 of the vocabulary as text, one entry a line; of one that was not made here, of all that it does."""

@@ -5,7 +5,7 @@ Each change is asked for by name in the recipe's [warm_start], since none of the
 - patch size: the patch filters are resampled by the pseudo-inverse (FlexiViT, arXiv 2212.08013): for patches that were
   resized bilinearly, the new filter gives as nearly as possible what the old one gave for the original.
 - depth: each block takes over one block of the start, those in even distances or the first ones.
-- vocabulary: rows of entries that both vocabularies have are copied by entry; the others stay as initialised.
+- vocabulary: rows of entries that mean the same in both vocabularies are copied; the others stay as initialised.
 - context: positions that both have are copied, and the class token's behind them; the others stay as initialised.
 """
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openvision.text.entries import same_meaning
 from openvision.text.tokenizer import Tokenizer
 
 Layers = Literal["even", "first"]
@@ -62,10 +63,11 @@ def with_layers(given: Mapping[str, Tensor], layers: list[int]) -> dict[str, Ten
 
 
 def shared_entries(ours: Tokenizer, theirs: Tokenizer) -> tuple[Tensor, Tensor]:
-    """Ids of the entries that both vocabularies have, int64 (n,): ours, and the same entries' theirs."""
-    own, given = ours.vocabulary(), theirs.vocabulary()
-    both = sorted(own.keys() & given.keys(), key=own.__getitem__)
-    return torch.tensor([own[entry] for entry in both]), torch.tensor([given[entry] for entry in both])
+    """Ids of the entries that mean the same in both vocabularies, int64 (n,): ours, and theirs of the same meaning."""
+    given = theirs.meanings()
+    found = [(index, same_meaning(meaning, given)) for meaning, index in ours.meanings().items()]
+    both = sorted((index, same) for index, same in found if same is not None)
+    return torch.tensor([index for index, _ in both]), torch.tensor([same for _, same in both])
 
 
 def with_entries(fresh: Tensor, given: Tensor, shared: tuple[Tensor, Tensor]) -> Tensor:
