@@ -71,7 +71,7 @@ class Data(Section):
     window: Count = 4096
     """Samples of a window with order "blocks": the shuffled blocks are shuffled again within windows."""
     reject_budget: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Fraction of samples that may be unusable; above it the run stops."""
+    """Fraction of samples that may be unusable; above it the run stops, once a process has read 1,000."""
     vocab_size: Annotated[int, Field(ge=1, le=MAX_VOCABULARY)] | None = None
     """Train a WordPiece vocabulary of this size on the training texts, unless `start` brings its tokenizer along."""
     tokenizer: str | None = None

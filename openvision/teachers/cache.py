@@ -199,7 +199,11 @@ class TeacherCache:
         """What sets the most similar other features below the same folder apart, for a message."""
         others: list[list[str]] = []
         for file in sorted(self.root.glob(f"*/{FACTS}")):
-            stored = _flat(read_json(file))
+            try:
+                stored = _flat(read_json(file))
+            except OpenVisionError:
+                # Of features that this run does not read.
+                continue
             own = _flat(self.facts)
             others.append(sorted(name for name in stored | own if stored.get(name) != own.get(name)))
         others = [names for names in others if names]

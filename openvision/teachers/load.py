@@ -91,6 +91,16 @@ def _unknown(source: Path | str, missing: str, file: str) -> OpenVisionError:
     )
 
 
+def _config(folder: Path, file: str, library: Library) -> JsonObject:
+    """The file that holds a model's preprocessing; raises OpenVisionError where it is missing or no table."""
+    if not (folder / file).is_file():
+        raise OpenVisionError(
+            f"teacher {folder}: its preprocessing is unknown, there is no {file}, which every {library} model has; "
+            "download the whole folder, or name the library that it is for"
+        )
+    return read_json(folder / file)
+
+
 def _normalisation(
     source: Path, config: Mapping[str, object], names: tuple[str, str], file: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -120,8 +130,7 @@ def _side(size: object) -> int | None:
 
 def _open_clip(folder: Path, resolution: int | None) -> Teacher:
     file = "open_clip_config.json"
-    content = read_json(folder / file)
-    how = _table(content, "preprocess_cfg")
+    how = _table(_config(folder, file, "open_clip"), "preprocess_cfg")
     mean, deviation = _normalisation(folder, how, ("mean", "std"), file)
     # Where a file says none, open_clip and timm resize so.
     interpolation = _interpolation(folder, how.get("interpolation", "bicubic"), file)
@@ -141,7 +150,7 @@ def _open_clip(folder: Path, resolution: int | None) -> Teacher:
 
 def _timm(folder: Path, resolution: int | None) -> Teacher:
     file = "config.json"
-    content = read_json(folder / file)
+    content = _config(folder, file, "timm")
     how = _table(content, "pretrained_cfg") or content
     mean, deviation = _normalisation(folder, how, ("mean", "std"), file)
     interpolation = _interpolation(folder, how.get("interpolation", "bicubic"), file)
@@ -161,9 +170,7 @@ def _timm(folder: Path, resolution: int | None) -> Teacher:
 
 def _transformers(folder: Path, resolution: int | None) -> Teacher:
     file = "preprocessor_config.json"
-    if not (folder / file).is_file():
-        raise _unknown(folder, "normalisation: it is missing, and", file)
-    how = read_json(folder / file)
+    how = _config(folder, file, "transformers")
     mean, deviation = _normalisation(folder, how, ("image_mean", "image_std"), file)
     for name in ("do_rescale", "do_normalize"):
         if how.get(name, True) is not True:

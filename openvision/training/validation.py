@@ -32,7 +32,8 @@ def validate(
 
     With a text tower `top1`, `top5` over the images' names; `t2i_r1` ... `i2t_r10` with names as texts, the same with
     `alt_` for alt-texts and `sentence_` for first sentences of synthetic captions; `category_top1` over groups. Shares
-    are 0 to 1. Counts: `images`, `candidates`, `categories`, `rejected`. Without a text tower `caption_loss`, nats.
+    are 0 to 1. Counts: `images`, `candidates`, `categories`, `rejected`. Without a text tower `caption_loss`, nats, and
+    both counts of images.
 
     `model` holds all parameters and is left in the mode it came in. `native` keeps the aspect of images.
     """
@@ -50,7 +51,8 @@ def validate(
     numbers: dict[str, float] = {}
     for evaluator, measured in measure_all(validation_evaluators(dataset, evaluated.has_text), evaluated, ""):
         if isinstance(evaluator, CaptionLoss):
-            return {"caption_loss": measured.values["caption_loss"]}
+            facts = {name: int(measured.facts[name]) for name in ("images", "rejected")}
+            return {"caption_loss": measured.values["caption_loss"], **facts}
         prefix = PREFIXES[evaluator.title]
         wanted = ("top1",) if evaluator.title == "groups" else LOGGED
         numbers |= {f"{prefix}{name}": value for name, value in measured.values.items() if name in wanted}
@@ -64,7 +66,9 @@ def validate(
 
 def headline(numbers: dict[str, float]) -> str:
     """The most important numbers, for the terminal."""
+    rejected, read = int(numbers.get("rejected", 0)), int(numbers.get("images", 0))
+    without = f"; {rejected} of {read + rejected} images left out, unreadable or too elongated" if rejected else ""
     if "caption_loss" in numbers:
-        return f"validation caption loss {numbers['caption_loss']:.4f}"
+        return f"validation caption loss {numbers['caption_loss']:.4f}{without}"
     top5 = f", top-5 {numbers['top5']:.1%}" if "top5" in numbers else ""
-    return f"validation zero-shot top-1 {numbers['top1']:.1%}{top5}"
+    return f"validation zero-shot top-1 {numbers['top1']:.1%}{top5}{without}"

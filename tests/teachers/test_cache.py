@@ -21,7 +21,7 @@ from openvision.errors import OpenVisionError
 from openvision.files import read_json_lines
 from openvision.images.augment import Augment
 from openvision.recipe.schema import Recipe, dump_recipe, parse_recipe
-from openvision.teachers.cache import TeacherCache
+from openvision.teachers.cache import FACTS, TeacherCache
 from openvision.teachers.load import load_teacher
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.trainer import Trainer
@@ -122,6 +122,9 @@ def test_features_of_others_are_not_taken(tmp_path):
     cache.require([dataset], "t")
     with torch.no_grad():
         next(teacher.module.parameters()).add_(1e-3)
+    # What another run left there is not this one's trouble.
+    (cache.root / "of-another-run").mkdir()
+    (cache.root / "of-another-run" / FACTS).write_text("junk")
     for other, names in (
         (TeacherCache.of(cache.root, teacher, VIEWS, patches=False), "weights_sha256"),
         (TeacherCache.of(cache.root, load_teacher("t", "untrained", 28), Augment(views=4), False), "augment.views"),

@@ -14,7 +14,7 @@ from openvision.models.openvision2 import OpenVision2, OpenVision2Config
 from openvision.models.openvision3 import OpenVision3, OpenVision3Config
 from openvision.models.vision import VisionConfig, VisionTransformer, normalize
 from openvision.recipe.sections import TeacherTable
-from openvision.teachers.load import load_teacher
+from openvision.teachers.load import Library, load_teacher
 from openvision.text.tokenizer import Tokenizer
 from openvision.training.distillation import open_teacher
 from openvision.weights.folder import save_folder
@@ -164,11 +164,19 @@ def test_a_jax_tree_is_read_at_the_resolution_of_the_table(monkeypatch):
 def test_missing_preprocessing_is_refused(dino):
     folder, _ = dino
     (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(OpenVisionError, match=r"preprocessing is unknown, preprocessor_config.json"):
-        load_teacher(str(folder), "transformers")
+    files: dict[Library, str] = {
+        "transformers": "preprocessor_config.json",
+        "open_clip": "open_clip_config.json",
+        "timm": "config.json",
+    }
+    for library, file in files.items():
+        (folder / file).unlink(missing_ok=True)
+        with pytest.raises(OpenVisionError, match=rf"teacher .*preprocessing is unknown, there is no {file}, which"):
+            load_teacher(str(folder), library)
     with pytest.raises(OpenVisionError, match="is not a folder"):
         load_teacher(str(folder / "missing"), "transformers")
-    (folder / "open_clip_config.json").write_text("{}")
+    for file in ("open_clip_config.json", "config.json"):
+        (folder / file).write_text("{}")
     with pytest.raises(OpenVisionError, match=r"preprocessing is unknown, open_clip_config.json says no mean"):
         load_teacher(str(folder), "open_clip")
     with pytest.raises(OpenVisionError, match=r"preprocessing is unknown, config.json says no mean"):

@@ -70,7 +70,7 @@ def test_it_learns_and_measures_its_caption_loss(finished):
     measured = [line["caption_loss"] for line in lines if line["kind"] == "eval"]
     assert len(measured) == 3
     assert measured[-1] < measured[0]
-    assert "caption loss" in headline({"caption_loss": measured[-1]})
+    assert headline({"caption_loss": 1.5, "images": 8, "rejected": 0}) == "validation caption loss 1.5000"
 
 
 def test_validation_reads_all_patches_and_leaves_the_mode(finished, shapes_folder):
@@ -79,8 +79,17 @@ def test_validation_reads_all_patches_and_leaves_the_mode(finished, shapes_folde
     model.train()
     lines = read_json_lines(finished.parts.folder / "metrics.jsonl")
     logged = [line["caption_loss"] for line in lines if line["kind"] == "eval"][-1]
-    assert validate(model, finished.parts.tokenizer, split, 32) == {"caption_loss": pytest.approx(logged, abs=1e-5)}
+    measured = validate(model, finished.parts.tokenizer, split, 32)
+    assert measured == {"caption_loss": pytest.approx(logged, abs=1e-5), "images": len(split), "rejected": 0}
     assert model.training
+
+
+def test_images_that_validation_leaves_out_are_told():
+    """The number is of fewer images than the shards hold."""
+    left_out = "; 21 of 40 images left out, unreadable or too elongated"
+    counts = {"images": 19, "rejected": 21}
+    assert headline({"caption_loss": 1.5, **counts}) == f"validation caption loss 1.5000{left_out}"
+    assert headline({"top1": 0.25, "top5": 0.5, **counts}) == f"validation zero-shot top-1 25.0%, top-5 50.0%{left_out}"
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(kind, finished, shapes_folder, tmp_path, monkeypatch):

@@ -80,6 +80,11 @@ def tower_of(checkpoint: Checkpoint, check: bool = True, max_tokens: int | None 
     """
     if max_tokens is not None or isinstance(checkpoint.vision.config, GenLipVisionConfig | LatentVisionConfig):
         return _own_tower(checkpoint, max_tokens)
+    if not checkpoint.vision.config.is_published:
+        raise OpenVisionError(
+            f"{checkpoint.source} has registers or pools by attention, for which the towers of llava-1.5 and "
+            "llava-next have no place; build it with --framework llava-native, which keeps our own"
+        )
     vision = Checkpoint(checkpoint.vision, None, None, checkpoint.source, checkpoint.provenance)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "vit"

@@ -57,7 +57,7 @@ class TrainingDisplay:
         if self._task is not None:
             self._bar.update(self._task, status="  ".join(terms))
         if not self.console.is_terminal:
-            told = "  ".join([*terms[:-1], *_state(values), terms[-1], *_machine(values)])
+            told = "  ".join([*terms[:-1], *_further(values), *_state(values), terms[-1], *_machine(values)])
             self.say(f"step {step}/{self.total_steps}  {told}  {duration(seconds_left)} left")
 
 
@@ -111,7 +111,14 @@ def lasting_output() -> Iterator[None]:
 
 
 # Losses worth a place in a line; the metrics file has all.
-_LOSSES = ("loss", "contrastive", "caption", "pixels", "latents", "perceptual")
+_LOSSES = ("loss", "contrastive", "caption", "pixels", "latents", "perceptual", "dense")
+# A teacher's terms begin with its name.
+_OF_TEACHERS = ("_pooled", "_patches", "_similarity")
+
+
+def _further(values: dict[str, float]) -> list[str]:
+    """Losses that only a log line has room for: what teachers add to the total."""
+    return [f"{name} {value:.3f}" for name, value in values.items() if name.endswith(_OF_TEACHERS)]
 
 
 def _state(values: dict[str, float]) -> list[str]:

@@ -40,13 +40,13 @@ _OPTIONS = ("reg_token", "attn_pool.")
 _TOWERS = ("vision", "text", "decoder", "reconstruction")
 # The projection into the shared space, and the vocabulary of a decoder.
 _HEAD = "head."
-# Differences of two configurations that need no remark: what shapes show and other notes tell, what follows from the
-# stages, what only initial values, training or memory depend on.
-_UNREMARKABLE = {
-    *("depth", "patch_size", "vocab_size", "context_length", "registers", "vision.pool"),
+# What follows from the stages, and what only initial values, training or memory depend on.
+_NO_SHAPE = {
     *("image_size", "aspects"),
     *("init", "layer_scale", "noise", "noise_relative", "pixels_of", "decoded_at_once"),
 }
+# Differences of two configurations that need no remark: these, and what shapes show and other notes tell.
+_UNREMARKABLE = _NO_SHAPE | {"depth", "patch_size", "vocab_size", "context_length", "registers", "vision.pool"}
 
 
 def shape_of(data: JsonObject) -> None:
@@ -67,6 +67,8 @@ def shape_of(data: JsonObject) -> None:
     shape = model.config.to_dict()
     try:
         shape["vision"]["image_size"] = data["stages"][-1]["resolution"]
+        # Native shapes are those that this recipe trains on.
+        shape["vision"].pop("aspects", None)
         if data["loss"]["caption"] == 0:
             shape["decoder"] = None
     except (KeyError, IndexError, TypeError):
@@ -266,6 +268,12 @@ class _Changes:
         names = [key for key in mine if key not in beyond | added | head]
         wrong = [key for key in names if key not in fitted or mine[key].shape != fitted[key].shape]
         deeper = [key for key in fitted if key not in mine and not key.startswith(_HEAD)]
+        if (wrong or deeper) and type(ours.config) is not type(theirs.config):
+            raise OpenVisionError(
+                f"start = {self.source!r}: its {name} tower is of another kind of model than the recipe's "
+                f"model.{name}, with parts that this one has not ({(deeper or wrong)[0]}); start from weights of this "
+                "kind, or leave [model] out to take over theirs"
+            )
         if wrong or deeper:
             raise OpenVisionError(
                 f"start = {self.source!r}: its {name} tower has another shape than the recipe's model.{name} "
@@ -369,5 +377,5 @@ def _difference(ours: nn.Module, theirs: nn.Module) -> str:
     return ", ".join(
         f"{key} {found[key]}, not {wanted[key]}"
         for key in wanted
-        if key not in ("image_size", "aspects") and wanted[key] != found.get(key, wanted[key])
+        if key not in _NO_SHAPE and wanted[key] != found.get(key, wanted[key])
     )

@@ -81,6 +81,8 @@ def test_registers_reach_no_language_model() -> None:
         ]
     assert len(wanted[0]) == 25
     torch.testing.assert_close(states[0], torch.cat(wanted))
+    with pytest.raises(OpenVisionError, match=r"registers or pools by attention.*--framework llava-native"):
+        tower_of(checkpoint)
 
 
 def test_padding_reaches_nothing(assistant) -> None:

@@ -82,5 +82,14 @@ def test_the_line_of_the_log(more, share):
     assert line.endswith(f"332 images/s  {share}  data 2%  1.4 GiB  1:02:05 left")
 
 
+def test_the_line_has_all_that_the_loss_is_made_of():
+    text = io.StringIO()
+    further = {"base_pooled": 0.75, "base_patches": 0.5, "base_similarity": 1.5, "dense": 0.25}
+    with TrainingDisplay(100, Console(file=text, width=300)) as display:
+        display.log(20, NUMBERS | further, 3725)
+    shown = "caption 1.000  dense 0.250  base_pooled 0.750  base_patches 0.500  base_similarity 1.500  logit scale"
+    assert shown in text.getvalue()
+
+
 def test_durations_as_people_write_them():
     assert [duration(s) for s in (7, 187, 8100, 357_600)] == ["0:07", "3:07", "2:15:00", "4 d 03:20:00"]

@@ -19,7 +19,7 @@ from openvision.errors import OpenVisionError
 from openvision.files import JsonObject
 from openvision.models.decoders.autoregressive import AutoregressiveDecoderConfig
 from openvision.models.decoders.parallel import DecoderConfig
-from openvision.models.genlip import GenLipConfig, GenLipTextConfig, GenLipVisionConfig
+from openvision.models.genlip import GenLip, GenLipConfig, GenLipTextConfig, GenLipVisionConfig
 from openvision.models.openvision import OpenVision, OpenVisionConfig
 from openvision.models.openvision2 import AnyModel, OpenVision2, OpenVision2Config, build_model
 from openvision.models.text import TextConfig
@@ -120,6 +120,20 @@ def test_another_shape_is_refused_before_anything_changes(tmp_path, depth):
     ):
         start_from(other, saved(OpenVision(V1), tmp_path / "v1"))
     assert torch.equal(other.vision.cls_token, before)
+
+
+def test_initial_values_are_no_shape(tmp_path):
+    """Beside a depth that stops the copy nothing is named that would not."""
+    other = OpenVision(replace(V1, vision=replace(VISION, depth=3, init="by_width")))
+    with pytest.raises(OpenVisionError, match=r"model\.vision \(depth 2, not 3\)"):
+        start_from(other, saved(OpenVision(V1), tmp_path / "v1"))
+
+
+def test_another_kind_of_tower_is_named_as_such(tmp_path):
+    """GenLIP's tower has rotary positions and gated attention: no width or depth would help."""
+    genlip = GenLip(GenLipConfig(GenLipVisionConfig(32, 2, 64, 2, 16, 32), GenLipTextConfig(24, 60, 12)))
+    with pytest.raises(OpenVisionError, match=r"its vision tower is of another kind of model .*start from weights of"):
+        start_from(OpenVision(V1), saved(genlip, tmp_path / "genlip"))
 
 
 # What the report names.
@@ -305,9 +319,14 @@ def test_the_shape_comes_along_to_a_recipe_without_a_model(tiny_recipe, tiny_run
     content["loss"] = {"caption": 0}
     content["stages"] = [dict(content["stages"][1], resolution=64)]
     (tmp_path / "recipe.toml").write_text(tomli_w.dumps(content | {"start": str(tiny_run)}))
-    recipe = load_recipe(tmp_path / "recipe.toml", fill=shape_of)
     theirs = load_checkpoint(tiny_run).model
     assert theirs is not None
+    # Of the start, which this recipe does not train on.
+    native = replace(theirs.config, vision=replace(theirs.config.vision, aspects=(1.0, 2.0)))
+    save_folder(tmp_path / "native", OpenVision(native), load_checkpoint(tiny_run).tokenizer, "", {})
+    (tmp_path / "native.toml").write_text(tomli_w.dumps(content | {"start": str(tmp_path / "native")}))
+    assert load_recipe(tmp_path / "native.toml", fill=shape_of).model.vision.aspects == ()
+    recipe = load_recipe(tmp_path / "recipe.toml", fill=shape_of)
     vision = replace(theirs.config.vision, image_size=64)
     assert recipe.model == replace(theirs.config, vision=vision, decoder=None)
     with pytest.raises(OpenVisionError, match="key model is missing"):
