@@ -221,16 +221,17 @@ def test_bad_samples_are_replaced_and_counted_by_reason(tmp_path, dataset, token
     assert not {"red-bar", "blue-pole"} & set(batch.keys)
 
 
-def test_too_many_bad_samples_end_the_run(tmp_path, dataset, tokenizer):
+def test_too_many_bad_samples_end_the_run(tmp_path, dataset, tokenizer, monkeypatch):
+    monkeypatch.setattr("openvision.data.loader._BUDGET_COUNTS_FROM", 200)
     data = spoiled(tmp_path, dataset, {"red-bar": (b"not an image", None)})
     with (
         loader(data, tokenizer, batch_size=8) as stream,
         pytest.raises(OpenVisionError, match=r"1 of 16 samples cannot be used \(undecodable 1\), more than 1.0%"),
     ):
-        for _ in range(150):
+        for _ in range(50):
             next(stream)
-    # From 1000 samples read on: a bad one that is met in every epoch is one bad sample.
-    assert 900 < stream.position < 1000
+    # A bad one that is met in every epoch is one bad sample.
+    assert 180 < stream.position < 200
     assert stream.rejected == {"undecodable": 1}
 
 
@@ -352,10 +353,11 @@ def test_rejects_are_listed_once_with_their_reason(tmp_path, dataset, tokenizer)
     assert len(path.read_text().splitlines()) == 2
 
 
-def test_the_budget_is_what_was_asked_for(tmp_path, dataset, tokenizer):
+def test_the_budget_is_what_was_asked_for(tmp_path, dataset, tokenizer, monkeypatch):
+    monkeypatch.setattr("openvision.data.loader._BUDGET_COUNTS_FROM", 200)
     data = spoiled(tmp_path, dataset, {"red-bar": (b"not an image", None)})
     with loader(data, tokenizer, batch_size=64, reject_budget=0.2, distinct=False) as stream:
-        for _ in range(30):
+        for _ in range(5):
             next(stream)
 
 
