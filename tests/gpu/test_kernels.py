@@ -1,4 +1,7 @@
-"""Kernels for CUDA against the same computation in float64: attention with its gradients, the optimizer's update."""
+"""Kernels for CUDA against the same computation in float64: attention with its gradients, the optimizer's update.
+
+With a second CUDA device kernels and copies run there too, while the first is the current one.
+"""
 
 import math
 
@@ -9,6 +12,7 @@ from torch import Tensor
 
 from openvision.models.kernels import dispatch, gpu
 from openvision.runtime import HostCopy, send
+from openvision.training.checkpoint.tensors import Stager
 from openvision.training.optimizer.adam import Adam
 
 # Samples, heads, queries, keys, width of a head: full blocks, one token more, long and short remainders.
@@ -165,3 +169,14 @@ def test_a_copy_from_a_device_that_is_not_current(second):
         x += 1
     assert HostCopy(x).values() == [1.0]
     assert send(x, second) is x
+
+
+def test_a_checkpoint_of_a_device_that_is_not_current(second):
+    """It is complete when it is written, though its device had work left."""
+    x = torch.zeros(1000, device=second)
+    with torch.cuda.device(second):
+        torch.cuda._sleep(200_000_000)
+        x += 1
+    stager = Stager()
+    assert stager.stage({"x": x})["x"].sum().item() == 1000
+    stager.close()

@@ -196,8 +196,8 @@ class Stager:
     def stage(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The same tensors on the CPU, complete when this returns."""
         copies = self._stager.stage(tensors, non_blocking=self._pinned)
-        if self._pinned:
-            torch.cuda.synchronize()
+        for device in {tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"}:
+            torch.cuda.synchronize(device)
         return copies
 
     def close(self) -> None:
