@@ -110,11 +110,24 @@ def verify(
 
 def _manifest_differs(path: Path, listed: Shard | None, samples: int, size: int) -> list[Finding]:
     # A broken shard, which has no samples here, is a finding already.
-    if listed is None or not samples or (listed.samples, listed.tar_bytes) == (samples, size):
+    if listed is None or not samples:
         return []
-    says = f"the manifest says {listed.samples} samples in {listed.tar_bytes} bytes, there are {samples} in {size}"
-    remedy = f"rebuild it with `openvision data index {path.parent} --rebuild`"
+    if (listed.samples, listed.tar_bytes) != (samples, size):
+        says = f"the manifest says {listed.samples} samples in {listed.tar_bytes} bytes, there are {samples} in {size}"
+    elif _index_differs(path, listed):
+        says = "its index is not the one that the manifest was made of"
+    else:
+        return []
+    remedy = f"rebuild both with `openvision data index {path.parent} --rebuild`"
     return [Finding("broken_manifest", path.name, None, f"{path}: {says}; {remedy}")]
+
+
+def _index_differs(path: Path, listed: Shard) -> bool:
+    """Whether others read an index that has changed since; one whose captions are new is built again by them."""
+    index, captions = (path.with_name(name(path.name)) for name in (index_name, captions_name))
+    if not index.is_file() or listed.captions_bytes != (captions.stat().st_size if captions.is_file() else None):
+        return False
+    return hashlib.sha256(index.read_bytes()).hexdigest() != listed.index_sha256
 
 
 def shards_of(folder: Path) -> list[Path]:

@@ -97,6 +97,23 @@ def test_tars_of_further_captions_are_no_shards(tmp_path):
         shards_of(tmp_path / "empty")
 
 
+def test_an_index_that_changed_behind_its_manifest(tmp_path):
+    """The others believe the manifest and fail at the index: what is built again in a copy says nothing of it."""
+    write(tmp_path)
+    ShardDataset(tmp_path)
+    index = tmp_path / "000001.index"
+    data = index.read_bytes()
+    old, new = rb"\"captions_bytes\": null", rb"\"captions_bytes\": 3333"
+    assert data.count(old) == 1
+    index.write_bytes(data.replace(old, new))
+    (finding,) = verify(tmp_path).findings
+    assert (finding.reason, finding.shard) == ("broken_manifest", "000001.tar")
+    assert "its index is not the one that the manifest was made of; rebuild both" in finding.detail
+    # Without a manifest the index is built again.
+    (tmp_path / "shards.json").unlink()
+    assert found(tmp_path) == []
+
+
 def test_progress_ends_with_everything(tmp_path):
     told = []
     verify(write(tmp_path / "shards"), progress=lambda done, share: told.append((done, share)))
