@@ -128,26 +128,24 @@ def profile_recipe(
     guard = deferred_guard(recipe.guards, run.progress, run.processes)
     watchdog = Watchdog(folder / "run", 0, recipe.run.hang_seconds, print)
 
-    with ExitStack() as stack:
-        timed = stack.enter_context(ExitStack())
-        timed.enter_context(_timed(run.model.module, run.objective, phases))
-        loader = open_loader(recipe, stage, run.dataset, run.tokenizer, run.processes, 0, run.folder, run.features)
-        batches = DeviceBatches(iter(stack.enter_context(loader)), device)
+    loader = open_loader(recipe, stage, run.dataset, run.tokenizer, run.processes, 0, run.folder, run.features)
+    with loader, step_memory(recipe, stage_number, run.processes, run.precision):
+        batches = DeviceBatches(iter(loader), device)
         step = Step(run, stage, batches, Meter(device, None), NoLog(), watchdog, StopRequest(), guard)
 
         def take_step() -> None:
-            with step_memory(recipe, stage_number, run.processes, run.precision), phases.part(OTHER):
+            with phases.part(OTHER):
                 step()
 
-        for _ in range(warmup):
-            take_step()
-        phases.seconds.clear()
-        for _ in range(steps):
-            take_step()
-        seconds = dict(phases.seconds)
-        trace = folder / "trace.json"
-        operations = _trace(take_step, trace, device)
-        timed.close()
+        with _timed(run.model.module, run.objective, phases):
+            for _ in range(warmup):
+                take_step()
+            phases.seconds.clear()
+            for _ in range(steps):
+                take_step()
+            seconds = dict(phases.seconds)
+            trace = folder / "trace.json"
+            operations = _trace(take_step, trace, device)
         idle = _idle_share_of(step, steps) if device.type == "cuda" else None
     total = sum(seconds.values())
     parts = [Row(name, 1e3 * value / steps, value / total) for name, value in seconds.items()]

@@ -73,7 +73,7 @@ def test_captions_have_sixty_tokens_on_average(script):
 
 @pytest.mark.slow
 def test_the_loader_fed_run(script, monkeypatch):
-    # Data and training are processes of their own; what they say is not part of the result.
+    # Data and training are processes of their own, with a thread each.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (row,) = script.measure(script.Case("loader", 224, (2,), device="cpu", smoke=True))
     assert row["images_per_second"] > 0

@@ -271,8 +271,8 @@ class _Changes:
         if (wrong or deeper) and type(ours.config) is not type(theirs.config):
             raise OpenVisionError(
                 f"start = {self.source!r}: its {name} tower is of another kind of model than the recipe's "
-                f"model.{name}, with parts that this one has not ({(deeper or wrong)[0]}); start from weights of this "
-                "kind, or leave [model] out to take over theirs"
+                f"model.{name}, and has other parameters ({(deeper or wrong)[0]}); start from weights of this kind, or "
+                "leave [model] out to take over theirs"
             )
         if wrong or deeper:
             raise OpenVisionError(
